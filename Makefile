@@ -1,0 +1,30 @@
+# make demo | make test | make lint | make venv
+# PIP_FLAGS goes to pip as it is, to choose another build of torch, for example
+#   make venv PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+.PHONY: venv demo test lint clean
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python: expected 3.10 or newer, found " + sys.version.split()[0] + ". Pass another one: make venv PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[demo,notebook,dev]"
+	touch $@
+
+demo: venv
+	$(PY) demo.py
+
+test: venv
+	$(PY) -m pytest -n 2
+
+lint: venv
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf demo

@@ -1,0 +1,372 @@
+"""Command line, environment, .env -> frozen dataclasses, one for each script.
+
+The sentence under a field is what `--help` prints. A flag beats the environment, which beats .env.
+Cheap checks are made here, before anything is read and before processes join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from dotenv import dotenv_values
+
+from vqvae2.errors import EXIT_USER_ERROR, UserError
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Dataset = Literal["oasis", "keras_png_slices", "folder"]
+Settings = TypeVar("Settings")
+SPLITS = ("train", "validate", "test")
+COORDINATE_LETTERS = ("RL", "AP", "SI")
+
+
+def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
+    """Raise UserError in the project's one form unless `ok`."""
+    if not ok:
+        raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScansSettings:
+    """Settings of make_demo_scans.py."""
+
+    out: Path
+    """Folder that receives the BIDS tree."""
+    subjects: int = 24
+    """Number of subjects; every sixth has two sessions."""
+    seed: int = 0
+    """Equal seeds give equal scans."""
+
+    def __post_init__(self) -> None:
+        expect(self.subjects >= 1, "--subjects", "at least 1", self.subjects, "Give a larger number.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
+    """Settings of extract_slices.py."""
+
+    scans: Path | None = None
+    """Folder of raw scans, searched to any depth. Default: OASIS_PATH."""
+    out: Path | None = None
+    """Folder that receives the slices and manifest.csv. Default: SLICES_PATH."""
+    planes: tuple[Plane, ...] = ("axial",)
+    """One or more anatomical planes."""
+    per_scan: int = 1
+    """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
+    extent: tuple[float, float] = (0.3, 0.8)
+    """Part of the brain used, as fractions of its bounding box along the plane's normal."""
+    size: int = 256
+    """Height and width of a slice in pixels."""
+    field_of_view: float = 224
+    """Height and width of a slice in mm."""
+    bits: Literal[8, 16] = 8
+    """Bits per pixel of the PNGs."""
+    split: tuple[float, float, float] = (64, 16, 20)
+    """Shares of the subjects for train, validate and test."""
+    seed: int = 0
+    """Seed of the split by subject."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes; the slices do not depend on it."""
+    strict: bool = False
+    """End at the first scan that cannot be used, with exit status 2."""
+    assume_orientation: str | None = None
+    """Where a scan's header has no orientation: what its three indices grow towards, such as RAS or LAS."""
+
+    def __post_init__(self) -> None:
+        low, high = self.extent
+        expect(bool(self.planes), "--planes", "at least one of axial, coronal, sagittal", "none", "Name one.")
+        expect(len(set(self.planes)) == len(self.planes), "--planes", "each plane once", " ".join(self.planes),
+               "Drop the repeated one.")
+        expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "Give a larger number.")
+        expect(0 <= low < high <= 1, "--extent", "two fractions, 0 <= LOW < HIGH <= 1", f"{low} {high}",
+               "The default is 0.3 0.8.")
+        expect(8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "The default is 256.")
+        expect(1 <= self.field_of_view <= 1000, "--field-of-view", "1 to 1000 mm", self.field_of_view,
+               "A head fits into the default of 224.")
+        check_split(self.split)
+        expect(self.workers >= 1, "--workers", "at least 1", self.workers, "Give a larger number.")
+        if self.assume_orientation is not None:
+            letters = self.assume_orientation.upper()
+            axes = sorted(next((i for i, pair in enumerate(COORDINATE_LETTERS) if letter in pair), -1)
+                          for letter in letters)
+            expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
+                   self.assume_orientation, "For example RAS, LAS or ASL.")
+            object.__setattr__(self, "assume_orientation", letters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images a script reads."""
+
+    dataset: Dataset = "oasis"
+    """oasis: made by extract_slices.py. keras_png_slices: --data is the parent of keras_png_slices_train,
+    _validate, _test. folder: any PNG or JPEG files, in train, validate and test or unsplit."""
+    data: Path | None = None
+    """Folder of the images. Default: SLICES_PATH."""
+    size: int | None = None
+    """Resize images to this height and width in pixels; needed where they differ."""
+    split: tuple[float, float, float] = (64, 16, 20)
+    """Shares for train, validate and test where --dataset folder is not split yet."""
+    subject_pattern: str | None = None
+    """Regular expression whose first group is the subject in an image's name (--dataset folder)."""
+
+    def __post_init__(self) -> None:
+        expect(self.size is None or 8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "Try 128.")
+        check_split(self.split)
+        if self.subject_pattern is not None:
+            try:
+                groups = re.compile(self.subject_pattern).groups
+            except re.error as error:
+                raise UserError(f"--subject-pattern: expected a regular expression, found {self.subject_pattern} "
+                                f"({error}). For example 'case_(\\d+)'.") from None
+            expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", self.subject_pattern,
+                   "For example 'case_(\\d+)'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(DataSettings):
+    """What every training run shares."""
+
+    savename: str
+    """Name of the run; its files go to <results>/<dataset>/<savename>/."""
+    epochs: int
+    """Passes over the training images."""
+    batch: int
+    """Images per process and step. The global batch is processes x batch x accumulation."""
+    accumulate: int = 1
+    """Micro-batches per step, each of --batch images."""
+    results: Path = Path("results")
+    """Folder that holds all runs."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on where the run of this name stopped; never refuses a folder that holds a run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto takes bf16 where the device computes it natively."""
+    seed: int = 0
+    """Seed of the weights, the order of images and every draw."""
+    warmup_steps: int = 100
+    """Steps in which the learning rate rises from 0."""
+    pictures_every: int = 1
+    """Epochs between pictures."""
+    threads: int | None = None
+    """CPU threads of each process. Default: the cores divided by the processes of this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch", "accumulate", "pictures_every"):
+            value = getattr(self, name)
+            expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
+        expect(self.warmup_steps >= 0, "--warmup-steps", "at least 0", self.warmup_steps, "The default is 100.")
+        expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
+               "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
+
+
+NOT_PART_OF_A_RUN = frozenset({"epochs", "batch", "accumulate", "results", "resume", "pictures_every", "threads"})
+"""Settings that may change when a run goes on; batch and accumulate are held through the global batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqvaeSettings(RunSettings):
+    """Settings of train_vqvae.py."""
+
+    levels: Literal[1, 2] = 2
+    """2: VQ-VAE-2, a top and a bottom code map. 1: plain VQ-VAE, one code map, called top."""
+    downsample: tuple[int, ...] = ()
+    """Image pixels per bottom code, then bottom codes per top code (each a power of 2). Default: 4 2, or 4
+    for one level."""
+    codebook_size: int = 512
+    """Embeddings in each codebook."""
+    embedding_dim: int = 64
+    """Dimension of an embedding."""
+    channels: int = 128
+    """Width of the encoders and decoders."""
+    residual_channels: int = 32
+    """Width inside a residual block."""
+    residual_layers: int = 2
+    """Residual blocks in each encoder and decoder."""
+    commitment: float = 0.25
+    """Weight of the commitment loss (beta in van den Oord 2017, equation 3)."""
+    decay: float = 0.99
+    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1)."""
+    start_steps: int = 300
+    """Steps without quantising before k-means places the codebooks."""
+    bottom_drop: float = 0.2
+    """Share of training images whose bottom map is hidden from the decoder, so that the top learns anatomy."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam; it falls to 0 by a cosine over the epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.downsample:
+            object.__setattr__(self, "downsample", (4, 2)[: self.levels])
+        expect(len(self.downsample) == self.levels, "--downsample", f"{self.levels} value(s) for --levels {self.levels}",
+               " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
+        expect(all(f >= 2 and f & (f - 1) == 0 for f in self.downsample), "--downsample", "powers of 2, from 2",
+               " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
+        expect(2 <= self.codebook_size <= 32767, "--codebook-size", "2 to 32767", self.codebook_size,
+               "Codes are stored as int16. The default is 512.")
+        for name in ("embedding_dim", "channels", "residual_channels"):
+            expect(getattr(self, name) >= 2, flag(name), "at least 2", getattr(self, name), "See --help for defaults.")
+        expect(0 <= self.decay < 1, "--decay", "0 <= DECAY < 1", self.decay, "The default is 0.99.")
+        expect(0 <= self.bottom_drop < 1, "--bottom-drop", "0 <= SHARE < 1", self.bottom_drop, "The default is 0.2.")
+        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings(RunSettings):
+    """Settings of train_pixel_cnn.py."""
+
+    level: Literal["top", "bottom"]
+    """Which codes to learn: top, or bottom given top."""
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
+    channels: int = 128
+    """Width of the network."""
+    layers: int = 8
+    """Gated residual layers."""
+    attention_every: int = 4
+    """Layers between self-attention blocks in the top prior; 0 for none."""
+    heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.2
+    """Share of channels dropped in each layer while training."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are validated and saved; 0 keeps the plain ones."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; it falls to 0 by a cosine over the epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
+               f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
+        expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
+        expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
+        expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
+        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Settings of sample.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    top: str
+    """The top prior, likewise."""
+    bottom: str | None = None
+    """The bottom prior, likewise; a one-level VQ-VAE has none."""
+    out: Path
+    """Folder that receives the images and a grid of them."""
+    count: int = 64
+    """Number of images."""
+    temperature: tuple[float, ...] = (1.0,)
+    """One value for both levels, or two: top, bottom. Below 1 draws likelier codes."""
+    top_k: tuple[int, ...] = (0,)
+    """Draw among the K likeliest codes only; 0 for all. One value or two."""
+    top_p: tuple[float, ...] = (1.0,)
+    """Draw among the likeliest codes that together have this probability. One value or two."""
+    seed: int = 0
+    """Image N depends on (seed, N) only, not on the batch."""
+    batch: int = 16
+    """Images drawn at the same time."""
+
+    def __post_init__(self) -> None:
+        expect(self.count >= 1, "--count", "at least 1", self.count, "Give a larger number.")
+        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
+        for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
+                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1")):
+            values = getattr(self, name)
+            expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
+                   f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
+                   "See --help.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Settings of evaluate.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    top: str | None = None
+    """The top prior, likewise, for its bits per code and its samples."""
+    bottom: str | None = None
+    """The bottom prior, likewise."""
+    out: Path
+    """Folder that receives metrics.json and the figures."""
+    split: Literal["train", "validate", "test"] = "test"
+    """Split whose images are judged."""
+    data: Path | None = None
+    """Folder of the images. Default: the one that the VQ-VAE was trained on."""
+    batch: int = 32
+    """Images at a time."""
+    samples: int = 16
+    """Images drawn from the priors, where they are given; 0 for none."""
+    seed: int = 0
+    """Seed of the samples and of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
+        expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
+        expect(self.bottom is None or self.top is not None, "--bottom", "--top beside it", "--bottom alone",
+               "Give --top too.")
+
+
+def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:
+    """Return the settings that the command line gives; `--help` prints `manual` first and exits 0.
+
+    Raises: UserError for a flag or value that does not fit, with what would.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(settings, description=manual, args=arguments,
+                            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff))
+    except SystemExit as exit_:
+        if exit_.code != EXIT_USER_ERROR:
+            raise
+    raise UserError(_one_line(messages.getvalue(), Path(sys.argv[0]).name)) from None
+
+
+def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
+    """Return the flag's path, or the environment's, or .env's, with ~ expanded.
+
+    Raises: UserError if none of them is set.
+    """
+    text = str(given) if given is not None else os.environ.get(variable) or dotenv_values(".env").get(variable) or ""
+    expect(text.strip() != "", flag_name, f"a folder, or {variable} in the environment or in .env", "neither",
+           f"Give {flag_name} DIR, or copy .env.example to .env and edit it.")
+    return Path(text.strip()).expanduser()
+
+
+def flag(name: str) -> str:
+    """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
+    return "--" + name.replace("_", "-")
+
+
+def as_dict(settings: object) -> dict:
+    """Return a settings dataclass as JSON values; paths become text."""
+    return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(settings).items()}
+
+
+def check_split(split: tuple[float, float, float]) -> None:
+    """Raise UserError unless the shares can split subjects in three."""
+    expect(all(share >= 0 for share in split) and split[0] > 0, "--split", "three shares, the first above 0",
+           " ".join(map(str, split)), "The default is 64 16 20.")
+
+
+def _one_line(box: str, script: str) -> str:
+    """tyro draws errors as a box; the project's errors are one line."""
+    lines = [re.sub(r"^[│╭╰─\s]+|[│╮╯─\s]+$", "", line) for line in box.splitlines()]
+    words = [line for line in lines if line and "full helptext" not in line]
+    text = ". ".join(words).replace(":. ", ": ").replace("..", ".")
+    return f"{script}: {text}{'' if text.endswith('.') else '.'} See {script} --help."

@@ -1,0 +1,128 @@
+"""Values of one process -> values of all of them. The only module that names torch.distributed.
+
+Every function here works without a process group (one process): rank 0 of 1, and a collective
+returns its input. Every rank must call each collective, in the same order.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def launched_rank() -> int:
+    """Return the rank that torchrun gave this process; known before the process group starts."""
+    return int(os.environ.get("RANK", 0))
+
+
+def launched_world_size() -> int:
+    """Return the number of processes that torchrun starts, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Return this process's number, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def pick_device() -> torch.device:
+    """Return this process's device: its CUDA GPU, MPS for a single process, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if torch.backends.mps.is_available() and launched_world_size() == 1:
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def start(device: torch.device, minutes: float = 30) -> None:
+    """Join the processes that torchrun launched, by NCCL on CUDA and gloo elsewhere; alone, do nothing."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launched_world_size() > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of all ranks' `values` (same shape on each); the same bits on every rank."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def from_rank_0(values: torch.Tensor) -> torch.Tensor:
+    """Return rank 0's `values` on every rank; all pass the same shape and type."""
+    if world_size() == 1:
+        return values
+    copy = values.clone()
+    dist.broadcast(copy, src=0)
+    return copy
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether `flag` is set on at least one rank."""
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
+
+
+def gather_objects(value: object) -> list:
+    """Return every rank's `value` (picklable, made by this program), in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    gathered: list = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` with its gradients averaged over ranks; bare for one process.
+
+    Buffers are not broadcast: rank 0's codebook on every rank would hide that it was learned from
+    one rank's share of the data. The codebook keeps itself equal by summing its statistics.
+    """
+    if world_size() == 1:
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False,
+                                   gradient_as_bucket_view=True)
+
+
+def without_gradient_exchange(model: nn.Module) -> AbstractContextManager:
+    """Return a context in which a backward pass keeps its gradients local (all micro-batches but the last)."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def check_same_on_ranks(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise RuntimeError, on all ranks, with the name of the first tensor whose bits differ between ranks."""
+    if world_size() == 1:
+        return
+    digests = [(name, hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                .hexdigest()) for name, tensor in tensors]
+    for ours in zip(*gather_objects(digests)):
+        if len(set(ours)) > 1:
+            raise RuntimeError(f"{ours[0][0]}: expected the same values on every rank, found a difference. "
+                               "This is a bug of ours: training was stopped so that no result rests on it.")

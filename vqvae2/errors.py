@@ -1,0 +1,57 @@
+"""A failure -> one line that its user can act on, and the exit status that scripts rely on.
+
+Exit status: 0 done; 2 a user's error; 75 stopped by a signal with everything saved (requeue me).
+Anything else that is raised is our bug and keeps its traceback.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75
+SECONDS_FOR_RANK_0_TO_SPEAK = 5
+
+
+class UserError(Exception):
+    """The one error that a user is meant to read.
+
+    Its text is `<file, flag or parameter>: expected <rule>, found <value>. <What to do now.>`
+    """
+
+
+class Stopped(Exception):
+    """Training was stopped by a signal, and all that is needed to go on has been saved."""
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
+    try:
+        main()
+    except UserError as error:
+        _print_once(" ".join(str(error).split()))
+        _exit(EXIT_USER_ERROR)
+    except Stopped as stop:
+        _print_once(str(stop))
+        _exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        _print_once("Stopped by Ctrl-C.")
+        _exit(EXIT_STOPPED)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _exit(0)
+
+
+def _print_once(line: str) -> None:
+    """Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for
+    rank 0 to have spoken; one that is still alive after that has met an error of its own."""
+    if int(os.environ.get("RANK", 0)) != 0:
+        time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+    print(line, file=sys.stderr, flush=True)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    raise SystemExit(status)
