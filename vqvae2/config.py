@@ -153,6 +153,8 @@ class RunSettings(DataSettings):
     """Seed of the weights, the order of images and every draw."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises from 0."""
+    clip: float = 0.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
     pictures_every: int = 1
     """Epochs between pictures."""
     threads: int | None = None
@@ -235,12 +237,16 @@ class PriorSettings(RunSettings):
     """Layers between self-attention blocks in the top prior; 0 for none."""
     heads: int = 4
     """Attention heads."""
+    copies: int = 0
+    """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
     dropout: float = 0.2
     """Share of channels dropped in each layer while training."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
     ema: float = 0.999
     """Decay of the averaged weights that are validated and saved; 0 keeps the plain ones."""
+    clip: float = 1.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; it falls to 0 by a cosine over the epochs."""
 
@@ -249,6 +255,7 @@ class PriorSettings(RunSettings):
         expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
                f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
         expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
+        expect(self.copies >= 0, "--copies", "0 or more", self.copies, "The default is 0.")
         expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
         expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
@@ -356,6 +363,14 @@ def as_dict(settings: object) -> dict:
     """Return a settings dataclass as JSON values; paths become text."""
     return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(settings).items()}
+
+
+def from_dict(settings: type[Settings], values: dict) -> Settings:
+    """Return a settings dataclass from what `as_dict` made of it; values that this version lacks are left out."""
+    known = {field.name: field for field in dataclasses.fields(settings)}
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+    return settings(**{key: Path(value) if key in ("data", "results") and value is not None else value
+                       for key, value in plain.items()})
 
 
 def check_split(split: tuple[float, float, float]) -> None:

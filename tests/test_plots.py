@@ -1,0 +1,185 @@
+"""Pictures and charts: what stands where, and that a file is either whole or the old one."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from PIL import Image
+
+from vqvae2 import plots
+
+EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
+           "top_perplexity": "5.5", "top_shuffle_drop": "0.01", "bottom_used": "11", "learning_rate": "0.001"},
+          {"epoch": "2", "train_loss": "0.4", "validate_loss": "", "validate_ssim": None, "top_used": "12",
+           "top_perplexity": "6.5", "top_shuffle_drop": "0.02", "bottom_used": "10", "learning_rate": "0.001"}]
+
+
+def random_images(n=3, channels=1, height=8, width=8, seed=0):
+    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(seed))
+
+
+def lines_of(axis):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 7), columns=st.integers(1, 8), gap=st.integers(0, 3), channels=st.sampled_from([1, 3]))
+def test_a_grid_has_each_image_in_its_place_and_white_elsewhere(n, columns, gap, channels):
+    images = random_images(n, channels, height=3, width=5)
+    grid = np.array(plots.image_grid(images, columns, gap)).reshape(-1, min(n, columns) * (5 + gap) - gap, channels)
+    seen = np.zeros(grid.shape[:2], bool)
+    for number, image in enumerate(images.numpy()):
+        top, left = (number // columns) * (3 + gap), (number % columns) * (5 + gap)
+        np.testing.assert_array_equal(grid[top:top + 3, left:left + 5], image.transpose(1, 2, 0))
+        seen[top:top + 3, left:left + 5] = True
+    assert (grid[~seen] == 255).all()
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8),
+                                    torch.zeros(0, 1, 4, 4, dtype=torch.uint8)])
+def test_a_grid_of_anything_but_8_bit_grey_or_colour_images_is_refused(images):
+    with pytest.raises(ValueError, match=rf"found {images.dtype} \[{len(images)}, {images.shape[1]}, 4, 4\]"):
+        plots.image_grid(images, columns=2)
+
+
+def test_a_saved_picture_is_read_back_equal_from_a_folder_that_was_not_there(tmp_path):
+    picture = plots.image_grid(random_images(), columns=2)
+    plots.save_picture(picture, tmp_path / "new" / "grid.png")
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "grid.png")), np.array(picture))
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["grid.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
+    class Breaks:
+        def save(self, path):
+            path.write_bytes(b"half a pic")
+            raise OSError("no space left on device")
+
+    path = tmp_path / "grid.png"
+    path.write_bytes(b"the old one")
+    with pytest.raises(OSError, match="no space left"):
+        plots.save_picture(Breaks(), path)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_strip_has_its_rows_of_images_beside_their_labels():
+    first, second = random_images(3, height=128, width=128), random_images(2, height=128, width=128, seed=1)
+    strip = np.array(plots.strip([("real", first), ("sample", second)]))
+    assert strip.shape == (128 + 2 + 128, plots.LABEL_WIDTH + 3 * 130 - 2)
+    images = strip[:, plots.LABEL_WIDTH:]
+    np.testing.assert_array_equal(images[:128, 260:], first[2, 0])
+    np.testing.assert_array_equal(images[130:, 130:258], second[1, 0])
+    assert (images[130:, 260:] == 255).all()
+    labels = strip[:, : plots.LABEL_WIDTH]
+    assert labels[:128].min() < 100
+    assert labels[130:].min() < 100
+
+
+def test_small_images_are_enlarged_by_a_whole_number_without_mixing_pixels():
+    image = random_images(1, height=50, width=60)
+    strip = np.array(plots.strip([("real", image)]))[:, plots.LABEL_WIDTH:]
+    np.testing.assert_array_equal(strip, np.kron(image[0, 0], np.ones((3, 3))))
+
+
+def test_the_difference_row_has_the_stated_scale():
+    """Differences of 0, 0.1 and 0.2 and more are the start, the middle and the end of the colour map."""
+    originals = torch.zeros(4, 1, 128, 128, dtype=torch.uint8)
+    reconstructions = originals.clone()
+    for number, value in enumerate((0, 0.1 * 255, 0.2 * 255, 255)):
+        reconstructions[number] = round(value)
+    picture = np.array(plots.reconstruction_rows(originals, reconstructions))
+    assert picture.shape == (3 * 130 - 2, plots.LABEL_WIDTH + 4 * 130 - 2, 3)
+    row = picture[260 + 64, plots.LABEL_WIDTH + 64::130].astype(int)
+    expected = 255 * np.array(matplotlib.colormaps["inferno"]([0.0, 0.5, 1.0, 1.0]))[:, :3]
+    np.testing.assert_allclose(row, expected, atol=4)
+    np.testing.assert_array_equal(picture[130 + 64, plots.LABEL_WIDTH + 64::130, 0], [0, 26, 51, 255])
+
+
+def test_captions_stand_under_their_columns():
+    images = random_images(2, channels=3, height=128, width=128)
+    plain = np.array(plots.reconstruction_rows(images, images))
+    captioned = np.array(plots.reconstruction_rows(images, images, captions=["", "sub-01, SSIM 0.912, a long one"]))
+    np.testing.assert_array_equal(captioned[: len(plain), : plain.shape[1]], plain)
+    line = captioned[len(plain):, plots.LABEL_WIDTH:]
+    assert line[:, :128].min() == 255
+    assert line[:, 130:].min() < 100
+
+
+def test_equal_codes_have_equal_colours_in_every_picture_and_others_have_others():
+    codes = np.arange(512).reshape(1, 16, 32)
+    picture = np.array(plots.code_map_picture(codes, 512))
+    again = np.array(plots.code_map_picture(torch.from_numpy(codes[:, ::-1].copy()).short(), 512))
+    factor = 128 // 16
+    colours = picture[::factor, ::factor]
+    np.testing.assert_array_equal(again[::factor, ::factor], colours[::-1])
+    np.testing.assert_array_equal(picture, colours.repeat(factor, 0).repeat(factor, 1))
+    assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 505  # 512 draws among about a million colours
+
+
+def test_codes_yet_to_be_drawn_are_black_and_no_other_code_is():
+    codes = np.arange(-1, 511).reshape(1, 16, 32)
+    colours = np.array(plots.code_map_picture(codes, 511))[::8, ::8].reshape(-1, 3)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert colours[1:].max(1).min() > 80
+
+
+def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(tmp_path):
+    figure = plots.curves(EPOCHS, tmp_path / "losses.png")
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert list(panels) == ["Loss", "Structural similarity", "Codes in use", "Perplexity of the codes",
+                            "Shuffle drop: what a level carries"]
+    assert lines_of(panels["Loss"]) == {"train": ([1, 2], [0.5, 0.4]), "validate": ([1], [0.6])}
+    assert lines_of(panels["Structural similarity"]) == {"validate": ([1], [0.7])}
+    assert lines_of(panels["Codes in use"]) == {"top": ([1, 2], [9, 12]), "bottom": ([1, 2], [11, 10])}
+    assert lines_of(panels["Perplexity of the codes"]) == {"top": ([1, 2], [5.5, 6.5])}
+    assert all(axis.get_xlabel() == "epoch" and axis.get_ylabel() and axis.get_legend() for axis in figure.axes)
+    assert Image.open(tmp_path / "losses.png").width > 500
+
+
+def test_curves_of_a_prior_are_in_bits_per_code(tmp_path):
+    rows = [{"epoch": 1, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
+    (axis,) = plots.curves(rows, tmp_path / "losses.png").axes
+    assert axis.get_ylabel() == "NLL (bits per code)"
+    assert lines_of(axis) == {"train": ([1], [6.0]), "validate": ([1], [6.5])}
+
+
+def test_curves_before_the_first_epoch_are_an_empty_picture(tmp_path):
+    assert plots.curves([], tmp_path / "losses.png").axes == []
+    assert Image.open(tmp_path / "losses.png").width > 100
+
+
+def test_a_code_histogram_names_codes_used_and_perplexity_of_each_level(tmp_path):
+    figure = plots.code_histogram({"top": torch.tensor([0, 6, 0, 6]), "bottom": torch.tensor([5, 5, 5, 5])},
+                                  tmp_path / "codes.png")
+    assert [axis.get_title() for axis in figure.axes] == ["Top codes: 2 of 4 used, perplexity 2",
+                                                          "Bottom codes: 4 of 4 used, perplexity 4"]
+    for axis, highest in zip(figure.axes, (50, 25)):
+        assert axis.collections[0].get_datalim(axis.transData).ymax == pytest.approx(highest)
+        assert lines_of(axis)["even use"][1] == [25, 25]
+        assert "%" in axis.get_ylabel()
+
+
+def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):
+    figures = {"full": {"ssim": torch.tensor([0.8, 0.9, 1.0]), "psnr": torch.tensor([20.0, 30.0, 31.0])},
+               "brain": {"ssim": torch.tensor([0.5, torch.nan, 0.7]), "psnr": torch.tensor([torch.nan] * 3)}}
+    figure = plots.metric_histograms(figures, tmp_path / "metrics.png", names=("ssim", "psnr"))
+    similarity, noise = figure.axes
+    assert similarity.get_title() == "SSIM of the images"
+    assert noise.get_xlabel() == "PSNR (dB)"
+    marks = {label: xs[0] for label, (xs, _) in lines_of(similarity).items()}
+    assert marks == {"mean 0.9": pytest.approx(0.9), "minimum 0.8": pytest.approx(0.8),
+                     "mean 0.6": pytest.approx(0.6), "minimum 0.5": pytest.approx(0.5)}
+    names = [text.get_text() for text in similarity.get_legend().get_texts()]
+    assert {"full: 3 images", "brain: 2 images"} <= set(names)
+    assert "brain: 0 images" not in [text.get_text() for text in noise.get_legend().get_texts()]
+    assert sum(patch.get_height() for patch in similarity.patches) == 5
+
+
+def test_charts_leave_pyplot_alone(tmp_path):
+    plots.curves(EPOCHS, tmp_path / "losses.png")
+    assert pyplot.get_fignums() == []

@@ -1,0 +1,180 @@
+"""Codes of a trained VQ-VAE -> a trained PixelCNN prior in results/<dataset>/<savename>/.
+
+The top prior, then the bottom prior, which is conditioned on the top codes (either may be first):
+    python train_pixel_cnn.py --level top --vqvae brain-128
+        --dataset oasis --batch 16 --epochs 100 --savename brain-128-top
+    python train_pixel_cnn.py --level bottom --vqvae brain-128
+        --dataset oasis --batch 16 --epochs 60 --savename brain-128-bottom
+One machine with 8 GPUs:
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py
+        --level top --vqvae brain-256 --dataset oasis --batch 16 --epochs 100 --savename brain-256-top
+Two machines (run on both; HOST is the first one's address):
+    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d
+        --rdzv_endpoint=HOST:29500 train_pixel_cnn.py
+        --level bottom --vqvae brain-256 --dataset oasis --batch 16 --epochs 60 --savename brain-256-bottom
+
+The codes are extracted once into the VQ-VAE's folder and serve both levels. Losses are bits per code; beside
+them stand three reference models that only count. A prior that does not beat them has learned nothing.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from trainer import Share, Trainer
+from vqvae2 import autoencoder, checkpoints, codes, distributed, images, metrics, plots, random_numbers
+from vqvae2.config import PriorSettings, parse, path_from_environment
+from vqvae2.errors import UserError, run_script
+from vqvae2.prior import Prior
+
+
+class PriorTrainer(Trainer):
+    """Trains p(code | codes before it), of the top level, or of the bottom given the top; loss in nats per code."""
+
+    def __init__(self, settings: PriorSettings):
+        super().__init__(settings)
+        self.kind = f"{settings.level} prior"
+        self.ema_decay = settings.ema
+
+    def start(self) -> None:
+        """Load the VQ-VAE, and the codes of its images, extracting them if that has not been done."""
+        self.vqvae = autoencoder.load_vqvae(self.settings.vqvae, self.device, results=self.settings.results)
+        levels = self.vqvae.model.levels
+        if self.settings.level not in levels:
+            raise UserError(f"--level {self.settings.level}: expected a level of --vqvae {self.settings.vqvae}, which "
+                            "has one level, called top. Use --level top.")
+        loaded = images.load_images(self._data_settings(), ("train", "validate"))
+        self._check_shape(loaded)
+        self.data = loaded.describe()
+        self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
+        self.copies = [self._codes(f"train-copy-{number}", loaded.splits["train"], number)
+                       for number in range(1, self.settings.copies + 1)]
+        for warning in codes.check_codebook_use(codes.code_figures(
+                self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
+                with_shuffle_drop=False), self.settings.vqvae):
+            self._say(warning)
+        self._report_references()
+
+    def _data_settings(self) -> PriorSettings:
+        """The images as the VQ-VAE saw them, from --data or SLICES_PATH or, if neither is given, its own folder."""
+        own = self.vqvae.config["settings"]
+        size = self.settings.size or own["size"]
+        data = self.settings.data or own["data"]
+        return dataclasses.replace(self.settings, size=size, split=tuple(own["split"]), data=data and
+                                   path_from_environment(data, "SLICES_PATH", "--data"))
+
+    def _check_shape(self, loaded: images.Images) -> None:
+        expected = tuple(self.vqvae.config["image_shape"])
+        if loaded.shape != expected:
+            raise UserError(f"--data {loaded.folder}: expected images of shape {expected} as --vqvae "
+                            f"{self.settings.vqvae} was trained on, found {loaded.shape}. Give its --data or --size.")
+
+    def _codes(self, name: str, split: images.ImageSet, copy: int = 0) -> codes.CodeMaps:
+        """Stored code maps, or the VQ-VAE's of these images; `copy` above 0 shifts, scales and mirrors them first."""
+        path = self.vqvae.folder / "codes" / f"{name}.npz"
+        stored = codes.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])
+        if distributed.any_rank(stored is None, self.device):
+            with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
+                      disable=distributed.rank() != 0) as bar:
+                change = (lambda pixels, items: _changed(pixels, items, self.settings.seed, copy)) if copy else None
+                stored = codes.extract(self.vqvae.model, split, 64,
+                                       lambda count: bar.update(count * distributed.world_size()), change)
+            if distributed.rank() == 0:
+                stored.save(path, self.vqvae.hash, self.data["data_hash"])
+        return stored
+
+    def _report_references(self) -> None:
+        level, size = self.settings.level, self.vqvae.model.settings.codebook_size
+        self.references = {}
+        if len(self.maps["validate"].names) and distributed.rank() == 0:
+            self.references = metrics.context_model_bits(
+                self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
+            self._say("reference models on the validation images, bits per code: " +
+                      ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
+                      f"; a blind guess {math.log2(size):.3f}")
+
+    def describe(self) -> dict:
+        """Return what a prior must remember: its VQ-VAE, the shapes, the references."""
+        shapes = {level: list(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
+        return {**self.data, "vqvae_hash": self.vqvae.hash, "shape": shapes[self.settings.level],
+                "top_shape": shapes["top"], "reference_bits_per_code": self.references}
+
+    def count(self, split: str) -> int:
+        """Return the number of code maps; augmented copies stand in for their image and do not count."""
+        return len(self.maps[split].names)
+
+    def build(self) -> nn.Module:
+        """Return the prior of this level."""
+        books = {level: one.codebook.detach().cpu() for level, one in self.vqvae.model.quantizers.items()}
+        shapes = {level: tuple(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
+        top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
+        return Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top)
+
+    def optimizer(self, parameters: object) -> torch.optim.Optimizer:
+        """Return AdamW."""
+        return torch.optim.AdamW(parameters, lr=self.settings.learning_rate, betas=(0.9, 0.98),
+                                 weight_decay=self.settings.weight_decay, fused=self.device.type != "mps")
+
+    def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
+        """Return each map's mean NLL, in nats ("loss") and in bits per code."""
+        maps = self._maps(share, model.training)
+        given = maps["top"] if self.settings.level == "bottom" else None
+        logits = model(maps[self.settings.level], given, self._keep(share) if model.training else None)
+        nats = functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none").flatten(1).mean(1)
+        return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
+
+    def _maps(self, share: Share, training: bool) -> dict[str, torch.Tensor]:
+        maps = self.maps["train" if training else "validate"].levels
+        chosen = {level: one[share.items] for level, one in maps.items()}
+        if training and self.copies:
+            number = random_numbers.uniform(self.settings.seed, "copy", share.epoch, share.items.numpy())
+            number = (number * (len(self.copies) + 1)).long() - 1
+            for level, one in chosen.items():
+                for i in (number >= 0).nonzero()[:, 0].tolist():
+                    one[i] = self.copies[number[i]].levels[level][share.items[i]]
+        return {level: one.to(self.device) for level, one in chosen.items()}
+
+    def _keep(self, share: Share) -> torch.Tensor | None:
+        """Dropout of whole channels, by numbers of each image's own; the same on any number of ranks."""
+        if not self.settings.dropout:
+            return None
+        shape = (self.settings.layers, 2, self.settings.channels)
+        numbers = random_numbers.uniform(self.settings.seed, "dropout", share.epoch, share.items.numpy()[:, None],
+                                         np.arange(math.prod(shape))[None])
+        kept = (numbers >= self.settings.dropout).float() / (1 - self.settings.dropout)
+        return kept.view(-1, *shape).to(self.device)
+
+    def pictures(self, epoch: int) -> None:
+        """Draw the curves."""
+        plots.curves(self.rows, self.folder / "losses.png")
+
+
+def _changed(pixels: torch.Tensor, items: np.ndarray, seed: int, copy: int) -> torch.Tensor:
+    """Return each image mirrored or not, shifted by up to 3 % and scaled by up to 5 %, by its own numbers.
+
+    `pixels` `[n, channels, height, width]` in 0…1; nothing is turned upside down: scans are not.
+    """
+    draws = random_numbers.uniform(seed, f"copy {copy}", items[:, None], np.arange(5)[None]).float()
+    mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
+    shift, scale = (draws[:, 1:3] * 2 - 1) * 0.06, 1 + (draws[:, 3:] * 2 - 1) * 0.05
+    affine = torch.zeros(len(pixels), 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = mirror * scale[:, 0], scale[:, 1]
+    affine[:, :, 2] = shift
+    grid = functional.affine_grid(affine, list(pixels.shape), align_corners=False)
+    return functional.grid_sample(pixels, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    settings = parse(PriorSettings, __doc__, arguments)
+    checkpoints.find_run(settings.vqvae, "--vqvae", settings.results)
+    PriorTrainer(settings).run()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,114 @@
+"""Images -> a trained VQ-VAE-2 in results/<dataset>/<savename>/.
+
+One process, on the CPU or on one GPU:
+    python train_vqvae.py --dataset oasis --batch 32 --epochs 60 --savename brain-128
+One machine with 8 GPUs:
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_vqvae.py
+        --dataset oasis --batch 16 --epochs 60 --savename brain-256
+Two machines with 8 GPUs each (run on both; HOST is the first one's address):
+    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d
+        --rdzv_endpoint=HOST:29500 train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain-256
+
+The same command goes on where a run was stopped. --batch is for each process.
+Watch each level's used codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import Share, Trainer
+from vqvae2 import codes, images, metrics, plots, random_numbers
+from vqvae2.autoencoder import Vqvae
+from vqvae2.config import VqvaeSettings, parse
+from vqvae2.errors import run_script
+from vqvae2.quantizer import Place
+
+PICTURED = 8
+
+
+class VqvaeTrainer(Trainer):
+    """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment (Razavi 2019, algorithm 1)."""
+
+    kind = "vqvae"
+    best_by = "mse"
+
+    def start(self) -> None:
+        """Read the images."""
+        self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
+        # Measured on the images, so that losses weigh the same whatever share of a picture is background.
+        self.variance = float(np.var(self.images.splits["train"].bytes().numpy()[::7] / 255)) or 1.0
+
+    def describe(self) -> dict:
+        """Return the data's hashes and sizes."""
+        return {**self.images.describe(), "variance": self.variance}
+
+    def count(self, split: str) -> int:
+        """Return the number of images."""
+        return len(self.images.splits[split])
+
+    def build(self) -> nn.Module:
+        """Return the autoencoder; in a short run quantising begins after a quarter of the steps."""
+        steps = self.steps_per_epoch * self.settings.epochs
+        model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4))
+        return model.to(memory_format=torch.channels_last)
+
+    def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
+        """Return loss, mean squared error and commitment of each image; SSIM too when validating."""
+        training = model.training
+        pixels = self.images.splits["train" if training else "validate"].batch(share.items).to(self.device)
+        hide = self._hidden(share) if training and self.settings.levels == 2 else None
+        place = Place(share.positions, share.global_batch, share.step) if training else None
+        made = model(pixels.contiguous(memory_format=torch.channels_last), place, hide)
+        mse = (made.images.float() - pixels).square().flatten(1).mean(1)
+        loss = mse / self.variance + self.settings.commitment * made.commitment
+        figures = {"loss": loss, "mse": mse, "commitment": made.commitment}
+        if not training:
+            figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
+        return figures
+
+    def _hidden(self, share: Share) -> torch.Tensor:
+        numbers = random_numbers.uniform(self.settings.seed, "hide bottom", share.epoch, share.items.numpy())
+        return (numbers < self.settings.bottom_drop).to(self.device)
+
+    def after_step(self) -> None:
+        """Move the codebooks."""
+        self.model.update_codebooks()
+
+    def may_be_best(self) -> bool:
+        """Return whether the codebooks are placed: before that, an image without codes would look best."""
+        return self.model.is_quantising()
+
+    def validate_more(self) -> dict[str, float]:
+        """Return each level's used codes, perplexity and shuffle drop on the validation images."""
+        if not self.model.is_quantising():
+            return {}
+        split = self.images.splits["validate"]
+        maps = codes.extract(self.model, split, self.settings.batch)
+        figures = codes.code_figures(self.model, split, maps, self.settings.batch)
+        return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()
+                if name != "size"}
+
+    @torch.no_grad()
+    def pictures(self, epoch: int) -> None:
+        """Draw the curves, and the same images' reconstructions and code maps."""
+        plots.curves(self.rows, self.folder / "losses.png")
+        split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
+        items = np.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().astype(int)
+        model = self.model.eval()
+        made = model(split.batch(items).to(self.device))
+        plots.save_picture(plots.reconstruction_rows(split.bytes()[items], images.to_bytes(made.images)),
+                           self.folder / "reconstructions" / f"{epoch:04d}.png")
+        for level, maps in made.codes.items() if model.is_quantising() else ():
+            plots.save_picture(plots.code_map_picture(maps.cpu(), self.settings.codebook_size),
+                               self.folder / "code_images" / f"{epoch:04d}_{level}.png")
+        model.train()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    VqvaeTrainer(parse(VqvaeSettings, __doc__, arguments)).run()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,136 @@
+"""A run's state <-> files: written atomically, read without executing anything, found by name.
+
+Weights are safetensors with the run's config in their metadata, so that they load without the code's
+defaults. The training state is a torch file that holds tensors and plain values only and is read
+with weights_only=True: a malicious pickle is refused.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vqvae2 import __version__
+from vqvae2.errors import UserError
+
+CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
+                        "Free some space or choose another folder; what was there before is kept.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write JSON values, indented, atomically; NaN and infinity, which JSON lacks, are a ValueError."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
+    """Write `tensors` as safetensors with `config` in the metadata, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, {"config": json.dumps(config)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return the tensors and the config of a weights file.
+
+    Raises: UserError if it is missing or not a weights file of this project.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {})["config"])
+            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: expected a weights file of this project, found {_short(error)}. "
+                        "Check the name, or train the model again.") from None
+
+
+def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over names, shapes and bytes of `tensors`, sorted by name, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write a training state (tensors and plain values), atomically."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict:
+    """Return a training state, on the CPU. Raises: UserError if the file is torn or holds anything executable."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise UserError(f"{path}: expected a training state of this project, found {_short(error)}. "
+                        "Delete it to train from the start.") from None
+
+
+def read_config(folder: Path) -> dict:
+    """Return a run's config.json. Raises: UserError if it is missing or not JSON."""
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {_short(error)}. "
+                        "Point at a folder that a training script made.") from None
+
+
+def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
+    """Return the folder of a run: `name` as a path, or looked up in <results>/*/ and pretrained/.
+
+    Raises: UserError, naming what was found, if there is none or more than one.
+    """
+    if (Path(name).expanduser() / WEIGHTS).is_file():
+        return Path(name).expanduser()
+    found = sorted(path.parent for pattern in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
+                   for path in pattern if path.parent.name == name)
+    if len(found) > 1:
+        raise UserError(f"{flag} {name}: expected one run of this name, found {', '.join(map(str, found))}. "
+                        f"Give the path of one.")
+    if not found:
+        known = sorted({path.parent.name for path in results.glob(f"*/*/{WEIGHTS}")})
+        raise UserError(f"{flag} {name}: expected a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/, "
+                        f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
+                        "Check the name, or wait for the first epoch to end.")
+    return found[0]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"vqvae2": __version__, "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "torchmetrics")}}
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 120 else text[:117] + "…"

@@ -1,0 +1,133 @@
+"""Images -> stored code maps, tied to their VQ-VAE by its hash; and what the codes are worth.
+
+A prior is trained on codes/<split>.npz in the VQ-VAE's folder, extracted once for both levels:
+`image` (names), `top` and `bottom` (int16 `[n, height, width]`, -1 = to be drawn), `vqvae_hash`, `data_hash`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vqvae2 import checkpoints, distributed, metrics, random_numbers
+from vqvae2.autoencoder import Vqvae
+from vqvae2.errors import UserError
+from vqvae2.images import ImageSet, to_bytes
+
+SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
+
+
+@dataclass(frozen=True)
+class CodeMaps:
+    """The codes of some images."""
+
+    names: list[str]
+    levels: dict[str, torch.Tensor]
+    """For each level, coarse first, int64 `[n, height, width]`."""
+
+    def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
+        """Write the maps as .npz, atomically."""
+        arrays = {level: codes.numpy().astype(np.int16) for level, codes in self.levels.items()}
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, image=np.array(self.names), vqvae_hash=vqvae_hash, data_hash=data_hash,
+                                    **arrays)
+        checkpoints.write_atomically(path, write)
+
+    @classmethod
+    def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None) -> "CodeMaps | None":
+        """Return stored maps, or None where there are none, or they are another VQ-VAE's or another data set's."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["vqvae_hash"]) != vqvae_hash or data_hash not in (None, str(file["data_hash"])):
+                    return None
+                return cls([str(name) for name in file["image"]], {
+                    level: torch.from_numpy(file[level].astype(np.int64)) for level in ("top", "bottom")
+                    if level in file})
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+
+
+@torch.no_grad()
+def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int], object] = lambda _: None,
+            change: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None) -> CodeMaps:
+    """Return the codes of all `images`; every rank encodes its share, and all get the whole.
+
+    Args:
+        batch: images at a time. on_batch: told how many this rank has done since.
+        change: makes another picture of each image first: (images `[n, c, h, w]` in 0…1, item numbers).
+    """
+    device = next(model.parameters()).device
+    mine = np.arange(distributed.rank(), len(images), distributed.world_size())
+    parts: list[dict[str, np.ndarray]] = []
+    for items in np.array_split(mine, max(1, -(-len(mine) // batch))) if len(mine) else ():
+        pixels = images.batch(items)
+        codes = model.encode((pixels if change is None else change(pixels, items)).to(device))
+        parts.append({level: one.cpu().numpy().astype(np.int16) for level, one in codes.items()})
+        on_batch(len(items))
+    own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
+    return CodeMaps(images.names, _interleave(distributed.gather_objects(own), len(images)))
+
+
+def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, seed: int = 0,
+                 with_shuffle_drop: bool = True) -> dict[str, dict[str, float]]:
+    """Return for each level {"size", "used", "perplexity", "shuffle_drop"} over the images of a split.
+
+    The shuffle drop is the mean full-picture SSIM that is lost when one level's maps are exchanged between
+    images (a seeded order in which nearly none keeps its own) and the other level's stay: 0 means that the
+    level's codes, however many are in use, say nothing. Every rank must call this; all get the same.
+    """
+    figures = {level: metrics.codebook_figures(metrics.code_counts(maps, model.settings.codebook_size))
+               for level, maps in codes.levels.items()}
+    if with_shuffle_drop:
+        order = torch.randperm(len(images), generator=random_numbers.generator(seed, "exchange of maps"))
+        kept = _mean_ssim(model, images, codes.levels, batch)
+        for level in codes.levels:
+            exchanged = {**codes.levels, level: codes.levels[level][order]}
+            figures[level]["shuffle_drop"] = kept - _mean_ssim(model, images, exchanged, batch)
+    return figures
+
+
+def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[str]:
+    """Return warnings about levels in which few codes are in use on the training split.
+
+    Raises: UserError below 8 codes or 2 %: a prior of such codes would learn nothing.
+    """
+    warnings = []
+    for level, one in figures.items():
+        size, used = int(one["size"]), int(one["used"])
+        if used < max(min(SMALLEST_USE, size), SMALLEST_SHARE * size):
+            raise UserError(f"--vqvae {name}: expected at least {max(SMALLEST_USE, round(SMALLEST_SHARE * size))} of "
+                            f"{size} {level} codes in use on the training images, found {used}: its codebook has "
+                            "collapsed. Train the VQ-VAE longer, or with more --start-steps.")
+        if used < WARNING_SHARE * size:
+            warnings.append(f"warning: only {used} of {size} {level} codes are in use on the training images. "
+                            "A longer training or more --start-steps would help.")
+    return warnings
+
+
+@torch.no_grad()
+def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], batch: int) -> float:
+    device = next(model.parameters()).device
+    mine = torch.arange(distributed.rank(), len(images), distributed.world_size())
+    total = 0.0
+    for items in mine.split(batch) if len(mine) else ():
+        decoded = model.decode({level: codes[items].to(device) for level, codes in levels.items()})
+        total += metrics.ssim(to_bytes(images.batch(items)), to_bytes(decoded)).sum().item()
+    return sum(distributed.gather_objects(total)) / len(images)
+
+
+def _interleave(shares: list[dict[str, np.ndarray]], total: int) -> dict[str, torch.Tensor]:
+    """Rank r holds items r, r + ranks, …; put them back in order."""
+    levels = {}
+    for level, first in shares[0].items():
+        whole = np.zeros((total, *first.shape[1:]), np.int64)
+        for rank, share in enumerate(shares):
+            if level in share:
+                whole[rank::len(shares)] = share[level]
+        levels[level] = torch.from_numpy(whole)
+    return levels
+

@@ -1,0 +1,270 @@
+"""A folder of images -> tensors by split, with names, subjects and hashes.
+
+Three kinds of folder: what extract_slices.py made (manifest.csv says split and subject), the
+keras_png_slices_* folders of the OASIS PNG release, and any folder of pictures. Whatever the kind,
+training refuses a subject that is in two splits: its test figures would be about training brains.
+"""
+
+import csv
+import hashlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from vqvae2 import random_numbers
+from vqvae2.config import SPLITS, DataSettings, path_from_environment
+from vqvae2.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
+                "validation": "validate", "test": "test"}
+HASH_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One picture on disk, not read yet."""
+
+    name: str
+    """Path relative to the data folder, with forward slashes."""
+    split: str
+    subject: str
+    sha256: str
+    """Of the file, 64 hex digits; empty where no manifest states it."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one split in memory."""
+
+    files: tuple[ImageFile, ...]
+    pixels: np.ndarray = field(repr=False)
+    """`[n, channels, height, width]`, uint8 or uint16."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images, in order."""
+        return [file.name for file in self.files]
+
+    @property
+    def subjects(self) -> list[str]:
+        """The subject of each image, in order."""
+        return [file.subject for file in self.files]
+
+    def batch(self, items: torch.Tensor | list[int]) -> torch.Tensor:
+        """Return images `[n, channels, height, width]`, float32 in 0…1."""
+        pixels = self.pixels[np.asarray(items, dtype=np.int64)]
+        return torch.from_numpy(pixels.astype(np.float32)) / (255 if pixels.dtype == np.uint8 else 65535)
+
+    def bytes(self) -> torch.Tensor:
+        """Return all images as uint8 `[n, channels, height, width]`, for figures (design: on 8 bit)."""
+        if self.pixels.dtype == np.uint8:
+            return torch.from_numpy(self.pixels)
+        return to_bytes(self.batch(np.arange(len(self))))
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a data set, split by subject."""
+
+    folder: Path
+    splits: dict[str, ImageSet]
+    subjects_known: bool
+    """False where each image had to count as its own subject."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        return next(one.pixels.shape[1:] for one in self.splits.values() if len(one))
+
+    def describe(self) -> dict:
+        """Return what config.json keeps of the data: hashes, sizes, and what was trained on."""
+        train = self.splits["train"]
+        listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}"
+                            for split in SPLITS for file in self.splits[split].files)
+        return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
+                "data": {"folder": self.folder.name, "images": {split: len(self.splits[split]) for split in SPLITS},
+                         "subjects": {split: len(set(self.splits[split].subjects)) for split in SPLITS},
+                         "subjects_known": self.subjects_known},
+                "image_shape": list(self.shape),
+                "training_images": sorted({pixel_hash(picture) for picture in train.pixels}),
+                "training_subjects": sorted({subject_hash(subject) for subject in train.subjects})}
+
+
+def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:
+    """Read the images of `splits` into memory.
+
+    Args:
+        settings: which folder and kind; --data, or SLICES_PATH.
+        splits: the others stay empty, but are checked for shared subjects all the same.
+        shape_must_divide: what height and width must be multiples of (the coarsest grid).
+    Raises: UserError if the folder does not fit, a subject is in two splits, or an image cannot be read.
+    """
+    folder = path_from_environment(settings.data, "SLICES_PATH", "--data")
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}. "
+                        "Run extract_slices.py first, or correct the path.")
+    files = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[settings.dataset](
+        folder, settings)
+    subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
+    _check_subjects(folder, files)
+    read = _reader(folder, settings.size)
+    images = Images(folder, {split: _read_split([file for file in files if file.split == split]
+                                                if split in splits else [], read) for split in SPLITS}, subjects_known)
+    _check_shapes(images, shape_must_divide)
+    return images
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """Return 16 hex digits of the SHA-256 of one image's pixels `[channels, height, width]` and shape."""
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:HASH_DIGITS]
+
+
+def subject_hash(subject: str) -> str:
+    """Return 16 hex digits of the SHA-256 of a subject's name: enough to compare, without telling it."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Return images in 0…1 as uint8, rounded, on the CPU."""
+    return (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
+    path = folder / "manifest.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: expected the manifest that extract_slices.py writes, found none. "
+                        "Run extract_slices.py, or choose --dataset folder.")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = {"image", "split", "subject", "sha256"} - set(rows.fieldnames or ())
+        if missing:
+            raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
+                            f"{', '.join(rows.fieldnames or ['none'])}. Run extract_slices.py again.")
+        files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"]) for row in rows]
+    unknown = {file.split for file in files} - set(SPLITS)
+    if unknown:
+        raise UserError(f"{path}: expected splits train, validate, test, found {', '.join(sorted(unknown))}. "
+                        "Run extract_slices.py again.")
+    return files
+
+
+def _list_keras(folder: Path, _: DataSettings) -> list[ImageFile]:
+    files = []
+    for split in SPLITS:
+        inside = folder / f"keras_png_slices_{split}"
+        if not inside.is_dir():
+            raise UserError(f"--data {folder}: expected a folder keras_png_slices_{split} in it, found none. "
+                            "Point at the parent of keras_png_slices_train, _validate and _test.")
+        for path in _pictures_in(inside):
+            if "_seg_" not in path.name and not path.name.startswith("seg_"):
+                case = re.match(r"(case_\d+)", path.name)
+                files.append(ImageFile(path.relative_to(folder).as_posix(), split,
+                                       case[1] if case else path.stem, ""))
+    return files
+
+
+def _list_folder(folder: Path, settings: DataSettings) -> list[ImageFile]:
+    named = {path: FOLDER_NAMES[path.name.lower()] for path in sorted(folder.iterdir())
+             if path.is_dir() and path.name.lower() in FOLDER_NAMES}
+    paths = [(path, split) for inside, split in named.items() for path in _pictures_in(inside)]
+    if not named:
+        paths = [(path, "") for path in _pictures_in(folder)]
+    files = []
+    for path, split in paths:
+        name = path.relative_to(folder).as_posix()
+        match = re.search(settings.subject_pattern, path.name) if settings.subject_pattern else None
+        if settings.subject_pattern and match is None:
+            raise UserError(f"--subject-pattern {settings.subject_pattern}: expected a match in every image's name, "
+                            f"found none in {path.name}. Correct the pattern.")
+        subject = match[1] if match else name
+        files.append(ImageFile(name, split or _split_of(subject, settings), subject, ""))
+    return files
+
+
+def _split_of(subject: str, settings: DataSettings) -> str:
+    seed = getattr(settings, "seed", 0)
+    place = random_numbers.uniform(seed, f"split of {subject}").item() * sum(settings.split)
+    return "train" if place < settings.split[0] else "validate" if place < sum(settings.split[:2]) else "test"
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _check_subjects(folder: Path, files: list[ImageFile]) -> None:
+    if not files:
+        raise UserError(f"--data {folder}: expected images, found none. Run extract_slices.py, or correct the path.")
+    split_of: dict[str, str] = {}
+    for file in files:
+        if split_of.setdefault(file.subject, file.split) != file.split:
+            raise UserError(f"--data {folder}: expected each subject in one split, found subject {file.subject} in "
+                            f"{split_of[file.subject]} and {file.split}. Split by subject: run extract_slices.py "
+                            "again, or give --subject-pattern.")
+
+
+def _reader(folder: Path, size: int | None) -> Callable[[ImageFile], np.ndarray]:
+    def read(file: ImageFile) -> np.ndarray:
+        path = folder / file.name
+        try:
+            with Image.open(path) as picture:
+                return _as_pixels(picture, size)
+        except FileNotFoundError:
+            raise UserError(f"{path}: expected an image, found nothing. Run extract_slices.py again.") from None
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: expected a readable image, found {' '.join(str(error).split())}. "
+                            "Delete it or make it again.") from None
+    return read
+
+
+def _as_pixels(picture: Image.Image, size: int | None) -> np.ndarray:
+    """Return `[channels, height, width]`: one channel unless the picture has colours."""
+    if picture.mode.startswith("I"):
+        if size and picture.size != (size, size):
+            values = np.asarray(picture, dtype=np.float32)
+            picture = Image.fromarray(values).resize((size, size), Image.Resampling.BOX)
+        return np.asarray(picture).round().clip(0, 65535).astype(np.uint16)[None]
+    grey = picture.mode in ("1", "L", "LA", "F")
+    picture = picture.convert("L" if grey else "RGB")
+    if size and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BOX if min(picture.size) > size
+                                 else Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    if not grey and (pixels[..., :1] == pixels).all():
+        pixels = pixels[..., 0]
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _read_split(files: list[ImageFile], read: Callable[[ImageFile], np.ndarray]) -> ImageSet:
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(read, files))
+    shapes = {picture.shape[1:] for picture in pictures}
+    if len(shapes) > 1:
+        found = ", ".join(f"{height} by {width}" for height, width in sorted(shapes)[:4])
+        raise UserError(f"--data: expected images of one size, found {found}. Give --size to resize them.")
+    channels = max((len(picture) for picture in pictures), default=1)
+    same = [picture if len(picture) == channels else np.repeat(picture, channels, 0) for picture in pictures]
+    return ImageSet(tuple(files), np.stack(same) if same else np.zeros((0, 1, 1, 1), np.uint8))
+
+
+def _check_shapes(images: Images, divisor: int) -> None:
+    shapes = {split: one.pixels.shape[1:] for split, one in images.splits.items() if len(one)}
+    if not shapes:
+        return
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
+        raise UserError(f"--data {images.folder}: expected one shape in all splits, found {found}. Give --size.")
+    _, height, width = next(iter(shapes.values()))
+    if height % divisor or width % divisor:
+        raise UserError(f"--data {images.folder}: expected height and width that {divisor} divides (--downsample), "
+                        f"found {height} by {width}. Give --size {max(divisor, height // divisor * divisor)}.")

@@ -1,0 +1,311 @@
+"""Images or codes -> SSIM, PSNR, perplexity, NLL, each with unit and range.
+
+Figures of images are taken on 8 bit and twice: `full` is the whole picture; `brain` is the pixels where the
+original is above 0, holes filled, because a black background that is easy to restore flatters the first.
+
+1. Wang, Bovik, Sheikh, Simoncelli 2004, Image quality assessment: from error visibility to structural similarity.
+2. Wang, Simoncelli, Bovik 2003, Multiscale structural similarity for image quality assessment.
+3. Efron, Tibshirani 1993, An introduction to the bootstrap.
+4. MacKay, Peto 1995, A hierarchical Dirichlet language model.
+
+NOTE: SSIM is computed here in float64 by two 1-D windows, not by torchmetrics. In float32 the small difference
+E[x²] - E[x]² suffers where convolutions are rounded: on five 128² slices SSIM fell by 0.0004 to 0.0008 with inputs
+rounded as TF32 does (the default on recent GPUs; imitated on a CPU) and by 0.001 to 0.011 under bf16 autocast.
+torchmetrics in float64 takes 25 times as long on a CPU, and does not give the contrast map that the brain's MS-SSIM
+needs. The tests hold ours to scikit-image and torchmetrics.
+NOTE: MS-SSIM leaves the 5-pixel border out at every scale; torchmetrics keeps it, mirrored, at the coarsest.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_fill_holes
+from torch.nn import functional
+
+WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # reference 1, sections III.B and III.C
+BORDER = WINDOW // 2
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # reference 2, section 3.2, finest scale first
+SMALLEST_MSE = 1e-10
+"""Floor under the mean squared error: equal images have 100 dB. One pixel of a 256² image that is one step of 8 bit
+off has 96 dB."""
+CONCENTRATIONS = 4.0 ** np.arange(-3, 9)
+
+
+def image_figures(originals: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """Return {"full", "brain"} -> {"ssim", "ms_ssim", "psnr", "mae"} -> one value per image.
+
+    Args:
+        originals: uint8 `[n, channels, height, width]`, on any device; n may be 0.
+        reconstructions: likewise.
+    Returns: float64 `[n]` on the CPU.
+        ssim: -1…1, 1 is equal: the mean of the SSIM map without its 5-pixel border, over the area.
+        ms_ssim: 0…1: see `ms_ssim_scales`. For `brain` the mask shrinks with the images, by the same 2 x 2 means,
+            and is the weight of each place of the scale's map.
+        psnr: dB, at most 100 (see SMALLEST_MSE), data range 1; over all pixels of the area, border included.
+        mae: mean absolute error on the range 0…1; likewise.
+        nan where the area is empty, and for ssim and ms_ssim of images with a side under 11 pixels.
+    Raises: TypeError or ValueError if the two are not uint8 of one shape.
+    Source: references 1 and 2; SSIM equals scikit-image's with `gaussian_weights=True, use_sample_covariance=False`.
+    """
+    first, second = _as_float64(originals, reconstructions)
+    brain = brain_mask(originals).to(first)
+    areas = {"full": torch.ones_like(brain), "brain": brain}
+    similarities = _structural_similarities(first, second, areas)
+    absolute, squared = (first - second).abs().mean(1), (first - second).square().mean(1)
+    figures = {}
+    for area, weight in areas.items():
+        mse = _mean_over(squared, weight).clamp(min=SMALLEST_MSE)
+        figures[area] = {"ssim": similarities[area][0], "ms_ssim": similarities[area][1],
+                         "psnr": -10 * mse.log10(), "mae": _mean_over(absolute, weight)}
+    return {area: {name: values.cpu() for name, values in named.items()} for area, named in figures.items()}
+
+
+def ssim(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+    """Return `image_figures(…)["full"]["ssim"]` alone, at a third of the time: for watching a training run."""
+    first, second = _as_float64(originals, reconstructions)
+    if min(first.shape[-2:]) < WINDOW:
+        return torch.full((len(first),), math.nan, dtype=torch.float64)
+    return _similarity_maps(first, second)[0].mean((1, 2)).cpu()
+
+
+def brain_mask(originals: torch.Tensor) -> torch.Tensor:
+    """Return bool `[n, height, width]`, on the CPU: where any channel is above 0, holes filled.
+
+    `originals` is `[n, channels, height, width]`. A hole is background that 4-neighbours do not join to the edge.
+    """
+    above = (originals > 0).any(1).cpu().numpy()
+    return torch.from_numpy(np.array([binary_fill_holes(image) for image in above], dtype=bool).reshape(above.shape))
+
+
+def ms_ssim_scales(size: int) -> list[float]:
+    """Return the weights of the scales of MS-SSIM, finest first, sum 1, for images of smaller side `size` pixels.
+
+    As many of the five scales as leave the image at least as wide as the 11-pixel window, weights renormalised:
+    5 from 176 pixels (256²), 4 from 88 (128²), 3 from 44 (64²), 2 from 22 (32²), 1 (plain SSIM) from 11, else none.
+    Each scale is half of the one before, by 2 x 2 means. The product is over mean contrast-structure to the power
+    of the weight, and at the coarsest scale mean SSIM (reference 2, equation 7); means below 0 count as 0.
+    """
+    weights = [weight for scale, weight in enumerate(SCALE_WEIGHTS) if size >> scale >= WINDOW]
+    return [weight / sum(weights) for weight in weights]
+
+
+def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resamples: int = 1000) -> dict:
+    """Return mean, min, max, q05, median, q95, and the mean's 95 % interval ci_low, ci_high, in the values' unit.
+
+    Args:
+        values: `[n]`, one per image; nan values are left out. All figures are None if nothing is left.
+        subjects: whose image each is. Images of one subject resemble each other, so that the interval comes from
+            drawing whole subjects with replacement and taking the mean over their images (percentile bootstrap,
+            reference 3, chapter 13). One subject gives an interval of no width.
+        seed: of the draws; the order of the images changes nothing.
+    Raises: ValueError if `values` and `subjects` differ in length.
+    """
+    array = values.detach().cpu().double().numpy()
+    if len(array) != len(subjects):
+        raise ValueError(f"subjects: expected one for each of {len(array)} values, found {len(subjects)}.")
+    kept = ~np.isnan(array)
+    array, names = array[kept], np.asarray(subjects, dtype=str)[kept]
+    if len(array) == 0:
+        return dict.fromkeys(("mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"))
+    _, subject = np.unique(names, return_inverse=True)
+    images, sums = np.bincount(subject), np.bincount(subject, weights=array)
+    number = len(images)
+    times_drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples)
+    means = (times_drawn @ sums) / (times_drawn @ images)
+    figures = {"mean": array.mean(), "min": array.min(), "max": array.max(), "q05": np.quantile(array, 0.05),
+               "median": np.median(array), "q95": np.quantile(array, 0.95),
+               "ci_low": np.quantile(means, 0.025), "ci_high": np.quantile(means, 0.975)}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def code_counts(codes: torch.Tensor, size: int) -> torch.Tensor:
+    """Return how often each code stands in `codes` (integers in [0, size), any shape, may be empty): int64 `[size]`.
+
+    Add the counts of all batches and ranks before any figure is taken from them: means of figures are other numbers.
+    Raises: ValueError for a code outside [0, size).
+    """
+    flat = codes.flatten().long()
+    if flat.numel() and (flat.min() < 0 or flat.max() >= size):
+        raise ValueError(f"codes: expected integers in [0, {size}), found {flat.min()} to {flat.max()}.")
+    return torch.bincount(flat, minlength=size)
+
+
+def codebook_figures(counts: torch.Tensor) -> dict:
+    """Return {"size", "used", "perplexity"} of a codebook from its `code_counts`, summed over the split and all ranks.
+
+    used: codes that stand somewhere, 1…size. perplexity: exp of the codes' entropy, 1 (collapsed) to size (even use).
+    Raises: ValueError if no code was counted.
+    Source: entropy as in Cover and Thomas 2006, section 2.1.
+    """
+    counts = counts.detach().cpu().double()
+    if counts.sum() == 0:
+        raise ValueError(f"counts: expected at least 1 code, found 0 in a codebook of {len(counts)}.")
+    perplexity = torch.special.entr(counts / counts.sum()).sum().exp().item()
+    return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity}
+
+
+def bits_per_code(nats_sum: float, codes_count: int) -> float:
+    """Return NLL in bits per code, 0 or more, from the sum of -ln p over all codes and their number.
+
+    Sum over batches and ranks first. log2(size) is a blind guess. Raises: ValueError without codes.
+    """
+    if codes_count <= 0:
+        raise ValueError(f"codes_count: expected at least 1, found {codes_count}.")
+    return float(nats_sum) / math.log(2) / int(codes_count)
+
+
+def bits_per_pixel(top_bits_per_code: float, bottom_bits_per_code: float, top_codes: int, bottom_codes: int,
+                   pixels: int) -> float:
+    """Return NLL of an image's codes, both levels together, in bits per pixel.
+
+    `top_codes`, `bottom_codes` and `pixels` are numbers per image. With one level the bottom's two are 0.
+    """
+    return (top_bits_per_code * top_codes + bottom_bits_per_code * bottom_codes) / pixels
+
+
+def raw_bits_per_pixel(codebook_sizes: Sequence[int], code_map_shapes: Sequence[tuple[int, int]],
+                       pixels: int) -> float:
+    """Return what an image's codes cost without a prior: log2(size) bits each, in bits per pixel.
+
+    One size and one (height, width) per level. Two codebooks of 512, code maps of 32² and 64², 256² pixels:
+    9 x (1024 + 4096) / 65536 = 0.703.
+    """
+    bits = [math.log2(size) * height * width for size, (height, width) in zip(codebook_sizes, code_map_shapes)]
+    return sum(bits) / pixels
+
+
+def context_model_bits(train_codes: np.ndarray, test_codes: np.ndarray, size: int) -> dict[str, float]:
+    """Return what three models that only count reach on test codes, in bits per code: a prior has to beat them.
+
+    histogram: how often each code stands in the training maps. position_histogram: how often it stands at this
+    place. context: how often it follows this left and this upper neighbour (beyond the edge is a symbol of its own).
+
+    Args:
+        train_codes: integers in [0, size), `[n, height, width]`, array or CPU tensor, n at least 1.
+        test_codes: likewise `[m, height, width]`, m at least 1.
+    Raises: ValueError for other shapes or codes.
+
+    Each estimate is (count(code, context) + k q(code)) / (count(context) + k), where q is the coarser estimate: even
+    use below the histogram; the histogram below the place, the left and the upper neighbour; the mean of the last
+    two below both neighbours. Every k is the best of CONCENTRATIONS on the last fifth of the training maps, given
+    counts of the others (maps stand in the order of their subjects, so this fifth is mostly other people); then all
+    are counted. Test codes choose nothing. Source: reference 4, equation 13.
+    """
+    train, test = (_checked_codes(codes, name, size) for codes, name in ((train_codes, "train"), (test_codes, "test")))
+    if train.shape[1:] != test.shape[1:]:
+        raise ValueError(f"test_codes: expected code maps of shape {train.shape[1:]}, found {test.shape[1:]}.")
+    concentrations = dict.fromkeys(("all", "place", "left", "above", "both"), 1.0)
+    kept = min(len(train) - 1, len(train) * 4 // 5)
+    if kept > 0:  # a single map cannot be split, and keeps k = 1
+        held_out = _evidence(train[:kept], train[kept:], size)
+        for context in concentrations:
+            costs = [_bits(held_out, {**concentrations, context: k}, size)[context] for k in CONCENTRATIONS]
+            concentrations[context] = CONCENTRATIONS[int(np.argmin(costs))]
+    bits = _bits(_evidence(train, test, size), concentrations, size)
+    return {"histogram": bits["all"], "position_histogram": bits["place"], "context": bits["both"]}
+
+
+def _as_float64(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[torch.Tensor]:
+    """uint8 images -> float64, 0…1; on the CPU where the device (MPS) has no float64."""
+    for name, images in (("originals", originals), ("reconstructions", reconstructions)):
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise TypeError(f"{name}: expected uint8 [n, channels, height, width], found {images.dtype} "
+                            f"{list(images.shape)}.")
+    if originals.shape != reconstructions.shape:
+        raise ValueError(f"reconstructions: expected shape {list(originals.shape)}, "
+                         f"found {list(reconstructions.shape)}.")
+    device = "cpu" if originals.device.type == "mps" else originals.device
+    return [images.to(device).double() / 255 for images in (originals, reconstructions)]
+
+
+def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of each `[n, height, width]`; nan where all weights are 0."""
+    return (values * weight).sum((1, 2)) / weight.sum((1, 2))
+
+
+def _similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM and its contrast-structure factor (reference 1, equation 13), `[n, height - 10, width - 10]`: only places
+    where the whole window lies in the image; mean over channels."""
+    n, channels, height, width = first.shape
+    offsets = torch.arange(WINDOW, device=first.device, dtype=first.dtype) - BORDER
+    window = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    window = window / window.sum()
+
+    def local_mean(images: torch.Tensor) -> torch.Tensor:
+        stacked = images.reshape(-1, 1, height, width)
+        rows = functional.conv2d(stacked, window.view(1, 1, WINDOW, 1))
+        return functional.conv2d(rows, window.view(1, 1, 1, WINDOW)).reshape(n, channels, height - 10, width - 10)
+
+    mean_1, mean_2 = local_mean(first), local_mean(second)
+    variances = local_mean(first.square() + second.square()) - mean_1.square() - mean_2.square()
+    covariance = local_mean(first * second) - mean_1 * mean_2
+    contrast = (2 * covariance + K2**2) / (variances + K2**2)
+    luminance = (2 * mean_1 * mean_2 + K1**2) / (mean_1.square() + mean_2.square() + K1**2)
+    return (luminance * contrast).mean(1), contrast.mean(1)
+
+
+def _structural_similarities(first: torch.Tensor, second: torch.Tensor,
+                             areas: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(SSIM `[n]`, MS-SSIM `[n]`) over each area; `areas` are weights 0…1, `[n, height, width]`."""
+    weights = ms_ssim_scales(min(first.shape[-2:]))
+    nothing = torch.full((len(first),), math.nan).to(first)
+    single = dict.fromkeys(areas, nothing)
+    product = dict.fromkeys(areas, torch.ones_like(nothing) if weights else nothing)
+    covers = {area: weight[:, None] for area, weight in areas.items()}
+    for scale, weight in enumerate(weights):
+        similarity, contrast = _similarity_maps(first, second)
+        for area, cover in covers.items():
+            inner = cover[:, 0, BORDER:-BORDER, BORDER:-BORDER]
+            mean_similarity = _mean_over(similarity, inner)
+            if scale == 0:
+                single[area] = mean_similarity
+            factor = mean_similarity if scale == len(weights) - 1 else _mean_over(contrast, inner)
+            product[area] = product[area] * factor.clamp(min=0) ** weight
+        first, second, *halved = (functional.avg_pool2d(images, 2) for images in (first, second, *covers.values()))
+        covers = dict(zip(covers, halved))
+    return {area: (single[area], product[area]) for area in areas}
+
+
+def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:
+    array = np.asarray(codes).astype(np.int64)
+    if array.ndim != 3 or array.size == 0 or array.min() < 0 or array.max() >= size:
+        found = f"{array.shape}" + (f" with {array.min()} to {array.max()}" if array.size else "")
+        raise ValueError(f"{name}_codes: expected integers in [0, {size}) of shape [n, height, width], found {found}.")
+    return array
+
+
+def _contexts(codes: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """What each model knows of each code before it comes: a number, int64 `[n height width]`."""
+    framed = np.pad(codes, ((0, 0), (1, 0), (1, 0)), constant_values=size)
+    left, above = framed[:, 1:, :-1], framed[:, :-1, 1:]
+    place = np.broadcast_to(np.arange(codes[0].size).reshape(codes[0].shape), codes.shape)
+    return {"all": np.zeros(codes.size, np.int64), "place": place.ravel(), "left": left.ravel(),
+            "above": above.ravel(), "both": (left * (size + 1) + above).ravel()}
+
+
+def _occurrences(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How often each of `wanted` stands in `among`: int64, as `wanted`."""
+    values, counts = np.unique(among, return_counts=True)
+    nearest = np.searchsorted(values, wanted).clip(max=len(values) - 1)
+    return np.where(values[nearest] == wanted, counts[nearest], 0)
+
+
+def _evidence(counted: np.ndarray, judged: np.ndarray, size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each judged code and kind of context: (count(code, context), count(context)) in the counted maps."""
+    of_counted, of_judged = _contexts(counted, size), _contexts(judged, size)
+    return {kind: (_occurrences(of_counted[kind] * size + counted.ravel(), of_judged[kind] * size + judged.ravel()),
+                   _occurrences(of_counted[kind], of_judged[kind])) for kind in of_counted}
+
+
+def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[str, float]:
+    """Mean bits per code by each kind of context, every estimate leaning on the coarser one."""
+    def estimate(kind: str, coarser: np.ndarray | float) -> np.ndarray:
+        matches, occurrences = evidence[kind]
+        return (matches + concentrations[kind] * coarser) / (occurrences + concentrations[kind])
+
+    histogram = estimate("all", 1 / size)
+    given = {"all": histogram} | {kind: estimate(kind, histogram) for kind in ("place", "left", "above")}
+    given["both"] = estimate("both", (given["left"] + given["above"]) / 2)
+    return {kind: float(-np.log2(probability).mean()) for kind, probability in given.items()}

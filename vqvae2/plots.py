@@ -1,0 +1,268 @@
+"""Figures as arrays -> pictures: image grids and code maps with PIL, charts with matplotlib.
+
+Nothing here computes a figure or touches pyplot's global state, so that it can be called anywhere in a training
+run. Every file is written beside its place and then renamed: whoever looks sees the old picture or the new one.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from vqvae2 import metrics
+
+BLACK, INK = (0, 0, 0), (30, 30, 30)
+DIFFERENCE_SCALE = 0.2
+"""|difference| on the range 0…1 that gets the brightest colour; fixed, so that pictures can be compared."""
+SMALLEST_SIDE = 128
+"""Images with fewer pixels are enlarged by a whole number, nearest neighbour, where text stands beside them."""
+LABEL_WIDTH, TEXT_SIZE = 116, 14
+COLOURS = {"train": "#999999", "validate": "#0072B2", "top": "#0072B2", "bottom": "#D55E00", "full": "#0072B2",
+           "brain": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers too
+PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend)]
+    ("Loss", "loss (no unit, images 0…1)", [("train_loss", "train"), ("validate_loss", "validate")]),
+    ("NLL of the codes", "NLL (bits per code)", [("train_bits_per_code", "train"),
+                                                 ("validate_bits_per_code", "validate")]),
+    ("Structural similarity", "SSIM (1 is equal)", [("train_ssim", "train"), ("validate_ssim", "validate")]),
+    ("Codes in use", "codes used (number)", [("top_used", "top"), ("bottom_used", "bottom")]),
+    ("Perplexity of the codes", "perplexity (number of codes)", [("top_perplexity", "top"),
+                                                                 ("bottom_perplexity", "bottom")]),
+    ("Shuffle drop: what a level carries", "SSIM lost by the exchange", [("top_shuffle_drop", "top"),
+                                                                         ("bottom_shuffle_drop", "bottom")]),
+)
+METRIC_TITLES = {"ssim": ("SSIM", "SSIM (1 is equal)"), "ms_ssim": ("MS-SSIM", "MS-SSIM (1 is equal)"),
+                 "psnr": ("PSNR", "PSNR (dB)"), "mae": ("Mean absolute error", "mean absolute error (images 0…1)")}
+
+
+def image_grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """Return images side by side, row by row, `gap` white pixels between them.
+
+    `images` is uint8 `[n, channels, height, width]` with 1 or 3 channels and n at least 1.
+    """
+    pictures = _as_pictures(images)
+    n, height, width = pictures.shape[:3]
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *pictures.shape[3:]), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        grid[top:top + height, left:left + width] = picture
+    return Image.fromarray(grid)
+
+
+def save_picture(image: Image.Image, path: Path | str) -> None:
+    """Write a picture, in the format of the name's ending; the folder is made."""
+    _write(path, lambda temporary: image.save(temporary))
+
+
+def strip(rows: Sequence[tuple[str, torch.Tensor]], gap: int = 2) -> Image.Image:
+    """Return labelled rows of images, such as real | reconstruction | sample: label at the left, one row each.
+
+    Each row is (label, uint8 `[n, channels, height, width]`), all of one height; rows may differ in n.
+    """
+    return _stack([_label(_row(images, gap), label) for label, images in rows], gap)
+
+
+def reconstruction_rows(originals: torch.Tensor, reconstructions: torch.Tensor, *,
+                        captions: Sequence[str] | None = None) -> Image.Image:
+    """Return three labelled rows: original, reconstruction, |difference|; a caption may stand under each column.
+
+    Both are uint8 `[n, channels, height, width]`. The difference, mean over channels, goes from 0 (black) to
+    DIFFERENCE_SCALE and above (light yellow) in the perceptually even map `inferno`; its scale stands beside it.
+    """
+    gap = 2
+    distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1).numpy() / 255
+    coloured = torch.from_numpy(_inferno(distance / DIFFERENCE_SCALE)).permute(0, 3, 1, 2)
+    parts = [strip([("original", originals), ("reconstruction", reconstructions)], gap),
+             _label(_row(coloured, gap), "|difference|", scale=DIFFERENCE_SCALE)]
+    if captions is not None:
+        parts.append(_captions(captions, column=_enlarged(originals).shape[-1] + gap))
+    return _stack(parts, gap)
+
+
+def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8) -> Image.Image:
+    """Return code maps as pictures in a grid: equal codes have equal colours, in every picture of every run.
+
+    `codes` is integer `[n, height, width]` in [0, size), or -1 (to be drawn), which is black. Colours are drawn at
+    random once, because codes have no order: neighbouring numbers are not neighbouring embeddings.
+    """
+    codes = np.asarray(codes)
+    palette = np.concatenate([_palette(size), [BLACK]]).astype(np.uint8)  # -1 finds the last
+    pictures = torch.from_numpy(palette[codes]).permute(0, 3, 1, 2)
+    return image_grid(_enlarged(pictures), columns, gap=4)
+
+
+def curves(rows: Sequence[Mapping[str, object]], out: Path | str) -> Figure:
+    """Draw the columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.
+
+    `rows` are dicts as csv.DictReader gives them, numbers or text; empty values are left out. See PANELS.
+    """
+    def points(column: str) -> list[tuple[float, float]]:
+        return [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column) not in (None, "")]
+
+    found = [(title, unit, [(points(column), name) for column, name in lines if points(column)])
+             for title, unit, lines in PANELS]
+    found = [panel for panel in found if panel[2]]
+    figure, axes = _panels(len(found))
+    for axis, (title, unit, lines) in zip(axes, found):
+        for line, name in lines:
+            epochs, values = zip(*line)
+            axis.plot(epochs, values, color=COLOURS[name], label=name, marker="." if len(line) < 30 else None)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        values = [value for line, _ in lines for _, value in line]
+        if title == "Loss" and 0 < 20 * min(values) < max(values):
+            axis.set_yscale("log")
+        axis.legend()
+    return _save_chart(figure, out)
+
+
+def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str) -> Figure:
+    """Draw how often each code is used, the most used first, a panel for each level; write and return it.
+
+    `counts_by_level`: "top" or "bottom" -> `metrics.code_counts` over a whole split, `[size]`, not all 0.
+    """
+    figure, axes = _panels(len(counts_by_level))
+    for axis, (level, counts) in zip(axes, counts_by_level.items()):
+        figures = metrics.codebook_figures(counts)
+        share = counts.cpu().double().sort(descending=True).values / counts.sum().item() * 100
+        axis.fill_between(range(1, len(share) + 1), share.numpy(), step="mid", color=COLOURS.get(level))
+        axis.axhline(100 / len(share), color="black", linestyle="--", linewidth=1, label="even use")
+        axis.set(title=f"{level.capitalize()} codes: {figures['used']} of {figures['size']} used, "
+                       f"perplexity {figures['perplexity']:.0f}",
+                 xlabel="codes, the most used first (number)", ylabel="share of all codes (%)",
+                 xlim=(0.5, len(share) + 0.5), ylim=(0, None))
+        axis.legend()
+    return _save_chart(figure, out)
+
+
+def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path | str,
+                      names: Sequence[str] = ("ssim",)) -> Figure:
+    """Draw how a metric is spread over images, a panel for each of `names`, mean and minimum marked.
+
+    `figures` is what `metrics.image_figures` gives: area -> metric -> `[n]`; nan values are left out.
+    """
+    figure, axes = _panels(len(names))
+    for axis, name in zip(axes, names):
+        title, unit = METRIC_TITLES[name]
+        spread = {area: values[name][~values[name].isnan()].cpu().numpy() for area, values in figures.items()}
+        spread = {area: values for area, values in spread.items() if len(values)}
+        bins = np.histogram_bin_edges(np.concatenate([*spread.values(), []]), bins=40)
+        for area, values in spread.items():
+            colour = COLOURS.get(area)
+            axis.hist(values, bins=bins, color=colour, alpha=0.5, label=f"{area}: {len(values)} images")
+            axis.axvline(values.mean(), color=colour, label=f"mean {values.mean():.4g}")
+            axis.axvline(values.min(), color=colour, linestyle=":", label=f"minimum {values.min():.4g}")
+        axis.set(title=f"{title} of the images", xlabel=unit, ylabel="images (number)")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        if spread:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")
+    return _save_chart(figure, out)
+
+
+def _as_pictures(images: torch.Tensor) -> np.ndarray:
+    """uint8 `[n, channels, height, width]` -> `[n, height, width]` (grey) or `[n, height, width, 3]`."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images: expected uint8 [n, 1 or 3, height, width] with n at least 1, found {images.dtype} "
+                         f"{list(images.shape)}.")
+    array = images.cpu().numpy()
+    return array[:, 0] if array.shape[1] == 1 else array.transpose(0, 2, 3, 1)
+
+
+def _enlarged(images: torch.Tensor) -> torch.Tensor:
+    factor = math.ceil(SMALLEST_SIDE / min(images.shape[-2:]))
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def _row(images: torch.Tensor, gap: int) -> Image.Image:
+    return image_grid(_enlarged(images), columns=len(images), gap=gap)
+
+
+def _stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures one under the other, left sides in line; grey if all are."""
+    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    height = sum(picture.height + gap for picture in pictures) - gap
+    canvas = Image.new(mode, (max(picture.width for picture in pictures), height), "white")
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height + gap
+    return canvas
+
+
+def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Image:
+    """Put `text` at the left of a row of images, and below it a colour bar from 0 to `scale`, if there is one."""
+    canvas = Image.new(row.mode, (LABEL_WIDTH + row.width, row.height), "white")
+    canvas.paste(row, (LABEL_WIDTH, 0))
+    draw, middle = ImageDraw.Draw(canvas), row.height // 2
+    ink = INK if row.mode == "RGB" else INK[0]
+    centre = LABEL_WIDTH // 2
+    if scale is None:
+        draw.text((centre, middle), text, ink, _font(text), anchor="mm")
+        return canvas
+    draw.text((centre, middle - 22), text, ink, _font(text), anchor="mm")
+    ramp = _inferno(np.tile(np.linspace(0, 1, LABEL_WIDTH - 32), (10, 1)))
+    canvas.paste(Image.fromarray(ramp), (16, middle - 6))
+    for where, value in ((16, "0"), (LABEL_WIDTH - 16, f"{scale:g}+")):
+        draw.text((where, middle + 16), value, ink, _font(value), anchor="mm")
+    return canvas
+
+
+def _captions(captions: Sequence[str], column: int) -> Image.Image:
+    """One line of text under each column of images, made smaller where it is too wide."""
+    canvas = Image.new("RGB", (LABEL_WIDTH + column * len(captions), 2 * TEXT_SIZE), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, text in enumerate(captions):
+        where = (LABEL_WIDTH + number * column + column // 2, TEXT_SIZE)
+        draw.text(where, text, INK, _font(text, column - 8), anchor="mm")
+    return canvas
+
+
+def _font(text: str, width: int = LABEL_WIDTH - 8) -> ImageFont.FreeTypeFont:
+    """The font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
+    sizes = [size for size in range(TEXT_SIZE, 6, -1) if ImageFont.load_default(size).getlength(text) <= width]
+    return ImageFont.load_default(max(sizes, default=6))
+
+
+def _inferno(values: np.ndarray) -> np.ndarray:
+    """0…1 -> uint8 colours, `[…, 3]`; above 1 stays the brightest."""
+    return matplotlib.colormaps["inferno"](values.clip(0, 1), bytes=True)[..., :3]
+
+
+def _palette(size: int) -> np.ndarray:
+    """uint8 `[size, 3]`, always the same: every hue, neither black nor white."""
+    draws = np.random.default_rng(0).random((size, 3))
+    return (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()
+
+
+def _panels(number: int) -> tuple[Figure, list]:
+    """A figure of `number` panels, at most three in a row."""
+    columns = min(3, max(1, number))
+    rows = max(1, math.ceil(number / columns))
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, panel + 1) for panel in range(number)]
+
+
+def _save_chart(figure: Figure, out: Path | str) -> Figure:
+    _write(out, lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
+
+
+def _write(path: Path | str, save: Callable[[Path], None]) -> None:
+    """Call `save` with a temporary name of the same ending, then move the file to its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

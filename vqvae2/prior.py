@@ -1,0 +1,258 @@
+"""Codes seen so far -> logits of the next one: top PixelCNN with self-attention, bottom PixelCNN given the top.
+
+Both are the same network: gated residual layers in a vertical and a horizontal stack (van den Oord 2016
+[1]), self-attention between some of them (PixelSNAIL, Chen 2018 [2]), and for the bottom a network that
+turns the top codes into features which every layer is given (Razavi 2019 [3], section 3.2).
+
+NOTE Departures, all because a study has hundreds of scans and not millions of photographs:
+- A code enters as its embedding in the VQ-VAE's codebook, and logits are products with a learned map of
+  those embeddings, so that codes that look alike share what is learned. Both are fixed by the VQ-VAE.
+- Positions have learned features of their own: brains are centred, so that where a code stands says much.
+
+References
+[1] van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders.
+[2] Chen et al. 2018, PixelSNAIL: An Improved Autoregressive Generative Model.
+[3] Razavi, van den Oord, Vinyals 2019, Generating Diverse High-Fidelity Images with VQ-VAE-2.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vqvae2 import checkpoints
+from vqvae2.config import PriorSettings, from_dict
+from vqvae2.errors import UserError
+from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """Return one half of the channels times the sigmoid of the other ([1] equation 2, without the tanh)."""
+    value, opening = x.chunk(2, 1)
+    return value * opening.sigmoid()
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks: vertical, then horizontal, which also sees the vertical's result."""
+
+    def __init__(self, channels: int, conditioned: bool):
+        super().__init__()
+        self.vertical_in = VerticalConv(channels, channels)
+        self.vertical_out = nn.Conv2d(channels, 2 * channels, 1)
+        self.horizontal_in = HorizontalConv(channels, channels)
+        self.from_vertical = nn.Conv2d(channels, channels, 1)
+        self.from_condition = nn.Conv2d(channels, channels, 1) if conditioned else None
+        self.horizontal_out = nn.Conv2d(channels, 2 * channels, 1)
+
+    def forward(self, vertical: torch.Tensor, horizontal: torch.Tensor, condition: torch.Tensor | None,
+                keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both stacks `[batch, channels, height, width]` to the same; `keep` `[batch, 2, channels]` is dropout."""
+        vertical = self.vertical(vertical, self.vertical_in(functional.elu(vertical)), keep)
+        given = self.given(vertical, condition)
+        return vertical, self.horizontal(horizontal, self.horizontal_in(functional.elu(horizontal)) + given, keep)
+
+    def vertical(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Add what the vertical stack makes of what its kernel has seen."""
+        seen = functional.elu(seen)
+        return x + gate(self.vertical_out(seen if keep is None else seen * keep[:, 0, :, None, None]))
+
+    def given(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Return what the horizontal stack is given from above and from the condition."""
+        given = self.from_vertical(functional.elu(vertical))
+        return given if condition is None else given + self.from_condition(condition)
+
+    def horizontal(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Add what the horizontal stack makes of what its kernel has seen and was given."""
+        seen = functional.elu(seen)
+        return x + gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
+
+
+class Conditioner(nn.Module):
+    """Top codes -> features for every bottom code, each of which has seen all top codes.
+
+    Residual convolutions see the neighbourhood, one full (not causal) attention sees the whole map.
+    """
+
+    def __init__(self, embeddings: torch.Tensor, channels: int, heads: int, shape: tuple[int, int], factor: int):
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("embeddings", _whiten(embeddings))
+        self.enter = nn.Conv2d(embeddings.shape[1], channels, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
+        self.blocks = nn.ModuleList(nn.Sequential(
+            nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ELU(), nn.Conv2d(channels, channels, 1))
+            for _ in range(3))
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
+        """`[batch, top height, top width]` to `[batch, channels, bottom height, bottom width]`."""
+        x = self.enter(functional.embedding(top_codes, self.embeddings).movedim(-1, 1)) + self.place
+        for block in self.blocks:
+            x = x + block(x)
+        cells = x.flatten(2).transpose(1, 2)
+        seen = self.attention(cells, cells, cells, need_weights=False)[0]
+        x = x + seen.transpose(1, 2).reshape(x.shape)
+        return functional.elu(x).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
+@dataclass
+class SamplingState:
+    """What the layers must remember between positions; all preallocated, nothing grows."""
+
+    codes_above: torch.Tensor
+    """`[batch, dim, 2, width]`: embeddings of the two rows above."""
+    row_codes: torch.Tensor
+    """`[batch, dim, 1, width + 2]`: embeddings of this row, two columns of padding at the left."""
+    rows_above: list[torch.Tensor]
+    """For each layer `[batch, channels, 1, width]`: its vertical input, one row above."""
+    row: list[torch.Tensor] = field(default_factory=list)
+    """For each layer `[batch, channels, 1, width + 1]`: its horizontal input in this row, padded at the left."""
+    given: list[torch.Tensor] = field(default_factory=list)
+    """For each layer `[batch, channels, 1, width]`: what this row is given from above and the condition."""
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    condition: torch.Tensor | None = None
+
+
+class Prior(nn.Module):
+    """p(code | codes before it in raster order, condition) for one level's code maps.
+
+    Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
+    those at a position do not depend on the code there or on any after it.
+
+    Args:
+        settings: widths and depth.
+        embeddings: `[codebook_size, dim]`, the codebook of the level that is learned.
+        shape: height and width of its code maps.
+        top_embeddings, top_shape: the same of the top level, for a bottom prior.
+    """
+
+    def __init__(self, settings: PriorSettings, embeddings: torch.Tensor, shape: tuple[int, int],
+                 top_embeddings: torch.Tensor | None = None, top_shape: tuple[int, int] | None = None):
+        super().__init__()
+        channels, dim = settings.channels, embeddings.shape[1]
+        self.settings, self.shape, self.codebook_size = settings, tuple(shape), len(embeddings)
+        self.conditioner = None if top_embeddings is None else Conditioner(
+            top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
+        self.register_buffer("embeddings", _whiten(embeddings))
+        self.vertical_first = VerticalConv(dim, channels, first=True)
+        self.horizontal_first = HorizontalConv(dim, channels, first=True)
+        self.vertical_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
+        self.horizontal_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
+        self.layers = nn.ModuleList(GatedLayer(channels, self.conditioner is not None) for _ in range(settings.layers))
+        # The bottom has the whole top map for what is far away; attention over its own map would cost most.
+        every = 0 if self.conditioner is not None else settings.attention_every
+        self.attentions = nn.ModuleDict({str(i): CausalAttention(channels, settings.heads)
+                                         for i in range(settings.layers) if every and (i + 1) % every == 0})
+        self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, dim, 1))
+        self.bias = nn.Parameter(torch.zeros(self.codebook_size))
+        self.scale = nn.Parameter(torch.full((), dim**-0.5))
+
+    def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
+                keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
+
+        Args:
+            top_codes: `[batch, top height, top width]`, for a bottom prior.
+            keep: `[batch, layers, 2, channels]`, 0 or 1 / (1 - dropout): the channels that dropout leaves.
+        """
+        embedded = self._embed(codes)
+        condition = None if self.conditioner is None else self.conditioner(top_codes)
+        vertical = self.vertical_first(embedded) + self.vertical_place
+        horizontal = self.horizontal_first(embedded) + self.horizontal_place
+        for i, layer in enumerate(self.layers):
+            vertical, horizontal = layer(vertical, horizontal, condition, None if keep is None else keep[:, i])
+            if str(i) in self.attentions:
+                horizontal = self.attentions[str(i)](horizontal)
+        return self._logits(horizontal)
+
+    def start(self, batch: int, top_codes: torch.Tensor | None = None) -> SamplingState:
+        """Return the state before the first position, for `batch` maps (for a bottom prior, of these `top_codes`)."""
+        like, channels, (height, width) = self.horizontal_place, self.settings.channels, self.shape
+        dim, heads = self.embeddings.shape[1], self.settings.heads
+        zeros = lambda *shape: like.new_zeros(batch, *shape)  # noqa: E731
+        cells = [zeros(heads, height * width, channels // heads) for _ in range(2 * len(self.attentions))]
+        return SamplingState(
+            zeros(dim, 2, width), zeros(dim, 1, width + 2), [zeros(channels, 1, width) for _ in self.layers],
+            [zeros(channels, 1, width + 1) for _ in self.layers], [zeros(channels, 1, width) for _ in self.layers],
+            cells[::2], cells[1::2], None if self.conditioner is None else self.conditioner(top_codes))
+
+    def step(self, state: SamplingState, row: int, column: int) -> torch.Tensor:
+        """Return the logits `[batch, codebook_size]` of the next position in raster order.
+
+        Positions must be asked for in raster order, with `tell` between them.
+        """
+        if column == 0:
+            self._begin_row(state, row)
+        x = self.horizontal_first.step(state.row_codes[..., column:column + 2])
+        x = x + self.horizontal_place[:, row, column, None, None]
+        attention = 0
+        for i, layer in enumerate(self.layers):
+            state.row[i][..., column + 1] = functional.elu(x[..., 0])
+            seen = layer.horizontal_in.step(state.row[i][..., column:column + 2])
+            x = layer.horizontal(x, seen + state.given[i][..., column:column + 1])
+            if str(i) in self.attentions:
+                x = self.attentions[str(i)].step(x, state.keys[attention], state.values[attention],
+                                                 row * self.shape[1] + column)
+                attention += 1
+        return self._logits(x)[:, :, 0, 0]
+
+    def tell(self, state: SamplingState, column: int, codes: torch.Tensor) -> None:
+        """Put the codes `[batch]` that were drawn at the position into the state."""
+        state.row_codes[..., column + 2] = self._embed(codes[:, None, None])[..., 0]
+
+    def _begin_row(self, state: SamplingState, row: int) -> None:
+        """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
+        if row:
+            state.codes_above = torch.cat([state.codes_above[:, :, 1:], state.row_codes[..., 2:]], 2)
+        state.row_codes.zero_()
+        vertical = self.vertical_first.step(state.codes_above) + self.vertical_place[:, row:row + 1]
+        for i, layer in enumerate(self.layers):
+            here = functional.elu(vertical)
+            vertical = layer.vertical(vertical, layer.vertical_in.step(torch.cat([state.rows_above[i], here], 2)))
+            state.rows_above[i] = here
+            condition = None if state.condition is None else state.condition[:, :, row:row + 1]
+            state.given[i] = layer.given(vertical, condition)
+            state.row[i].zero_()
+
+    def _embed(self, codes: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(codes, self.embeddings).movedim(-1, 1)
+
+    def _logits(self, horizontal: torch.Tensor) -> torch.Tensor:
+        features = self.head(horizontal)
+        logits = torch.einsum("bdhw,kd->bkhw", features, self.embeddings.to(features.dtype))
+        return (logits.float() if features.dtype == torch.bfloat16 else logits) * self.scale + self.bias[:, None, None]
+
+
+def _whiten(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return embeddings with mean 0 and variance 1 in each dimension; codebooks come in any scale."""
+    spread = embeddings.std(0, unbiased=False).clamp(min=1e-6)
+    return (embeddings - embeddings.mean(0)) / spread
+
+
+def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
+               results: Path = Path("results")) -> Prior:
+    """Return a trained prior in eval mode, from its folder or by its name.
+
+    Raises: UserError if it is missing, of another level, or learned from another VQ-VAE's codes.
+    """
+    flag = f"--{level}"
+    folder = checkpoints.find_run(name, flag, results)
+    tensors, config = checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+    if config.get("kind") != f"{level} prior":
+        raise UserError(f"{flag} {name}: expected a {level} prior, found a {config.get('kind')} in {folder}. "
+                        f"Give the name that train_pixel_cnn.py --level {level} was run with.")
+    if config["vqvae_hash"] != vqvae_hash:
+        raise UserError(f"--vqvae: expected the VQ-VAE whose codes {flag} {name} learned "
+                        f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
+                        f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
+    top = (tensors["conditioner.embeddings"], config["top_shape"]) if level == "bottom" else (None, None)
+    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["embeddings"], config["shape"], *top)
+    try:
+        prior.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
+                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
+    return prior.to(device).eval()
