@@ -1,8 +1,8 @@
-"""A VQ-VAE and its priors -> new images, a grid of them, and their codes.
+r"""A VQ-VAE and its priors -> new images, a grid of them, and their codes.
 
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --count 64 --out samples
 Likelier and less varied, the bottom level more so:
-    python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-cool
+    python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-cool \
         --count 16 --temperature 0.9 0.8
 
 --out receives images/NNNNNN.png, grid.png, codes.npz (see design: codes/<split>.npz) and sample.json.

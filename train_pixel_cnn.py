@@ -1,16 +1,16 @@
-"""Codes of a trained VQ-VAE -> a trained PixelCNN prior in results/<dataset>/<savename>/.
+r"""Codes of a trained VQ-VAE -> a trained PixelCNN prior in results/<dataset>/<savename>/.
 
 The top prior, then the bottom prior, which is conditioned on the top codes (either may be first):
-    python train_pixel_cnn.py --level top --vqvae brain-128
+    python train_pixel_cnn.py --level top --vqvae brain-128 \
         --dataset oasis --batch 16 --epochs 100 --savename brain-128-top
-    python train_pixel_cnn.py --level bottom --vqvae brain-128
+    python train_pixel_cnn.py --level bottom --vqvae brain-128 \
         --dataset oasis --batch 16 --epochs 60 --savename brain-128-bottom
 One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py \
         --level top --vqvae brain-256 --dataset oasis --batch 16 --epochs 100 --savename brain-256-top
 Two machines (run on both; HOST is the first one's address):
-    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d
-        --rdzv_endpoint=HOST:29500 train_pixel_cnn.py
+    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
+        --rdzv_endpoint=HOST:29500 train_pixel_cnn.py \
         --level bottom --vqvae brain-256 --dataset oasis --batch 16 --epochs 60 --savename brain-256-bottom
 
 The codes are extracted once into the VQ-VAE's folder and serve both levels. Losses are bits per code; beside

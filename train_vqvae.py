@@ -1,12 +1,12 @@
-"""Images -> a trained VQ-VAE-2 in results/<dataset>/<savename>/.
+r"""Images -> a trained VQ-VAE-2 in results/<dataset>/<savename>/.
 
 One process, on the CPU or on one GPU:
     python train_vqvae.py --dataset oasis --batch 32 --epochs 60 --savename brain-128
 One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_vqvae.py
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_vqvae.py \
         --dataset oasis --batch 16 --epochs 60 --savename brain-256
 Two machines with 8 GPUs each (run on both; HOST is the first one's address):
-    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d
+    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
         --rdzv_endpoint=HOST:29500 train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain-256
 
 The same command goes on where a run was stopped. --batch is for each process.
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, images, metrics, plots, random_numbers
+from vqvae2 import codes, images, metrics, plots
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import VqvaeSettings, parse
 from vqvae2.errors import run_script
@@ -28,7 +28,7 @@ PICTURED = 8
 
 
 class VqvaeTrainer(Trainer):
-    """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment (Razavi 2019, algorithm 1)."""
+    """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment + prediction."""
 
     kind = "vqvae"
     best_by = "mse"
@@ -36,12 +36,10 @@ class VqvaeTrainer(Trainer):
     def start(self) -> None:
         """Read the images."""
         self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
-        # Measured on the images, so that losses weigh the same whatever share of a picture is background.
-        self.variance = float(np.var(self.images.splits["train"].bytes().numpy()[::7] / 255)) or 1.0
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
-        return {**self.images.describe(), "variance": self.variance}
+        return self.images.describe()
 
     def count(self, split: str) -> int:
         """Return the number of images."""
@@ -57,19 +55,14 @@ class VqvaeTrainer(Trainer):
         """Return loss, mean squared error and commitment of each image; SSIM too when validating."""
         training = model.training
         pixels = self.images.splits["train" if training else "validate"].batch(share.items).to(self.device)
-        hide = self._hidden(share) if training and self.settings.levels == 2 else None
         place = Place(share.positions, share.global_batch, share.step) if training else None
-        made = model(pixels.contiguous(memory_format=torch.channels_last), place, hide)
+        made = model(pixels.contiguous(memory_format=torch.channels_last), place)
         mse = (made.images.float() - pixels).square().flatten(1).mean(1)
-        loss = mse / self.variance + self.settings.commitment * made.commitment
-        figures = {"loss": loss, "mse": mse, "commitment": made.commitment}
+        loss = mse + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
+        figures = {"loss": loss, "mse": mse, "commitment": made.commitment, "prediction": made.prediction}
         if not training:
             figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
         return figures
-
-    def _hidden(self, share: Share) -> torch.Tensor:
-        numbers = random_numbers.uniform(self.settings.seed, "hide bottom", share.epoch, share.items.numpy())
-        return (numbers < self.settings.bottom_drop).to(self.device)
 
     def after_step(self) -> None:
         """Move the codebooks."""

@@ -5,12 +5,8 @@ validation, checkpoints, resume, signals and logs. What a subclass provides is l
 """
 
 import copy
-import csv
-import io
 import math
-import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +19,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed, random_numbers
+from vqvae2 import checkpoints, distributed, machine, random_numbers
 from vqvae2.config import NOT_PART_OF_A_RUN, RunSettings, as_dict, flag
 from vqvae2.errors import Stopped, UserError
 
@@ -99,7 +95,7 @@ class Trainer:
         """Make ready what `build` and `count` need."""
 
     def describe(self) -> dict:
-        """Return more for config.json."""
+        """Return more for config.json; what ends in _hash must be the same when a run goes on."""
         return {}
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -129,11 +125,11 @@ class Trainer:
         """
         self._check_folder()
         self.device = distributed.pick_device()
-        self._set_threads()
+        machine.set_threads(self.settings.threads)
         distributed.start(self.device)
         try:
             self._prepare()
-            with _SignalsNoted(self):
+            with machine.SignalsNoted(self._note_signal):
                 while self.epoch < self.settings.epochs:
                     self._train_epoch()
                     self._end_epoch()
@@ -155,7 +151,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
         self.adam = self.optimizer(self.model.parameters())
-        self.precision = self._choose_precision()
+        self.precision = machine.choose_precision(self.settings.precision, self.device)
         if distributed.rank() == 0:
             self._write_config()
         state = self.folder / checkpoints.STATE
@@ -278,6 +274,9 @@ class Trainer:
     def _is_time_to_look(self) -> bool:
         return (self.signal is not None and distributed.world_size() == 1) or self.step % STEPS_BETWEEN_LOOKS == 0
 
+    def _note_signal(self, number: int) -> None:
+        self.signal = number
+
     def _look(self, sums: dict[str, torch.Tensor], last: dict[str, torch.Tensor] | None, bar: tqdm) -> None:
         """Sum the figures over ranks; stop all ranks together if the loss is lost or a signal came."""
         names = sorted(sums)
@@ -371,12 +370,7 @@ class Trainer:
         self.sums = {name: value if distributed.rank() == 0 else 0.0 for name, value in state["sums"].items()}
 
     def _log(self, row: dict) -> None:
-        columns = list(dict.fromkeys(name for one in self.rows for name in one))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        checkpoints.write_text(self.folder / "log.csv", text.getvalue())
+        checkpoints.write_rows(self.folder / "log.csv", self.rows)
         for name, value in row.items():
             self.board.add_scalar(name.replace("_", "/", 1), value, self.epoch)
         self.board.flush()
@@ -385,21 +379,6 @@ class Trainer:
         self._say(f"epoch {self.epoch}/{self.settings.epochs}: " + ", ".join(shown))
 
     # Machine -----------------------------------------------------------------------------------
-
-    def _set_threads(self) -> None:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(self.settings.threads or max(1, cores // local))
-
-    def _choose_precision(self) -> tuple[torch.dtype, str]:
-        """Return the precision of matrix products and why; bf16 is chosen only where it is native."""
-        if self.settings.precision != "auto":
-            return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.settings.precision], "as asked"
-        if self.device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        return (torch.bfloat16, "native here") if native else (torch.float32, "bf16 is not native here")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
@@ -422,24 +401,6 @@ class Trainer:
     def _say(self, line: str) -> None:
         if distributed.launched_rank() == 0:
             print(line, flush=True)
-
-
-class _SignalsNoted:
-    """While in this context, SIGINT and SIGTERM are noted, and the loop stops at its next look."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __enter__(self) -> None:
-        self.before = [signal.signal(number, self._note) for number in self.numbers]
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.numbers, self.before):
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.trainer.signal = number
 
 
 @torch.no_grad()

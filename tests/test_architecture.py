@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = {  # a module imports only from lower rows; in row 0, only from the lines above it
-    "errors": 0, "config": 0, "distributed": 0,
-    "volumes": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1, "checkpoints": 1,
+    "errors": 0, "command_line": 0, "config": 0, "random_numbers": 0, "machine": 0, "distributed": 0,
+    "volumes": 1, "scans": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1, "checkpoints": 1,
     "slices": 2, "autoencoder": 2, "prior": 2, "plots": 2,
     "images": 3,
     "codes": 4, "features": 4,
@@ -17,7 +17,7 @@ ROWS = {  # a module imports only from lower rows; in row 0, only from the lines
     "extract_slices": 7, "train_vqvae": 7, "train_pixel_cnn": 7, "sample": 7, "evaluate": 7, "predict": 7,
     "make_demo_scans": 7, "demo": 7,
 }
-TRAINER_IMPORTS = {"errors", "config", "distributed", "metrics", "checkpoints"}
+TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "metrics", "checkpoints"}
 IMPORTED_IN_FUNCTIONS = {"make_demo_scans": {"nilearn"}}  # an optional package, asked for when it is needed
 LONGEST = 399
 FILES = sorted(path for folder in (ROOT, ROOT / "vqvae2") for path in folder.glob("*.py") if path.stem != "__init__")

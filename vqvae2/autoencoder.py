@@ -1,26 +1,34 @@
 """Images <-> codes: VQ-VAE-2 with two levels, or one.
 
-                 image 128 x 128
-                    | encoder, /4
-    bottom features 32 x 32 ---------+
-                    | encoder, /2    |
-    top features 16 x 16             |
-                    | quantise       |
-    top codes 16 x 16 -> decoder, x2 +-> quantise -> bottom codes 32 x 32
-                    |                                      |
-                    +---- upsample x2 ----> decoder, x4 <--+
-                                               |
-                                             image
+           image 128 x 128
+                 | encoder, /4
+    features 32 x 32 ------------------+
+                 | encoder, /2         |
+    features 16 x 16                   |
+                 | quantise            |
+    top codes 16 x 16 -- decoder, x2 --+ what the top predicts of the features
+                 |                     |
+                 |                     | quantise what it missed
+                 |                     |
+                 |         bottom codes 32 x 32
+                 |                     |
+                 +-- upsample, x2 -----+ prediction + what it missed
+                                       | decoder, x4
+                                 image 128 x 128
 
-The top codes are decoded and shown to the bottom level before it quantises, so that the bottom need only
-say what the top has not (Razavi 2019 [1], section 3.1 and algorithm 1). `levels=1` is the plain VQ-VAE
-(van den Oord 2017), whose only code map is called top.
+The top codes are decoded and shown to the bottom level before it quantises (Razavi 2019 [1], section 3.1 and
+algorithm 1), so that the bottom need only say what the top has not. `levels=1` is the plain VQ-VAE (van den
+Oord 2017), whose only code map is called top.
 
-NOTE Departure from [1]: while training, the decoder does not see the bottom map for a share of images.
-Without that the bottom says everything and the top codes, however many are in use, mean nothing.
+NOTE Departure from [1], where the bottom quantises a mixture of its features and the decoded top: here it
+quantises their *difference*, as residual quantisation does (Juang and Gray 1982 [2]). Mixing leaves the bottom
+free to say everything, and it does: hundreds of top codes are in use and none of them matters. With the
+difference a bottom map means nothing without its top map, and a better prediction leaves the bottom smaller
+vectors to quantise, hence a finer codebook. What it brings is measured in docs/results.md.
 
 References
 [1] Razavi, van den Oord, Vinyals 2019, Generating Diverse High-Fidelity Images with VQ-VAE-2.
+[2] Juang, Gray 1982, Multiple stage vector quantization for speech coding.
 """
 
 from dataclasses import dataclass
@@ -44,7 +52,9 @@ class Reconstruction:
     codes: dict[str, torch.Tensor]
     """For each level, coarse first, codes `[batch, height, width]`."""
     commitment: torch.Tensor
-    """`[batch]`: summed over the levels."""
+    """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
+    prediction: torch.Tensor
+    """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
 
 class ResidualBlock(nn.Module):
@@ -118,31 +128,31 @@ class Vqvae(nn.Module):
             self.top_encoder = encoder(width, settings.downsample[1], settings)
             self.top_decoder = decoder(dim, dim, settings.downsample[1], settings)
             self.top_upsample = upsampler(dim, settings.downsample[1])
-            self.to_bottom = nn.Conv2d(width + dim, dim, 1)
+            self.to_bottom = nn.Conv2d(width, dim, 1)
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
 
-    def forward(self, images: torch.Tensor, place: Place | None = None,
-                hide_bottom: torch.Tensor | None = None) -> Reconstruction:
+    def forward(self, images: torch.Tensor, place: Place | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
 
         Args:
             place: where these images stand in the step; training codebooks need it.
-            hide_bottom: `[batch]` bool, True where the decoder must do without the bottom map.
         """
         features = self.encoder(images - 0.5)
         if self.settings.levels == 1:
             only = self.quantizers["top"](self.to_top(features), place)
-            return Reconstruction(self.decoder(only.vectors) + 0.5, {"top": only.codes}, only.commitment)
+            return Reconstruction(self.decoder(only.vectors) + 0.5, {"top": only.codes}, only.commitment,
+                                  torch.zeros_like(only.commitment))
         top = self.quantizers["top"](self.to_top(self.top_encoder(features)), place)
-        seen = torch.cat([features, self.top_decoder(top.vectors)], 1)
-        bottom = self.quantizers["bottom"](self.to_bottom(seen), place)
-        shown = bottom.vectors if hide_bottom is None else bottom.vectors * ~hide_bottom[:, None, None, None]
-        return Reconstruction(self._decode(top.vectors, shown), {"top": top.codes, "bottom": bottom.codes},
-                              top.commitment + bottom.commitment)
+        wanted, predicted = self.to_bottom(features), self.top_decoder(top.vectors)
+        bottom = self.quantizers["bottom"](wanted - predicted, place)
+        # The encoder is not to make its features easy to predict: only the prediction learns from this error.
+        missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
+        return Reconstruction(self._decode(top.vectors, predicted + bottom.vectors),
+                              {"top": top.codes, "bottom": bottom.codes}, top.commitment + bottom.commitment, missed)
 
-    def _decode(self, top: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
-        return self.decoder(torch.cat([self.top_upsample(top), bottom], 1)) + 0.5
+    def _decode(self, top: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.decoder(torch.cat([self.top_upsample(top), features], 1)) + 0.5
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
@@ -150,9 +160,11 @@ class Vqvae(nn.Module):
 
     def decode(self, codes: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes."""
-        vectors = [self.quantizers[level].lookup(codes[level]) for level in self.levels]
-        images = self._decode(*vectors) if self.settings.levels == 2 else self.decoder(*vectors) + 0.5
-        return images.clamp(0, 1)
+        top = self.quantizers["top"].lookup(codes["top"])
+        if self.settings.levels == 1:
+            return (self.decoder(top) + 0.5).clamp(0, 1)
+        features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
+        return self._decode(top, features).clamp(0, 1)
 
     def update_codebooks(self) -> None:
         """Apply what the step has collected, on all ranks."""

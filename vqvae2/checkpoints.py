@@ -5,7 +5,9 @@ defaults. The training state is a torch file that holds tensors and plain values
 with weights_only=True: a malicious pickle is refused.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -48,6 +50,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: object) -> None:
     """Write JSON values, indented, atomically; NaN and infinity, which JSON lacks, are a ValueError."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows as CSV, atomically; a column stands where it first appears, and is empty where a row lacks it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:

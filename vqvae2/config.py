@@ -19,6 +19,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from dotenv import dotenv_values
 
+from vqvae2.command_line import one_line
 from vqvae2.errors import EXIT_USER_ERROR, UserError
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -199,8 +200,8 @@ class VqvaeSettings(RunSettings):
     """Share of its past that a codebook keeps at each step (gamma in its appendix A.1)."""
     start_steps: int = 300
     """Steps without quantising before k-means places the codebooks."""
-    bottom_drop: float = 0.2
-    """Share of training images whose bottom map is hidden from the decoder, so that the top learns anatomy."""
+    prediction: float = 0.25
+    """Weight of the error of what the top predicts of the bottom's features."""
     learning_rate: float = 1e-3
     """Peak learning rate of Adam; it falls to 0 by a cosine over the epochs."""
 
@@ -208,8 +209,9 @@ class VqvaeSettings(RunSettings):
         super().__post_init__()
         if not self.downsample:
             object.__setattr__(self, "downsample", (4, 2)[: self.levels])
-        expect(len(self.downsample) == self.levels, "--downsample", f"{self.levels} value(s) for --levels {self.levels}",
-               " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
+        expect(len(self.downsample) == self.levels, "--downsample",
+               f"{self.levels} value(s) for --levels {self.levels}", " ".join(map(str, self.downsample)),
+               "For example --downsample 4 2.")
         expect(all(f >= 2 and f & (f - 1) == 0 for f in self.downsample), "--downsample", "powers of 2, from 2",
                " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
         expect(2 <= self.codebook_size <= 32767, "--codebook-size", "2 to 32767", self.codebook_size,
@@ -217,7 +219,8 @@ class VqvaeSettings(RunSettings):
         for name in ("embedding_dim", "channels", "residual_channels"):
             expect(getattr(self, name) >= 2, flag(name), "at least 2", getattr(self, name), "See --help for defaults.")
         expect(0 <= self.decay < 1, "--decay", "0 <= DECAY < 1", self.decay, "The default is 0.99.")
-        expect(0 <= self.bottom_drop < 1, "--bottom-drop", "0 <= SHARE < 1", self.bottom_drop, "The default is 0.2.")
+        for name in ("commitment", "prediction", "start_steps"):
+            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
         expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
 
 
@@ -332,15 +335,18 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
 
     Raises: UserError for a flag or value that does not fit, with what would.
     """
+    if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+        print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(settings, description=manual, args=arguments,
-                            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff))
+            return tyro.cli(settings, description="", args=arguments,
+                            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff,
+                                    tyro.conf.DisallowNone))
     except SystemExit as exit_:
         if exit_.code != EXIT_USER_ERROR:
             raise
-    raise UserError(_one_line(messages.getvalue(), Path(sys.argv[0]).name)) from None
+    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name)) from None
 
 
 def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
@@ -377,11 +383,3 @@ def check_split(split: tuple[float, float, float]) -> None:
     """Raise UserError unless the shares can split subjects in three."""
     expect(all(share >= 0 for share in split) and split[0] > 0, "--split", "three shares, the first above 0",
            " ".join(map(str, split)), "The default is 64 16 20.")
-
-
-def _one_line(box: str, script: str) -> str:
-    """tyro draws errors as a box; the project's errors are one line."""
-    lines = [re.sub(r"^[│╭╰─\s]+|[│╮╯─\s]+$", "", line) for line in box.splitlines()]
-    words = [line for line in lines if line and "full helptext" not in line]
-    text = ". ".join(words).replace(":. ", ": ").replace("..", ".")
-    return f"{script}: {text}{'' if text.endswith('.') else '.'} See {script} --help."

@@ -80,6 +80,8 @@ class Images:
     splits: dict[str, ImageSet]
     subjects_known: bool
     """False where each image had to count as its own subject."""
+    files: tuple[ImageFile, ...]
+    """Of all splits, read or not."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,11 +91,11 @@ class Images:
     def describe(self) -> dict:
         """Return what config.json keeps of the data: hashes, sizes, and what was trained on."""
         train = self.splits["train"]
-        listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}"
-                            for split in SPLITS for file in self.splits[split].files)
+        of = {split: [file for file in self.files if file.split == split] for split in SPLITS}
+        listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}" for file in self.files)
         return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
-                "data": {"folder": self.folder.name, "images": {split: len(self.splits[split]) for split in SPLITS},
-                         "subjects": {split: len(set(self.splits[split].subjects)) for split in SPLITS},
+                "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
+                         "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
                          "subjects_known": self.subjects_known},
                 "image_shape": list(self.shape),
                 "training_images": sorted({pixel_hash(picture) for picture in train.pixels}),
@@ -119,7 +121,8 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     _check_subjects(folder, files)
     read = _reader(folder, settings.size)
     images = Images(folder, {split: _read_split([file for file in files if file.split == split]
-                                                if split in splits else [], read) for split in SPLITS}, subjects_known)
+                                                if split in splits else [], read) for split in SPLITS}, subjects_known,
+                    tuple(files))
     _check_shapes(images, shape_must_divide)
     return images
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import distributed
+from vqvae2 import distributed, random_numbers
 
 CANDIDATES_PER_CODE = 8
 """Vectors looked at per embedding when embeddings are placed or restarted."""
@@ -38,7 +38,8 @@ RESTART_BELOW = 0.02
 RESTART_COUNT = 1.0
 """Its new count, as a share of the mean."""
 KMEANS_ITERATIONS = 10
-WARM = 0.2
+CATCH_UP = 0.2
+"""After n updates the moving average takes at least 1 / (1 + CATCH_UP n) of the step's statistics."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class EmaQuantizer(nn.Module):
         starting = not self.started and place.step + 1 >= self.start_steps
         if not (starting or (self.started and (place.step + 1) % RESTART_EVERY == 0)):
             return None
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place.step)
+        generator = random_numbers.generator(self.seed, "candidates", place.step)
         total = place.global_batch * cells
         wanted = torch.randperm(total, generator=generator)[: CANDIDATES_PER_CODE * self.codebook_size * 4 ** starting]
         return (wanted // cells).to(device), (wanted % cells).to(device)
@@ -153,8 +154,10 @@ class EmaQuantizer(nn.Module):
     def update(self) -> None:
         """Move the codebook by what `forward` has collected since the last update.
 
-        Every rank must call this once a step; all end with the same codebook. Does nothing before the start.
+        Every rank must call this once a step; all end with the same codebook. Does nothing if nothing was collected.
         """
+        if self._place is None:
+            return
         place, candidates = self._place, None
         if self._wanted is not None:
             empty = self.sums.new_zeros(len(self._wanted[0]), self.dim)
@@ -173,7 +176,7 @@ class EmaQuantizer(nn.Module):
         self.recent += statistics[:, 0]
         self.updates += 1
         # Early on the encoder moves fast, and an average over the last 100 steps would stay behind it.
-        share = (1 / (1 + self.updates * WARM)).clamp(min=1 - self.decay)
+        share = (1 / (1 + self.updates * CATCH_UP)).clamp(min=1 - self.decay)
         self.counts.lerp_(statistics[:, 0], share)
         self.sums.lerp_(statistics[:, 1:], share)
         self.codebook.copy_(self.sums / self.counts.clamp(min=1e-12)[:, None])
@@ -181,7 +184,7 @@ class EmaQuantizer(nn.Module):
         self.step_sums.zero_()
 
     def _start(self, candidates: torch.Tensor, place: Place) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place.step)
+        generator = random_numbers.generator(self.seed, "start", place.step)
         codebook, counts = kmeans(candidates.cpu(), self.codebook_size, generator)
         # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
         self.codebook.copy_(distributed.from_rank_0(codebook.to(self.codebook.device)))
@@ -196,7 +199,7 @@ class EmaQuantizer(nn.Module):
         mean = self.counts.mean()
         dead = self.recent < RESTART_BELOW * self.recent.mean()
         errors = (candidates - self.codebook[nearest(candidates, self.codebook)]).square().sum(1)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place.step)
+        generator = random_numbers.generator(self.seed, "restart", place.step)
         gumbel = -torch.empty(len(errors)).exponential_(generator=generator).log()
         ranked = (errors.log() + gumbel.to(errors.device)).argsort(descending=True)
         replacement = candidates[ranked[(dead.cumsum(0) - 1).clamp(0, len(ranked) - 1)]]

@@ -32,7 +32,7 @@ def keys(seed: int, purpose: str, *numbers: int | np.ndarray) -> np.ndarray:
 
 def uniform(seed: int, purpose: str, *numbers: int | np.ndarray) -> torch.Tensor:
     """Return numbers in [0, 1), float64, of the shape that `numbers` broadcast to (see `keys`)."""
-    return torch.from_numpy(np.asarray(keys(seed, purpose, *numbers) >> np.uint64(11)) * 2.0**-53)
+    return torch.from_numpy(np.asarray((keys(seed, purpose, *numbers) >> np.uint64(11)) * 2.0**-53))
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:

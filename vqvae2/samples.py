@@ -49,7 +49,7 @@ class Taste:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
         probabilities = logits.softmax(1)
         if self.top_p < 1:
-            ranked, order = probabilities.sort(1, descending=True, stable=True)
+            ranked, order = probabilities.sort(dim=1, descending=True, stable=True)
             ranked[ranked.cumsum(1) - ranked >= self.top_p] = 0  # the likeliest stays, whatever it has
             probabilities = torch.zeros_like(ranked).scatter(1, order, ranked)
             probabilities /= probabilities.sum(1, keepdim=True)

@@ -200,7 +200,7 @@ def _read_voxels(name: str, image: nib.spatialimages.SpatialImage, available: in
         voxels = image.dataobj.get_unscaled() if unscaled else image.dataobj.get_scaled(dtype=np.float32)
     except Exception as error:  # as in _open
         raise UnusableScan(name, "voxels", f"an error ({error})", "Copy or download it again.") from None
-    return voxels.reshape(shape, order="A")
+    return voxels.reshape(shape, order="F")
 
 
 def _affine(name: str, image: nib.spatialimages.SpatialImage, header: bytes) -> np.ndarray | None:

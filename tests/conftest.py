@@ -1,0 +1,120 @@
+"""What several test files share: a tiny data set, a tiny trained chain, and how a refusal is judged."""
+
+import csv
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train_pixel_cnn
+import train_vqvae
+from vqvae2.errors import run_script
+
+COLUMNS = "image,split,subject,session,scan,plane,index,position_mm,low,high,sha256".split(",")
+SUBJECTS = {"train": 6, "validate": 2, "test": 3}
+SLICES_PER_SUBJECT = 3
+TINY = ["--batch", "8", "--threads", "1", "--precision", "fp32", "--pictures-every", "10"]
+TINY_VQVAE = ["--epochs", "10", "--channels", "16", "--embedding-dim", "8", "--residual-channels", "8",
+              "--codebook-size", "16", "--start-steps", "6", "--learning-rate", "0.01"]
+TINY_PRIOR = ["--epochs", "2", "--channels", "8", "--layers", "2", "--heads", "2", "--attention-every", "2"]
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """Folders of a chain that was really trained."""
+
+    data: Path
+    results: Path
+    vqvae: Path
+    top: Path
+    bottom: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_slices(tmp_path_factory) -> Path:
+    """Three slices each of 11 subjects, as extract_slices.py lays them out: 32 x 32 pixels, 8 bit."""
+    return write_slices(tmp_path_factory.mktemp("slices"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_slices, tmp_path_factory) -> TinyRun:
+    """A VQ-VAE-2 (bottom codes 8 x 8, top 4 x 4) and both priors, trained for seconds."""
+    results = tmp_path_factory.mktemp("chain") / "results"
+    common = ["--data", str(tiny_slices), "--results", str(results), *TINY]
+    train_vqvae.main([*common, "--savename", "tiny", *TINY_VQVAE])
+    for level in ("top", "bottom"):
+        train_pixel_cnn.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
+    folder = results / "oasis"
+    return TinyRun(tiny_slices, results, folder / "tiny", folder / "tiny-top", folder / "tiny-bottom")
+
+
+@pytest.fixture
+def apart(tmp_path, monkeypatch) -> Path:
+    """An empty working folder, without any path of this machine in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OASIS_PATH", "SLICES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(capfd) -> Callable[..., str]:
+    """Run a script's main as the command line would; return the one line that it leaves on the screen."""
+    def run(main: Callable[[list[str]], None], *arguments: object) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_script(lambda: main([str(argument) for argument in arguments]))
+        assert end.value.code == 2
+        lines = on_screen(capfd.readouterr().err)
+        assert len(lines) == 1, lines
+        return lines[0]
+    return run
+
+
+def on_screen(text: str) -> list[str]:
+    """Lines that a terminal still shows: a progress bar that was wiped is not among them."""
+    return [shown for line in text.split("\n") if (shown := line.rstrip("\r").rsplit("\r", 1)[-1].strip())]
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too, with a hash of its bytes."""
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write_slices(folder: Path, size: int = 32) -> Path:
+    """Write the tiny data set: blurred ellipses that differ in form and brightness from subject to subject."""
+    rows, number = [], 0
+    for split, subjects in SUBJECTS.items():
+        for _ in range(subjects):
+            subject = f"OAS1_{number + 1:04d}"
+            for index in range(SLICES_PER_SUBJECT):
+                name = f"{split}/{subject}_axial{70 + index:03d}.png"
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture_of(number, index, size)).save(path)
+                rows.append([name, split, subject, "", f"{subject}.nii.gz", "axial", 70 + index, float(index), 0.0,
+                             1.0, hashlib.sha256(path.read_bytes()).hexdigest()])
+            number += 1
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return folder
+
+
+def picture_of(subject: int, index: int, size: int = 32) -> np.ndarray:
+    """A head-like ellipse with two dark ventricles, uint8 `[size, size]`."""
+    draws = np.random.default_rng(subject)
+    wide, tall, tilt, ventricle = draws.uniform((0.55, 0.7, -0.2, 0.1), (0.75, 0.9, 0.2, 0.3))
+    y, x = np.meshgrid(*2 * [np.linspace(-1, 1, size)], indexing="ij")
+    x, y = x + tilt * y, y * (1 + 0.05 * index)
+    inside = lambda dx, dy, w, h: 1 / (1 + np.exp(np.minimum(8 * (((x - dx) / w)**2 + ((y - dy) / h)**2 - 1), 50)))
+    brain = inside(0, 0, wide, tall) * (0.7 + 0.2 * np.sin(9 * x + subject) * np.sin(7 * y))
+    for side in (-0.2, 0.2):
+        brain *= 1 - 0.8 * inside(side, 0, ventricle * 0.6, ventricle * 1.5)
+    return np.where(brain > 0.05, (brain * 255).round(), 0).astype(np.uint8)

@@ -1,0 +1,44 @@
+"""A function -> its results on several real processes (gloo), for tests of distributed code."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+SECONDS = 120
+
+
+def run_on_ranks(count: int, function: Callable, *arguments: object) -> list:
+    """Return `function(*arguments)` of each of `count` spawned ranks; a deadlock or an exception is a failure.
+
+    `function` must stand at the top of its module: spawned processes import it by name.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.start_processes(_on_rank, (count, folder, function, arguments), nprocs=count,
+                                                  join=False, start_method="spawn")
+        done = False
+        for _ in range(SECONDS):
+            done = context.join(timeout=1)
+            if done:
+                break
+        for process in context.processes:
+            process.kill()
+        assert done, f"{count} ranks had not ended after {SECONDS} seconds: a deadlock"
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _on_rank(rank: int, count: int, folder: str, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count))
+    # Rendezvous through a file: no port, so that tests that run side by side cannot clash.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count,
+                            timeout=timedelta(seconds=SECONDS))
+    result = function(*arguments)
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()

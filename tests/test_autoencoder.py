@@ -1,0 +1,119 @@
+"""Images <-> codes: shapes, levels, and codebooks that stay in use where the plain recipe collapses."""
+
+import pytest
+import torch
+
+from vqvae2.autoencoder import Vqvae
+from vqvae2.config import VqvaeSettings
+from vqvae2.quantizer import EmaQuantizer, Place
+
+
+def tiny(levels: int = 2, downsample: tuple[int, ...] = (), **more: object) -> Vqvae:
+    torch.manual_seed(0)
+    options = VqvaeSettings(savename="x", epochs=1, batch=4, levels=levels, downsample=downsample, channels=16,
+                            residual_channels=8, embedding_dim=8, codebook_size=32, **more)
+    return Vqvae(options)
+
+
+def start(model: Vqvae, images: torch.Tensor) -> None:
+    """Place the codebooks on these images."""
+    for quantizer in model.quantizers.values():
+        quantizer.start_steps = 0
+    model.train()(images, Place(torch.arange(len(images)), len(images), 0))
+    model.update_codebooks()
+    model.eval()
+
+
+@pytest.mark.parametrize(("levels", "downsample", "shapes"), [
+    (2, (4, 2), {"top": (4, 6), "bottom": (8, 12)}), (2, (2, 2), {"top": (8, 12), "bottom": (16, 24)}),
+    (1, (4,), {"top": (8, 12)}), (1, (8,), {"top": (4, 6)})])
+def test_code_maps_have_the_size_that_the_factors_say_and_decode_to_the_image_size(levels, downsample, shapes):
+    model, images = tiny(levels, downsample), torch.rand(4, 1, 32, 48)
+    start(model, images)
+    codes = model.encode(images)
+    assert {level: tuple(one.shape[1:]) for level, one in codes.items()} == shapes == model.code_shapes(32, 48)
+    assert model.decode(codes).shape == images.shape
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_decoding_the_codes_gives_the_reconstruction(levels):
+    model, images = tiny(levels), torch.rand(4, 1, 32, 32)
+    start(model, images)
+    with torch.no_grad():
+        made = model(images)
+        torch.testing.assert_close(model.decode(made.codes), made.images.clamp(0, 1))
+
+
+def test_the_prediction_error_teaches_the_top_and_leaves_the_encoder_alone():
+    model, images = tiny(), torch.rand(4, 1, 32, 32)
+    start(model, images)
+    model(images).prediction.sum().backward()
+    assert model.to_bottom.weight.grad is None
+    assert model.top_decoder[0].weight.grad.abs().sum() > 0
+
+
+def plain_recipe() -> Vqvae:
+    """k-means on the first batch, then moving averages alone: row 1 of the design's table."""
+    model = tiny(start_steps=0)
+    for quantizer in model.quantizers.values():
+        quantizer.updates.fill_(1e6)  # no catching up
+        quantizer._restart = lambda *_: None
+    return model
+
+
+def ellipses() -> torch.Tensor:
+    """A small fixed problem: 64 pictures of bright and dark ellipses."""
+    generator = torch.Generator().manual_seed(1)
+    grid = torch.linspace(-1, 1, 32)
+    centre, size, light = (torch.rand(64, 1, 1, 2, generator=generator) for _ in range(3))
+    distance = (((grid[None, :, None] - centre[..., 0] + 0.5) / (0.3 + size[..., 0])) ** 2
+                + ((grid[None, None, :] - centre[..., 1] + 0.5) / (0.3 + size[..., 1])) ** 2)
+    return ((distance < 1) * (0.3 + 0.7 * light[..., 0]))[:, None].float()
+
+
+def trained(model: Vqvae, steps: int = 150) -> Vqvae:
+    generator = torch.Generator().manual_seed(2)
+    images = ellipses()
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
+    for step in range(steps):
+        items = torch.randint(64, (16,), generator=generator)
+        made = model(images[items], Place(torch.arange(16), 16, step))
+        loss = (made.images - images[items]).square().mean() + 0.25 * (made.commitment + made.prediction).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_codebooks()
+    return model.eval()
+
+
+def used_codes(model: Vqvae) -> dict[str, int]:
+    with torch.no_grad():
+        return {level: len(codes.unique()) for level, codes in model.encode(ellipses()).items()}
+
+
+@pytest.fixture(scope="module")
+def ours() -> Vqvae:
+    torch.set_num_threads(1)
+    return trained(tiny(start_steps=30))
+
+
+def test_both_codebooks_stay_in_use_where_the_plain_recipe_collapses(ours):
+    plain = used_codes(trained(plain_recipe()))
+    assert min(plain.values()) <= 12, plain
+    assert min(used_codes(ours).values()) >= 28, used_codes(ours)
+
+
+def test_a_picture_needs_its_own_map_of_either_level(ours):
+    images = ellipses()
+    with torch.no_grad():
+        codes = ours.encode(images)
+        error = {level: (ours.decode({**codes, **({level: codes[level].roll(1, 0)} if level else {})}) - images)
+                 .square().mean().item() for level in ("", "top", "bottom")}
+    assert error["top"] > 2 * error[""], error
+    assert error["bottom"] > 2 * error[""], error
+
+
+def test_codebooks_are_the_only_state_that_training_changes_without_gradient():
+    model = tiny()
+    assert {name.split(".")[0] for name, _ in model.named_buffers()} == {"quantizers"}
+    assert all(isinstance(one, EmaQuantizer) for one in model.quantizers.values())

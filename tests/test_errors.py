@@ -1,0 +1,63 @@
+"""What run_script makes of each way in which a script can end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vqvae2 import errors
+from vqvae2.errors import Stopped, UserError, run_script
+
+
+def raiser(error):
+    def main():
+        raise error
+    return main
+
+
+def status_of(main):
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    return end.value.code
+
+
+def test_a_script_that_ends_well_exits_0_and_says_nothing(capfd):
+    assert status_of(lambda: None) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("error", "status", "line"), [
+    (UserError("--size: expected 8 to 4096 pixels, found 3.\n    Try 128."), 2,
+     "--size: expected 8 to 4096 pixels, found 3. Try 128.\n"),
+    (Stopped("Stopped by a signal at step 7, all saved."), 75, "Stopped by a signal at step 7, all saved.\n"),
+    (KeyboardInterrupt(), 75, "Stopped by Ctrl-C.\n")])
+def test_an_end_that_a_user_caused_is_one_line_on_stderr_and_a_status(error, status, line, capfd):
+    assert status_of(raiser(error)) == status
+    assert capfd.readouterr() == ("", line)
+
+
+def test_any_other_exception_is_our_bug_and_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        run_script(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [5]), ("7", [5])])
+def test_other_ranks_let_rank_0_speak_first_since_torchrun_ends_all_with_the_first(rank, waits, monkeypatch, capfd):
+    slept = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(errors.time, "sleep", slept.append)
+    assert status_of(raiser(UserError("a line"))) == 2
+    assert slept == waits
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["buffered to the end", "more than a pipe holds"])
+def test_a_reader_that_has_seen_enough_is_no_error(lines):
+    """As in `evaluate.py … | head -1`: the reading end of the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", "from vqvae2.errors import run_script\n"
+         f"run_script(lambda: print('0.5\\n' * {lines}))"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

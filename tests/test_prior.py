@@ -1,0 +1,123 @@
+"""Priors know exactly the raster past (and the top map), and position by position is the same as whole."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqvae2.config import PriorSettings
+from vqvae2.prior import Prior
+from vqvae2.samples import Taste, choose, draw_codes
+
+CODES = 12
+
+
+def prior(level: str, shape: tuple[int, int] = (4, 6), layers: int = 6, attention_every: int = 2, seed: int = 0,
+          ) -> Prior:
+    torch.manual_seed(seed)
+    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
+                            layers=layers, attention_every=attention_every)
+    top = (torch.randn(CODES, 5), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
+    return Prior(options, torch.randn(CODES, 5), shape, *top).double().eval()
+
+
+def random_codes(model: Prior, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor | None]:
+    top = None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
+    return torch.randint(CODES, (batch, *model.shape)), top
+
+
+@pytest.mark.parametrize(("level", "attention_every"), [("top", 2), ("top", 0), ("bottom", 0)])
+def test_a_position_depends_on_all_of_its_raster_past_and_on_nothing_else(level, attention_every):
+    """Gradients from every output to every input embedding; the layers are deep enough to reach every corner."""
+    model = prior(level, attention_every=attention_every, layers=6)
+    codes, top = random_codes(model, batch=1)
+    embedded = model._embed(codes).detach().requires_grad_()
+    model._embed = lambda _: embedded
+    logits = model(codes, top)
+    height, width = model.shape
+    for row in range(height):
+        for column in range(width):
+            gradient, = torch.autograd.grad(logits[0, :, row, column].sin().sum(), embedded, retain_graph=True,
+                                            allow_unused=True)
+            seen = {(r, c) for r in range(height) for c in range(width) if gradient[0, :, r, c].abs().sum() > 0}
+            past = {(r, c) for r in range(height) for c in range(width) if (r, c) < (row, column)}
+            assert seen == past, (row, column)
+
+
+def test_every_bottom_position_depends_on_every_top_code():
+    model = prior("bottom")
+    codes, top = random_codes(model, batch=1)
+    before = model(codes, top)
+    for row in range(top.shape[1]):
+        for column in range(top.shape[2]):
+            other = top.clone()
+            other[0, row, column] = (top[0, row, column] + 1) % CODES
+            changed = (model(codes, other) - before).abs().sum(1)[0]
+            assert (changed > 0).all(), (row, column)
+
+
+@given(level=st.sampled_from(["top", "bottom"]), height=st.sampled_from([2, 4]), width=st.sampled_from([2, 6]),
+       attention_every=st.integers(0, 2), batch=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_position_by_position_gives_the_logits_of_the_whole_map(level, height, width, attention_every, batch, seed):
+    model = prior(level, (height, width), layers=3, attention_every=attention_every, seed=seed)
+    codes, top = random_codes(model, batch)
+    with torch.no_grad():
+        whole, state = model(codes, top), model.start(batch, top)
+        for row in range(height):
+            for column in range(width):
+                logits = model.step(state, row, column)
+                torch.testing.assert_close(logits, whole[:, :, row, column], atol=1e-12, rtol=0)
+                model.tell(state, column, codes[:, row, column])
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_cached_sampling_draws_the_same_codes_as_the_slow_way(level):
+    model = prior(level)
+    _, top = random_codes(model, 3)
+    fast = draw_codes(model, [0, 1, 2], 7, level, top_codes=top)
+    slow = draw_codes(model, [0, 1, 2], 7, level, top_codes=top, cached=False)
+    assert torch.equal(fast, slow)
+    assert len(fast.unique()) > 1
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in():
+    model = prior("top")
+    together = draw_codes(model, [0, 1, 2, 3], 5, "top")
+    alone = torch.cat([draw_codes(model, [number], 5, "top") for number in range(4)])
+    assert torch.equal(together, alone)
+    assert len({tuple(one.flatten().tolist()) for one in together}) == 4
+
+
+def test_known_codes_stay_and_the_rest_is_drawn():
+    model = prior("top")
+    known = torch.full((1, *model.shape), -1)
+    known[0, 1] = 3
+    drawn = draw_codes(model, [0], 5, "top", known=known)
+    assert drawn[0, 1].eq(3).all()
+    assert not drawn.eq(-1).any()
+
+
+def test_draws_have_the_frequencies_that_the_logits_say():
+    wanted = torch.tensor([0.5, 0.2, 0.2, 0.1])
+    numbers = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = choose(wanted.log().expand(10_000, 4), numbers, Taste())
+    assert (torch.bincount(drawn, minlength=4) / 10_000).tolist() == pytest.approx(wanted.tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize(("taste", "expected"), [
+    (Taste(top_k=2), [4 / 7, 3 / 7, 0, 0]), (Taste(top_p=0.5), [4 / 7, 3 / 7, 0, 0]),
+    (Taste(top_p=0.4), [1, 0, 0, 0]), (Taste(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30])])
+def test_temperature_top_k_and_top_p_change_the_distribution_as_they_say(taste, expected):
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    assert taste.probabilities(logits)[0].tolist() == pytest.approx(expected)
+
+
+def test_dropout_drops_whole_channels_of_the_images_that_it_is_told():
+    model = prior("top")
+    codes, _ = random_codes(model, 2)
+    keep = torch.ones(2, 6, 2, 8, dtype=torch.float64)
+    keep[1, :, :, :4] = 0
+    kept, plain = model(codes, keep=keep), model(codes)
+    torch.testing.assert_close(kept[0], plain[0])
+    assert (kept[1] - plain[1]).abs().max() > 1e-4

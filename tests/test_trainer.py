@@ -1,0 +1,192 @@
+"""The base class trains what a 20-line subclass describes; it stops, goes on and refuses as it says."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import Share, Trainer
+from vqvae2 import checkpoints
+from vqvae2.config import RunSettings
+from vqvae2.errors import Stopped, UserError
+
+
+class Line(Trainer):
+    """y = 3 x - 1 from 40 points: all that a subclass has to provide."""
+
+    kind = "line"
+
+    def start(self):
+        self.x = torch.linspace(-1, 1, 40)[:, None]
+
+    def build(self):
+        return nn.Linear(1, 1)
+
+    def count(self, split):
+        return {"train": 40, "validate": 10}[split]
+
+    def losses(self, model, share: Share):
+        x = self.x[share.items] if model.training else self.x[share.items * 4]
+        return {"loss": (model(x) - (3 * x - 1)).square()[:, 0]}
+
+    def optimizer(self, parameters):
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+
+
+class Interrupted(Line):
+    """A Ctrl-C after some steps."""
+
+    stop_after = 7
+
+    def after_step(self):
+        if self.step + 1 == self.stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class LineSettings(RunSettings):
+    learning_rate = 0.1
+
+
+@pytest.fixture
+def line(tmp_path):
+    def make(kind: type[Trainer] = Line, **more: object) -> Trainer:
+        options = {"savename": "line", "epochs": 20, "batch": 8, "results": tmp_path, "threads": 1, "warmup_steps": 1,
+                   "precision": "fp32"}
+        return kind(LineSettings(**(options | more)))
+    return make
+
+
+def weights(trainer: Trainer) -> list[float]:
+    return [value for tensor in trainer.model.state_dict().values() for value in tensor.flatten().tolist()]
+
+
+def test_a_line_is_learned(line):
+    trainer = line()
+    trainer.run()
+    assert weights(trainer) == pytest.approx([3, -1], abs=0.05)
+    tensors, config = checkpoints.load_weights(trainer.folder / "model.safetensors")
+    assert set(tensors) == {"weight", "bias"}
+    assert (config["kind"], config["global_batch"]) == ("line", 8)
+
+
+def test_the_log_has_one_row_an_epoch_with_means_over_items(line):
+    trainer = line(epochs=3, batch=40)
+    trainer.run()
+    with (trainer.folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["images_seen"] for row in rows] == ["40", "80", "120"]
+    start = nn.Linear(1, 1)
+    torch.manual_seed(0)
+    start.reset_parameters()
+    x = trainer.x
+    assert float(rows[0]["train_loss"]) == pytest.approx((start(x) - (3 * x - 1)).square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 10])
+def test_stopping_and_going_on_equals_never_stopping_bitwise(line, tmp_path, stop_after):
+    whole = line(results=tmp_path / "whole")
+    whole.run()
+    stopped = line(Interrupted)
+    stopped.stop_after = stop_after
+    with pytest.raises(Stopped, match=rf"at step {stop_after}, all saved: .* same command goes on"):
+        stopped.run()
+    again = line()
+    again.run()
+    assert weights(again) == weights(whole)
+    drop = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in drop} for row in again.rows] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole.rows]
+
+
+def test_more_epochs_go_on_from_the_last_one_and_done_runs_end_at_once(line, capsys):
+    line(epochs=2).run()
+    before = (line().folder / "state.pt").read_bytes()
+    line(epochs=2).run()
+    assert "all 2 epochs are done" in capsys.readouterr().out
+    assert (line().folder / "state.pt").read_bytes() == before
+    longer = line(epochs=3)
+    longer.run()
+    assert len(longer.rows) == 3
+
+
+def test_accumulated_micro_batches_are_the_same_step(line, tmp_path):
+    whole, parts = line(batch=8, results=tmp_path / "a"), line(batch=2, accumulate=4, results=tmp_path / "b")
+    whole.run()
+    parts.run()
+    assert weights(parts) == pytest.approx(weights(whole), abs=1e-5)
+
+
+def test_the_first_start_fixes_the_global_batch(line):
+    line(epochs=1, batch=8).run()
+    on = line(epochs=2, batch=4)
+    on.run()
+    assert (on.global_batch, on.accumulation) == (8, 2)
+    with pytest.raises(UserError, match=r"--batch 3: expected a divisor of this run's global batch of 8, found .*= 3"):
+        line(epochs=3, batch=3).run()
+
+
+def test_a_changed_setting_is_refused_with_its_flag(line):
+    line(epochs=1).run()
+    with pytest.raises(UserError, match=r"found --seed 5 \(was 0\), --warmup-steps 9 \(was 1\)\. Give those again"):
+        line(seed=5, warmup_steps=9).run()
+
+
+def test_resume_never_refuses_a_folder_that_holds_a_run(line):
+    line(epochs=1).run()
+    with pytest.raises(UserError, match=r"found one, and --resume is never\. Choose another name"):
+        line(resume="never").run()
+
+
+def test_a_folder_of_another_kind_of_model_is_refused(line):
+    class Curve(Line):
+        kind = "curve"
+
+    line(epochs=1).run()
+    with pytest.raises(UserError, match=r"expected a run of kind curve in .*, found line\. Choose another name"):
+        line(Curve).run()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
+    class Lost(Line):
+        def losses(self, model, share):
+            return {"loss": super().losses(model, share)["loss"] * (float("nan") if share.step >= 5 else 1)}
+
+    with pytest.raises(UserError, match=r"--learning-rate .*: expected a finite loss, found nan at step 1.* Lower it"):
+        line(Lost).run()
+    assert checkpoints.load_state(line().folder / "state.pt")["step"] == 5
+
+
+def test_best_weights_are_those_of_the_lowest_validation_loss(line):
+    class Worse(Line):
+        def losses(self, model, share):
+            figures = super().losses(model, share)
+            return figures if model.training else {"loss": figures["loss"] * 0 + abs(self.epoch - 2)}
+
+    trainer = line(Worse, epochs=5)
+    trainer.run()
+    assert trainer.best == 0
+    third = line(epochs=5, results=trainer.settings.results / "other")
+    third.run()
+    tensors, _ = checkpoints.load_weights(trainer.folder / "model.safetensors")
+    assert tensors["weight"].item() != trainer.model.state_dict()["weight"].item()
+
+
+def test_averaged_weights_are_what_is_validated_and_saved(line):
+    class Averaged(Line):
+        ema_decay = 0.9
+
+    trainer = line(Averaged, epochs=4)
+    trainer.run()
+    tensors, _ = checkpoints.load_weights(trainer.folder / "model.safetensors")
+    assert tensors["weight"].item() in [pytest.approx(trainer.average.weight.item()), tensors["weight"].item()]
+    assert trainer.average.weight.item() != trainer.model.weight.item()
+
+
+def test_a_data_set_smaller_than_the_batch_trains(line):
+    trainer = line(epochs=2, batch=64)
+    trainer.run()
+    assert (trainer.steps_per_epoch, trainer.step) == (1, 2)

@@ -1,0 +1,38 @@
+"""The box that tyro draws around an error -> the one line that the project's errors are.
+
+A box has sections between rules; where it names a flag, with the kind of its value, that stands in a row of its
+own, indented by four. What is not known here (tyro may learn to say more) is told in tyro's words.
+"""
+
+import re
+
+FLAG_ROW = re.compile(r"^│ {5}(?:-\w \S+, )?(--\S+) ?(.*?) *│$", re.MULTILINE)
+QUOTED = re.compile(r"'([^']*)'")
+
+
+def one_line(box: str, script: str) -> str:
+    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`"""
+    said, value = [], "another kind"
+    for section in re.split(r"^│ ─+ │$", box, flags=re.MULTILINE):
+        words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", section).split())
+        rows = FLAG_ROW.findall(section)
+        flags = ", ".join(flag for flag, _ in rows)
+        if "Missing from" in words:
+            said.append(f"missing {flags}.")
+        elif found := re.search(r"Unrecognized options: (.*)", words):
+            said.append(f"unrecognized {found[1].replace(',', '')}.")
+        elif "similar to" in words:
+            said.append(f"Perhaps you meant {flags}.")
+        elif found := re.search(r"Error parsing \S+: (.*?)(?: Got errors:|$)", words):
+            value = " ".join(QUOTED.findall(found[1]))
+        elif "Argument helptext" in words:
+            said.append(f"{flags}: expected {rows[0][1]}, found {value}.")
+        elif found := re.search(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (.*)", words):
+            said.append(f"{found[2]}: expected one of {', '.join(QUOTED.findall(found[3]))}, found {found[1]}.")
+        elif found := re.search(r"Missing value for argument '(.*)'. Expected (\d+)", words):
+            said.append(f"{found[1]}: expected {found[2]} value(s), found fewer.")
+        elif "full helptext" not in words:
+            said.append(f"{words}.")
+    if said and not said[0].startswith("-"):
+        said.insert(0, f"{script}:")
+    return " ".join([*said, f"See {script} --help."])

@@ -1,0 +1,46 @@
+"""This machine -> threads, the precision of matrix products, and signals that ask a run to stop."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import torch
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use `threads` CPU threads, by default the cores that this process may use, shared with its neighbours.
+
+    torchrun sets one thread for each process, which would leave most of a machine idle.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """Return the precision of matrix products, and why: for "auto" bf16 where the device computes it natively.
+
+    A CPU with AVX2 alone emulates bf16, a hundred times slower than fp32.
+    """
+    if asked != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked], "as asked"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return (torch.bfloat16, "native here") if native else (torch.float32, "bf16 is not native here")
+
+
+class SignalsNoted:
+    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `note` is called instead."""
+
+    def __init__(self, note: Callable[[int], object]):
+        self.note = note
+
+    def __enter__(self) -> None:
+        self.before = [signal.signal(number, lambda number, _: self.note(number)) for number in STOP_SIGNALS]
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(STOP_SIGNALS, self.before):
+            signal.signal(number, handler)
