@@ -25,8 +25,7 @@ from vqvae2.images import to_bytes
 def main(arguments: list[str] | None = None) -> None:
     """Sample as the command line says."""
     settings = parse(SampleSettings, __doc__, arguments)
-    if settings.out.is_file():
-        raise UserError(f"--out {settings.out}: expected a folder or nothing, found a file. Choose another name.")
+    checkpoints.check_folder(settings.out, "--out")
     device = distributed.pick_device()
     vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, device)
     missing = [level for level in vqvae.model.levels if level not in priors]
@@ -55,7 +54,7 @@ def write_samples(vqvae: autoencoder.TrainedVqvae, priors: dict[str, prior.Prior
             maps.append(codes)
             for number, image in zip(numbers, images[-1]):
                 plots.save_picture(plots.image_grid(image[None], 1, gap=0), image_path(settings.out, number))
-    plots.save_picture(plots.image_grid(torch.cat(images), columns=max(1, round(settings.count**0.5))),
+    plots.save_picture(plots.image_grid(plots.enlarged(torch.cat(images)), columns=max(1, round(settings.count**0.5))),
                        settings.out / "grid.png")
     levels = {level: torch.cat([one[level] for one in maps]).cpu() for level in vqvae.model.levels}
     names = [image_path(settings.out, number).relative_to(settings.out).as_posix() for number in range(settings.count)]

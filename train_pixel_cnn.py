@@ -52,7 +52,7 @@ class PriorTrainer(Trainer):
         self._check_shape(loaded)
         self.data = loaded.describe()
         self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
-        self.copies = [self._codes(f"train-copy-{number}", loaded.splits["train"], number)
+        self.copies = [self._codes(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
                        for number in range(1, self.settings.copies + 1)]
         for warning in codes.check_codebook_use(codes.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
@@ -65,7 +65,10 @@ class PriorTrainer(Trainer):
         own = self.vqvae.config["settings"]
         size = self.settings.size or own["size"]
         data = self.settings.data or own["data"]
-        return dataclasses.replace(self.settings, size=size, split=tuple(own["split"]), data=data and
+        pattern = self.settings.subject_pattern or own["subject_pattern"]
+        # The VQ-VAE's seed too: it decides who is in which split where the images are not split on disk.
+        return dataclasses.replace(self.settings, size=size, split=tuple(own["split"]), seed=own["seed"],
+                                   subject_pattern=pattern, data=data and
                                    path_from_environment(data, "SLICES_PATH", "--data"))
 
     def _check_shape(self, loaded: images.Images) -> None:

@@ -57,7 +57,7 @@ class VqvaeTrainer(Trainer):
         pixels = self.images.splits["train" if training else "validate"].batch(share.items).to(self.device)
         place = Place(share.positions, share.global_batch, share.step) if training else None
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
-        mse = (made.images.float() - pixels).square().flatten(1).mean(1)
+        mse = error_of_clipped(made.images.float(), pixels).square().flatten(1).mean(1)
         loss = mse + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
         figures = {"loss": loss, "mse": mse, "commitment": made.commitment, "prediction": made.prediction}
         if not training:
@@ -96,6 +96,16 @@ class VqvaeTrainer(Trainer):
             plots.save_picture(plots.code_map_picture(maps.cpu(), self.settings.codebook_size),
                                self.folder / "code_images" / f"{epoch:04d}_{level}.png")
         model.train()
+
+
+def error_of_clipped(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Return `made` - `pixels`, but 0 where a black pixel is made blacker or a white one whiter.
+
+    Pictures are clipped to 0…1, so that nobody sees the difference, and a network that is free to go below 0
+    gives exact black: half of a brain slice is background, on which SSIM counts the smallest noise.
+    """
+    unseen = ((pixels <= 0) & (made < 0)) | ((pixels >= 1) & (made > 1))
+    return (made - pixels).masked_fill(unseen, 0)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -283,6 +283,7 @@ class Trainer:
         values = distributed.sum_over_ranks(torch.stack([sums[name].float() for name in names]))
         loss = values[names.index("loss")].item()
         if not math.isfinite(loss):
+            bar.close()
             raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
                             f"step {self.step}. Lower it, or use --precision fp32; the last good state is kept.")
         if bar is not None and last is not None:
@@ -309,9 +310,7 @@ class Trainer:
         """Refuse a folder that holds something else; everything that needs no data, before processes join."""
         self.config: dict = {}
         if not (self.folder / checkpoints.CONFIG).exists():
-            if self.folder.is_file():
-                raise UserError(f"--savename {self.settings.savename}: expected a folder or nothing at {self.folder}, "
-                                "found a file. Choose another name.")
+            checkpoints.check_folder(self.folder, "--savename")
             return
         old = checkpoints.read_config(self.folder)
         name = f"--savename {self.settings.savename}"

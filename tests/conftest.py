@@ -15,7 +15,7 @@ import train_pixel_cnn
 import train_vqvae
 from vqvae2.errors import run_script
 
-COLUMNS = "image,split,subject,session,scan,plane,index,position_mm,low,high,sha256".split(",")
+COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
 SUBJECTS = {"train": 6, "validate": 2, "test": 3}
 SLICES_PER_SUBJECT = 3
 TINY = ["--batch", "8", "--threads", "1", "--precision", "fp32", "--pictures-every", "10"]
@@ -113,8 +113,11 @@ def picture_of(subject: int, index: int, size: int = 32) -> np.ndarray:
     wide, tall, tilt, ventricle = draws.uniform((0.55, 0.7, -0.2, 0.1), (0.75, 0.9, 0.2, 0.3))
     y, x = np.meshgrid(*2 * [np.linspace(-1, 1, size)], indexing="ij")
     x, y = x + tilt * y, y * (1 + 0.05 * index)
-    inside = lambda dx, dy, w, h: 1 / (1 + np.exp(np.minimum(8 * (((x - dx) / w)**2 + ((y - dy) / h)**2 - 1), 50)))
-    brain = inside(0, 0, wide, tall) * (0.7 + 0.2 * np.sin(9 * x + subject) * np.sin(7 * y))
+
+    def inside(middle, width, height):
+        return 1 / (1 + np.exp(np.minimum(8 * (((x - middle) / width)**2 + (y / height)**2 - 1), 50)))
+
+    brain = inside(0, wide, tall) * (0.7 + 0.2 * np.sin(9 * x + subject) * np.sin(7 * y))
     for side in (-0.2, 0.2):
-        brain *= 1 - 0.8 * inside(side, 0, ventricle * 0.6, ventricle * 1.5)
+        brain *= 1 - 0.8 * inside(side, ventricle * 0.6, ventricle * 1.5)
     return np.where(brain > 0.05, (brain * 255).round(), 0).astype(np.uint8)

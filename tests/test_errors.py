@@ -56,8 +56,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines):
     """As in `evaluate.py … | head -1`: the reading end of the pipe is closed before anything is written."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-c", "from vqvae2.errors import run_script\n"
-         f"run_script(lambda: print('0.5\\n' * {lines}))"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    script = f"from vqvae2.errors import run_script\nrun_script(lambda: print('0.5\\n' * {lines}))"
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONUNBUFFERED": ""}, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")

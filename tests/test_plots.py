@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from vqvae2 import plots
+from vqvae2.errors import UserError
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
            "top_perplexity": "5.5", "top_shuffle_drop": "0.01", "bottom_used": "11", "learning_rate": "0.001"},
@@ -61,7 +62,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tm
 
     path = tmp_path / "grid.png"
     path.write_bytes(b"the old one")
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match=r"grid\.png: .* found no space left on device.* Free some space"):
         plots.save_picture(Breaks(), path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
@@ -141,8 +142,8 @@ def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(t
     assert Image.open(tmp_path / "losses.png").width > 500
 
 
-def test_curves_of_a_prior_are_in_bits_per_code(tmp_path):
-    rows = [{"epoch": 1, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
+def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out(tmp_path):
+    rows = [{"epoch": 1, "train_loss": 4.2, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
     (axis,) = plots.curves(rows, tmp_path / "losses.png").axes
     assert axis.get_ylabel() == "NLL (bits per code)"
     assert lines_of(axis) == {"train": ([1], [6.0]), "validate": ([1], [6.5])}

@@ -43,7 +43,8 @@ def test_many_at_once_are_each_one_alone():
 
 
 @pytest.mark.parametrize("other", [
-    (1, "order", 2, 3), (0, "ordes", 2, 3), (0, "order", 3, 2), (0, "order", 2), (0, "order", 2, 3, 0), (-1, "order", 2, 3)])
+    (1, "order", 2, 3), (0, "ordes", 2, 3), (0, "order", 3, 2), (0, "order", 2), (0, "order", 2, 3, 0),
+    (-1, "order", 2, 3)])
 def test_another_seed_purpose_number_or_order_gives_another_key(other):
     assert int(random_numbers.keys(*other)) != int(random_numbers.keys(0, "order", 2, 3))
 

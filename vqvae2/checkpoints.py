@@ -10,15 +10,17 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vqvae2 import __version__
 from vqvae2.errors import UserError
@@ -28,9 +30,9 @@ CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -39,7 +41,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
                         "Free some space or choose another folder; what was there before is kept.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+            temporary.unlink()
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Raise UserError where a file stands in the way of a folder that will be written to, before any work is done."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UserError(f"{flag} {folder}: expected a folder or nothing, found a file {path}. Choose another name.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +74,8 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
     """Write `tensors` as safetensors with `config` in the metadata, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, {"config": json.dumps(config)}))
+    # Made in memory: a full disk is then an OSError, as everywhere, and not the library's own kind of error.
+    write_atomically(path, partial(Path.write_bytes, data=save(plain, {"config": json.dumps(config)})))
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -93,14 +104,19 @@ def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def save_state(path: Path, state: dict) -> None:
     """Write a training state (tensors and plain values), atomically."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    made = io.BytesIO()
+    torch.save(state, made)
+    write_atomically(path, partial(Path.write_bytes, data=made.getbuffer()))
 
 
 def load_state(path: Path) -> dict:
     """Return a training state, on the CPU. Raises: UserError if the file is torn or holds anything executable."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        with warnings.catch_warnings():  # torch's about how a file was pickled, which is not the user's business
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever torch raises, the file is not one that save_state has written.
+    except Exception as error:
         raise UserError(f"{path}: expected a training state of this project, found {_short(error)}. "
                         "Delete it to train from the start.") from None
 
@@ -121,13 +137,14 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
     """
     if (Path(name).expanduser() / WEIGHTS).is_file():
         return Path(name).expanduser()
-    found = sorted(path.parent for pattern in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
-                   for path in pattern if path.parent.name == name)
+    runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
+                  for path in paths)
+    found = [folder for folder in runs if folder.name == name]
     if len(found) > 1:
         raise UserError(f"{flag} {name}: expected one run of this name, found {', '.join(map(str, found))}. "
                         f"Give the path of one.")
     if not found:
-        known = sorted({path.parent.name for path in results.glob(f"*/*/{WEIGHTS}")})
+        known = sorted({folder.name for folder in runs})
         raise UserError(f"{flag} {name}: expected a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/, "
                         f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
                         "Check the name, or wait for the first epoch to end.")
@@ -143,5 +160,6 @@ def versions() -> dict[str, str]:
 def _short(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
+    text = text or type(error).__name__
     return text if len(text) < 120 else text[:117] + "…"

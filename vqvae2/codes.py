@@ -4,6 +4,9 @@ A prior is trained on codes/<split>.npz in the VQ-VAE's folder, extracted once f
 `image` (names), `top` and `bottom` (int16 `[n, height, width]`, -1 = to be drawn), `vqvae_hash`, `data_hash`.
 """
 
+import math
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +50,7 @@ class CodeMaps:
                 return cls([str(name) for name in file["image"]], {
                     level: torch.from_numpy(file[level].astype(np.int64)) for level in ("top", "bottom")
                     if level in file})
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
 
@@ -99,10 +102,11 @@ def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[
     warnings = []
     for level, one in figures.items():
         size, used = int(one["size"]), int(one["used"])
-        if used < max(min(SMALLEST_USE, size), SMALLEST_SHARE * size):
-            raise UserError(f"--vqvae {name}: expected at least {max(SMALLEST_USE, round(SMALLEST_SHARE * size))} of "
-                            f"{size} {level} codes in use on the training images, found {used}: its codebook has "
-                            "collapsed. Train the VQ-VAE longer, or with more --start-steps.")
+        needed = max(min(SMALLEST_USE, size), math.ceil(SMALLEST_SHARE * size))
+        if used < needed:
+            raise UserError(f"--vqvae {name}: expected at least {needed} of {size} {level} codes in use on the "
+                            f"training images, found {used}: its codebook has collapsed. Train the VQ-VAE longer, "
+                            "or with more --start-steps.")
         if used < WARNING_SHARE * size:
             warnings.append(f"warning: only {used} of {size} {level} codes are in use on the training images. "
                             "A longer training or more --start-steps would help.")

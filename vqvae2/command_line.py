@@ -21,7 +21,7 @@ def one_line(box: str, script: str) -> str:
             said.append(f"missing {flags}.")
         elif found := re.search(r"Unrecognized options: (.*)", words):
             said.append(f"unrecognized {found[1].replace(',', '')}.")
-        elif "similar to" in words:
+        elif "similar to" in words or "Perhaps you meant" in words:
             said.append(f"Perhaps you meant {flags}.")
         elif found := re.search(r"Error parsing \S+: (.*?)(?: Got errors:|$)", words):
             value = " ".join(QUOTED.findall(found[1]))

@@ -48,6 +48,7 @@ class DemoScansSettings:
 
     def __post_init__(self) -> None:
         expect(self.subjects >= 1, "--subjects", "at least 1", self.subjects, "Give a larger number.")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class ExtractSettings:
         expect(1 <= self.field_of_view <= 1000, "--field-of-view", "1 to 1000 mm", self.field_of_view,
                "A head fits into the default of 224.")
         check_split(self.split)
+        check_seed(self.seed)
         expect(self.workers >= 1, "--workers", "at least 1", self.workers, "Give a larger number.")
         if self.assume_orientation is not None:
             letters = self.assume_orientation.upper()
@@ -166,7 +168,10 @@ class RunSettings(DataSettings):
         for name in ("epochs", "batch", "accumulate", "pictures_every"):
             value = getattr(self, name)
             expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
-        expect(self.warmup_steps >= 0, "--warmup-steps", "at least 0", self.warmup_steps, "The default is 100.")
+        for name in ("warmup_steps", "clip"):
+            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
+        check_seed(self.seed)
         expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
@@ -198,7 +203,7 @@ class VqvaeSettings(RunSettings):
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3)."""
     decay: float = 0.99
     """Share of its past that a codebook keeps at each step (gamma in its appendix A.1)."""
-    start_steps: int = 300
+    start_steps: int = 100
     """Steps without quantising before k-means places the codebooks."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
@@ -255,10 +260,12 @@ class PriorSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expect(self.heads >= 1, "--heads", "at least 1", self.heads, "The default is 4.")
         expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
                f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
         expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
-        expect(self.copies >= 0, "--copies", "0 or more", self.copies, "The default is 0.")
+        for name in ("attention_every", "copies", "weight_decay"):
+            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
         expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
         expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
@@ -291,6 +298,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         expect(self.count >= 1, "--count", "at least 1", self.count, "Give a larger number.")
+        check_seed(self.seed)
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
                                ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1")):
@@ -326,6 +334,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
+        check_seed(self.seed)
         expect(self.bottom is None or self.top is not None, "--bottom", "--top beside it", "--bottom alone",
                "Give --top too.")
 
@@ -383,3 +392,8 @@ def check_split(split: tuple[float, float, float]) -> None:
     """Raise UserError unless the shares can split subjects in three."""
     expect(all(share >= 0 for share in split) and split[0] > 0, "--split", "three shares, the first above 0",
            " ".join(map(str, split)), "The default is 64 16 20.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless torch and NumPy both take the seed."""
+    expect(0 <= seed < 2**32, "--seed", "0 to 4294967295", seed, "The default is 0.")

@@ -6,6 +6,7 @@ returns its input. Every rank must call each collective, in the same order.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -107,8 +108,10 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False,
-                                   gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.6 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False,
+                                       gradient_as_bucket_view=True)
 
 
 def without_gradient_exchange(model: nn.Module) -> AbstractContextManager:

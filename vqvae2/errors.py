@@ -30,18 +30,19 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         _print_once(" ".join(str(error).split()))
-        _exit(EXIT_USER_ERROR)
+        raise SystemExit(EXIT_USER_ERROR) from None
     except Stopped as stop:
         _print_once(str(stop))
-        _exit(EXIT_STOPPED)
+        raise SystemExit(EXIT_STOPPED) from None
     except KeyboardInterrupt:
         _print_once("Stopped by Ctrl-C.")
-        _exit(EXIT_STOPPED)
+        raise SystemExit(EXIT_STOPPED) from None
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _exit(0)
+    raise SystemExit(0)
 
 
 def _print_once(line: str) -> None:
@@ -50,8 +51,3 @@ def _print_once(line: str) -> None:
     if int(os.environ.get("RANK", 0)) != 0:
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     print(line, file=sys.stderr, flush=True)
-
-
-def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    raise SystemExit(status)

@@ -147,14 +147,19 @@ def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
     if not path.is_file():
         raise UserError(f"{path}: expected the manifest that extract_slices.py writes, found none. "
                         "Run extract_slices.py, or choose --dataset folder.")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = {"image", "split", "subject", "sha256"} - set(rows.fieldnames or ())
-        if missing:
-            raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
-                            f"{', '.join(rows.fieldnames or ['none'])}. Run extract_slices.py again.")
-        files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"]) for row in rows]
-    unknown = {file.split for file in files} - set(SPLITS)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
+            rows = csv.DictReader(file, restval="")
+            columns = list(rows.fieldnames or ())
+            table = list(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a readable manifest, found {error}. Run extract_slices.py again.") from None
+    missing = {"image", "split", "subject", "sha256"} - set(columns)
+    if missing:
+        raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
+                        f"{', '.join(columns) or 'none'}. Run extract_slices.py again.")
+    files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"]) for row in table]
+    unknown = {file.split or "nothing" for file in files} - set(SPLITS)
     if unknown:
         raise UserError(f"{path}: expected splits train, validate, test, found {', '.join(sorted(unknown))}. "
                         "Run extract_slices.py again.")
@@ -232,16 +237,17 @@ def _reader(folder: Path, size: int | None) -> Callable[[ImageFile], np.ndarray]
 
 def _as_pixels(picture: Image.Image, size: int | None) -> np.ndarray:
     """Return `[channels, height, width]`: one channel unless the picture has colours."""
+    resampling = Image.Resampling.BOX if size and min(picture.size) > size else Image.Resampling.BILINEAR
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
     if picture.mode.startswith("I"):
         if size and picture.size != (size, size):
-            values = np.asarray(picture, dtype=np.float32)
-            picture = Image.fromarray(values).resize((size, size), Image.Resampling.BOX)
+            picture = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize((size, size), resampling)
         return np.asarray(picture).round().clip(0, 65535).astype(np.uint16)[None]
-    grey = picture.mode in ("1", "L", "LA", "F")
+    grey = picture.mode in ("1", "L", "LA")
     picture = picture.convert("L" if grey else "RGB")
     if size and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BOX if min(picture.size) > size
-                                 else Image.Resampling.BILINEAR)
+        picture = picture.resize((size, size), resampling)
     pixels = np.asarray(picture)
     if not grey and (pixels[..., :1] == pixels).all():
         pixels = pixels[..., 0]
@@ -255,6 +261,8 @@ def _read_split(files: list[ImageFile], read: Callable[[ImageFile], np.ndarray])
     if len(shapes) > 1:
         found = ", ".join(f"{height} by {width}" for height, width in sorted(shapes)[:4])
         raise UserError(f"--data: expected images of one size, found {found}. Give --size to resize them.")
+    if len({picture.dtype for picture in pictures}) > 1:  # 8 and 16 bit: 255 and 65535 both are white
+        pictures = [picture if picture.dtype == np.uint16 else picture.astype(np.uint16) * 257 for picture in pictures]
     channels = max((len(picture) for picture in pictures), default=1)
     same = [picture if len(picture) == channels else np.repeat(picture, channels, 0) for picture in pictures]
     return ImageSet(tuple(files), np.stack(same) if same else np.zeros((0, 1, 1, 1), np.uint8))
@@ -266,7 +274,8 @@ def _check_shapes(images: Images, divisor: int) -> None:
         return
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
-        raise UserError(f"--data {images.folder}: expected one shape in all splits, found {found}. Give --size.")
+        raise UserError(f"--data {images.folder}: expected one shape in all splits, found {found}. Give --size, or "
+                        "make all of them grey or all in colour.")
     _, height, width = next(iter(shapes.values()))
     if height % divisor or width % divisor:
         raise UserError(f"--data {images.folder}: expected height and width that {divisor} divides (--downsample), "

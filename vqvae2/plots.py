@@ -5,8 +5,7 @@ run. Every file is written beside its place and then renamed: whoever looks sees
 """
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from vqvae2 import metrics
+from vqvae2 import checkpoints, metrics
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -27,10 +26,10 @@ SMALLEST_SIDE = 128
 LABEL_WIDTH, TEXT_SIZE = 116, 14
 COLOURS = {"train": "#999999", "validate": "#0072B2", "top": "#0072B2", "bottom": "#D55E00", "full": "#0072B2",
            "brain": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers too
+NLL = "NLL of the codes"
 PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend)]
     ("Loss", "loss (no unit, images 0…1)", [("train_loss", "train"), ("validate_loss", "validate")]),
-    ("NLL of the codes", "NLL (bits per code)", [("train_bits_per_code", "train"),
-                                                 ("validate_bits_per_code", "validate")]),
+    (NLL, "NLL (bits per code)", [("train_bits_per_code", "train"), ("validate_bits_per_code", "validate")]),
     ("Structural similarity", "SSIM (1 is equal)", [("train_ssim", "train"), ("validate_ssim", "validate")]),
     ("Codes in use", "codes used (number)", [("top_used", "top"), ("bottom_used", "bottom")]),
     ("Perplexity of the codes", "perplexity (number of codes)", [("top_perplexity", "top"),
@@ -58,9 +57,15 @@ def image_grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
     return Image.fromarray(grid)
 
 
+def enlarged(images: torch.Tensor) -> torch.Tensor:
+    """Return images `[n, channels, height, width]` by a whole number larger, at least SMALLEST_SIDE wide and high."""
+    factor = math.ceil(SMALLEST_SIDE / min(images.shape[-2:]))
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
 def save_picture(image: Image.Image, path: Path | str) -> None:
     """Write a picture, in the format of the name's ending; the folder is made."""
-    _write(path, lambda temporary: image.save(temporary))
+    checkpoints.write_atomically(Path(path), lambda temporary: image.save(temporary))
 
 
 def strip(rows: Sequence[tuple[str, torch.Tensor]], gap: int = 2) -> Image.Image:
@@ -84,7 +89,7 @@ def reconstruction_rows(originals: torch.Tensor, reconstructions: torch.Tensor, 
     parts = [strip([("original", originals), ("reconstruction", reconstructions)], gap),
              _label(_row(coloured, gap), "|difference|", scale=DIFFERENCE_SCALE)]
     if captions is not None:
-        parts.append(_captions(captions, column=_enlarged(originals).shape[-1] + gap))
+        parts.append(_captions(captions, column=enlarged(originals).shape[-1] + gap))
     return _stack(parts, gap)
 
 
@@ -97,7 +102,7 @@ def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int =
     codes = np.asarray(codes)
     palette = np.concatenate([_palette(size), [BLACK]]).astype(np.uint8)  # -1 finds the last
     pictures = torch.from_numpy(palette[codes]).permute(0, 3, 1, 2)
-    return image_grid(_enlarged(pictures), columns, gap=4)
+    return image_grid(enlarged(pictures), columns, gap=4)
 
 
 def curves(rows: Sequence[Mapping[str, object]], out: Path | str) -> Figure:
@@ -111,6 +116,8 @@ def curves(rows: Sequence[Mapping[str, object]], out: Path | str) -> Figure:
     found = [(title, unit, [(points(column), name) for column, name in lines if points(column)])
              for title, unit, lines in PANELS]
     found = [panel for panel in found if panel[2]]
+    # A prior's loss is its NLL in another unit, which would only ask to be mistaken for it.
+    found = [panel for panel in found if panel[0] != "Loss" or NLL not in [title for title, *_ in found]]
     figure, axes = _panels(len(found))
     for axis, (title, unit, lines) in zip(axes, found):
         for line, name in lines:
@@ -177,13 +184,8 @@ def _as_pictures(images: torch.Tensor) -> np.ndarray:
     return array[:, 0] if array.shape[1] == 1 else array.transpose(0, 2, 3, 1)
 
 
-def _enlarged(images: torch.Tensor) -> torch.Tensor:
-    factor = math.ceil(SMALLEST_SIDE / min(images.shape[-2:]))
-    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-
-
 def _row(images: torch.Tensor, gap: int) -> Image.Image:
-    return image_grid(_enlarged(images), columns=len(images), gap=gap)
+    return image_grid(enlarged(images), columns=len(images), gap=gap)
 
 
 def _stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
@@ -252,17 +254,5 @@ def _panels(number: int) -> tuple[Figure, list]:
 
 
 def _save_chart(figure: Figure, out: Path | str) -> Figure:
-    _write(out, lambda temporary: figure.savefig(temporary, dpi=120))
+    checkpoints.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=120))
     return figure
-
-
-def _write(path: Path | str, save: Callable[[Path], None]) -> None:
-    """Call `save` with a temporary name of the same ending, then move the file to its place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class EmaQuantizer(nn.Module):
         seed: of the draws of candidates, which depend on (seed, step) and not on the ranks.
     """
 
-    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 300, seed: int = 0):
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0):
         super().__init__()
         self.codebook_size, self.dim, self.decay, self.start_steps, self.seed = (
             codebook_size, dim, decay, start_steps, seed)

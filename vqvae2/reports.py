@@ -8,6 +8,7 @@ Nothing is reported about images that a model has seen unless it says so: `seen_
 import csv
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
 
     Raises: UserError if models and data do not fit each other, or test images were trained on.
     """
-    if settings.out.is_file():
-        raise UserError(f"--out {settings.out}: expected a folder or nothing, found a file. Choose another name.")
+    checkpoints.check_folder(settings.out, "--out")
     device = distributed.pick_device()
     vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, device)
     images = _images(vqvae, settings)
@@ -56,10 +56,12 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     if len(split) == 0:
         raise UserError(f"--split {settings.split}: expected at least 1 image, found 0 in {images.folder}. "
                         "Choose another split, or extract with a larger share for it.")
-    seen = seen_in_training(vqvae.config, split)
+    folders = _folders(settings)
+    configs = [checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for folder in folders.values()]
+    seen = seen_in_training(configs, split)
     if settings.split == "test" and seen["images"]:
-        raise UserError(f"--split test: expected images that --vqvae {settings.vqvae} was not trained on, found "
-                        f"{seen['images']} of {len(split)} that it was. Give the --data that it was trained with.")
+        raise UserError(f"--split test: expected images that {' and '.join(folders)} were not trained on, found "
+                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
     maps, made = _reconstruct(vqvae, split, settings.batch)
     figures = metrics.image_figures(split.bytes(), made)
     report = {
@@ -68,7 +70,8 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         "seen_in_training": seen,
         "reconstruction": {area: {name: metrics.summarise(values, split.subjects, settings.seed)
                                   for name, values in one.items()} for area, one in figures.items()},
-        "codes": codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed),
+        "codes": {level: {name: _finite(value) for name, value in one.items()} for level, one in
+                  codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed).items()},
         "raw_bits_per_pixel": metrics.raw_bits_per_pixel(
             [vqvae.model.settings.codebook_size] * len(maps.levels),
             [tuple(one.shape[1:]) for one in maps.levels.values()], math.prod(split.pixels.shape[2:])),
@@ -80,14 +83,17 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         drawn = _draw(vqvae, priors, settings)
         report["samples"] = judge_samples(drawn, split, settings.seed)
     judged = Judged(report, split, made, maps, drawn)
-    _draw_figures(judged, figures, vqvae, settings)
+    _draw_figures(judged, figures, vqvae, settings.out)
+    for name, folder in folders.items():
+        if log := read_log(folder):
+            plots.curves(log, settings.out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png")
     checkpoints.write_json(settings.out / "metrics.json", report)
     return judged
 
 
-def seen_in_training(config: dict, split: ImageSet) -> dict[str, int]:
-    """Return how many images and subjects of a split a model was trained on, by their hashes in its config."""
-    images, subjects = set(config["training_images"]), set(config["training_subjects"])
+def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
+    """Return how many images and subjects of a split the models of these configs were trained on, by their hashes."""
+    images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
     return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
             "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
 
@@ -113,6 +119,62 @@ def read_log(folder: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def headline(report: dict) -> list[tuple[str, str]]:
+    """Return the figures of a metrics.json that come first, as (what, value with its unit)."""
+    seen, full, brain = report["seen_in_training"], *(report["reconstruction"][area] for area in ("full", "brain"))
+    rows = [("images", f"{report['images']} of {report['subjects']} subjects, split {report['split']}; "
+                       f"{seen['images']} of them and {seen['subjects']} subjects seen in training")]
+    for area, one in (("full picture", full), ("inside the brain", brain)):
+        ssim = one["ssim"]
+        rows.append((f"SSIM, {area}", f"{_text(ssim['mean'], 4)} (95 % interval {_text(ssim['ci_low'], 4)} to "
+                                      f"{_text(ssim['ci_high'], 4)}), minimum {_text(ssim['min'], 4)}"))
+    rows.append(("PSNR, full picture", f"{_text(full['psnr']['mean'], 2)} dB"))
+    for level, one in report["codes"].items():
+        rows.append((f"{level} codes", f"{one['used']} of {one['size']} used, perplexity "
+                                       f"{_text(one['perplexity'], 1)}, shuffle drop {_text(one['shuffle_drop'], 3)}"))
+    priors = report["priors"] or {}
+    for level in (level for level in report["codes"] if level in priors):
+        one = priors[level]
+        rows.append((f"{level} prior", f"{_text(one['bits_per_code'], 3)} bits per code; counting neighbours "
+                                       f"{_text(one['context_model_bits'], 3)}"))
+    if "bits_per_pixel" in priors:
+        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel; stored as they are "
+                                  f"{_text(report['raw_bits_per_pixel'], 4)}"))
+    if report["samples"]:
+        one = report["samples"]
+        rows.append(("variety of samples", f"MS-SSIM of pairs {_text(one['pairwise_ms_ssim'], 3)}; real pairs "
+                                           f"{_text(one['real_pairwise_ms_ssim'], 3)}"))
+    return rows
+
+
+def prior_bits(report: dict) -> list[tuple[str, ...]]:
+    """Return rows (level, prior, three models that only count) in bits per code, a blind guess last."""
+    names = ("bits_per_code", "context_model_bits", "position_histogram_bits", "histogram_bits")
+    return [(level, *(_text(one[name], 3) for name in names), _text(math.log2(report["codes"][level]["size"]), 3))
+            for level, one in (report["priors"] or {}).items() if level in report["codes"]]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: where a figure is not defined, such as SSIM of images smaller than its window, None stands."""
+    return value if math.isfinite(value) else None
+
+
+def _folders(settings: EvaluateSettings) -> dict[str, Path]:
+    """The folder of each model that is given, by its flag."""
+    given = {"--vqvae": settings.vqvae, "--top": settings.top, "--bottom": settings.bottom}
+    return {flag: checkpoints.find_run(name, flag) for flag, name in given.items() if name}
 
 
 def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> Images:
@@ -183,13 +245,12 @@ def _mean_ms_ssim(images: torch.Tensor, pairs: np.ndarray) -> float | None:
     if len(pairs) == 0:
         return None
     first, second = (images[pairs[:, i]] for i in (0, 1))
-    mean = metrics.image_figures(first, second)["full"]["ms_ssim"].mean().item()
-    return mean if math.isfinite(mean) else None
+    return _finite(metrics.image_figures(first, second)["full"]["ms_ssim"].mean().item())
 
 
-def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: EvaluateSettings) -> None:
-    """Pictures of even choice, of the worst and the best images, of codes, samples and the training curves."""
-    originals, made, out = judged.images.bytes(), judged.reconstructions, settings.out
+def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, out: Path) -> None:
+    """Pictures of even choice, of the worst and the best images, of codes and samples."""
+    originals, made = judged.images.bytes(), judged.reconstructions
     even = np.linspace(0, len(originals) - 1, min(PICTURED, len(originals))).round().astype(int)
     plots.save_picture(plots.reconstruction_rows(originals[even], made[even]), out / "reconstructions.png")
     ssim = figures["full"]["ssim"]
@@ -206,8 +267,7 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: 
     plots.metric_histograms(figures, out / "ssim_histogram.png")
     rows = [("real", originals[even]), ("reconstruction", made[even])]
     if judged.samples is not None:
-        plots.save_picture(plots.image_grid(judged.samples, round(len(judged.samples)**0.5)), out / "samples.png")
+        grid = plots.image_grid(plots.enlarged(judged.samples), round(len(judged.samples)**0.5))
+        plots.save_picture(grid, out / "samples.png")
         rows.append(("sample", judged.samples[:PICTURED]))
     plots.save_picture(plots.strip(rows), out / "strip.png")
-    if log := read_log(vqvae.folder):
-        plots.curves(log, out / "curves.png")

@@ -31,7 +31,7 @@ from scipy import ndimage, sparse
 from vqvae2.config import SPLITS, ExtractSettings
 from vqvae2.errors import UserError
 from vqvae2.scans import Scan
-from vqvae2.volumes import UnusableScan, Volume, read_file, to_volume
+from vqvae2.volumes import Volume, read_file, to_volume
 
 RECIPE = 1
 """Raised whenever this module or volumes.py draws other pixels from equal scans and settings."""

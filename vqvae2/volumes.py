@@ -197,7 +197,7 @@ def _read_voxels(name: str, image: nib.spatialimages.SpatialImage, available: in
                            "It is cut short: copy or download it again.")
     try:
         unscaled = (image.dataobj.slope, image.dataobj.inter) in ((1, 0), (None, None))
-        voxels = image.dataobj.get_unscaled() if unscaled else image.dataobj.get_scaled(dtype=np.float32)
+        voxels = image.dataobj.get_unscaled() if unscaled else np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:  # as in _open
         raise UnusableScan(name, "voxels", f"an error ({error})", "Copy or download it again.") from None
     return voxels.reshape(shape, order="F")

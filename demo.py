@@ -1,0 +1,174 @@
+"""Nothing -> demo scans, slices, models, new images and figures: the whole chain, on two cores in minutes.
+
+    python demo.py
+In another folder, with models too small to be worth a look, to see within two minutes whether all is installed:
+    python demo.py --out demo-tiny --subjects 6 --tiny
+
+It runs the scripts that you would run on your own scans and prints each command before it starts, so that you can
+paste it and change it. All files go to --out, as far as possible named as in your own work:
+
+    scans/  slices/  results/oasis/{vqvae,top,bottom}/  samples/  report/
+
+Run it again to go on where it stopped. The brains are synthetic: they show what the software does, and say
+nothing about people. See make_demo_scans.py.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vqvae2 import checkpoints, reports
+from vqvae2.config import expect, parse
+from vqvae2.errors import run_script
+
+HERE = Path(__file__).parent
+PROCESSES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Settings of demo.py."""
+
+    out: Path = Path("demo")
+    """Folder that receives everything."""
+    subjects: int = 24
+    """Synthetic subjects; every sixth is scanned twice."""
+    tiny: bool = False
+    """Small images and models that learn nothing: a test of the installation."""
+
+    def __post_init__(self) -> None:
+        expect(self.subjects >= 3, "--subjects", "at least 3, one for each split", self.subjects, "The default is 24.")
+        checkpoints.check_folder(self.out, "--out")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is small in a demonstration."""
+
+    slices: str
+    vqvae: str
+    top: str
+    bottom: str
+    count: int
+    """Samples."""
+    global_batch: int = 16
+
+
+# Measured on two cores without native bf16: see docs/results.md for what longer training brings.
+SMALL = Recipe(slices="--size 64 --per-scan 16",
+               vqvae="--epochs 40 --channels 64 --start-steps 150 --pictures-every 10",
+               top="--epochs 25 --channels 64 --layers 6 --pictures-every 5",
+               bottom="--epochs 12 --channels 64 --layers 6 --pictures-every 4", count=16)
+TINY = Recipe(slices="--size 32 --per-scan 12",
+              vqvae="--epochs 12 --channels 16 --residual-channels 8 --embedding-dim 8 --codebook-size 16 "
+                    "--start-steps 6 --learning-rate 0.01 --pictures-every 12",
+              top="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2",
+              bottom="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2", count=4)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One script of the chain."""
+
+    heading: str
+    script: str
+    arguments: str
+    processes: int = 1
+    note: Path | None = None
+    """Where the finished command is noted, so that it is not run again: for a script that would begin anew."""
+
+    def command(self) -> list[str]:
+        """Return the words of the command line, under torchrun where there are to be several processes."""
+        launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
+        return ["python", *(launcher.split() if self.processes > 1 else ()), os.path.relpath(HERE / self.script),
+                *shlex.split(self.arguments)]
+
+
+def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[Step]:
+    """Return the whole chain, in order; training runs on `processes`, which divide the recipe's global batch."""
+    out = shlex.quote(str(settings.out))
+    run = f"--results {out}/results --dataset oasis --data {out}/slices --batch {recipe.global_batch // processes}"
+    vqvae, top, bottom = (f"--{name} {out}/results/oasis/{name}" for name in ("vqvae", "top", "bottom"))
+    models = f"{vqvae} {top} {bottom}"
+    return [
+        Step("synthetic scans", "make_demo_scans.py", f"--out {out}/scans --subjects {settings.subjects}",
+             note=settings.out / "scans" / ".done"),
+        Step("slices", "extract_slices.py", f"--scans {out}/scans --out {out}/slices {recipe.slices}"),
+        Step("VQ-VAE-2", "train_vqvae.py", f"{run} --savename vqvae {recipe.vqvae}", processes),
+        Step("prior of the top codes", "train_pixel_cnn.py", f"--level top {vqvae} {run} --savename top {recipe.top}",
+             processes),
+        Step("prior of the bottom codes", "train_pixel_cnn.py",
+             f"--level bottom {vqvae} {run} --savename bottom {recipe.bottom}", processes),
+        Step("new images", "sample.py", f"{models} --count {recipe.count} --out {out}/samples"),
+        Step("figures", "evaluate.py", f"{models} --data {out}/slices --samples {recipe.count} --out {out}/report"),
+    ]
+
+
+def run_steps(steps: list[Step]) -> None:
+    """Run the steps one after the other, their output going where ours goes.
+
+    Raises: SystemExit with the status of the first step that fails.
+    """
+    for number, step in enumerate(steps, 1):
+        title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
+        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == shlex.join(command):
+            print(f"\n{title}: there already", flush=True)
+            continue
+        print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
+        if status := run(command, step.processes):
+            print(f"{title}: {step.script} ended with status {status}; what it said stands above. "
+                  "The same command goes on from here.", file=sys.stderr, flush=True)
+            raise SystemExit(status)
+        if step.note:
+            checkpoints.write_text(step.note, shlex.join(command))
+
+
+def run(command: list[str], processes: int) -> int:
+    """Run a command to its end and return its exit status; as a shell says it, where a signal ended it."""
+    # torchrun would say that it sets this to 1; the scripts share the cores out by themselves.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
+    child = None
+    # Ctrl-C reaches the child by itself, and SIGTERM is passed on: it saves its state, and we wait for that.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child and child.send_signal(number)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        child = subprocess.Popen([sys.executable, *command[1:]], env={**threads, **os.environ})
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
+def show_results(out: Path, minutes: float) -> None:
+    """Print where the pictures and figures are, and the first of the figures."""
+    figures = dict(reports.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
+    print(f"\nDone in {minutes:.1f} minutes. Look at:")
+    for path, what in (("report/strip.png", "real, reconstructed and new images"), ("samples/grid.png", "new images"),
+                       ("report/reconstructions.png", "where reconstructions differ"),
+                       ("report/curves.png", "the training; curves_top.png and curves_bottom.png: the priors"),
+                       ("report/metrics.json", f"all figures; SSIM {figures['SSIM, full picture']}")):
+        print(f"  {out / path}: {what}")
+    print("All of them on one page: jupyter nbconvert --to html --execute evaluate.ipynb")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the demonstration that the command line asks for."""
+    settings = parse(DemoSettings, __doc__, arguments)
+    began = time.monotonic()
+    # Two processes cannot share one GPU under NCCL.
+    processes = min(PROCESSES, torch.cuda.device_count() or PROCESSES)
+    run_steps(make_steps(settings, TINY if settings.tiny else SMALL, processes))
+    show_results(settings.out, (time.monotonic() - began) / 60)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,254 @@
+"""Files of a run: whole or not there at all, read without executing anything, found by name."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import resource
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import files_in
+
+from vqvae2 import checkpoints
+from vqvae2.errors import UserError
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 5000 bytes: to a writer this looks like a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def large():
+    return {"weight": torch.zeros(10_000)}
+
+
+class TestWriting:
+    def test_a_file_appears_with_its_folder_and_nothing_beside_it(self, tmp_path):
+        checkpoints.write_text(tmp_path / "new" / "folder" / "a.txt", "0…1\n")
+        assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == "0…1\n".encode()
+        assert list(files_in(tmp_path)) == ["new/folder/a.txt"]
+
+    @pytest.mark.parametrize(("error", "raised", "said"), [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError,
+         r"a\.txt: expected to write this file, found No space left on device\. Free some space .* is kept"),
+        (ValueError("a bug"), ValueError, "a bug"), (KeyboardInterrupt(), KeyboardInterrupt, "")])
+    def test_a_writer_that_fails_leaves_the_old_file_and_no_other(self, error, raised, said, tmp_path):
+        def write(path):
+            path.write_text("half of the new o")
+            raise error
+
+        (tmp_path / "a.txt").write_text("the old one")
+        before = files_in(tmp_path)
+        with pytest.raises(raised, match=said):
+            checkpoints.write_atomically(tmp_path / "a.txt", write)
+        assert files_in(tmp_path) == before
+
+    @pytest.mark.parametrize("write", [
+        lambda path: checkpoints.save_state(path, large()), lambda path: checkpoints.save_weights(path, large(), {}),
+        lambda path: checkpoints.write_json(path, ["x"] * 5000)], ids=["state", "weights", "json"])
+    def test_a_full_disk_is_one_line_and_keeps_what_was_there(self, write, tmp_path, full_disk):
+        (tmp_path / "a").write_text("the old one")
+        with pytest.raises(UserError, match=r"a: expected to write this file, found File too large\. Free some space"):
+            write(tmp_path / "a")
+        assert files_in(tmp_path) == {"a": hashlib.sha256(b"the old one").hexdigest()}
+
+    def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"file/a\.txt: expected to write this file, found .*(exists|directory)"):
+            checkpoints.write_text(tmp_path / "file" / "a.txt", "")
+
+    @pytest.mark.parametrize("out", ["file", "file/new", "file/new/deeper"])
+    def test_a_file_in_the_way_of_a_folder_is_found_before_any_work(self, out, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=rf"--out .*{out}: expected a folder or nothing, found a file .*file\. Choose"):
+            checkpoints.check_folder(tmp_path / out, "--out")
+        checkpoints.check_folder(tmp_path, "--out")
+        checkpoints.check_folder(tmp_path / "new" / "folder", "--out")
+
+    def test_json_has_no_nan(self, tmp_path):
+        with pytest.raises(ValueError, match="Out of range float"):
+            checkpoints.write_json(tmp_path / "a.json", {"ssim": float("nan")})
+        assert files_in(tmp_path) == {}
+
+    def test_rows_have_the_columns_of_all_rows_in_the_order_of_their_coming(self, tmp_path):
+        checkpoints.write_rows(tmp_path / "log.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "used": 7, "loss": 0.25}])
+        assert (tmp_path / "log.csv").read_text() == "epoch,loss,used\n1,0.5,\n2,0.25,7\n"
+
+
+class TestWeights:
+    def test_weights_come_back_with_their_config(self, tmp_path):
+        shared = torch.arange(6.0).view(2, 3)
+        tensors = {"a": shared, "b.half": torch.ones(2).bfloat16(), "tied": shared, "turned": shared.T,
+                   "scalar": torch.tensor(True)}
+        config = {"kind": "vqvae", "settings": {"size": None, "split": [64, 16, 20]}}
+        checkpoints.save_weights(tmp_path / "w", tensors, config)
+        found, found_config = checkpoints.load_weights(tmp_path / "w")
+        assert found_config == config
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
+
+    def test_a_torn_file_is_refused_wherever_it_is_torn(self, tmp_path):
+        checkpoints.save_weights(tmp_path / "w", {"a": torch.arange(20.0)}, {"kind": "vqvae"})
+        whole = (tmp_path / "w").read_bytes()
+        for length in (0, 1, 8, 20, len(whole) // 2, len(whole) - 1):
+            (tmp_path / "w").write_bytes(whole[:length])
+            with pytest.raises(UserError, match=r"w: expected a weights file .* found .+\. Check the name, or train"):
+                checkpoints.load_weights(tmp_path / "w")
+
+    def test_weights_of_another_project_are_refused(self, tmp_path):
+        header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        (tmp_path / "w").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        with pytest.raises(UserError, match=r"w: expected a weights file of this project, found no config\. Check"):
+            checkpoints.load_weights(tmp_path / "w")
+
+    def test_a_missing_file_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"w: expected a weights file .* found [Nn]o such file.* Check the name"):
+            checkpoints.load_weights(tmp_path / "w")
+
+
+class TestHash:
+    """SHA-256 over names, shapes and bytes in the order of the names (design, section 4)."""
+
+    TENSORS = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3, 4])}
+
+    def test_is_what_hashlib_says(self):
+        expected = hashlib.sha256(b"a (2,) torch.int64" + np.array([3, 4], "<i8").tobytes() +
+                                  b"b (1, 2) torch.float32" + np.array([1, 2], "<f4").tobytes()).hexdigest()
+        assert checkpoints.weights_hash(self.TENSORS) == expected
+
+    def test_does_not_depend_on_the_order_or_on_how_tensors_lie_in_memory(self):
+        turned = {"a": self.TENSORS["a"], "b": torch.tensor([[1.0], [2.0]]).T}
+        assert checkpoints.weights_hash(turned) == checkpoints.weights_hash(self.TENSORS)
+
+    @pytest.mark.parametrize("change", [
+        {"b": torch.tensor([[1.0, 2.0000002]])}, {"b": torch.tensor([[1.0], [2.0]])}, {"b": torch.tensor([1.0, 2.0])},
+        {"b": torch.tensor([[-1.0, 2.0]])}, {"a": torch.tensor([3, 4], dtype=torch.int32)}, {"c": torch.zeros(0)}],
+        ids=["bytes", "shape", "dimensions", "sign", "type", "another name"])
+    def test_changes_with_any_name_shape_or_byte(self, change):
+        assert checkpoints.weights_hash({**self.TENSORS, **change}) != checkpoints.weights_hash(self.TENSORS)
+
+    def test_changes_when_two_tensors_change_names(self):
+        one, two = torch.zeros(2), torch.ones(2)
+        assert checkpoints.weights_hash({"a": one, "b": two}) != checkpoints.weights_hash({"a": two, "b": one})
+
+
+class TestState:
+    STATE = {"model": {"weight": torch.arange(4.0)}, "epoch": 3, "best": 0.5, "rows": [{"epoch": 1, "ssim": 0.9}],
+             "sums": {}, "average": None}
+
+    def test_a_state_comes_back(self, tmp_path):
+        checkpoints.save_state(tmp_path / "s", self.STATE)
+        found = checkpoints.load_state(tmp_path / "s")
+        assert torch.equal(found["model"].pop("weight"), self.STATE["model"]["weight"])
+        assert found == {**self.STATE, "model": {}}
+
+    @pytest.mark.parametrize("write", [
+        lambda path, value: path.write_bytes(pickle.dumps(value)), lambda path, value: torch.save(value, path),
+        lambda path, value: torch.save({"model": {}, "rows": [value]}, path)],
+        ids=["a bare pickle", "a torch file", "deep in a state"])
+    def test_a_malicious_pickle_is_refused_in_one_line_and_executes_nothing(self, write, tmp_path, capfd, recwarn):
+        write(tmp_path / "state.pt", Malicious(tmp_path / "executed"))
+        with pytest.raises(UserError, match=r"state\.pt: expected a training state .* found .+\. Delete it to train"):
+            checkpoints.load_state(tmp_path / "state.pt")
+        assert not (tmp_path / "executed").exists()
+        assert capfd.readouterr() == ("", "")
+        assert not recwarn.list
+
+    def test_a_torn_or_damaged_file_is_refused(self, tmp_path):
+        checkpoints.save_state(tmp_path / "s", self.STATE)
+        whole = (tmp_path / "s").read_bytes()
+        damaged = [whole[:length] for length in (0, 1, 100, len(whole) // 2, len(whole) - 30)]
+        at = whole.index(b"epoch")  # inside the pickle: its opcodes become nonsense
+        damaged += [whole[:at - 40 + k] + bytes([byte] * 8) + whole[at - 32 + k:] for k in (0, 9) for byte in (0, 113, 255)]
+        for content in damaged:
+            (tmp_path / "s").write_bytes(content)
+            with pytest.raises(UserError, match=r"s: expected a training state .* found .+\. Delete it to train"):
+                checkpoints.load_state(tmp_path / "s")
+
+    def test_a_missing_state_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"s: expected a training state .* found no such file\. Delete it"):
+            checkpoints.load_state(tmp_path / "s")
+
+
+class TestConfig:
+    def test_a_config_comes_back(self, tmp_path):
+        checkpoints.write_json(tmp_path / "config.json", {"kind": "vqvae", "settings": {"size": None}})
+        assert checkpoints.read_config(tmp_path) == {"kind": "vqvae", "settings": {"size": None}}
+
+    @pytest.mark.parametrize(("content", "found"), [
+        (None, "no such file"), (b'{"kind": ', "Expecting value"), (b"\xff\xfe", "can't decode")])
+    def test_what_is_no_config_is_refused(self, content, found, tmp_path):
+        if content is not None:
+            (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match=rf"config\.json: expected the settings of a run, found .*{found}.* Point at"):
+            checkpoints.read_config(tmp_path)
+
+
+class TestFindRun:
+    @pytest.fixture(autouse=True)
+    def runs(self, apart):
+        for folder in ("results/oasis/brain", "results/folder/brain", "results/oasis/other", "pretrained/vqvae-128"):
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / checkpoints.WEIGHTS).touch()
+        Path("results/oasis/begun").mkdir()
+
+    @pytest.mark.parametrize(("name", "folder"), [
+        ("other", "results/oasis/other"), ("vqvae-128", "pretrained/vqvae-128"),
+        ("results/oasis/brain", "results/oasis/brain"), ("results/folder/brain/", "results/folder/brain"),
+        ("./pretrained/vqvae-128", "pretrained/vqvae-128")])
+    def test_a_run_is_found_by_its_name_or_its_path(self, name, folder):
+        assert checkpoints.find_run(name, "--vqvae") == Path(folder)
+
+    def test_home_is_understood(self, monkeypatch):
+        monkeypatch.setenv("HOME", str(Path("results").resolve()))
+        assert checkpoints.find_run("~/oasis/other", "--vqvae") == Path("results/oasis/other").resolve()
+
+    def test_two_runs_of_one_name_are_both_named(self):
+        with pytest.raises(UserError, match=r"^--top brain: expected one run of this name, found results/folder/brain, "
+                                            r"results/oasis/brain\. Give the path of one\.$"):
+            checkpoints.find_run("brain", "--top")
+
+    @pytest.mark.parametrize("name", ["brian", "begun"], ids=["unknown", "no epoch has ended"])
+    def test_a_name_without_a_run_lists_those_that_there_are(self, name):
+        with pytest.raises(UserError, match=rf"^--vqvae {name}: expected a folder with model\.safetensors, or a name in "
+                                            r"results/\*/ or pretrained/, found only brain, other, vqvae-128\. Check the "
+                                            r"name, or wait for the first epoch to end\.$"):
+            checkpoints.find_run(name, "--vqvae")
+
+    def test_without_any_run_that_is_said(self, tmp_path):
+        for weights in Path().rglob(checkpoints.WEIGHTS):
+            weights.unlink()
+        with pytest.raises(UserError, match=r"^--vqvae brain: .* found no run at all\. Check the name"):
+            checkpoints.find_run("brain", "--vqvae")
+
+    def test_other_results_are_looked_up_where_they_are(self, tmp_path):
+        Path("results").rename("elsewhere")
+        assert checkpoints.find_run("other", "--vqvae", Path("elsewhere")) == Path("elsewhere/oasis/other")
+
+
+def test_versions_are_plain_text_and_name_what_a_result_depends_on():
+    found = checkpoints.versions()
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["numpy"] == np.__version__
+    assert json.loads(json.dumps(found)) == found

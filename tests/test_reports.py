@@ -1,0 +1,118 @@
+"""metrics.json has the keys of design section 7, no NaN, and nothing about images that a model has seen."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from vqvae2 import reports
+from vqvae2.config import EvaluateSettings
+from vqvae2.errors import UserError
+from vqvae2.images import pixel_hash, subject_hash
+
+SUMMARY = {"mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"}
+
+
+def settings_for(run, out, **changes):
+    models = {"vqvae": str(run.vqvae), "top": str(run.top), "bottom": str(run.bottom)}
+    return EvaluateSettings(**{**models, "data": run.data, "out": out, "samples": 4, **changes})
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_run, tmp_path_factory):
+    """The folder that evaluate has filled, and what it returned."""
+    out = tmp_path_factory.mktemp("report")
+    return out, reports.evaluate(settings_for(tiny_run, out))
+
+
+@pytest.fixture(scope="module")
+def report(judged):
+    def refuse(constant):
+        raise AssertionError(f"metrics.json holds {constant}, which is not JSON")
+    return json.loads((judged[0] / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def test_metrics_json_has_the_keys_of_the_schema_and_no_nan(report):
+    assert {"schema", "data", "split", "subjects", "images", "seen_in_training", "reconstruction", "codes", "priors",
+            "samples"} <= set(report)
+    assert (report["schema"], report["split"], report["images"], report["subjects"]) == (1, "test", 9, 3)
+    assert set(report["reconstruction"]) == {"full", "brain"}
+    for area in report["reconstruction"].values():
+        assert set(area) == {"ssim", "ms_ssim", "psnr", "mae"}
+        assert all(set(figures) == SUMMARY for figures in area.values())
+    assert set(report["codes"]) == {"top", "bottom"}
+    assert all(set(one) == {"size", "used", "perplexity", "shuffle_drop"} for one in report["codes"].values())
+    assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel"}
+    assert all({"bits_per_code", "context_model_bits"} <= set(report["priors"][level]) for level in ("top", "bottom"))
+    assert report["samples"]["count"] == 4
+
+
+def test_metrics_json_is_what_evaluate_returns(judged, report):
+    assert json.loads(json.dumps(judged[1].metrics)) == report
+
+
+def test_bits_per_pixel_count_each_code_once_for_all_pixels(report):
+    """32 x 32 pixels have 16 top codes and 64 bottom codes, of 16 embeddings (4 bits) each."""
+    top, bottom = (report["priors"][level]["bits_per_code"] for level in ("top", "bottom"))
+    assert report["priors"]["bits_per_pixel"] == pytest.approx((16 * top + 64 * bottom) / 1024)
+    assert report["raw_bits_per_pixel"] == pytest.approx(80 * 4 / 1024)
+
+
+def test_every_figure_is_drawn(judged):
+    for name in ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "samples",
+                 "code_histogram", "ssim_histogram", "curves", "curves_top", "curves_bottom"):
+        with Image.open(judged[0] / f"{name}.png") as picture:
+            assert min(picture.size) > 100, name
+
+
+def test_test_images_are_unseen_and_training_images_are_counted(tiny_run, report, tmp_path):
+    assert report["seen_in_training"] == {"images": 0, "subjects": 0}
+    on_train = reports.evaluate(settings_for(tiny_run, tmp_path, split="train", top=None, bottom=None)).metrics
+    assert on_train["seen_in_training"] == {"images": 18, "subjects": 6}
+
+
+def test_the_test_split_is_refused_where_one_of_its_images_was_trained_on(tiny_run, tmp_path):
+    data = shutil.copytree(tiny_run.data, tmp_path / "data")
+    trained, judged = (min((data / split).glob("*.png")) for split in ("train", "test"))
+    shutil.copyfile(trained, judged)
+    with pytest.raises(UserError, match=r"--split test: .* found 1 of 9 that they were\. Give the --data"):
+        reports.evaluate(settings_for(tiny_run, tmp_path / "out", data=data))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_what_a_prior_alone_has_seen_counts_too(judged):
+    images = judged[1].images
+    vqvae = {"training_images": [], "training_subjects": []}
+    prior = {"training_images": [pixel_hash(images.pixels[0])], "training_subjects": [subject_hash(images.subjects[0])]}
+    assert reports.seen_in_training([vqvae], images) == {"images": 0, "subjects": 0}
+    assert reports.seen_in_training([vqvae, prior], images) == {"images": 1, "subjects": 1}
+
+
+def test_without_priors_there_are_neither_their_figures_nor_samples(tiny_run, tmp_path):
+    metrics = reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None)).metrics
+    assert (metrics["priors"], metrics["samples"], reports.prior_bits(metrics)) == (None, None, [])
+    assert not (tmp_path / "samples.png").exists()
+    assert not any("prior" in name or "samples" in name for name, _ in reports.headline(metrics))
+
+
+def test_the_headline_names_split_interval_and_each_level(report):
+    rows = dict(reports.headline(report))
+    ssim = report["reconstruction"]["full"]["ssim"]
+    assert rows["SSIM, full picture"] == (f"{ssim['mean']:.4f} (95 % interval {ssim['ci_low']:.4f} to "
+                                          f"{ssim['ci_high']:.4f}), minimum {ssim['min']:.4f}")
+    assert rows["images"].startswith("9 of 3 subjects, split test; 0 of them and 0 subjects seen")
+    assert {"top codes", "bottom codes", "top prior", "bottom prior", "all codes"} <= set(rows)
+
+
+def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
+    undefined = json.loads(json.dumps(report))
+    undefined["codes"]["top"]["shuffle_drop"] = None
+    undefined["reconstruction"]["brain"]["ssim"] = dict.fromkeys(SUMMARY)
+    rows = dict(reports.headline(undefined))
+    assert rows["top codes"].endswith("shuffle drop –")
+    assert rows["SSIM, inside the brain"] == "– (95 % interval – to –), minimum –"
+
+
+def test_a_table_in_markdown_has_a_rule_under_its_columns():
+    assert reports.markdown_table(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
