@@ -40,8 +40,25 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from tqdm import tqdm
 
-from vqvae2.config import DemoScansSettings, expect, parse
+from vqvae2.config import expect, parse
 from vqvae2.errors import UserError, run_script
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScansSettings:
+    """Settings of make_demo_scans.py."""
+
+    out: Path
+    """Folder that receives the BIDS tree."""
+    subjects: int = 24
+    """Number of subjects; every sixth has two sessions."""
+    seed: int = 0
+    """Equal seeds give equal scans."""
+
+    def __post_init__(self) -> None:
+        expect(self.subjects >= 1, "--subjects", "at least 1", self.subjects, "Give a larger number.")
+        check_seed(self.seed)
+
 
 NAME = "Synthetic demonstration scans (MNI152 template, bent)"
 README = """These scans are synthetic. No person was scanned.

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from vqvae2 import checkpoints, distributed, machine, random_numbers
-from vqvae2.config import NOT_PART_OF_A_RUN, RunSettings, as_dict, flag
+from vqvae2.config import RunSettings, as_dict, changed_settings
 from vqvae2.errors import Stopped, UserError
 
 STEPS_BETWEEN_LOOKS = 10
@@ -75,7 +75,7 @@ class Trainer:
         self.best = math.inf
         self.rows: list[dict] = []
         self.sums: dict[str, float] = {}
-        self.signal: int | None = None
+        self.signals = machine.SignalsNoted()
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Trainer:
         distributed.start(self.device)
         try:
             self._prepare()
-            with machine.SignalsNoted(self._note_signal):
+            with self.signals:
                 while self.epoch < self.settings.epochs:
                     self._train_epoch()
                     self._end_epoch()
@@ -137,9 +137,8 @@ class Trainer:
             if getattr(self, "board", None):
                 self.board.close()
         distributed.stop()
-        self._say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps, "
-                  f"best {self.best_by} {self.best:.4g} on validation images)" if math.isfinite(self.best) else
-                  f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps)")
+        best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
+        self._say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
 
     def _prepare(self) -> None:
         torch.manual_seed(self.settings.seed)
@@ -176,8 +175,8 @@ class Trainer:
             self.step_in_epoch += 1
             bar.update()
             if self._is_time_to_look():
-                self._look(sums, step_sums, bar)
-        self._look(sums, None, bar)
+                self._look(sums, bar)
+        self._look(sums, bar)
         self.seconds = time.monotonic() - began
         bar.close()
 
@@ -209,7 +208,7 @@ class Trainer:
         """Deal the global batch out like cards: ranks and micro-batches get equal shares, give or take one."""
         ranks = distributed.world_size()
         first = micro_batch * ranks + distributed.rank()
-        positions = torch.arange(first, len(items), ranks * self.accumulation)
+        positions = torch.arange(len(items))[first::ranks * self.accumulation]
         return Share(items[positions], positions.to(self.device), len(items), self.epoch, self.step)
 
     def _end_epoch(self) -> None:
@@ -220,7 +219,7 @@ class Trainer:
                **{f"train_{name}": value / items for name, value in self.sums.items()}, **self._validate()}
         self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, {}
         self.rows.append(row)
-        self._check_ranks()
+        distributed.check_same_on_ranks(self.model.state_dict().items())
         value = row.get(f"validate_{self.best_by}", math.nan)
         is_best = self.may_be_best() and (value < self.best or math.isnan(value))
         if is_best and not math.isnan(value):
@@ -255,7 +254,7 @@ class Trainer:
 
     def shares_of(self, total: int) -> Iterator[Share]:
         """Yield this rank's shares of a whole split, in order: items rank, rank + ranks, …"""
-        mine = torch.arange(distributed.rank(), total, distributed.world_size())
+        mine = torch.arange(total)[distributed.rank()::distributed.world_size()]
         for items in mine.split(self.settings.batch) if len(mine) else ():
             yield Share(items, items.to(self.device), total, self.epoch, self.step)
 
@@ -272,37 +271,28 @@ class Trainer:
     # Looks at the run while it goes on ---------------------------------------------------------
 
     def _is_time_to_look(self) -> bool:
-        return (self.signal is not None and distributed.world_size() == 1) or self.step % STEPS_BETWEEN_LOOKS == 0
+        return (self.signals.came and distributed.world_size() == 1) or self.step % STEPS_BETWEEN_LOOKS == 0
 
-    def _note_signal(self, number: int) -> None:
-        self.signal = number
-
-    def _look(self, sums: dict[str, torch.Tensor], last: dict[str, torch.Tensor] | None, bar: tqdm) -> None:
+    def _look(self, sums: dict[str, torch.Tensor], bar: tqdm) -> None:
         """Sum the figures over ranks; stop all ranks together if the loss is lost or a signal came."""
         names = sorted(sums)
         values = distributed.sum_over_ranks(torch.stack([sums[name].float() for name in names]))
-        loss = values[names.index("loss")].item()
-        if not math.isfinite(loss):
+        self.sums = dict(zip(names, values.tolist()))
+        if not math.isfinite(self.sums["loss"]):
             bar.close()
-            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
-                            f"step {self.step}. Lower it, or use --precision fp32; the last good state is kept.")
-        if bar is not None and last is not None:
-            bar.set_postfix({"loss": f"{last['loss'].item() / max(self.settings.batch * self.accumulation, 1):.4f}"},
-                            refresh=False)
-        stop = distributed.any_rank(self.signal is not None, self.device)
-        if last is None or stop:
-            # On a stop each rank's own part is needed again only on rank 0, which saves the sum of all.
-            self.sums = dict(zip(names, values.tolist()))
-        if stop:
+            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found "
+                            f"{self.sums['loss']} at step {self.step}. Lower it, or use --precision fp32; the last "
+                            "good state is kept.")
+        seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
+        bar.set_postfix({"loss": f"{self.sums['loss'] / max(seen, 1):.4f}"}, refresh=False)
+        if distributed.any_rank(self.signals.came, self.device):
             bar.close()
             if distributed.rank() == 0:
                 self._save_state()
             distributed.barrier()
+            distributed.stop()
             raise Stopped(f"Stopped by a signal at step {self.step}, all saved: {self.folder}. "
                           "The same command goes on from here.")
-
-    def _check_ranks(self) -> None:
-        distributed.check_same_on_ranks(self.model.state_dict().items())
 
     # Folder, config, state ---------------------------------------------------------------------
 
@@ -320,12 +310,9 @@ class Trainer:
         if self.settings.resume == "never":
             raise UserError(f"{name}: expected no run in {self.folder}, found one, and --resume is never. "
                             "Choose another name, or drop --resume never to go on.")
-        new = as_dict(self.settings)
-        changed = [key for key in new if key not in NOT_PART_OF_A_RUN and key in old["settings"]
-                   and old["settings"][key] != new[key]]
+        changed = changed_settings(self.settings, old["settings"])
         if changed:
-            found = ", ".join(f"{flag(key)} {_words(new[key])} (was {_words(old['settings'][key])})" for key in changed)
-            raise UserError(f"{name}: expected the settings that this run began with, found {found}. "
+            raise UserError(f"{name}: expected the settings that this run began with, found {', '.join(changed)}. "
                             "Give those again, or choose another --savename.")
         self.config = old
 
@@ -408,7 +395,3 @@ def _move_towards(average: nn.Module, model: nn.Module, share: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
     for ours, theirs in zip(average.buffers(), model.buffers()):
         ours.copy_(theirs)
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -187,11 +187,12 @@ class TestFigures:
 class TestCollapse:
     """Refused below 8 codes or 2 % of the codebook, warned of below 10 %."""
 
-    @pytest.mark.parametrize(("size", "used", "needed"), [(512, 1, 11), (512, 10, 11), (64, 7, 8), (16, 3, 8), (4, 3, 4)])
+    @pytest.mark.parametrize(("size", "used", "needed"), [
+        (512, 1, 11), (512, 10, 11), (64, 7, 8), (16, 3, 8), (4, 3, 4)])
     def test_a_collapsed_codebook_is_refused_with_its_numbers(self, size, used, needed):
         figures = {"top": {"size": size, "used": size}, "bottom": {"size": size, "used": used}}
-        with pytest.raises(UserError, match=rf"^--vqvae brain: expected at least {needed} of {size} bottom codes in use on "
-                                            rf"the training images, found {used}: its codebook has collapsed\. Train the"):
+        with pytest.raises(UserError, match=rf"^--vqvae brain: expected at least {needed} of {size} bottom codes in "
+                                            rf"use on the training images, found {used}: its codebook has collapsed\."):
             codes.check_codebook_use(figures, "brain")
 
     @pytest.mark.parametrize(("size", "used"), [(512, 11), (512, 51), (128, 8)])

@@ -91,8 +91,8 @@ class TestManifest:
 
     def test_a_subject_in_two_splits_is_refused(self, slices):
         edit_manifest(slices, lambda rows: rows[0].update(split="test"))
-        with pytest.raises(UserError, match=r"--data .*slices: expected each subject in one split, found subject OAS1_0001 "
-                                            r"in test and train\. Split by subject: run extract_slices\.py again"):
+        with pytest.raises(UserError, match=r"--data .*slices: expected each subject in one split, found subject "
+                                            r"OAS1_0001 in test and train\. Split by subject: run extract_slices"):
             load(slices, splits=("train",))
 
     @pytest.mark.parametrize(("damage", "said"), [
@@ -113,7 +113,7 @@ class TestManifest:
         (lambda folder: (folder / "train" / "OAS1_0001_axial070.png").unlink(),
          r"OAS1_0001_axial070\.png: expected an image, found nothing\. Run extract_slices"),
         (lambda folder: (folder / "train" / "OAS1_0001_axial070.png").write_bytes(b""),
-         r"OAS1_0001_axial070\.png: expected a readable image, found cannot identify image file .*\. Delete it or make")])
+         r"OAS1_0001_axial070\.png: expected a readable image, found cannot identify image file .*\. Delete it")])
     def test_a_damaged_folder_names_the_file_and_the_next_step(self, damage, said, slices):
         damage(slices)
         with pytest.raises(UserError, match=said):
@@ -212,18 +212,18 @@ class TestFolder:
     def test_a_pattern_that_does_not_fit_every_name_is_refused(self, tmp_path):
         for name in ("s1_a.png", "photo.png"):
             save(tmp_path / name)
-        with pytest.raises(UserError, match=r"--subject-pattern s\(\\d\): expected a match in every image's name, found "
-                                            r"none in photo\.png\. Correct"):
+        with pytest.raises(UserError, match=r"--subject-pattern s\(\\d\): expected a match in every image's name, "
+                                            r"found none in photo\.png\. Correct"):
             load_folder(tmp_path, subject_pattern=r"s(\d)")
 
     def test_hidden_and_other_files_are_no_images(self, tmp_path):
         for name in ("a.png", ".hidden.png", ".thumbnails/b.png"):
             save(tmp_path / name)
         (tmp_path / "notes.txt").write_text("")
-        assert sum((one.names for one in load_folder(tmp_path).splits.values()), []) == ["a.png"]
+        assert [name for one in load_folder(tmp_path).splits.values() for name in one.names] == ["a.png"]
 
     def test_a_folder_without_images_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match=r"--data .*: expected images, found none\. Run extract_slices\.py, or correct"):
+        with pytest.raises(UserError, match=r"--data .*: expected images, found none\. Run extract_slices\.py, or"):
             load_folder(tmp_path)
 
 
@@ -270,7 +270,7 @@ class TestPixels:
 
     def test_floating_point_pixels_are_refused_since_their_range_is_not_known(self, tmp_path):
         save(tmp_path / "train" / "a.tif", (RAMP / 255).astype(np.float32))
-        with pytest.raises(UserError, match=r"a\.tif: expected a readable image, found floating-point pixels, .* Delete"):
+        with pytest.raises(UserError, match=r"a\.tif: expected a readable image, found floating-point pixels, .*"):
             self.read(tmp_path)
 
     def test_a_batch_is_in_the_order_asked_for(self, tmp_path):
@@ -289,7 +289,7 @@ class TestSizes:
         return tmp_path
 
     def test_different_sizes_are_refused_with_both_and_the_flag(self, mixed):
-        with pytest.raises(UserError, match=r"--data: expected images of one size, found 16 by 16, 24 by 16\. Give --size"):
+        with pytest.raises(UserError, match=r"--data: expected images of one size, found 16 by 16, 24 by 16\. Give"):
             load_folder(mixed)
 
     def test_size_makes_them_one(self, mixed):

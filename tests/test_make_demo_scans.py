@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import make_demo_scans
-from vqvae2.config import DemoScansSettings
 from vqvae2.errors import UserError
 
 pytest.importorskip("nilearn", reason="the demo extra is not installed")
@@ -33,7 +32,7 @@ def tree(atlas, tmp_path_factory):
 
 def write(atlas, out, subjects, seed=0):
     people = [make_demo_scans.make_subject(seed, number) for number in range(1, subjects + 1)]
-    make_demo_scans.write_scans(DemoScansSettings(out=out, subjects=subjects, seed=seed), people, atlas, COARSENESS)
+    make_demo_scans.write_scans(make_demo_scans.DemoScansSettings(out=out, subjects=subjects, seed=seed), people, atlas, COARSENESS)
 
 
 def scans_of(out):

@@ -52,6 +52,24 @@ def test_two_processes_report_the_figures_of_one(runs):
             assert theirs[name] == pytest.approx(ours[name], rel=0.02, abs=0.02), name
 
 
+def train_with_empty_shares(folder: str, data: str) -> dict:
+    """18 images in steps of 16: the last step has 2, and no rank has any in its second micro-batch."""
+    trainer = VqvaeTrainer(VqvaeSettings(
+        data=Path(data), savename=f"on-{distributed.world_size()}", results=Path(folder), epochs=2,
+        batch=8 // distributed.world_size(), accumulate=2, threads=1, channels=8, residual_channels=8,
+        embedding_dim=8, codebook_size=16, start_steps=1, precision="fp32"))
+    trainer.run()
+    return trainer.model.state_dict()
+
+
+def test_shares_without_an_image_neither_hang_nor_change_the_step(tiny_slices, tmp_path):
+    one = train_with_empty_shares(str(tmp_path), str(tiny_slices))
+    two = run_on_ranks(2, train_with_empty_shares, str(tmp_path), str(tiny_slices))
+    for name, value in one.items():
+        torch.testing.assert_close(two[0][name], value, atol=2e-3, rtol=2e-3)
+        assert torch.equal(two[0][name], two[1][name]), name
+
+
 def unequal_sum() -> tuple[float, bool]:
     value = distributed.sum_over_ranks(torch.tensor(float(distributed.rank() + 1))).item()
     return value, distributed.any_rank(distributed.rank() == 1, torch.device("cpu"))

@@ -116,7 +116,7 @@ def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[
 @torch.no_grad()
 def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], batch: int) -> float:
     device = next(model.parameters()).device
-    mine = torch.arange(distributed.rank(), len(images), distributed.world_size())
+    mine = torch.arange(len(images))[distributed.rank()::distributed.world_size()]
     total = 0.0
     for items in mine.split(batch) if len(mine) else ():
         decoded = model.decode({level: codes[items].to(device) for level, codes in levels.items()})

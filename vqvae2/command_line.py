@@ -1,19 +1,21 @@
 """The box that tyro draws around an error -> the one line that the project's errors are.
 
-A box has sections between rules; where it names a flag, with the kind of its value, that stands in a row of its
-own, indented by four. What is not known here (tyro may learn to say more) is told in tyro's words.
+A box has a title and sections between rules; where it names a flag, with the kind of its value, that stands in a
+row of its own, indented by four. Its lines are drawn with box characters, or, where the terminal has none, with
+dashes and spaces. What is not known here (tyro may learn to say more) is told in tyro's words.
 """
 
 import re
 
-FLAG_ROW = re.compile(r"^│ {5}(?:-\w \S+, )?(--\S+) ?(.*?) *│$", re.MULTILINE)
+RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$", re.MULTILINE)
+FLAG_ROW = re.compile(r"^[│ ] {5}(?:-\w \S+, )?(--\S+) ?(.*?)[│ ]*$", re.MULTILINE)
 QUOTED = re.compile(r"'([^']*)'")
 
 
 def one_line(box: str, script: str) -> str:
     """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`"""
     said, value = [], "another kind"
-    for section in re.split(r"^│ ─+ │$", box, flags=re.MULTILINE):
+    for section in RULE.split("\n".join(box.splitlines()[1:])):
         words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", section).split())
         rows = FLAG_ROW.findall(section)
         flags = ", ".join(flag for flag, _ in rows)
@@ -31,7 +33,7 @@ def one_line(box: str, script: str) -> str:
             said.append(f"{found[2]}: expected one of {', '.join(QUOTED.findall(found[3]))}, found {found[1]}.")
         elif found := re.search(r"Missing value for argument '(.*)'. Expected (\d+)", words):
             said.append(f"{found[1]}: expected {found[2]} value(s), found fewer.")
-        elif "full helptext" not in words:
+        elif words and "full helptext" not in words:
             said.append(f"{words}.")
     if said and not said[0].startswith("-"):
         said.insert(0, f"{script}:")

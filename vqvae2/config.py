@@ -36,22 +36,6 @@ def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoScansSettings:
-    """Settings of make_demo_scans.py."""
-
-    out: Path
-    """Folder that receives the BIDS tree."""
-    subjects: int = 24
-    """Number of subjects; every sixth has two sessions."""
-    seed: int = 0
-    """Equal seeds give equal scans."""
-
-    def __post_init__(self) -> None:
-        expect(self.subjects >= 1, "--subjects", "at least 1", self.subjects, "Give a larger number.")
-        check_seed(self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
     """Settings of extract_slices.py."""
 
@@ -386,6 +370,15 @@ def from_dict(settings: type[Settings], values: dict) -> Settings:
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
     return settings(**{key: Path(value) if key in ("data", "results") and value is not None else value
                        for key, value in plain.items()})
+
+
+def changed_settings(new: RunSettings, old: dict) -> list[str]:
+    """Return what differs from the settings that a run began with, such as `--seed 5 (was 0)`."""
+    def words(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
+            if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
 
 
 def check_split(split: tuple[float, float, float]) -> None:

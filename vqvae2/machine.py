@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import torch
 
@@ -33,14 +32,17 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
 
 
 class SignalsNoted:
-    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `note` is called instead."""
+    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead."""
 
-    def __init__(self, note: Callable[[int], object]):
-        self.note = note
+    def __init__(self) -> None:
+        self.came = False
 
     def __enter__(self) -> None:
-        self.before = [signal.signal(number, lambda number, _: self.note(number)) for number in STOP_SIGNALS]
+        self.before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
 
     def __exit__(self, *_: object) -> None:
         for number, handler in zip(STOP_SIGNALS, self.before):
             signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.came = True

@@ -5,7 +5,8 @@ A code is drawn by inversion: the first one at which the cumulative probability 
 drawn before it, and two ways of computing the same logits draw the same codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def choose(logits: torch.Tensor, numbers: torch.Tensor, taste: Taste) -> torch.T
         max=logits.shape[1] - 1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one CPU thread: a position is so little work that threads would mostly wait for each other.
+
+    Measured on two cores that another program keeps busy: 8 minutes with two threads, 11 seconds with one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 @torch.no_grad()
 def draw_codes(prior: Prior, numbers: list[int], seed: int, level: str, taste: Taste = Taste(),
                top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,

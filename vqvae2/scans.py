@@ -18,15 +18,19 @@ from pathlib import Path, PurePosixPath
 
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
-NOT_SCANS = frozenset(
-    ["seg", "dseg", "probseg", "aseg", "wmparc", "fseg", "segmentation", "parcellation", "mask", "brainmask", "defacemask", "label", "labels", "lesion", "roi", "atlas", "t1ce", "t1gd", "t1c", "t1map", "t1rho", "t2", "t2w", "t2map", "t2star", "t2starw", "inplanet2", "inplanet1", "flair", "bold", "sbref", "dwi", "dti", "swi", "swan", "mra", "angio", "tof", "bold", "epi", "fmap", "fieldmap", "magnitude", "magnitude1", "magnitude2", "phase", "phasediff", "phase1", "phase2", "cbf", "adc", "m0scan", "minip", "mip", "mtr", "mts", "unit1", "inv1", "inv2", "preview", "thumb", "thumbnail", "pet"])
-NOT_SCANS_AS_LAST_WORD = frozenset(["pd", "pdw", "asl", "fa", "md", "rest", "task", "csf", "gm", "wm", "pve", "ribbon", "aparc", "ct", "uni"])
+NOT_SCANS = frozenset(re.findall(r"\w+", """
+    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi atlas
+    t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
+    angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
+    mtr mts unit1 inv1 inv2 preview thumb thumbnail pet"""))
+NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm pve ribbon aparc ct uni"))
 NOT_SCAN_FOLDERS = re.compile(
     r"(derivatives|sourcedata|fsl_seg|t4_files|__macosx|masks?|labels?(tr|ts)?|seg|segmentations?|previews?|thumbnails?"
     r"|(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*)", re.IGNORECASE)
 T1_WORDS = frozenset(("t1w", "t1", "mprage", "mpr", "t1mprage"))
-GENERIC_WORDS = T1_WORDS | frozenset(
-    ["anat", "anatomical", "brain", "head", "scan", "scans", "image", "images", "img", "volume", "vol", "struct", "structural", "raw", "nifti", "mri", "orig", "nu", "norm", "anon", "defaced", "masked", "stripped", "skullstripped"])
+GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
+    anat anatomical brain head scan scans image images img volume vol struct structural raw nifti mri orig nu norm anon
+    defaced masked stripped skullstripped"""))
 SESSION_FOLDER = re.compile(r"(?:sess?(?:ion)?|visit|timepoint|tp)[-_ ]?\w+|baseline|follow[-_]?up\w*", re.IGNORECASE)
 STORAGE = {"RAW": "ASL", "SUBJ_111": "ASL", "T88_111": "LAS"}
 """What the three indices of the OASIS-1 and -2 Analyze files grow towards; their headers do not say."""
@@ -96,7 +100,8 @@ def _walk(folder: Path) -> tuple[list[str], dict[str, Path]]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(each for each in folders if not each.startswith(".") and not NOT_SCAN_FOLDERS.fullmatch(each))
+        folders[:] = sorted(each for each in folders
+                            if not each.startswith(".") and not NOT_SCAN_FOLDERS.fullmatch(each))
         there = {each.lower() for each in files}
         names += [str(below / each) for each in files if _is_scan(below / each, there)]
         for each in files:

@@ -115,8 +115,8 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
         size: height and width in pixels.
         field_of_view: height and width in mm; what lies beyond it is cut off.
     """
-    values = volume.voxels.take(index, axis).astype(np.float64)
-    inside = brain.inside.take(index, axis)
+    plane = (slice(None),) * axis + (index,)  # not take(), which copies the whole volume first
+    values, inside = volume.voxels[plane].astype(np.float64), brain.inside[plane]
     if brain.has_holes:
         inside = _without_holes(inside)
     values = np.clip((values - brain.low) / (brain.high - brain.low), DARKEST_BRAIN, 1.0)
