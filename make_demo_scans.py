@@ -40,7 +40,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from tqdm import tqdm
 
-from vqvae2.config import expect, parse
+from vqvae2.config import check_seed, expect, parse
 from vqvae2.errors import UserError, run_script
 
 

@@ -32,7 +32,8 @@ def tree(atlas, tmp_path_factory):
 
 def write(atlas, out, subjects, seed=0):
     people = [make_demo_scans.make_subject(seed, number) for number in range(1, subjects + 1)]
-    make_demo_scans.write_scans(make_demo_scans.DemoScansSettings(out=out, subjects=subjects, seed=seed), people, atlas, COARSENESS)
+    settings = make_demo_scans.DemoScansSettings(out=out, subjects=subjects, seed=seed)
+    make_demo_scans.write_scans(settings, people, atlas, COARSENESS)
 
 
 def scans_of(out):
