@@ -62,11 +62,12 @@ class Recipe:
     global_batch: int = 16
 
 
-# Measured on two cores without native bf16: see docs/results.md for what longer training brings.
+# About six minutes on two cores without native bf16; nearly all of it is training.
 SMALL = Recipe(slices="--size 64 --per-scan 16",
-               vqvae="--epochs 40 --channels 64 --start-steps 150 --pictures-every 10",
-               top="--epochs 25 --channels 64 --layers 6 --pictures-every 5",
-               bottom="--epochs 12 --channels 64 --layers 6 --pictures-every 4", count=16)
+               vqvae="--epochs 60 --channels 64 --codebook-size 256 --start-steps 200 --learning-rate 6e-4 "
+                     "--pictures-every 10",
+               top="--epochs 30 --channels 64 --layers 6 --pictures-every 10",
+               bottom="--epochs 50 --channels 64 --layers 6 --pictures-every 10", count=16)
 TINY = Recipe(slices="--size 32 --per-scan 12",
               vqvae="--epochs 12 --channels 16 --residual-channels 8 --embedding-dim 8 --codebook-size 16 "
                     "--start-steps 6 --learning-rate 0.01 --pictures-every 12",
@@ -88,7 +89,7 @@ class Step:
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
         launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
-        return ["python", *(launcher.split() if self.processes > 1 else ()), os.path.relpath(HERE / self.script),
+        return [_short(sys.executable), *(launcher.split() if self.processes > 1 else ()), _short(HERE / self.script),
                 *shlex.split(self.arguments)]
 
 
@@ -140,7 +141,7 @@ def run(command: list[str], processes: int) -> int:
     handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child and child.send_signal(number)}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        child = subprocess.Popen([sys.executable, *command[1:]], env={**threads, **os.environ})
+        child = subprocess.Popen(command, env={**threads, **os.environ})
         status = child.wait()
     finally:
         for number, handler in before.items():
@@ -157,7 +158,12 @@ def show_results(out: Path, minutes: float) -> None:
                        ("report/curves.png", "the training; curves_top.png and curves_bottom.png: the priors"),
                        ("report/metrics.json", f"all figures; SSIM {figures['SSIM, full picture']}")):
         print(f"  {out / path}: {what}")
-    print("All of them on one page: jupyter nbconvert --to html --execute evaluate.ipynb")
+    print(f"All of them on one page: {_short(sys.executable)} -m nbconvert --to html --execute evaluate.ipynb")
+
+
+def _short(path: Path | str) -> str:
+    """The path as it is or from here, whichever is shorter; both can be pasted."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def main(arguments: list[str] | None = None) -> None:

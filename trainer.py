@@ -248,7 +248,8 @@ class Trainer:
         # Rank 0 always holds the first items, so its names are all of them.
         gathered = distributed.gather_objects(sums)
         figures = {f"validate_{name}": sum(one.get(name, 0.0) for one in gathered) / total for name in gathered[0]}
-        figures.update(self.validate_more() if total else {})
+        with self._autocast():
+            figures.update(self.validate_more() if total else {})
         self.model.train()
         return figures
 

@@ -92,7 +92,7 @@ def test_a_finished_step_that_would_begin_anew_is_not_run_again_unless_its_comma
 def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    assert demo.run(["python", str(script)], 1) == 137
+    assert demo.run([sys.executable, str(script)], 1) == 137
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):

@@ -231,6 +231,6 @@ def test_without_nilearn_the_error_names_the_extra(monkeypatch):
 
 
 def test_a_negative_seed_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=r"--seed: expected 0 or more, found -1"):
+    with pytest.raises(UserError, match=r"--seed: expected 0 to 4294967295, found -1"):
         make_demo_scans.main(["--out", str(tmp_path / "new"), "--seed", "-1"])
     assert not (tmp_path / "new").exists()

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -45,7 +46,8 @@ LAYOUTS = {
          *(f"disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_{end}.{ext}"
            for end in ("gfc", "masked_gfc") for ext in ("hdr", "img")),
          "disc1/OAS1_0001_MR1/FSL_SEG/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc_fseg.hdr",
-         "disc1/OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-2_anon.hdr", "disc1/OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-1_anon.hdr"],
+         "disc1/OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-2_anon.hdr",
+         "disc1/OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-1_anon.hdr"],
         [("disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.hdr",
           "OAS1_0001", "MR1", "OAS1_0001_MR1"),
          ("disc1/OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-1_anon.hdr", "OAS1_0001", "MR2", "OAS1_0001_MR2")]),
@@ -96,8 +98,6 @@ def test_subjects_of_one_name_in_two_data_sets_get_image_names_apart(tmp_path):
     scans = find_scans(folder).scans
     assert [scan.subject for scan in scans] == ["01", "01", "02"]
     assert scans[0].prefix != scans[1].prefix
-    # sha256 of a/sub-01/anat/sub-01_T1w.nii as `printf %s … | sha256sum` gives it
-    import hashlib
     assert scans[0].prefix == "01_" + hashlib.sha256(b"a/sub-01/anat/sub-01_T1w.nii").hexdigest()[:8]
     assert scans[2].prefix == "02"
 

@@ -62,7 +62,7 @@ def test_integers_stay_integers_and_scaled_ones_become_float32(tmp_path):
     nib.save(image, tmp_path / "scaled.nii")
     voxels = read_volume(tmp_path / "scaled.nii").voxels
     assert voxels.dtype == np.float32
-    np.testing.assert_allclose(voxels, block(), atol=0.25)
+    np.testing.assert_array_equal(voxels, block() * 0.5 + 7)
 
 
 def test_big_endian_numbers_are_read(tmp_path):
@@ -152,7 +152,7 @@ BAD = {
     "text": ("a.nii.gz", lambda path: path.write_text("hello, world\n"), "found text .'hello, world'.. Copy"),
     "git-annex pointer": ("a.nii.gz", lambda path: path.write_text("/annex/objects/MD5E-s3--abc.nii.gz\n"),
                           "found text .'/annex/objects"),
-    "noise": ("a.nii", lambda path: path.write_bytes(np.random.default_rng(0).bytes(900)), "found something else .*Cop"),
+    "noise": ("a.nii", lambda path: path.write_bytes(np.random.default_rng(0).bytes(900)), "found something else"),
     "text as mgz": ("a.mgz", lambda path: path.write_text("hello, world\n"), "found text .'hello"),
     "cut gzip": ("a.nii.gz", lambda path: (save(path, block()), cut(path, 0.6)), "found one that is cut short .*Copy"),
     "damaged gzip": ("a.nii.gz", damage_gzip, "damaged .CRC check failed.*Copy or download"),
@@ -173,7 +173,8 @@ BAD = {
                           "expected a pair .hdr and .img, found no file a.IMG"),
     "no voxel size": ("a.hdr", no_voxel_size, "expected voxel sizes above 0 mm, found 0 x 1 x 1. Repair"),
     "flat matrix": ("a.nii", flat_matrix, "found a matrix that maps the volume to a plane .*Repair its header"),
-    "broken link": ("a.nii", lambda path: path.symlink_to("nowhere"), "found a link to a file that is not there.*datalad"),
+    "broken link": ("a.nii", lambda path: path.symlink_to("nowhere"),
+                    "found a link to a file that is not there.*datalad"),
     "folder": ("a.nii", lambda path: path.mkdir(), "found is a directory. See its permissions"),
 }
 
@@ -191,5 +192,5 @@ def test_a_bad_file_is_refused_in_plain_words(tmp_path, case):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_refused_in_plain_words(tmp_path):
     save(tmp_path / "a.nii", block()).chmod(0)
-    with pytest.raises(UnusableScan, match="found permission denied. See its permissions"):
+    with pytest.raises(UnusableScan, match=r"found permission denied\. See its permissions"):
         read_volume(tmp_path / "a.nii")

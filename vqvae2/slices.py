@@ -72,7 +72,7 @@ def find_brain(voxels: np.ndarray) -> Brain:
     """
     inside = voxels != 0
     start, stop = _bounding_box(inside)
-    threshold = _threshold_of_air(voxels[tuple(map(slice, start, stop))])
+    threshold = _threshold_of_air(voxels, voxels[tuple(map(slice, start, stop))])
     if threshold is not None:
         pieces, _ = ndimage.label(voxels > threshold)
         inside = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
@@ -270,13 +270,13 @@ def _bounding_box(inside: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, 
     return start, stop
 
 
-def _threshold_of_air(box: np.ndarray) -> float | None:
+def _threshold_of_air(voxels: np.ndarray, box: np.ndarray) -> float | None:
     """Return Otsu's threshold if there is air around the head that is not exactly 0; None if it is 0.
 
-    Air fills the corners of the box around all that is not 0, and is dark. Behind a stripped brain
-    the corners are 0; a volume that is cut out of a brain is bright there.
+    Air fills the corners of `box`, which is around all that is not 0, and is dark. Around a stripped
+    brain they are 0; in a block that is cut out of a brain they are bright.
     """
-    threshold = otsu_threshold(_thinned(box))
+    threshold = otsu_threshold(_thinned(voxels))
     blocks = [box[corner] for corner in itertools.product(*((slice(0, edge), slice(length - edge, None))
               for length, edge in ((length, max(1, length // 10)) for length in box.shape)))]
     not_zero = np.median([np.count_nonzero(block) / block.size for block in blocks])

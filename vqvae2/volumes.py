@@ -22,7 +22,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.fileholders import FileHolder
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt2axcodes
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt2axcodes
 
 from vqvae2.errors import UserError
 
@@ -109,10 +109,12 @@ def to_volume(file: ScanFile, storage: str | None = None) -> Volume:
         if storage is None:
             raise UnusableScan(name, "an orientation in its header", "none (no sform or qform, or Analyze format)",
                                "If you know what its indices grow towards, give --assume-orientation, such as LAS.")
-        sizes = [float(size) for size in image.header.get_zooms()[:3]]
-        affine = inv_ornt_aff(axcodes2ornt(tuple(storage)), voxels.shape) @ np.diag([*sizes, 1.0])
-    orientation = io_orientation(affine)
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)) * _mm_per_unit(image)
+        orientation = axcodes2ornt(tuple(storage))
+        sizes = np.array(image.header.get_zooms()[:3], dtype=float)
+    else:
+        orientation = io_orientation(affine)
+        sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    sizes = sizes * _mm_per_unit(image)
     voxels, nan_voxels = _finite(name, apply_orientation(voxels, orientation))
     _check_contrast(name, voxels)
     in_ras = [float(sizes[list(orientation[:, 0]).index(axis)]) for axis in range(3)]
