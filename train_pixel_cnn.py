@@ -36,6 +36,8 @@ from vqvae2.prior import Prior
 class PriorTrainer(Trainer):
     """Trains p(code | codes before it), of the top level, or of the bottom given the top; loss in nats per code."""
 
+    best_by = "bits_per_code"
+
     def __init__(self, settings: PriorSettings):
         super().__init__(settings)
         self.kind = f"{settings.level} prior"

@@ -108,6 +108,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
+    # Of 1 x 1 kernels, whose layout in memory is ambiguous: their gradients are copied, which costs nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.6 does not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False,
