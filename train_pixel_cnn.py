@@ -118,7 +118,10 @@ class PriorTrainer(Trainer):
         books = {level: one.codebook.detach().cpu() for level, one in self.vqvae.model.quantizers.items()}
         shapes = {level: tuple(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
-        return Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top)
+        prior = Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top)
+        maps = self.maps["train"].levels[self.settings.level]
+        prior.start_from_frequencies(metrics.code_counts(maps, prior.codebook_size))
+        return prior
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:
         """Return AdamW."""

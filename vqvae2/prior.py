@@ -5,8 +5,9 @@ Both are the same network: gated residual layers in a vertical and a horizontal 
 turns the top codes into features which every layer is given (Razavi 2019 [3], section 3.2).
 
 NOTE Departures, all because a study has hundreds of scans and not millions of photographs:
-- A code enters as its embedding in the VQ-VAE's codebook, and logits are products with a learned map of
-  those embeddings, so that codes that look alike share what is learned. Both are fixed by the VQ-VAE.
+- Codes enter by a learned table that starts from the VQ-VAE's codebook, and the same table turns features into
+  logits, so that codes that look alike share what is learned. The start alone would not do: the code of "nothing
+  to add" is near the mean of the codebook, and a vector of length 0 can be neither seen nor predicted.
 - Positions have learned features of their own: brains are centred, so that where a code stands says much.
 
 References
@@ -78,7 +79,7 @@ class Conditioner(nn.Module):
     def __init__(self, embeddings: torch.Tensor, channels: int, heads: int, shape: tuple[int, int], factor: int):
         super().__init__()
         self.factor = factor
-        self.register_buffer("embeddings", _whiten(embeddings))
+        self.table = nn.Parameter(_start_of_table(embeddings))
         self.enter = nn.Conv2d(embeddings.shape[1], channels, 3, padding=1)
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.blocks = nn.ModuleList(nn.Sequential(
@@ -88,7 +89,7 @@ class Conditioner(nn.Module):
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
         """`[batch, top height, top width]` to `[batch, channels, bottom height, bottom width]`."""
-        x = self.enter(functional.embedding(top_codes, self.embeddings).movedim(-1, 1)) + self.place
+        x = self.enter(functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place
         for block in self.blocks:
             x = x + block(x)
         cells = x.flatten(2).transpose(1, 2)
@@ -136,7 +137,7 @@ class Prior(nn.Module):
         self.settings, self.shape, self.codebook_size = settings, tuple(shape), len(embeddings)
         self.conditioner = None if top_embeddings is None else Conditioner(
             top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
-        self.register_buffer("embeddings", _whiten(embeddings))
+        self.table = nn.Parameter(_start_of_table(embeddings))
         self.vertical_first = VerticalConv(dim, channels, first=True)
         self.horizontal_first = HorizontalConv(dim, channels, first=True)
         self.vertical_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
@@ -148,7 +149,6 @@ class Prior(nn.Module):
                                          for i in range(settings.layers) if every and (i + 1) % every == 0})
         self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, dim, 1))
         self.bias = nn.Parameter(torch.zeros(self.codebook_size))
-        self.scale = nn.Parameter(torch.full((), dim**-0.5))
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
                 keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -168,10 +168,15 @@ class Prior(nn.Module):
                 horizontal = self.attentions[str(i)](horizontal)
         return self._logits(horizontal)
 
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: torch.Tensor) -> None:
+        """Begin with the order-0 histogram as the prediction everywhere, from `counts` `[codebook_size]`."""
+        self.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
+
     def start(self, batch: int, top_codes: torch.Tensor | None = None) -> SamplingState:
         """Return the state before the first position, for `batch` maps (for a bottom prior, of these `top_codes`)."""
         like, channels, (height, width) = self.horizontal_place, self.settings.channels, self.shape
-        dim, heads = self.embeddings.shape[1], self.settings.heads
+        dim, heads = self.table.shape[1], self.settings.heads
         zeros = lambda *shape: like.new_zeros(batch, *shape)  # noqa: E731
         cells = [zeros(heads, height * width, channels // heads) for _ in range(2 * len(self.attentions))]
         return SamplingState(
@@ -218,18 +223,20 @@ class Prior(nn.Module):
             state.row[i].zero_()
 
     def _embed(self, codes: torch.Tensor) -> torch.Tensor:
-        return functional.embedding(codes, self.embeddings).movedim(-1, 1)
+        return functional.embedding(codes, self.table).movedim(-1, 1)
 
     def _logits(self, horizontal: torch.Tensor) -> torch.Tensor:
         features = self.head(horizontal)
-        logits = torch.einsum("bdhw,kd->bkhw", features, self.embeddings.to(features.dtype))
-        return (logits.float() if features.dtype == torch.bfloat16 else logits) * self.scale + self.bias[:, None, None]
+        logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
+        return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
 
 
-def _whiten(embeddings: torch.Tensor) -> torch.Tensor:
-    """Return embeddings with mean 0 and variance 1 in each dimension; codebooks come in any scale."""
+def _start_of_table(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return directions of `embeddings` `[codebook_size, dim]` in lengths of about 1 per dimension, with noise
+    that tells apart codes whose embeddings are alike."""
     spread = embeddings.std(0, unbiased=False).clamp(min=1e-6)
-    return (embeddings - embeddings.mean(0)) / spread
+    white = functional.normalize((embeddings - embeddings.mean(0)) / spread, dim=1) * embeddings.shape[1] ** 0.5
+    return white + 0.5 * torch.randn_like(white)
 
 
 def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
@@ -248,8 +255,8 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
         raise UserError(f"--vqvae: expected the VQ-VAE whose codes {flag} {name} learned "
                         f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
                         f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-    top = (tensors["conditioner.embeddings"], config["top_shape"]) if level == "bottom" else (None, None)
-    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["embeddings"], config["shape"], *top)
+    top = (tensors["conditioner.table"], config["top_shape"]) if level == "bottom" else (None, None)
+    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["table"], config["shape"], *top)
     try:
         prior.load_state_dict(tensors)
     except RuntimeError as error:
