@@ -54,6 +54,9 @@ def write_samples(vqvae: autoencoder.TrainedVqvae, priors: dict[str, prior.Prior
             maps.append(codes)
             for number, image in zip(numbers, images[-1]):
                 plots.save_picture(plots.image_grid(image[None], 1, gap=0), image_path(settings.out, number))
+    for old in (settings.out / "images").glob("[0-9]" * 6 + ".png"):
+        if int(old.stem) >= settings.count:  # of an earlier, larger run: not in this grid, nor in codes.npz
+            old.unlink()
     plots.save_picture(plots.image_grid(plots.enlarged(torch.cat(images)), columns=max(1, round(settings.count**0.5))),
                        settings.out / "grid.png")
     levels = {level: torch.cat([one[level] for one in maps]).cpu() for level in vqvae.model.levels}

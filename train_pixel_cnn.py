@@ -51,6 +51,9 @@ class PriorTrainer(Trainer):
             raise UserError(f"--level {self.settings.level}: expected a level of --vqvae {self.settings.vqvae}, which "
                             "has one level, called top. Use --level top.")
         loaded = images.load_images(self._data_settings(), ("train", "validate"))
+        if len(loaded.splits["train"]) == 0:
+            raise UserError(f"--data {loaded.folder}: expected at least 1 training image, found 0. Give the data that "
+                            f"--vqvae {self.settings.vqvae} was trained with.")
         self._check_shape(loaded)
         self.data = loaded.describe()
         self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
@@ -63,7 +66,7 @@ class PriorTrainer(Trainer):
         self._report_references()
 
     def _data_settings(self) -> PriorSettings:
-        """The images as the VQ-VAE saw them, from --data or SLICES_PATH or, if neither is given, its own folder."""
+        """The images as the VQ-VAE saw them, from --data or, if that is not given, from the VQ-VAE's own folder."""
         own = self.vqvae.config["settings"]
         size = self.settings.size or own["size"]
         data = self.settings.data or own["data"]

@@ -13,6 +13,8 @@ The same command goes on where a run was stopped. --batch is for each process.
 Watch each level's used codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
 """
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from torch import nn
 from trainer import Share, Trainer
 from vqvae2 import codes, images, metrics, plots
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings, parse
+from vqvae2.config import VqvaeSettings, parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.quantizer import Place
 
@@ -90,7 +92,7 @@ class VqvaeTrainer(Trainer):
         items = np.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
-        plots.save_picture(plots.reconstruction_rows(split.bytes()[items], images.to_bytes(made.images)),
+        plots.save_picture(plots.reconstruction_rows(images.to_bytes(split.batch(items)), images.to_bytes(made.images)),
                            self.folder / "reconstructions" / f"{epoch:04d}.png")
         for level, maps in made.codes.items() if model.is_quantising() else ():
             plots.save_picture(plots.code_map_picture(maps.cpu(), self.settings.codebook_size),
@@ -110,7 +112,10 @@ def error_of_clipped(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
-    VqvaeTrainer(parse(VqvaeSettings, __doc__, arguments)).run()
+    settings = parse(VqvaeSettings, __doc__, arguments)
+    # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
+    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
+    VqvaeTrainer(dataclasses.replace(settings, data=data)).run()
 
 
 if __name__ == "__main__":

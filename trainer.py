@@ -151,20 +151,22 @@ class Trainer:
         self.wrapped = distributed.wrap(self.model, self.device)
         self.adam = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        if distributed.rank() == 0:
-            self._write_config()
+        self._describe_run()
         state = self.folder / checkpoints.STATE
-        distributed.barrier()
         if state.exists():
             self._restore(checkpoints.load_state(state))
-        self.board = SummaryWriter(str(self.folder), purge_step=self.epoch) if distributed.rank() == 0 else None
+        self._check_that_ranks_agree()
+        if distributed.rank() == 0:
+            checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
+        self.board = SummaryWriter(str(self.folder), purge_step=self.epoch + 1) if distributed.rank() == 0 else None
         self._announce()
 
     def _train_epoch(self) -> None:
         """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
         self.wrapped.train()
         began = time.monotonic()
-        bar = self._bar(self.steps_per_epoch, f"epoch {self.epoch + 1}/{self.settings.epochs}", self.step_in_epoch)
+        bar = tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
+                   desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0)
         sums = {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
@@ -174,7 +176,8 @@ class Trainer:
             self.step += 1
             self.step_in_epoch += 1
             bar.update()
-            if self._is_time_to_look():
+            alone = distributed.world_size() == 1
+            if self.step % STEPS_BETWEEN_LOOKS == 0 or (alone and self.signals.came):
                 self._look(sums, bar)
         self._look(sums, bar)
         self.seconds = time.monotonic() - began
@@ -221,9 +224,8 @@ class Trainer:
         self.rows.append(row)
         distributed.check_same_on_ranks(self.model.state_dict().items())
         value = row.get(f"validate_{self.best_by}", math.nan)
-        is_best = self.may_be_best() and (value < self.best or math.isnan(value))
-        if is_best and not math.isnan(value):
-            self.best = value
+        is_best = self.may_be_best() and (value < self.best or self.count("validate") == 0)
+        self.best = min(self.best, value) if is_best and self.count("validate") else self.best
         if distributed.rank() == 0:
             self._log(row)
             # Weights first: a kill in between repeats the epoch from the older state, which is exact.
@@ -269,11 +271,6 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / max(min(self.settings.warmup_steps, total // 5), 1))
         return self.settings.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(self.step / total, 1)))
 
-    # Looks at the run while it goes on ---------------------------------------------------------
-
-    def _is_time_to_look(self) -> bool:
-        return (self.signals.came and distributed.world_size() == 1) or self.step % STEPS_BETWEEN_LOOKS == 0
-
     def _look(self, sums: dict[str, torch.Tensor], bar: tqdm) -> None:
         """Sum the figures over ranks; stop all ranks together if the loss is lost or a signal came."""
         names = sorted(sums)
@@ -282,8 +279,8 @@ class Trainer:
         if not math.isfinite(self.sums["loss"]):
             bar.close()
             raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found "
-                            f"{self.sums['loss']} at step {self.step}. Lower it, or use --precision fp32; the last "
-                            "good state is kept.")
+                            f"{self.sums['loss']} at step {self.step}. Lower it, or use --precision fp32, under "
+                            "another --savename; the last good state of this one is kept.")
         seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
         bar.set_postfix({"loss": f"{self.sums['loss'] / max(seen, 1):.4f}"}, refresh=False)
         if distributed.any_rank(self.signals.came, self.device):
@@ -326,9 +323,13 @@ class Trainer:
             raise UserError(f"--batch {self.settings.batch}: expected a divisor of this run's global batch of "
                             f"{self.global_batch}, found {distributed.world_size()} process(es) x "
                             f"{self.settings.batch} = {per_pass}. Change --batch or the number of processes.")
+        if self.settings.accumulate not in (1, self.accumulation):
+            raise UserError(f"--accumulate {self.settings.accumulate}: expected {self.accumulation} for this run's "
+                            f"global batch of {self.global_batch}, found another. Drop --accumulate.")
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
 
-    def _write_config(self) -> None:
+    def _describe_run(self) -> None:
+        """Set what config.json will hold; refuse other data, or another VQ-VAE, than the run began with."""
         described = self.describe()
         for key, value in described.items():
             if key.endswith("_hash") and self.config.get(key, value) != value:
@@ -337,7 +338,13 @@ class Trainer:
         self.config = {"kind": self.kind, "settings": as_dict(self.settings), "global_batch": self.global_batch,
                        **described, "versions": checkpoints.versions(),
                        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
-        checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
+
+    def _check_that_ranks_agree(self) -> None:
+        """Each rank has read its own disk: on several machines the results folder must be one that all see."""
+        found = distributed.gather_objects((self.global_batch, self.accumulation, self.step))
+        if len(set(found)) > 1:
+            raise UserError(f"--results {self.settings.results}: expected one folder that all machines share, found "
+                            f"ranks at steps {', '.join(str(step) for _, _, step in found)}. Put it on a shared disk.")
 
     def _save_state(self) -> None:
         checkpoints.save_state(self.folder / checkpoints.STATE, {
@@ -365,8 +372,6 @@ class Trainer:
                  if name.startswith(("train_loss", "validate_", "top_", "bottom_"))]
         self._say(f"epoch {self.epoch}/{self.settings.epochs}: " + ", ".join(shown))
 
-    # Machine -----------------------------------------------------------------------------------
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
 
@@ -380,10 +385,6 @@ class Trainer:
             done = self.epoch >= self.settings.epochs
             self._say(f"all {self.epoch} epochs are done: nothing to do" if done else
                       f"going on at epoch {self.epoch + 1}, step {self.step}")
-
-    def _bar(self, total: int, text: str, initial: int = 0) -> tqdm:
-        return tqdm(total=total, initial=initial, desc=text, unit="step", disable=distributed.rank() != 0,
-                    leave=False, dynamic_ncols=True)
 
     def _say(self, line: str) -> None:
         if distributed.launched_rank() == 0:

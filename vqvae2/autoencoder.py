@@ -40,7 +40,7 @@ from torch import nn
 from vqvae2 import checkpoints
 from vqvae2.config import VqvaeSettings, from_dict
 from vqvae2.errors import UserError
-from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.quantizer import EmaQuantizer, Place, Quantized
 
 
 @dataclass(frozen=True)
@@ -138,32 +138,40 @@ class Vqvae(nn.Module):
         Args:
             place: where these images stand in the step; training codebooks need it.
         """
+        levels, predicted, missed = self._quantise(images, place)
+        features = predicted + levels["bottom"].vectors if "bottom" in levels else None
+        return Reconstruction(self._decode(levels["top"].vectors, features),
+                              {level: one.codes for level, one in levels.items()},
+                              sum(one.commitment for one in levels.values()), missed)
+
+    def _quantise(self, images: torch.Tensor, place: Place | None,
+                  ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
+        """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
         features = self.encoder(images - 0.5)
         if self.settings.levels == 1:
             only = self.quantizers["top"](self.to_top(features), place)
-            return Reconstruction(self.decoder(only.vectors) + 0.5, {"top": only.codes}, only.commitment,
-                                  torch.zeros_like(only.commitment))
+            return {"top": only}, features, torch.zeros_like(only.commitment)
         top = self.quantizers["top"](self.to_top(self.top_encoder(features)), place)
         wanted, predicted = self.to_bottom(features), self.top_decoder(top.vectors)
         bottom = self.quantizers["bottom"](wanted - predicted, place)
         # The encoder is not to make its features easy to predict: only the prediction learns from this error.
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
-        return Reconstruction(self._decode(top.vectors, predicted + bottom.vectors),
-                              {"top": top.codes, "bottom": bottom.codes}, top.commitment + bottom.commitment, missed)
+        return {"top": top, "bottom": bottom}, predicted, missed
 
-    def _decode(self, top: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        return self.decoder(torch.cat([self.top_upsample(top), features], 1)) + 0.5
+    def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        seen = top if features is None else torch.cat([self.top_upsample(top), features], 1)
+        return self.decoder(seen) + 0.5
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
-        return self(images).codes
+        return {level: one.codes for level, one in self._quantise(images, None)[0].items()}
 
     def decode(self, codes: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes."""
         top = self.quantizers["top"].lookup(codes["top"])
-        if self.settings.levels == 1:
-            return (self.decoder(top) + 0.5).clamp(0, 1)
-        features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
+        features = None
+        if self.settings.levels == 2:
+            features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
         return self._decode(top, features).clamp(0, 1)
 
     def update_codebooks(self) -> None:

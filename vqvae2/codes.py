@@ -80,13 +80,15 @@ def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, se
     """Return for each level {"size", "used", "perplexity", "shuffle_drop"} over the images of a split.
 
     The shuffle drop is the mean full-picture SSIM that is lost when one level's maps are exchanged between
-    images (a seeded order in which nearly none keeps its own) and the other level's stay: 0 means that the
+    images (in a seeded ring: none keeps its own) and the other level's stay: 0 means that the
     level's codes, however many are in use, say nothing. Every rank must call this; all get the same.
     """
     figures = {level: metrics.codebook_figures(metrics.code_counts(maps, model.settings.codebook_size))
                for level, maps in codes.levels.items()}
     if with_shuffle_drop:
-        order = torch.randperm(len(images), generator=random_numbers.generator(seed, "exchange of maps"))
+        ring = torch.randperm(len(images), generator=random_numbers.generator(seed, "exchange of maps"))
+        order = torch.empty_like(ring)
+        order[ring] = ring.roll(1)
         kept = _mean_ssim(model, images, codes.levels, batch)
         for level in codes.levels:
             exchanged = {**codes.levels, level: codes.levels[level][order]}

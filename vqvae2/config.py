@@ -1,7 +1,6 @@
 """Command line, environment, .env -> frozen dataclasses, one for each script.
 
-The sentence under a field is what `--help` prints. A flag beats the environment, which beats .env.
-Cheap checks are made here, before anything is read and before processes join.
+The sentence under a field is what `--help` prints. Cheap checks are made here, before anything is read.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import sys
@@ -23,7 +23,6 @@ from vqvae2.command_line import one_line
 from vqvae2.errors import EXIT_USER_ERROR, UserError
 
 Plane = Literal["axial", "coronal", "sagittal"]
-Dataset = Literal["oasis", "keras_png_slices", "folder"]
 Settings = TypeVar("Settings")
 SPLITS = ("train", "validate", "test")
 COORDINATE_LETTERS = ("RL", "AP", "SI")
@@ -68,9 +67,8 @@ class ExtractSettings:
 
     def __post_init__(self) -> None:
         low, high = self.extent
-        expect(bool(self.planes), "--planes", "at least one of axial, coronal, sagittal", "none", "Name one.")
-        expect(len(set(self.planes)) == len(self.planes), "--planes", "each plane once", " ".join(self.planes),
-               "Drop the repeated one.")
+        expect(0 < len(self.planes) == len(set(self.planes)), "--planes", "axial, coronal, sagittal, each at most once",
+               " ".join(self.planes) or "none", "Name at least one.")
         expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "Give a larger number.")
         expect(0 <= low < high <= 1, "--extent", "two fractions, 0 <= LOW < HIGH <= 1", f"{low} {high}",
                "The default is 0.3 0.8.")
@@ -93,7 +91,7 @@ class ExtractSettings:
 class DataSettings:
     """Which images a script reads."""
 
-    dataset: Dataset = "oasis"
+    dataset: Literal["oasis", "keras_png_slices", "folder"] = "oasis"
     """oasis: made by extract_slices.py. keras_png_slices: --data is the parent of keras_png_slices_train,
     _validate, _test. folder: any PNG or JPEG files, in train, validate and test or unsplit."""
     data: Path | None = None
@@ -138,6 +136,8 @@ class RunSettings(DataSettings):
     """auto takes bf16 where the device computes it natively."""
     seed: int = 0
     """Seed of the weights, the order of images and every draw."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises from 0."""
     clip: float = 0.0
@@ -152,16 +152,18 @@ class RunSettings(DataSettings):
         for name in ("epochs", "batch", "accumulate", "pictures_every"):
             value = getattr(self, name)
             expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
+        check_finite(self, *(one.name for one in dataclasses.fields(self)))
         for name in ("warmup_steps", "clip"):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
         expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
         check_seed(self.seed)
         expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
 
-NOT_PART_OF_A_RUN = frozenset({"epochs", "batch", "accumulate", "results", "resume", "pictures_every", "threads"})
-"""Settings that may change when a run goes on; batch and accumulate are held through the global batch."""
+NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "data", "results", "resume", "pictures_every", "threads"}
+"""Settings that may change when a run goes on; the global batch and the data's hash may not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +193,6 @@ class VqvaeSettings(RunSettings):
     """Steps without quantising before k-means places the codebooks."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of Adam; it falls to 0 by a cosine over the epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,12 +205,12 @@ class VqvaeSettings(RunSettings):
                " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
         expect(2 <= self.codebook_size <= 32767, "--codebook-size", "2 to 32767", self.codebook_size,
                "Codes are stored as int16. The default is 512.")
-        for name in ("embedding_dim", "channels", "residual_channels"):
-            expect(getattr(self, name) >= 2, flag(name), "at least 2", getattr(self, name), "See --help for defaults.")
         expect(0 <= self.decay < 1, "--decay", "0 <= DECAY < 1", self.decay, "The default is 0.99.")
-        for name in ("commitment", "prediction", "start_steps"):
-            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
-        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
+        for least, names in ((2, ("embedding_dim", "channels", "residual_channels")),
+                             (0, ("residual_layers", "commitment", "prediction", "start_steps"))):
+            for name in names:
+                value = getattr(self, name)
+                expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +239,6 @@ class PriorSettings(RunSettings):
     """Decay of the averaged weights that are validated and saved; 0 keeps the plain ones."""
     clip: float = 1.0
     """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW; it falls to 0 by a cosine over the epochs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,7 +250,6 @@ class PriorSettings(RunSettings):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
         expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
-        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +283,7 @@ class SampleSettings:
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
                                ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1")):
+            check_finite(self, name)
             values = getattr(self, name)
             expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
                    f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
@@ -379,6 +377,15 @@ def changed_settings(new: RunSettings, old: dict) -> list[str]:
 
     return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
             if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
+
+
+def check_finite(settings: object, *names: str) -> None:
+    """Raise UserError if a number among these settings is infinite or not a number."""
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            expect(not isinstance(number, float) or math.isfinite(number), flag(name), "a finite number", number,
+                   "See --help for defaults.")
 
 
 def check_split(split: tuple[float, float, float]) -> None:

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vqvae2.errors import UserError
+
 
 def launched_rank() -> int:
     """Return the rank that torchrun gave this process; known before the process group starts."""
@@ -40,7 +42,10 @@ def world_size() -> int:
 def pick_device() -> torch.device:
     """Return this process's device: its CUDA GPU, MPS for a single process, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process for each "
+                            f"GPU, found {torch.cuda.device_count()} GPU(s). Start fewer processes.")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) )
     if torch.backends.mps.is_available() and launched_world_size() == 1:
         return torch.device("mps")
     return torch.device("cpu")

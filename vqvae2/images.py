@@ -92,13 +92,16 @@ class Images:
         """Return what config.json keeps of the data: hashes, sizes, and what was trained on."""
         train = self.splits["train"]
         of = {split: [file for file in self.files if file.split == split] for split in SPLITS}
+        pictures = sorted({pixel_hash(picture) for picture in train.pixels})
         listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}" for file in self.files)
+        if not all(file.sha256 for file in self.files):  # no manifest vouches for what is in the files
+            listing += "\n".join(pictures)
         return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
                 "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
                          "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
                          "subjects_known": self.subjects_known},
                 "image_shape": list(self.shape),
-                "training_images": sorted({pixel_hash(picture) for picture in train.pixels}),
+                "training_images": pictures,
                 "training_subjects": sorted({subject_hash(subject) for subject in train.subjects})}
 
 

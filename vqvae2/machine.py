@@ -27,7 +27,9 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        # A private question, which not every version of torch answers; without an answer fp32 is safe.
+        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        native = device.type == "cpu" and ask is not None and ask()
     return (torch.bfloat16, "native here") if native else (torch.float32, "bf16 is not native here")
 
 

@@ -6,14 +6,15 @@ it (van den Oord 2017, appendix A.1), with the statistics of all ranks and micro
 one update a step.
 
 Left to itself a codebook collapses: the encoder's outputs leave it behind within the first hundred
-steps, and soon one code serves for everything. Three things here prevent it.
+steps, and soon one code serves for everything. Four things here prevent it.
 
 1. For the first steps vectors pass unquantised, so that the encoder learns what to say first.
 2. Then k-means places all embeddings at once on current vectors, counts and sums consistent with them.
-3. An embedding that hardly anything chooses is restarted at a current vector that is badly served,
+3. At first the moving average follows fast, since the encoder moves fast.
+4. An embedding that hardly anything chooses is restarted at a current vector that is badly served,
    with *all* of its state: a stale sum or count would pull it back.
 
-NOTE Departures from the paper: (1) to (3). What they bring is measured in docs/results.md.
+NOTE Departures from the paper: (1) to (4). What they bring is measured in docs/results.md.
 
 References
 [1] van den Oord, Vinyals, Kavukcuoglu 2017, Neural Discrete Representation Learning.

@@ -6,6 +6,7 @@ Nothing is reported about images that a model has seen unless it says so: `seen_
 """
 
 import csv
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from vqvae2.prior import Prior
 
 SCHEMA = 1
 PICTURED = 8
+FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
+           "ssim_histogram", "samples", "strip", "curves", "curves_top", "curves_bottom")
 PAIRS = 200
 
 
@@ -83,6 +86,8 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         drawn = _draw(vqvae, priors, settings)
         report["samples"] = judge_samples(drawn, split, settings.seed)
     judged = Judged(report, split, made, maps, drawn)
+    for name in FIGURES:  # of an earlier report in this folder, which may have had models that this one lacks
+        (settings.out / f"{name}.png").unlink(missing_ok=True)
     _draw_figures(judged, figures, vqvae, settings.out)
     for name, folder in folders.items():
         if log := read_log(folder):
@@ -180,7 +185,7 @@ def _folders(settings: EvaluateSettings) -> dict[str, Path]:
 def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> Images:
     """The split that is judged, and for the reference models the training images, read as the VQ-VAE read them."""
     trained = from_dict(VqvaeSettings, vqvae.config["settings"])
-    object.__setattr__(trained, "data", settings.data or trained.data)
+    trained = dataclasses.replace(trained, data=settings.data or trained.data)
     images = load_images(trained, tuple({settings.split, "train"} if settings.top else {settings.split}))
     expected = tuple(vqvae.config["image_shape"])
     if len(images.splits[settings.split]) and images.shape != expected:
@@ -206,7 +211,7 @@ def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
     """Bits per code of each prior on the split, beside the reference models fitted on the training images' codes."""
     if not priors:
         return None
-    stored = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash)
+    stored = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
     train = stored or (codes.extract(vqvae.model, images.splits["train"], settings.batch)
                        if len(images.splits["train"]) else None)
     size, report = vqvae.model.settings.codebook_size, {}

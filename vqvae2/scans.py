@@ -202,8 +202,11 @@ def _with_participants(scans: list[Scan], tables: dict[str, Path]) -> list[Scan]
 
 def _read_table(path: Path) -> dict[str, tuple[str, str]]:
     """Return {subject, or subject_session: (age, sex)} of participants.tsv or OASIS's own table."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (OSError, csv.Error):  # age and sex are a courtesy; a broken link must not stop an extraction
+        return {}
     people = {}
     for row in rows:
         cells = {str(key).strip().lower(): str(value).strip() for key, value in row.items()}

@@ -186,7 +186,7 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
             image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
             content = encode_png(image, settings.bits)
             name = f"{split}/{scan.prefix}_{plane}{index:03d}.png"
-            write(out / name, content)
+            write(out / name, content, synced=False)
             rows.append({
                 "image": name, "subject": scan.subject, "session": scan.session, "scan": scan.name, "plane": plane,
                 "index": str(index), "low": f"{brain.low:.6g}", "high": f"{brain.high:.6g}",
@@ -197,14 +197,18 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
     return rows, False
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes, *, synced: bool = True) -> None:
     """Write a file so that it is there whole or not at all.
 
     Raises: UserError if the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"--out {path.parent}: expected a folder that can be written, found "
