@@ -4,7 +4,7 @@
 On the validation images, reconstructions only:
     python evaluate.py --vqvae brain-128 --split validate --out report-validate
 
-What each figure means is defined in the README; 95 % intervals are over subjects.
+What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over subjects.
 """
 
 from vqvae2 import reports
