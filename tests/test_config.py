@@ -163,7 +163,7 @@ class TestCommandLine:
     (VqvaeSettings, {**RUN, "codebook_size": 40000}, r"--codebook-size: expected 2 to 32767, found 40000\. Codes"),
     (VqvaeSettings, {**RUN, "channels": 1}, r"--channels: expected at least 2, found 1\. See"),
     (VqvaeSettings, {**RUN, "decay": 1.0}, r"--decay: expected 0 <= DECAY < 1, found 1\.0\. The default"),
-    (VqvaeSettings, {**RUN, "learning_rate": math.nan}, r"--learning-rate: expected a positive .* found nan\. Try"),
+    (VqvaeSettings, {**RUN, "learning_rate": math.nan}, r"--learning-rate: expected a finite number, found nan\. See"),
     (VqvaeSettings, {**RUN, "commitment": -0.1}, r"--commitment: expected at least 0, found -0\.1\. See"),
     (PriorSettings, {**PRIOR, "heads": 3}, r"--channels: expected a multiple of --heads 3, found 128\. For"),
     (PriorSettings, {**PRIOR, "heads": 0}, r"--heads: expected at least 1, found 0\. The default is 4"),
