@@ -66,8 +66,8 @@ class Recipe:
 SMALL = Recipe(slices="--size 64 --per-scan 16",
                vqvae="--epochs 60 --channels 64 --codebook-size 256 --start-steps 200 --learning-rate 6e-4 "
                      "--pictures-every 10",
-               top="--epochs 30 --channels 64 --layers 6 --pictures-every 10",
-               bottom="--epochs 70 --channels 64 --layers 6 --pictures-every 10", count=16)
+               top="--epochs 40 --channels 64 --layers 6 --pictures-every 10",
+               bottom="--epochs 36 --channels 64 --layers 6 --pictures-every 10", count=16)
 TINY = Recipe(slices="--size 32 --per-scan 12",
               vqvae="--epochs 12 --channels 16 --residual-channels 8 --embedding-dim 8 --codebook-size 16 "
                     "--start-steps 6 --learning-rate 0.01 --pictures-every 12",
