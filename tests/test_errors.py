@@ -61,3 +61,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines):
                           env={**os.environ, "PYTHONUNBUFFERED": ""}, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ranks_that_stop_together_say_so_once(monkeypatch, capsys):
+    def stop():
+        raise Stopped("Stopped by a signal at step 7, all saved.")
+
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="75"):
+        run_script(stop)
+    assert capsys.readouterr().err == ""

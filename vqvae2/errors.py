@@ -34,8 +34,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         _print_once(" ".join(str(error).split()))
         raise SystemExit(EXIT_USER_ERROR) from None
-    except Stopped as stop:
-        _print_once(str(stop))
+    except Stopped as stop:  # all ranks stop together, and rank 0 speaks for them
+        if _rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
     except KeyboardInterrupt:
         _print_once("Stopped by Ctrl-C.")
@@ -45,9 +46,13 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     raise SystemExit(0)
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
 def _print_once(line: str) -> None:
     """Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for
     rank 0 to have spoken; one that is still alive after that has met an error of its own."""
-    if int(os.environ.get("RANK", 0)) != 0:
+    if _rank() != 0:
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     print(line, file=sys.stderr, flush=True)
