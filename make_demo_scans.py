@@ -197,12 +197,6 @@ def integrate(velocity_mm: torch.Tensor, steps: int = 7) -> torch.Tensor:
     return displacement * FIELD_SPACING_MM
 
 
-def jacobian_determinant(displacement_mm: torch.Tensor) -> torch.Tensor:
-    """Return det(I + du/dx) [i, j, k] of `displacement_mm` [3, i, j, k]: local volume; above 0 where nothing folds."""
-    slopes = torch.stack(torch.gradient(displacement_mm, spacing=FIELD_SPACING_MM, dim=(1, 2, 3)), -1)
-    return torch.linalg.det(slopes.movedim(0, -2) + torch.eye(3))
-
-
 def rician(signal: torch.Tensor, deviation: float, generator: np.random.Generator) -> torch.Tensor:
     """Return `signal` [n] with the noise of a magnitude image; `deviation` is that of each of its two channels.
 

@@ -140,10 +140,10 @@ def test_a_killed_run_goes_on_from_its_journal(scans, apart, monkeypatch):
         calls.append(task)
         if len(calls) == 4:
             (apart / "out/train/.04_axial004.png.tmp").write_bytes(b"half")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("killed at the fourth scan")
         return work(task)
     monkeypatch.setattr(extract_slices, "_work", killed_at_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="at the fourth scan"):
         extract(scans, apart / "out")
     assert not (apart / "out/manifest.csv").exists()
     done = {path.name: path.stat().st_mtime_ns for path in (apart / "out").rglob("*.png")}
@@ -162,9 +162,9 @@ def test_a_killed_run_leaves_nothing_to_one_with_other_settings(scans, apart, mo
 
     def killed_after_the_first(task):
         work(task)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("killed after the first scan")
     monkeypatch.setattr(extract_slices, "_work", killed_after_the_first)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="after the first scan"):
         extract(scans, apart / "out", "--per-scan", 5)
     monkeypatch.setattr(extract_slices, "_work", work)
     extract(scans, apart / "out", "--per-scan", 1)

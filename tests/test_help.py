@@ -1,6 +1,7 @@
 """--help of every script is its docstring and all flags, and every command that we tell people to paste would run."""
 
 import ast
+import dataclasses
 import importlib
 import re
 import shlex
@@ -78,7 +79,7 @@ def test_every_command_in_a_docstring_is_one_that_its_script_takes(script, monke
     assert commands
     for words in commands:
         assert f"{script}.py" in words
-        settings_of(words, monkeypatch)
+        assert dataclasses.is_dataclass(settings_of(words, monkeypatch)), words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -87,7 +88,7 @@ def test_every_command_on_a_page_is_one_that_its_script_takes(page, monkeypatch)
     if not commands:
         pytest.skip("no command on it")
     for words in commands:
-        settings_of(words, monkeypatch)
+        assert dataclasses.is_dataclass(settings_of(words, monkeypatch)), words
 
 
 def test_every_target_of_make_that_the_readme_names_exists():
@@ -109,7 +110,7 @@ class TestReading:
     def test_a_command_that_has_gone_stale_is_found(self, monkeypatch):
         with pytest.raises(config.UserError, match=r"unrecognized --planets axial\. Perhaps you meant --planes\."):
             settings_of(["python", "extract_slices.py", "--planets", "axial"], monkeypatch)
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="2"):
             settings_of(["python", "-m", "torch.distributed.run", "--nprocs=8", "train_vqvae.py"], monkeypatch)
 
     def test_settings_are_those_of_the_command(self, monkeypatch):

@@ -30,6 +30,12 @@ def tree(atlas, tmp_path_factory):
     return out
 
 
+def jacobian_determinant(displacement_mm: torch.Tensor) -> torch.Tensor:
+    """Return det(I + du/dx) [i, j, k] of `displacement_mm` [3, i, j, k]: local volume; above 0 where nothing folds."""
+    slopes = torch.stack(torch.gradient(displacement_mm, spacing=make_demo_scans.FIELD_SPACING_MM, dim=(1, 2, 3)), -1)
+    return torch.linalg.det(slopes.movedim(0, -2) + torch.eye(3))
+
+
 def write(atlas, out, subjects, seed=0):
     people = [make_demo_scans.make_subject(seed, number) for number in range(1, subjects + 1)]
     settings = make_demo_scans.DemoScansSettings(out=out, subjects=subjects, seed=seed)
@@ -138,14 +144,14 @@ def test_the_warp_is_a_diffeomorphism_from_the_widest_ventricles_to_the_narrowes
     subjects = sorted((make_demo_scans.make_subject(0, number) for number in range(1, 61)),
                       key=lambda subject: make_demo_scans.ageing(0, subject, 0)[0])
     for subject in (*subjects[:2], *subjects[-3:]):
-        smallest = make_demo_scans.jacobian_determinant(make_demo_scans.make_warp(atlas, 0, subject, 0)).min()
+        smallest = jacobian_determinant(make_demo_scans.make_warp(atlas, 0, subject, 0)).min()
         assert smallest > 0, f"{subject.name}: smallest Jacobian determinant {smallest:.3f}"
 
 
 def test_the_jacobian_determinant_of_a_known_map_is_its_change_of_volume():
     """u(x) = (0.1 x, 0, -0.2 z) stretches by 1.1 and shrinks by 0.8; x is in mm."""
     i, j, k = torch.meshgrid(*[3.0 * torch.arange(5)] * 3, indexing="ij")
-    volume = make_demo_scans.jacobian_determinant(torch.stack([0.1 * i, 0 * j, -0.2 * k]))
+    volume = jacobian_determinant(torch.stack([0.1 * i, 0 * j, -0.2 * k]))
     assert volume.flatten().tolist() == pytest.approx([1.1 * 0.8] * 125)
 
 

@@ -31,7 +31,7 @@ def run(tiny_run, apart):
 
 
 @pytest.fixture
-def refused(refusal, apart):
+def check_refused(refusal, apart):
     """Run a main; the line must match, and the working folder, with all results, must stay as it was."""
     def check(said, main, *arguments):
         before = files_in(apart)
@@ -73,50 +73,56 @@ def train_prior(run, *more, level="top", name="new", vqvae="tiny"):
 
 
 class TestNames:
-    def test_a_vqvae_that_there_is_not(self, run, refused):
+    def test_a_vqvae_that_there_is_not(self, run, check_refused):
         said = (r"^--vqvae tinny: expected a folder with model\.safetensors, or a name in .*results/\*/ or pretrained/"
                 r", found only tiny, tiny-bottom, tiny-top\. Check the name")
-        refused(said, train_pixel_cnn.main, *train_prior(run, vqvae="tinny"))
-        refused(said, sample.main, "--vqvae", "tinny", "--top", run.top, "--out", "out")
-        refused(said, evaluate.main, "--vqvae", "tinny", "--out", "out")
+        check_refused(said, train_pixel_cnn.main, *train_prior(run, vqvae="tinny"))
+        check_refused(said, sample.main, "--vqvae", "tinny", "--top", run.top, "--out", "out")
+        check_refused(said, evaluate.main, "--vqvae", "tinny", "--out", "out")
 
-    def test_a_name_that_two_runs_have(self, run, refused):
+    def test_a_name_that_two_runs_have(self, run, check_refused):
         shutil.copytree(run.vqvae, run.results / "folder" / "tiny")
-        refused(r"^--vqvae tiny: expected one run of this name, found .*folder/tiny, .*oasis/tiny\. Give the path",
-                train_pixel_cnn.main, *train_prior(run))
+        check_refused(
+            r"^--vqvae tiny: expected one run of this name, found .*folder/tiny, .*oasis/tiny\. Give the path",
+            train_pixel_cnn.main, *train_prior(run))
 
-    def test_a_prior_in_the_place_of_a_vqvae(self, run, refused):
+    def test_a_prior_in_the_place_of_a_vqvae(self, run, check_refused):
         said = (r"^--vqvae {}: expected a VQ-VAE, found a top prior in .*tiny-top\. Give the name that train_vqvae\.py "
                 r"was run with\.$")
-        refused(said.format("tiny-top"), train_pixel_cnn.main, *train_prior(run, vqvae="tiny-top"))
-        refused(said.format(".*"), sample.main, "--vqvae", run.top, "--top", run.top, "--out", "out")
-        refused(said.format("tiny-top"), evaluate.main, "--vqvae", "tiny-top", "--out", "out")
+        check_refused(said.format("tiny-top"), train_pixel_cnn.main, *train_prior(run, vqvae="tiny-top"))
+        check_refused(said.format(".*"), sample.main, "--vqvae", run.top, "--top", run.top, "--out", "out")
+        check_refused(said.format("tiny-top"), evaluate.main, "--vqvae", "tiny-top", "--out", "out")
 
-    def test_a_vqvae_or_the_other_level_in_the_place_of_a_prior(self, run, refused):
-        refused(r"^--top tiny: expected a top prior, found a vqvae in .*tiny\. Give the name .* --level top was run",
-                sample.main, "--vqvae", "tiny", "--top", "tiny", "--out", "out")
-        refused(r"^--bottom tiny-top: expected a bottom prior, found a top prior in .*\. Give the name .* bottom",
-                sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--bottom", "tiny-top", "--out", "out")
+    def test_a_vqvae_or_the_other_level_in_the_place_of_a_prior(self, run, check_refused):
+        check_refused(
+            r"^--top tiny: expected a top prior, found a vqvae in .*tiny\. Give the name .* --level top was run",
+            sample.main, "--vqvae", "tiny", "--top", "tiny", "--out", "out")
+        check_refused(r"^--bottom tiny-top: expected a bottom prior, found a top prior in .*\. Give the name .* bottom",
+                      sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--bottom", "tiny-top", "--out", "out")
 
-    def test_a_prior_of_another_vqvae(self, run, another_vqvae, refused):
+    def test_a_prior_of_another_vqvae(self, run, another_vqvae, check_refused):
         ours, other = (checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])[:6]
                        for folder in (run.vqvae, another_vqvae))
         said = (rf"^--vqvae: expected the VQ-VAE whose codes --top .*tiny-top learned \({ours}, tiny\), found {other}"
                 r"\. Pass --vqvae tiny, or train the prior again\.$")
-        refused(said, sample.main, "--vqvae", "another", "--top", "tiny-top", "--bottom", run.bottom, "--out", "out")
-        refused(said, evaluate.main, "--vqvae", "another", "--top", run.top, "--out", "out")
+        check_refused(
+            said, sample.main, "--vqvae", "another", "--top", "tiny-top", "--bottom", run.bottom, "--out", "out")
+        check_refused(said, evaluate.main, "--vqvae", "another", "--top", run.top, "--out", "out")
 
 
 class TestLevels:
-    def test_a_bottom_prior_for_one_level(self, run, one_level, refused):
-        refused(r"^--bottom tiny-bottom: expected no bottom prior, since --vqvae one has one level\. Drop --bottom\.$",
-                sample.main, "--vqvae", "one", "--top", "tiny-top", "--bottom", "tiny-bottom", "--out", "out")
-        refused(r"^--level bottom: expected a level of --vqvae one, which has one level, called top\. Use --level top",
-                train_pixel_cnn.main, *train_prior(run, level="bottom", vqvae="one"))
+    def test_a_bottom_prior_for_one_level(self, run, one_level, check_refused):
+        check_refused(
+            r"^--bottom tiny-bottom: expected no bottom prior, since --vqvae one has one level\. Drop --bottom\.$",
+            sample.main, "--vqvae", "one", "--top", "tiny-top", "--bottom", "tiny-bottom", "--out", "out")
+        check_refused(
+            r"^--level bottom: expected a level of --vqvae one, which has one level, called top\. Use --level top",
+            train_pixel_cnn.main, *train_prior(run, level="bottom", vqvae="one"))
 
-    def test_no_bottom_prior_for_two_levels(self, run, refused):
-        refused(r"^--bottom: expected the bottom prior of --vqvae tiny, which has 2 levels, found none\. Give --bottom",
-                sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--out", "out")
+    def test_no_bottom_prior_for_two_levels(self, run, check_refused):
+        check_refused(
+            r"^--bottom: expected the bottom prior of --vqvae tiny, which has 2 levels, found none\. Give --bottom",
+            sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--out", "out")
 
     def test_a_codebook_that_has_collapsed(self, run, another_vqvae, refusal):
         tensors, config = checkpoints.load_weights(another_vqvae / checkpoints.WEIGHTS)
@@ -136,34 +142,40 @@ class TestGoingOn:
         (["--channels", "8"], r"--channels 8 \(was 16\)"), (["--seed", "1"], r"--seed 1 \(was 0\)"),
         (["--split", "1", "2", "3"], r"--split 1\.0 2\.0 3\.0 \(was 64 16 20\)"),
         (["--decay", "0.9", "--size", "16"], r"--size 16 \(was None\), --decay 0\.9 \(was 0\.99\)")])
-    def test_a_setting_that_differs_is_named_with_both_values(self, flags, found, run, refused):
-        refused(rf"^--savename tiny: expected the settings that this run began with, found {found}\. Give those again",
-                train_vqvae.main, *train(run, *flags))
+    def test_a_setting_that_differs_is_named_with_both_values(self, flags, found, run, check_refused):
+        check_refused(
+            rf"^--savename tiny: expected the settings that this run began with, found {found}\. Give those again",
+            train_vqvae.main, *train(run, *flags))
 
-    def test_resume_never_in_a_folder_that_holds_a_run(self, run, refused):
-        refused(r"^--savename tiny: expected no run in .*tiny, found one, and --resume is never\. Choose another name",
-                train_vqvae.main, *train(run, "--resume", "never"))
+    def test_resume_never_in_a_folder_that_holds_a_run(self, run, check_refused):
+        check_refused(
+            r"^--savename tiny: expected no run in .*tiny, found one, and --resume is never\. Choose another name",
+            train_vqvae.main, *train(run, "--resume", "never"))
 
-    def test_a_folder_that_holds_another_kind_of_model(self, run, refused):
-        refused(r"^--savename tiny: expected a run of kind top prior in .*tiny, found vqvae\. Choose another name\.$",
-                train_pixel_cnn.main, *train_prior(run, name="tiny"))
-        refused(r"^--savename tiny-top: expected a run of kind bottom prior in .*, found top prior\. Choose another",
-                train_pixel_cnn.main, *train_prior(run, level="bottom", name="tiny-top"))
+    def test_a_folder_that_holds_another_kind_of_model(self, run, check_refused):
+        check_refused(
+            r"^--savename tiny: expected a run of kind top prior in .*tiny, found vqvae\. Choose another name\.$",
+            train_pixel_cnn.main, *train_prior(run, name="tiny"))
+        check_refused(
+            r"^--savename tiny-top: expected a run of kind bottom prior in .*, found top prior\. Choose another",
+            train_pixel_cnn.main, *train_prior(run, level="bottom", name="tiny-top"))
 
-    def test_a_batch_that_does_not_divide_the_global_batch(self, run, refused):
+    def test_a_batch_that_does_not_divide_the_global_batch(self, run, check_refused):
         for batch in (5, 16):
-            refused(rf"^--batch {batch}: expected a divisor of this run's global batch of 8, found 1 process\(es\) x "
-                    rf"{batch} = {batch}\. Change --batch", train_vqvae.main, *train(run, "--batch", batch))
+            check_refused(
+                rf"^--batch {batch}: expected a divisor of this run's global batch of 8, found 1 process\(es\) x "
+                rf"{batch} = {batch}\. Change --batch", train_vqvae.main, *train(run, "--batch", batch))
 
-    def test_other_images_than_before(self, run, apart, refused):
+    def test_other_images_than_before(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         with (other / "manifest.csv").open("a") as file:
             file.write("train/OAS1_0001_axial070.png,train,OAS1_0001,,,axial,99,0,0,1,0\n")
         config = checkpoints.read_config(run.vqvae)
         config["settings"]["data"] = str(other)  # as if they had changed where they were
         checkpoints.write_json(run.vqvae / checkpoints.CONFIG, config)
-        refused(r"^--savename tiny: expected the data that this run began with \([0-9a-f]{12}\), found [0-9a-f]{12}\. "
-                r"Choose another --savename", train_vqvae.main, *train(run, "--data", other))
+        check_refused(
+            r"^--savename tiny: expected the data that this run began with \([0-9a-f]{12}\), found [0-9a-f]{12}\. "
+            r"Choose another --savename", train_vqvae.main, *train(run, "--data", other))
 
     @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
                                        lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
@@ -182,29 +194,30 @@ class TestGoingOn:
 
 
 class TestData:
-    def test_test_images_that_were_trained_on(self, run, apart, refused):
+    def test_test_images_that_were_trained_on(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         shutil.copy(other / "train" / "OAS1_0001_axial070.png", other / "test" / "OAS1_0009_axial071.png")
-        refused(r"^--split test: expected images that --vqvae .* not trained on, found 1 of 9 that .*\. Give the",
-                evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
+        check_refused(r"^--split test: expected images that --vqvae .* not trained on, found 1 of 9 that .*\. Give the",
+                      evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
 
-    def test_images_of_another_shape(self, run, apart, refused):
+    def test_images_of_another_shape(self, run, apart, check_refused):
         other = write_slices(apart / "other", size=64)
-        refused(r"^--data .*other: expected images of shape \(1, 32, 32\) as --vqvae tiny was trained on, found "
-                r"\(1, 64, 64\)\. Give", evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
-        refused(r"^--data .*other: expected images of shape \(1, 32, 32\) as --vqvae tiny was trained on, found "
-                r"\(1, 64, 64\)\. Give", train_pixel_cnn.main, *train_prior(run, "--data", other))
+        check_refused(r"^--data .*other: expected images of shape \(1, 32, 32\) as --vqvae tiny was trained on, found "
+                      r"\(1, 64, 64\)\. Give", evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
+        check_refused(r"^--data .*other: expected images of shape \(1, 32, 32\) as --vqvae tiny was trained on, found "
+                      r"\(1, 64, 64\)\. Give", train_pixel_cnn.main, *train_prior(run, "--data", other))
 
-    def test_no_data_folder_at_all(self, apart, refused):
-        refused(r"^--data: expected a folder, or SLICES_PATH in the environment or in \.env, found neither\. Give",
-                train_vqvae.main, "--savename", "new", *TINY, *TINY_VQVAE)
+    def test_no_data_folder_at_all(self, apart, check_refused):
+        check_refused(
+            r"^--data: expected a folder, or SLICES_PATH in the environment or in \.env, found neither\. Give",
+            train_vqvae.main, "--savename", "new", *TINY, *TINY_VQVAE)
 
-    def test_a_split_without_an_image(self, run, apart, refused):
+    def test_a_split_without_an_image(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         manifest = (other / "manifest.csv").read_text().splitlines()
         (other / "manifest.csv").write_text("\n".join(one for one in manifest if not one.startswith("test/")))
-        refused(r"^--split test: expected at least 1 image, found 0 in .*other\. Choose another split",
-                evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
+        check_refused(r"^--split test: expected at least 1 image, found 0 in .*other\. Choose another split",
+                      evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
 
     def test_a_learning_rate_that_loses_the_loss_keeps_the_folder_usable(self, run, apart, refusal):
         line = refusal(train_vqvae.main, "--data", run.data, "--results", run.results, "--savename", "lost", *TINY,
@@ -215,16 +228,18 @@ class TestData:
 
 class TestOut:
     @pytest.mark.parametrize("out", ["file", "file/deeper"])
-    def test_a_file_where_a_folder_must_be(self, out, run, apart, refused):
+    def test_a_file_where_a_folder_must_be(self, out, run, apart, check_refused):
         (apart / "file").write_text("precious")
         said = rf"^--out {out}: expected a folder or nothing, found a file file\. Choose another name\.$"
-        refused(said, sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--bottom", "tiny-bottom", "--out", out)
-        refused(said, evaluate.main, "--vqvae", "tiny", "--out", out)
+        check_refused(
+            said, sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--bottom", "tiny-bottom", "--out", out)
+        check_refused(said, evaluate.main, "--vqvae", "tiny", "--out", out)
 
-    def test_results_that_are_a_file(self, tiny_slices, apart, refused):
+    def test_results_that_are_a_file(self, tiny_slices, apart, check_refused):
         (apart / "file").write_text("precious")
-        refused(r"^--savename file/oasis/new: expected a folder or nothing, found a file file\. Choose another name",
-                train_vqvae.main, "--data", tiny_slices, "--results", "file", "--savename", "new", *TINY, *TINY_VQVAE)
+        check_refused(
+            r"^--savename file/oasis/new: expected a folder or nothing, found a file file\. Choose another name",
+            train_vqvae.main, "--data", tiny_slices, "--results", "file", "--savename", "new", *TINY, *TINY_VQVAE)
 
 
 def test_a_prior_splits_unsplit_images_as_its_vqvae_did_whatever_its_own_seed(tiny_slices, apart):

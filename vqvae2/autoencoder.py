@@ -183,14 +183,6 @@ class Vqvae(nn.Module):
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
 
-    def code_shapes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Return each level's code map size for images of this size, coarse first."""
-        fine = self.settings.downsample[0]
-        if self.settings.levels == 1:
-            return {"top": (height // fine, width // fine)}
-        coarse = fine * self.settings.downsample[1]
-        return {"top": (height // coarse, width // coarse), "bottom": (height // fine, width // fine)}
-
 
 def upsampler(dim: int, factor: int) -> nn.Sequential:
     """Return transposed convolutions that enlarge `[b, dim, h, w]` by `factor`."""
