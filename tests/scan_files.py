@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 
+from vqvae2.volumes import Volume
+
 STORAGES = ["".join(letters) for order in itertools.permutations(("RL", "AP", "SI"))
             for letters in itertools.product(*order)]
 """All 48 orders and flips of three axes."""
@@ -18,6 +20,18 @@ def block(shape=(12, 14, 10), margin=2, seed=0) -> np.ndarray:
     inside = tuple(slice(margin, length - margin) for length in shape)
     voxels[inside] = np.random.default_rng(seed).integers(100, 200, voxels[inside].shape)
     return voxels
+
+
+def ellipsoid(shape, radii, middle=None) -> np.ndarray:
+    """bool array, True inside; radii in voxels."""
+    middle = middle or [length / 2 - 0.5 for length in shape]
+    grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    return sum(((axis - at) / radius) ** 2 for axis, at, radius in zip(grid, middle, radii)) <= 1
+
+
+def volume_of(voxels: np.ndarray, sizes=(1.0, 1.0, 1.0), **more) -> Volume:
+    """A volume as it comes from a file in RAS order."""
+    return Volume(voxels, sizes, **more)
 
 
 def stored(ras: np.ndarray, sizes=(1.0, 1.0, 1.0), storage="RAS") -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,13 @@ from vqvae2 import config
 from vqvae2.config import (
     DataSettings,
     EvaluateSettings,
-    ExtractSettings,
     PriorSettings,
     SampleSettings,
     VqvaeSettings,
     parse,
 )
 from vqvae2.errors import UserError
+from vqvae2.extract_config import ExtractSettings
 
 RUN = {"savename": "brain", "epochs": 3, "batch": 4}
 RUN_FLAGS = ["--savename", "brain", "--epochs", "3", "--batch", "4"]

@@ -38,7 +38,7 @@ def test_the_manifest_has_its_columns_in_order_and_tells_the_truth(scans, apart,
     rows, rejected, report = extract(scans, apart / "out", "--planes", "axial", "sagittal")
     header = (apart / "out/manifest.csv").read_text().splitlines()[0]
     assert header.startswith("image,split,subject,session,scan,plane,index,position_mm,low,high,sha256,orientation,"
-                             "nan_voxels,age,sex")
+                             "orientation_from,nan_voxels,volume,run,age,sex,scan_sha256,voxels")
     assert len(rows) == SUBJECTS * 2 * 2
     for row in rows:
         path = apart / "out" / row["image"]
@@ -125,11 +125,11 @@ def test_equal_work_gives_equal_bytes_for_any_number_of_workers_and_again(scans,
 def test_a_slice_that_is_gone_or_damaged_is_made_again_and_no_other_scan_is(scans, apart, damage):
     extract(scans, apart / "out")
     before = files_in(apart / "out")
-    times = {path: path.stat().st_mtime_ns for path in (apart / "out").rglob("*.png")}
+    times = {path: path.stat().st_ino for path in (apart / "out").rglob("*.png")}
     damage(min((apart / "out").rglob("02_axial*.png")))
     extract(scans, apart / "out")
     assert files_in(apart / "out") == before
-    assert {path.name[:2] for path, time in times.items() if path.stat().st_mtime_ns != time} == {"02"}
+    assert {path.name[:2] for path, time in times.items() if path.stat().st_ino != time} == {"02"}
 
 
 def test_a_killed_run_goes_on_from_its_journal(scans, apart, monkeypatch):
@@ -146,14 +146,14 @@ def test_a_killed_run_goes_on_from_its_journal(scans, apart, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="at the fourth scan"):
         extract(scans, apart / "out")
     assert not (apart / "out/manifest.csv").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in (apart / "out").rglob("*.png")}
+    done = {path.name: path.stat().st_ino for path in (apart / "out").rglob("*.png")}
     assert len(done) == 6
-    with (apart / "out/.unfinished.jsonl").open("a") as journal:
+    with (apart / "out/.part-1-of-1.jsonl").open("a") as journal:
         journal.write('{"pixels": "cut o')
     monkeypatch.setattr(extract_slices, "_work", work)
     extract(scans, apart / "out")
     assert files_in(apart / "out") == files_in(apart / "whole")
-    assert done == {path.name: path.stat().st_mtime_ns for path in (apart / "out").rglob("*.png") if path.name in done}
+    assert done == {path.name: path.stat().st_ino for path in (apart / "out").rglob("*.png") if path.name in done}
 
 
 def test_a_killed_run_leaves_nothing_to_one_with_other_settings(scans, apart, monkeypatch):
@@ -184,11 +184,11 @@ def test_changed_settings_give_what_a_fresh_run_gives(scans, apart, change):
     assert changed == files_in(apart / "fresh")
 
 
-def test_a_changed_scan_is_read_again_and_a_removed_one_leaves_no_slices(scans, apart):
+def test_a_changed_scan_is_read_again_and_with_prune_a_removed_one_leaves_no_slices(scans, apart):
     extract(scans, apart / "out")
     save(scans / "sub-02/anat/sub-02_T1w.nii.gz", block(seed=99))
     shutil.rmtree(scans / "sub-05")
-    extract(scans, apart / "out")
+    extract(scans, apart / "out", "--prune")
     extract(scans, apart / "fresh")
     assert files_in(apart / "out") == files_in(apart / "fresh")
     assert not list((apart / "out").rglob("05_*"))
@@ -210,8 +210,8 @@ def test_bad_files_are_rows_in_rejected_csv_and_leave_nothing_else(scans, apart)
     for row, words in zip(rejected, ["found text", "cut short", "same value, 0,", "--assume-orientation", "empty"]):
         assert words in row["reason"]
         assert row["reason"].startswith("expected ")
-    assert report["counts"] | {"images": None, "subjects": None} == {
-        "scans": 12, "used": 7, "rejected": 5, "skipped": 0, "images": None, "subjects": None}
+    counts = {name: report["counts"][name] for name in ("scans", "used", "rejected", "skipped", "gone")}
+    assert counts == {"scans": 12, "used": 7, "rejected": 5, "skipped": 0, "gone": 0}
     reports = {"rejected.csv", "extraction.json"}
     assert {k: v for k, v in files_in(apart / "out").items() if k not in reports} == {
         k: v for k, v in good.items() if k not in reports}
@@ -246,8 +246,9 @@ def test_oasis_1_analyze_files_are_used_with_their_known_storage(apart):
     assert report["counts"]["skipped"] == 1
     shutil.rmtree(session / "PROCESSED")
     save(apart / "plain/a.nii", block())
-    raw = extract(apart / "scans", apart / "out")[0]
-    assert [row["sha256"] for row in raw] == [row["sha256"] for row in extract(apart / "plain", apart / "plain-out")[0]]
+    raw = extract(apart / "scans", apart / "out", "--prune")[0]
+    plain, _, _ = extract(apart / "plain", apart / "plain-out")
+    assert [row["sha256"] for row in raw] == [row["sha256"] for row in plain]
 
 
 def test_scans_that_would_clash_keep_all_their_images(apart):

@@ -6,18 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import STORAGES, block, save
-from skimage.filters import threshold_otsu
+from scan_files import STORAGES, block, save, volume_of
 
+from vqvae2.brain import Brain, find_brain
 from vqvae2.config import SPLITS
 from vqvae2.slices import (
     DARKEST_BRAIN,
     NORMAL,
-    Brain,
     draw_plane,
     encode_png,
-    find_brain,
-    otsu_threshold,
     own_split,
     plane_indices,
     position_mm,
@@ -25,21 +22,10 @@ from vqvae2.slices import (
     split_subjects,
     subject_number,
 )
-from vqvae2.volumes import Volume, read_volume
+from vqvae2.volumes import read_volume
 
 SHARES = (64.0, 16.0, 20.0)
 subjects = st.sets(st.text("abcdefgh0123456789", min_size=1, max_size=6), min_size=1, max_size=40)
-
-
-def volume_of(voxels, sizes=(1.0, 1.0, 1.0)) -> Volume:
-    return Volume(voxels, sizes, "RAS", 0)
-
-
-def ellipsoid(shape, radii, middle=None) -> np.ndarray:
-    """bool, True inside; radii in voxels."""
-    middle = middle or [length / 2 - 0.5 for length in shape]
-    grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    return sum(((axis - at) / radius) ** 2 for axis, at, radius in zip(grid, middle, radii)) <= 1
 
 
 # What an image shows, and where
@@ -49,7 +35,7 @@ def test_every_plane_is_the_same_image_from_all_48_storages(tmp_path):
     images = set()
     for storage in STORAGES:
         volume = read_volume(save(tmp_path / f"{storage}.nii", block((12, 14, 10)), (1.0, 0.8, 1.5), storage))
-        brain = find_brain(volume.voxels)
+        brain = find_brain(volume)
         images.add(tuple(
             hashlib.sha256(encode_png(draw_plane(volume, brain, axis, index, size, 24.0), 8)).hexdigest()
             for axis in range(3) for index in plane_indices(brain, axis, 2, (0.3, 0.8)) for size in (16, 40)))
@@ -68,7 +54,7 @@ def test_a_marker_lies_where_radiologists_expect_it(tmp_path, plane, marker, whe
           "superior": (slice(2, 18), slice(2, 18), high)}[marker]
     voxels[at] = 1000
     volume = read_volume(save(tmp_path / "a.nii", voxels, storage=storage))
-    image = draw_plane(volume, find_brain(volume.voxels), NORMAL[plane], 9, 20, 20.0)
+    image = draw_plane(volume, find_brain(volume), NORMAL[plane], 9, 20, 20.0)
     half = {"right": image[:, 10:], "left": image[:, :10], "upper": image[:10], "lower": image[10:]}
     assert half[where].sum() > 0.9 * image.sum()
 
@@ -81,7 +67,7 @@ def test_anisotropic_scans_keep_their_true_proportions(sizes, plane):
     voxels = np.zeros([round(mm / size) + 4 for mm, size in zip(extent_mm, sizes)], np.int16)
     voxels[2:-2, 2:-2, 2:-2] = 100
     axis = NORMAL[plane]
-    image = draw_plane(volume_of(voxels, sizes), find_brain(voxels), axis, voxels.shape[axis] // 2, 64, 64.0)
+    image = draw_plane(volume_of(voxels, sizes), find_brain(volume_of(voxels)), axis, voxels.shape[axis] // 2, 64, 64.0)
     across, up = (mm for i, mm in enumerate(extent_mm) if i != axis)
     # Where large voxels are enlarged, the edge is a slope that is 0.5 at the block's edge.
     assert (image > 0.5).any(axis=0).sum() == across
@@ -93,7 +79,7 @@ def test_anisotropic_scans_keep_their_true_proportions(sizes, plane):
 def test_the_picture_is_centred_on_the_brain_not_on_the_volume():
     voxels = np.zeros((40, 40, 40), np.int16)
     voxels[1:7, 3:11, 5:9] = 100
-    image = draw_plane(volume_of(voxels), find_brain(voxels), 2, 6, 20, 20.0)
+    image = draw_plane(volume_of(voxels), find_brain(volume_of(voxels)), 2, 6, 20, 20.0)
     rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (6, 13, 7, 12)
 
@@ -134,7 +120,7 @@ def test_resampling_keeps_a_constant_inside_and_is_0_outside(voxels, voxel_mm, p
 def test_one_plane_is_the_centre_of_the_extent_and_more_are_evenly_spaced():
     voxels = np.zeros((4, 4, 120), np.int16)
     voxels[1:3, 1:3, 10:110] = block((2, 2, 100), margin=0)
-    brain = find_brain(voxels)
+    brain = find_brain(volume_of(voxels))
     assert plane_indices(brain, 2, 1, (0.3, 0.8)) == [65]  # 10 + 0.55 * 100
     assert plane_indices(brain, 2, 5, (0.3, 0.8)) == [45, 55, 65, 75, 85]
     assert plane_indices(brain, 2, 1, (0.0, 1.0)) == [60]
@@ -143,7 +129,7 @@ def test_one_plane_is_the_centre_of_the_extent_and_more_are_evenly_spaced():
 @given(start=st.integers(0, 50), length=st.integers(1, 200), per_scan=st.integers(1, 60),
        extent=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: pair[0] < pair[1]))
 def test_planes_lie_in_the_extent_and_none_is_taken_twice(start, length, per_scan, extent):
-    brain = Brain(np.empty(0), False, (start,) * 3, (start + length,) * 3, 0, 1)
+    brain = Brain((start,) * 3, (start + length,) * 3, 0, 1)
     indices = plane_indices(brain, 0, per_scan, extent)
     assert indices == sorted(set(indices))
     assert 1 <= len(indices) <= min(per_scan, length)
@@ -154,7 +140,7 @@ def test_planes_lie_in_the_extent_and_none_is_taken_twice(start, length, per_sca
 def test_the_position_is_0_in_the_centre_of_the_box_and_positive_upwards():
     voxels = np.zeros((8, 8, 30), np.int16)
     voxels[2:6, 2:6, 10:21] = 5  # 11 planes: plane 15 is the middle one
-    brain = find_brain(voxels)
+    brain = find_brain(volume_of(voxels))
     assert position_mm(brain, 2, 15, 1.5) == 0
     assert position_mm(brain, 2, 17, 1.5) == 3.0
     assert position_mm(brain, 2, 12, 1.5) == -4.5
@@ -165,7 +151,7 @@ def test_the_position_is_0_in_the_centre_of_the_box_and_positive_upwards():
 def test_a_bright_voxel_does_not_darken_the_rest_and_the_background_stays_0():
     voxels = block((30, 30, 30)).astype(np.float32)
     voxels[15, 15, 15] = 1e6
-    brain = find_brain(voxels)
+    brain = find_brain(volume_of(voxels))
     assert 100 <= brain.low < brain.high <= 200
     image = draw_plane(volume_of(voxels), brain, 2, 15, 30, 30.0)
     assert image.max() == 1
@@ -173,45 +159,6 @@ def test_a_bright_voxel_does_not_darken_the_rest_and_the_background_stays_0():
     assert inside.min() >= DARKEST_BRAIN
     assert inside.mean() == pytest.approx(0.5, abs=0.05)
     assert image.sum() == pytest.approx(inside.sum())
-
-
-def test_a_head_in_noisy_air_gets_a_background_of_exactly_0_and_keeps_its_dark_inside():
-    rng = np.random.default_rng(0)
-    head = ellipsoid((40, 44, 42), (14, 17, 15))
-    ventricle = ellipsoid((40, 44, 42), (3, 4, 3))
-    voxels = rng.integers(0, 12, head.shape).astype(np.int16)
-    voxels[head] += 300
-    voxels[ventricle] = 5
-    voxels[1, 1, 1] = 400  # a spike in the air is not the head
-    brain = find_brain(voxels)
-    assert (brain.start, brain.stop) == ((6, 5, 6), (34, 39, 36))
-    image = draw_plane(volume_of(voxels), brain, 2, 20, 60, 60.0)
-    expected = head[:, :, 20].T[::-1, ::-1]
-    np.testing.assert_array_equal(image[8:52, 10:50] > 0, expected)
-    assert np.count_nonzero(image) == np.count_nonzero(expected)
-    assert image[30, 30] == pytest.approx(DARKEST_BRAIN)
-
-
-def test_where_the_background_is_0_dark_tissue_is_not_taken_for_it():
-    """The two halves of this brain are as far apart as head and air, but its corners are 0."""
-    brain = ellipsoid((30, 30, 30), (10, 10, 10))
-    voxels = np.where(brain, 20, 0).astype(np.int16)
-    voxels[15:][brain[15:]] = 400
-    np.testing.assert_array_equal(find_brain(voxels).inside, brain)
-
-
-def test_a_scan_with_values_below_0_keeps_them_apart_from_the_background():
-    brain = ellipsoid((20, 20, 20), (8, 8, 8))
-    voxels = np.where(brain, np.random.default_rng(0).normal(size=brain.shape), 0).astype(np.float32)
-    image = draw_plane(volume_of(voxels), find_brain(voxels), 2, 10, 20, 20.0)
-    np.testing.assert_array_equal(image > 0, brain[:, :, 10].T[::-1, ::-1])
-
-
-def test_otsu_separates_two_clusters():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 10, 2000)])
-    assert otsu_threshold(values) == pytest.approx(threshold_otsu(values), abs=2)
-    assert 15 < otsu_threshold(np.append(values, 1e6)) < 70
 
 
 @pytest.mark.parametrize(("bits", "brightest"), [(8, 255), (16, 65535)])

@@ -1,4 +1,4 @@
-"""Command line, environment, .env -> frozen dataclasses, one for each script.
+"""Command line, environment, .env -> frozen dataclasses, one for each script (extract_config.py has one more).
 
 The sentence under a field is what `--help` prints. Cheap checks are made here, before anything is read.
 """
@@ -22,69 +22,14 @@ from dotenv import dotenv_values
 from vqvae2.command_line import one_line
 from vqvae2.errors import EXIT_USER_ERROR, UserError
 
-Plane = Literal["axial", "coronal", "sagittal"]
 Settings = TypeVar("Settings")
 SPLITS = ("train", "validate", "test")
-COORDINATE_LETTERS = ("RL", "AP", "SI")
 
 
 def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
     """Raise UserError in the project's one form unless `ok`."""
     if not ok:
         raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
-    """Settings of extract_slices.py."""
-
-    scans: Path | None = None
-    """Folder of raw scans, searched to any depth. Default: OASIS_PATH."""
-    out: Path | None = None
-    """Folder that receives the slices and manifest.csv. Default: SLICES_PATH."""
-    planes: tuple[Plane, ...] = ("axial",)
-    """One or more anatomical planes."""
-    per_scan: int = 1
-    """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
-    extent: tuple[float, float] = (0.3, 0.8)
-    """Part of the brain used, as fractions of its bounding box along the plane's normal."""
-    size: int = 256
-    """Height and width of a slice in pixels."""
-    field_of_view: float = 224
-    """Height and width of a slice in mm."""
-    bits: Literal[8, 16] = 8
-    """Bits per pixel of the PNGs."""
-    split: tuple[float, float, float] = (64, 16, 20)
-    """Shares of the subjects for train, validate and test."""
-    seed: int = 0
-    """Seed of the split by subject."""
-    workers: int = os.cpu_count() or 1
-    """Worker processes; the slices do not depend on it."""
-    strict: bool = False
-    """End at the first scan that cannot be used, with exit status 2."""
-    assume_orientation: str | None = None
-    """Where a scan's header has no orientation: what its three indices grow towards, such as RAS or LAS."""
-
-    def __post_init__(self) -> None:
-        low, high = self.extent
-        expect(0 < len(self.planes) == len(set(self.planes)), "--planes", "axial, coronal, sagittal, each at most once",
-               " ".join(self.planes) or "none", "Name at least one.")
-        expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "Give a larger number.")
-        expect(0 <= low < high <= 1, "--extent", "two fractions, 0 <= LOW < HIGH <= 1", f"{low} {high}",
-               "The default is 0.3 0.8.")
-        expect(8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "The default is 256.")
-        expect(1 <= self.field_of_view <= 1000, "--field-of-view", "1 to 1000 mm", self.field_of_view,
-               "A head fits into the default of 224.")
-        check_split(self.split)
-        check_seed(self.seed)
-        expect(self.workers >= 1, "--workers", "at least 1", self.workers, "Give a larger number.")
-        if self.assume_orientation is not None:
-            letters = self.assume_orientation.upper()
-            axes = sorted(next((i for i, pair in enumerate(COORDINATE_LETTERS) if letter in pair), -1)
-                          for letter in letters)
-            expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
-                   self.assume_orientation, "For example RAS, LAS or ASL.")
-            object.__setattr__(self, "assume_orientation", letters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +51,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         expect(self.size is None or 8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "Try 128.")
         check_split(self.split)
-        if self.subject_pattern is not None:
-            try:
-                groups = re.compile(self.subject_pattern).groups
-            except re.error as error:
-                raise UserError(f"--subject-pattern: expected a regular expression, found {self.subject_pattern} "
-                                f"({error}). For example 'case_(\\d+)'.") from None
-            expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", self.subject_pattern,
-                   "For example 'case_(\\d+)'.")
+        check_subject_pattern(self.subject_pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +324,19 @@ def check_finite(settings: object, *names: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             expect(not isinstance(number, float) or math.isfinite(number), flag(name), "a finite number", number,
                    "See --help for defaults.")
+
+
+def check_subject_pattern(pattern: str | None) -> None:
+    """Raise UserError unless the pattern is a regular expression with a group."""
+    if pattern is None:
+        return
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"--subject-pattern: expected a regular expression, found {pattern} ({error}). "
+                        "For example 'case_(\\d+)'.") from None
+    expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", pattern,
+           "For example 'case_(\\d+)'.")
 
 
 def check_split(split: tuple[float, float, float]) -> None:

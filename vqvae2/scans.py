@@ -1,39 +1,62 @@
-"""Folder of raw data -> the scans in it: whose they are, of which visit, one for each session.
+"""Folder of raw data -> the scans in it: whose they are, of which visit, one for each session unless all are wanted.
 
-Layouts: OASIS-1 and -2 (`OAS1_0001_MR1/RAW`, `…/PROCESSED/MPRAGE/T88_111`), OASIS-3 (BIDS, and as
-downloaded, `OAS30001_MR_d0129/anat2/NIFTI`), any BIDS tree [1], FreeSurfer's `<subject>/mri`, and
+Layouts: OASIS-1 and -2 (`OAS1_0001_MR1/RAW`, `…/PROCESSED/MPRAGE/T88_111`), OASIS-3 and -4 (BIDS, and as
+downloaded, `OAS30001_MR_d0129/anat2/NIFTI`), any BIDS tree [1], FreeSurfer's `<subject>/mri`, ADNI's names, and
 any other folder, in which a subject is a file, or a folder where file names repeat.
 Only paths below the given folder count, so a home folder called `derivatives` hides nothing.
+Everything is judged by names; no scan is opened.
 
 [1] Gorgolewski et al. 2016, The brain imaging data structure, doi 10.1038/sdata.2016.44.
 """
 
-import csv
 import hashlib
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
+TABLE = re.compile(r"participants\.tsv|(sub-\w+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
+"""Files that say something about people."""
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
-NOT_SCANS = frozenset(re.findall(r"\w+", """
-    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi atlas
+OASIS_BEST_FIRST = (
+    (re.compile(r"_t88_masked_gfc$"), "LAS"),
+    (re.compile(r"/T88_111/|_t88_gfc$"), "LAS"),
+    (re.compile(r"/SUBJ_111/|_sbj_111$"), "ASL"),
+    (re.compile(r"/RAW/|_mpr-\d+_anon$"), "ASL"),
+    (re.compile(""), None),
+)
+"""Names in a session of OASIS-1 or -2, and what the three indices of such a file of OASIS-1 grow towards, since its
+Analyze header does not say. SUBJ_111 (256 x 256 x 160, 1 mm) as in clinica's oasis_to_bids.py, whose affine is that of
+FreeSurfer's converter; RAW (256 x 256 x 128, 1 x 1 x 1.25 mm) is stored likewise. T88_111 (176 x 208 x 176, 1 mm) is in
+Analyze's default order, transverse unflipped. No source is known for OASIS-2."""
+SEGMENTATIONS = frozenset(re.findall(r"\w+", """
+    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
+    atlas"""))
+NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
     t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
     angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
-    mtr mts unit1 inv1 inv2 preview thumb thumbnail pet"""))
+    mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield t1wdividedbyt2w localizer scout"""))
 NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm pve ribbon aparc ct uni"))
-NOT_SCAN_FOLDERS = re.compile(
-    r"(derivatives|sourcedata|fsl_seg|t4_files|__macosx|masks?|labels?(tr|ts)?|seg|segmentations?|previews?|thumbnails?"
-    r"|(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*)", re.IGNORECASE)
+SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts)?|seg|segmentations?", re.IGNORECASE)
+"""Searched only for suffixes that name such a file."""
+CONTRAST_FOLDER = re.compile(r"(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*", re.IGNORECASE)
+"""Searched only for suffixes."""
+OTHER_FOLDER = re.compile(r"sourcedata|t4_files|mninonlinear|__macosx|previews?|thumbnails?|lost\+found", re.IGNORECASE)
 T1_WORDS = frozenset(("t1w", "t1", "mprage", "mpr", "t1mprage"))
 GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
     anat anatomical brain head scan scans image images img volume vol struct structural raw nifti mri orig nu norm anon
-    defaced masked stripped skullstripped"""))
-SESSION_FOLDER = re.compile(r"(?:sess?(?:ion)?|visit|timepoint|tp)[-_ ]?\w+|baseline|follow[-_]?up\w*", re.IGNORECASE)
-STORAGE = {"RAW": "ASL", "SUBJ_111": "ASL", "T88_111": "LAS"}
-"""What the three indices of the OASIS-1 and -2 Analyze files grow towards; their headers do not say."""
+    defaced masked stripped skullstripped acpc dc restore"""))
+GENERIC_END = re.compile(rf"([-_. ]+({'|'.join(sorted(GENERIC_WORDS, key=len, reverse=True))}))+$", re.IGNORECASE)
+SESSION = re.compile(r"(?:sess?(?:ion)?|visit|timepoint|tp)[-_ ]?\w+|baseline|follow[-_]?up\w*", re.IGNORECASE)
+UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
+"""What is left in a name of a byte that is not UTF-8."""
+LONGEST_PREFIX = 150
+"""In bytes of UTF-8: with a dot, `_coronal000.png` and `.tmp` it must stay within a file system's 255."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +66,19 @@ class Scan:
     path: Path
     """The file; of a pair the .hdr."""
     name: str
-    """Its path below the searched folder, with / on every system."""
+    """Its path below the searched folder, with / on every system, and bytes that are not UTF-8 written as \\udcff."""
     subject: str
-    """Without `sub-`."""
+    """Without `sub-`; empty where `refused` is not."""
     session: str = ""
     """Without `ses-`; empty where the layout has none."""
     run: str = ""
-    """As in `run-N`; mostly empty."""
+    """As in `run-N`, in OASIS-1 and -2 as in `mpr-N`; mostly empty."""
     storage: str | None = None
     """What its indices grow towards by its layout, for files whose header does not say, such as LAS."""
     prefix: str = ""
     """How the names of its images begin; no two scans share one, also not in upper and lower case."""
-    age: str = ""
-    """From the participants' table, as written there."""
-    sex: str = ""
-    """F, M or empty."""
+    refused: str = ""
+    """Why it cannot be used, where its name or place say so already: expected …, found …. What to do."""
 
 
 @dataclass(frozen=True)
@@ -65,62 +86,135 @@ class Found:
     """What `find_scans` returns."""
 
     scans: list[Scan]
-    """The first scan of each session, in natural order of their names."""
+    """In natural order of their names, those with `refused` among them."""
     further: int
     """Further scans of the same sessions, which are not used."""
+    tables: dict[str, list[Path]]
+    """Tables about people, by the folder that holds them (its name below the searched one, which itself is ".")."""
 
 
-def find_scans(folder: Path) -> Found:
+@dataclass(frozen=True)
+class _File:
+    """A file that is a scan by its name."""
+
+    path: Path
+    name: str
+    suffix: str
+    """The one of --suffix that asked for it; empty without any."""
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """Whose a file is, by its name."""
+
+    root: str
+    """The folder in which subjects are told apart; equal names in two of them are two data sets."""
+    subject: str
+    session: str = ""
+    run: str = ""
+    rank: int = 0
+    """Of several files of a session those with the lowest are taken."""
+    storage: str | None = None
+
+
+def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
+               all_runs: bool = False) -> Found:
     """Return one scan of every session below `folder`, at any depth; links to folders are followed.
 
     Segmentations, masks, other contrasts, derivatives, previews and hidden files are left out.
-    Of several scans of a session the first is taken: in OASIS-1 `T88_111/*_masked_gfc` before `RAW`.
+    Of several scans of a session the first is taken: in OASIS-1 `T88_111/*_masked_gfc` before `*_t88_gfc`,
+    then `SUBJ_111`, then `RAW`.
+
+    Args:
+        folder: the searched one.
+        suffixes: how the names end of the files that are wanted instead of T1-weighted ones, such as T2w or
+            desc-brain_mask, in any case. Each gives a session's first.
+        subject_pattern: regular expression, searched in a scan's name. Its group `subject`, or its first, is the
+            subject; its group `session`, or its second, the session, which else is that of the layout.
+        all_runs: take every scan of a session that is of its best kind; of two formats of one scan still the first.
+    The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    names, tables = _walk(folder)
-    sessions: dict[tuple, list[tuple]] = defaultdict(list)
-    plain = [name for name in names if _identify_by_layout(name) is None]
-    whose_folder = _folders_that_are_subjects(plain)
-    for name in names:
-        scan, root, rank = _identify_by_layout(name) or _identify_plain(name, whose_folder)
-        sessions[root, scan.subject, scan.session].append((rank, _natural(name), scan))
-    first = [min(candidates, key=lambda each: each[:2])[2] for candidates in sessions.values()]
-    scans = [replace(scan, path=folder / scan.name) for scan in sorted(first, key=lambda scan: _natural(scan.name))]
-    return Found(_with_participants(_with_prefixes(scans), tables), len(names) - len(scans))
+    files, refused, tables = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
+    sessions: dict[tuple, list[tuple[int, Scan]]] = defaultdict(list)
+    for file, who in _identify(files, subject_pattern):
+        if who.subject:
+            scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage)
+            sessions[who.root, who.subject, who.session, file.suffix].append((who.rank, scan))
+        else:
+            refused.append(_refuse(file.path, file.name, "a name in which --subject-pattern finds a subject", file.name,
+                                   "Change the pattern, or move the file out of the folder of scans."))
+    chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
+    further = sum(map(len, sessions.values())) - len(chosen)
+    return Found(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables)
 
 
-def _walk(folder: Path) -> tuple[list[str], dict[str, Path]]:
-    """Return the names of all scan files, and the participants' tables by the folder that holds them."""
-    names: list[str] = []
-    tables: dict[str, Path] = {}
+def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[_File], list[Scan], dict[str, list[Path]]]:
+    """Return all files that are scans by name, what is refused already, and the tables by folder."""
+    found: list[_File] = []
+    refused: list[Scan] = []
+    tables: dict[str, list[Path]] = {}
     seen: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        below = PurePosixPath(Path(here).relative_to(folder).as_posix())
+
+    def refuse_folder(error: OSError) -> None:
+        refused.append(_refuse(Path(error.filename), _name(Path(error.filename), folder), "a folder that can be read",
+                               (error.strerror or str(error)).lower(), "See its permissions and the disk."))
+
+    for here, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link that leads back up, or twice to the same place
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(each for each in folders
-                            if not each.startswith(".") and not NOT_SCAN_FOLDERS.fullmatch(each))
+        folders[:] = sorted(each for each in folders if _is_searched(each, suffixes))
         there = {each.lower() for each in files}
-        names += [str(below / each) for each in files if _is_scan(below / each, there)]
-        for each in files:
-            if each == "participants.tsv" or re.fullmatch(r"oasis_(cross-sectional|longitudinal).*\.csv", each):
-                tables[str(below)] = Path(here) / each
-    return sorted(names), tables
+        for each in sorted(files):
+            path = Path(here, each)
+            name = _name(path, folder)
+            if TABLE.fullmatch(each):
+                tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
+            if each.lower().endswith(".img") and f"{each[:-4].lower()}.hdr" in there:
+                continue  # the .hdr stands for the pair
+            if (suffix := _asked_by(name, suffixes)) is None:
+                continue
+            if instead := _instead_of_a_file(path):
+                refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
+            else:
+                found.append(_File(path, name, suffix))
+    return found, refused, tables
 
 
-def _is_scan(name: PurePosixPath, beside: set[str]) -> bool:
-    """Whether the file may be a T1-weighted scan, judged by its name; `beside` are its folder's files in lower case."""
-    stem = _stem(name.name)
-    if stem is None or name.name.startswith("."):
+def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
+    if folder_name.startswith(".") or OTHER_FOLDER.fullmatch(folder_name):
         return False
-    if name.suffix.lower() == ".img" and f"{name.name[:-4].lower()}.hdr" in beside:
-        return False  # the .hdr stands for the pair
-    if "mri" in name.parts[:-1] and name.suffix.lower() in (".mgz", ".mgh"):
-        return name.parent.name == "mri" and stem in FREESURFER_BEST_FIRST
+    if SEGMENTATION_FOLDER.fullmatch(folder_name):
+        return any(map(_says_more_than_contrast, suffixes))
+    return bool(suffixes) or not CONTRAST_FOLDER.fullmatch(folder_name)
+
+
+def _says_more_than_contrast(suffix: str) -> bool:
+    """Whether it names what is derived from scans: desc-preproc_T1w, dseg, mask."""
+    return "-" in suffix or not SEGMENTATIONS.isdisjoint(_words(suffix))
+
+
+def _asked_by(name: str, suffixes: Sequence[str]) -> str | None:
+    """Return the suffix that asks for a file; "" where there is none and it may be T1-weighted; else None."""
+    *folders, last = PurePosixPath(name).parts
+    stem = _stem(name)
+    if stem is None or last.startswith("."):
+        return None
+    if not suffixes:
+        return "" if _may_be_t1(folders, stem, last) else None
+    if any(map(SEGMENTATION_FOLDER.fullmatch, folders)):  # --suffix T1w mask: no T1w of derivatives
+        suffixes = list(filter(_says_more_than_contrast, suffixes))
+    ends = [each for each in suffixes if re.search(rf"(^|[-_. ]){re.escape(each)}$", stem, re.IGNORECASE)]
+    return max(ends, key=len, default=None)
+
+
+def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
+    if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
+        return folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
     words = _words(stem)
-    if not words or not NOT_SCANS.isdisjoint(words) or words[-1] in NOT_SCANS_AS_LAST_WORD:
+    if not NOT_SCANS.isdisjoint(words) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
         return False
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
@@ -128,94 +222,138 @@ def _is_scan(name: PurePosixPath, beside: set[str]) -> bool:
     return True
 
 
-def _identify_by_layout(name: str) -> tuple[Scan, str, int] | None:
-    """Return the scan, the folder that holds its session, and its rank within it (lowest is best).
+def _instead_of_a_file(path: Path) -> str:
+    """Return what stands in a file's place, if anything: opened, a pipe would wait for ever for its other end."""
+    try:
+        kind = stat.filemode(path.stat().st_mode)[0]
+    except OSError:  # such as a link to nothing: whoever reads it says so
+        return ""
+    return {"p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}.get(kind, "")
 
-    None where the name follows no known layout.
-    """
-    run = re.search(r"(?:^|_)run-(\w+?)(?=[_.]|$)", PurePosixPath(name).name)
-    run_name = run[1] if run else ""
+
+def _refuse(path: Path, name: str, rule: str, found: str, advice: str) -> Scan:
+    return Scan(path, name, "", refused=" ".join(f"expected {rule}, found {found}. {advice}".split()))
+
+
+def _identify(files: list[_File], subject_pattern: str | None) -> Iterator[tuple[_File, _Identity]]:
+    by_layout = [_identify_by_layout(file.name) for file in files]
+    whose_folder = _folders_that_are_subjects([file for file, who in zip(files, by_layout) if who is None])
+    for file, who in zip(files, by_layout):
+        if subject_pattern is None:
+            yield file, who or _identify_plain(file, whose_folder)
+        else:
+            yield file, _identify_by_pattern(subject_pattern, file.name, who or _Identity("", "", _visit(file)))
+
+
+def _identify_by_layout(name: str) -> _Identity | None:
+    """None where the name follows no known layout."""
+    above, _, last = name.rpartition("/")
+    stem = _stem(name) or ""
+    run = _first_group(r"(?:^|_)run-(\w+?)(?=[_.]|$)", stem)
+    best_first = FREESURFER_BEST_FIRST if above.endswith("/mri") else ()
+    rank, storage = best_first.index(stem) + 1 if stem in best_first else 0, None
     if match := re.search(r"(?:^|[/_-])(OAS[12]_\d{4})_(MR\d+)", name):
-        place = next((part for part in reversed(PurePosixPath(name).parts) if part in STORAGE), None)
-        stem = _stem(name) or ""
-        rank = 0 if place == "T88_111" and stem.endswith("_masked_gfc") else 1 if place == "RAW" else 2
-        return Scan(Path(), name, match[1], match[2], run_name, STORAGE.get(place)), _above(name, match.start(1)), rank
-    rank = _freesurfer_rank(name)
-    if match := re.search(r"(?:^|[/_-])(OAS3\d{4})_\w+?_(d\d{4})", name):
-        return Scan(Path(), name, match[1], match[2], run_name), _above(name, match.start(1)), rank
-    subjects = list(re.finditer(r"(?:^|[/_])sub-([^_/.]+)", name))
-    if subjects:
-        sessions = re.findall(r"[/_]sess?-([^_/.]+)", name)
-        scan = Scan(Path(), name, subjects[-1][1], sessions[-1] if sessions else "", run_name)
-        return scan, _above(name, subjects[0].start(1)), rank
-    parts = PurePosixPath(name).parts
-    if len(parts) > 2 and parts[-2] == "mri" and _stem(parts[-1]) in FREESURFER_BEST_FIRST:
-        return Scan(Path(), name, parts[-3], "", ""), "/".join(parts[:-3]), rank
-    return None
+        subject, session = match.groups()
+        run = run or _first_group(r"(?:^|_)mpr-(\d+)", stem)
+        below = f"{above[match.start(1):]}/{stem}"
+        kind, storage = next((i, storage) for i, (where, storage) in enumerate(OASIS_BEST_FIRST) if where.search(below))
+        rank += kind
+        storage = storage if subject.startswith("OAS1") else None
+    elif match := re.search(r"(?:^|[/_-])(OAS[34]\d{4})_\w+?_(d\d{4})", name):
+        subject, session = match.groups()
+    elif match := re.search(r"(?:^|[/_-])(\d{3}_S_\d{4,5})(?=[/_.])", name):  # ADNI
+        # Its folders say the day; its file names only the series, the number between S and the image's I.
+        session = _first_group(r"/(\d{4}-\d\d-\d\d)_[\d_.]+/", name) or _first_group(r"_(S\d+)_I\d+", last)
+        subject = match[1]
+    elif match := re.search(r"(?:^|[/_])sub-([^_/.]+)", name):
+        subject = re.findall(r"(?:^|[/_])sub-([^_/.]+)", name)[-1]
+        session = (re.findall(r"[/_]sess?-([^_/.]+)", name) or [""])[-1]
+    elif rank and (match := re.search(r"([^/]+)/mri/[^/]+$", name)):
+        subject, session = match[1], ""
+    else:
+        return None
+    return _Identity(name[: match.start(1)].rpartition("/")[0], subject, session, run, rank, storage)
 
 
-def _identify_plain(name: str, whose_folder: set[str]) -> tuple[Scan, str, int]:
+def _identify_by_pattern(pattern: str, name: str, by_layout: _Identity) -> _Identity:
+    """Return the identity with the pattern's subject, empty where it finds none, and its session if it has a group."""
+    if (match := re.search(pattern, name)) is None:
+        return _Identity("", "")
+    groups, named = match.re.groups, match.re.groupindex
+    subject = named.get("subject") or (2 if named.get("session") == 1 and groups > 1 else 1)
+    session = named.get("session") or (2 if subject != 2 and groups > 1 else None)
+    found = by_layout.session if session is None else re.sub(r"^sess?-", "", match[session] or "")
+    return replace(by_layout, root="", subject=(match[subject] or "").removeprefix("sub-").strip(), session=found)
+
+
+def _identify_plain(file: _File, whose_folder: set[str]) -> _Identity:
     """A file is a subject, unless `whose_folder` says that its folder is one; then the file is a visit."""
-    parts = PurePosixPath(name).parts
-    stem = _without_generic_end(_stem(name) or name)
-    owners = [part for part in parts[:-1] if not _is_generic(part) and not SESSION_FOLDER.fullmatch(part)]
-    folder = "/".join(parts[:-1])
-    if folder not in whose_folder or not owners:
-        return Scan(Path(), name, stem), folder, 0
-    visits = [part for part in parts[:-1] if SESSION_FOLDER.fullmatch(part)]
-    session = visits[0] if visits else "" if _is_generic(stem) else stem
-    return Scan(Path(), name, owners[-1], session), name[: name.rindex(owners[-1] + "/")], 0
+    *folders, _ = PurePosixPath(file.name).parts
+    above, label = "/".join(folders), _label(file)
+    owners = [i for i, part in enumerate(folders) if not SESSION.fullmatch(part) and not _is_generic(part)
+              and part.lower() != file.suffix.lower()]
+    if above not in whose_folder or not owners:
+        return _Identity(above, label or _stem(file.name) or file.name)
+    session = _visit(file) or ("" if _is_generic(label) else label)
+    return _Identity("/".join(folders[: owners[-1]]), _stem(folders[owners[-1]]) or folders[owners[-1]], session)
 
 
-def _folders_that_are_subjects(plain: list[str]) -> set[str]:
+def _visit(file: _File) -> str:
+    """Return the first part of the path that calls itself a session, such as visit1 or session_2."""
+    parts = (*PurePosixPath(file.name).parts[:-1], _label(file))
+    return next(filter(SESSION.fullmatch, parts), "")
+
+
+def _folders_that_are_subjects(plain: list[_File]) -> set[str]:
     """Folders in which a file has a name that says nothing (T1.nii.gz) or that stands in another folder too."""
-    stems = {name: _without_generic_end(_stem(name) or name) for name in plain}
-    places = Counter(stem for stem, _ in {(stem, str(PurePosixPath(name).parent)) for name, stem in stems.items()})
-    return {str(PurePosixPath(name).parent) for name, stem in stems.items()
-            if places[stem] > 1 or (_is_generic(stem) and not stem[-1].isdigit())}
+    labels = [(file.name.rpartition("/")[0], file.suffix, _label(file)) for file in plain]
+    places = Counter((suffix, label) for _, suffix, label in set(labels))
+    return {folder for folder, suffix, label in labels
+            if places[suffix, label] > 1 or label.lower() in T1_WORDS
+            or (_is_generic(label) and not label[-1:].isdigit())}
+
+
+def _choose(candidates: list[tuple[int, Scan]], all_runs: bool) -> list[Scan]:
+    """Return the session's first scan, or all of the best rank; two formats of one scan are one."""
+    best = min(rank for rank, _ in candidates)
+    # An .img stands here only where its .hdr is missing: whatever else there is comes before it.
+    ordered = sorted((scan for rank, scan in candidates if rank == best),
+                     key=lambda scan: (scan.name.lower().endswith(".img"), _natural(scan.name)))
+    first_formats = {(scan.name.rpartition("/")[0], _stem(scan.name)): scan for scan in reversed(ordered)}
+    return list(first_formats.values()) if all_runs else ordered[:1]
 
 
 def _with_prefixes(scans: list[Scan]) -> list[Scan]:
     """Name the scans' images; where two would clash, 8 hex digits of the path's hash tell them apart."""
-    def prefix(scan: Scan) -> str:
-        parts = (scan.subject, scan.session, f"run-{scan.run}" if scan.run else "")
-        return "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part).lstrip(".-") or "scan"
-
-    # Upper and lower case are one on many file systems, so they are one here on all.
-    users = Counter(prefix(scan).casefold() for scan in scans)
-    return [replace(scan, prefix=prefix(scan) if users[prefix(scan).casefold()] == 1 else
-                    f"{prefix(scan)}_{hashlib.sha256(scan.name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}")
-            for scan in scans]
-
-
-def _with_participants(scans: list[Scan], tables: dict[str, Path]) -> list[Scan]:
-    """Add age and sex from the nearest table above each scan."""
-    people = {place: _read_table(path) for place, path in tables.items()}
-    result = []
-    for scan in scans:
-        places = [str(above) for above in PurePosixPath(scan.name).parents if str(above) in people]
-        keys = (f"{scan.subject}_{scan.session}", scan.subject)
-        age, sex = next((people[place][key] for place in places for key in keys if key in people[place]), ("", ""))
-        result.append(replace(scan, age=age, sex=sex))
-    return result
+    digits = [0] * len(scans)
+    while True:
+        prefixes = [_prefix(scan, count) for scan, count in zip(scans, digits)]
+        users: dict[str, list[int]] = defaultdict(list)
+        for i, prefix in enumerate(prefixes):
+            # Upper and lower case are one on many file systems, so they are one here on all.
+            users[_composed(prefix.casefold())].append(i)
+        # A prefix with digits may be another's without: then only that other one gets digits too.
+        more = [i for same in users.values() if len(same) > 1 for i in same
+                if digits[i] == min(digits[j] for j in same) and digits[i] < 64]
+        if not more:
+            return [replace(scan, prefix=prefix, subject=_composed(scan.subject), session=_composed(scan.session))
+                    for scan, prefix in zip(scans, prefixes)]
+        for i in more:
+            digits[i] += 8
 
 
-def _read_table(path: Path) -> dict[str, tuple[str, str]]:
-    """Return {subject, or subject_session: (age, sex)} of participants.tsv or OASIS's own table."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, csv.Error):  # age and sex are a courtesy; a broken link must not stop an extraction
-        return {}
-    people = {}
-    for row in rows:
-        cells = {str(key).strip().lower(): str(value).strip() for key, value in row.items()}
-        key = cells.get("participant_id") or cells.get("mri id") or cells.get("id") or ""
-        age = cells.get("age", "")
-        sex = cells.get("sex") or cells.get("gender") or cells.get("m/f") or ""
-        people[key.removeprefix("sub-")] = ("" if age.lower() in ("n/a", "na", "nan") else age,
-                                            {"f": "F", "female": "F", "m": "M", "male": "M"}.get(sex.lower(), ""))
-    return people
+def _prefix(scan: Scan, digits: int) -> str:
+    """Return subject, session and run in characters that every disk takes, and as many digits of the path's hash."""
+    parts = [part for part in (scan.subject, scan.session, f"run-{scan.run}" if scan.run else "") if part]
+    text = "_".join(re.sub(r"[^\w.+-]+", "-", _composed(part)) for part in parts).lstrip(".-") or "scan"
+    if not digits and len(text.encode()) <= LONGEST_PREFIX and not UNDECODABLE.search("".join(parts)):
+        return text
+    ending = "_" + hashlib.sha256(scan.name.encode()).hexdigest()[: max(digits, 8)]
+    return text.encode()[: LONGEST_PREFIX - len(ending)].decode(errors="ignore") + ending
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
 
 
 def _stem(name: str) -> str | None:
@@ -225,8 +363,15 @@ def _stem(name: str) -> str | None:
     return last[: -len(extension)].removesuffix(".nifti") if extension else None
 
 
+def _label(file: _File) -> str:
+    """What the file's name says of whose it is: IXI002-Guys-0828-T1 -> IXI002-Guys-0828; T1 stays T1."""
+    stem = _stem(file.name) or ""
+    stem = stem[: len(stem) - len(file.suffix)].rstrip("-_. ") if file.suffix else stem
+    return GENERIC_END.sub("", stem) or stem
+
+
 def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
+    return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
 def _is_generic(text: str) -> bool:
@@ -235,22 +380,16 @@ def _is_generic(text: str) -> bool:
                for word in _words(text)) and not text.isdigit()
 
 
-def _without_generic_end(stem: str) -> str:
-    """IXI002-Guys-0828-T1 -> IXI002-Guys-0828; T1 stays T1."""
-    ends = "|".join(sorted(GENERIC_WORDS, key=len, reverse=True))
-    return re.sub(rf"([-_. ]+({ends}))+$", "", stem, flags=re.IGNORECASE) or stem
+def _first_group(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match[1] if match else ""
 
 
-def _freesurfer_rank(name: str) -> int:
-    stem = _stem(name)
-    return FREESURFER_BEST_FIRST.index(stem) if stem in FREESURFER_BEST_FIRST else 0
-
-
-def _above(name: str, position: int) -> str:
-    """The folders above the path's part in which `position` lies."""
-    return name[: name.rfind("/", 0, position) + 1]
+def _composed(text: str) -> str:
+    """In Unicode's NFC: an accent and its letter are two characters on a macOS disk, and one elsewhere."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _natural(name: str) -> list:
     """Sort key in which anat2 stands before anat10."""
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

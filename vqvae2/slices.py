@@ -1,89 +1,44 @@
-"""Volume -> planes, 0…1 -> PNGs and manifest, split by subject.
+"""Volume -> planes, 0…1 -> PNGs and manifest rows, split by subject.
 
-1. The brain is found: where the background is exactly 0 it is everything else, and where the scan
-   still has skull and air, the largest piece above Otsu's threshold [1], without holes.
-2. Planes are chosen by a fraction of the brain's bounding box; the nearest plane is taken, never a
+1. Planes are chosen by a fraction of the brain's bounding box; the nearest plane is taken, never a
    mix of two.
-3. Its values go from the brain's robust percentiles to 0…1. A voxel of the brain is at least
+2. Its values go from the brain's robust percentiles to 0…1. A voxel of the brain is at least
    1/255, so that it stays apart from the background, which is exactly 0.
-4. The plane is drawn on square pixels of field_of_view / size mm, centred on the brain's bounding
+3. The plane is drawn on square pixels of field_of_view / size mm, centred on the brain's bounding
    box: two sparse matrices, one for each axis, that average areas when shrinking and interpolate
    linearly when enlarging. Radiological display: the subject's left is at the picture's right.
 
 Sparse products add in a fixed order, so the bytes do not depend on threads or number of processes.
-
-[1] Otsu 1979, A threshold selection method from gray-level histograms, doi 10.1109/TSMC.1979.4310076.
 """
 
-import csv
+import contextlib
+import functools
 import hashlib
 import io
 import itertools
 import os
+import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage, sparse
+from scipy import sparse
 
-from vqvae2.config import SPLITS, ExtractSettings
+from vqvae2.brain import Brain, find_brain
+from vqvae2.config import SPLITS
 from vqvae2.errors import UserError
+from vqvae2.extract_config import ExtractSettings
+from vqvae2.headers import UnusableScan
 from vqvae2.scans import Scan
-from vqvae2.volumes import Volume, read_file, to_volume
+from vqvae2.volumes import Volume, file_sha256, files_of, read_volume
 
-RECIPE = 1
-"""Raised whenever this module or volumes.py draws other pixels from equal scans and settings."""
-SETTINGS_OF_PIXELS = ("planes", "per_scan", "extent", "size", "field_of_view", "bits", "assume_orientation")
-MANIFEST_COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high",
-                    "sha256", "orientation", "nan_voxels", "age", "sex", "scan_sha256")
+RECIPE = 2
+"""Raised whenever this module, brain.py or volumes.py draws other pixels from equal scans and settings."""
 NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis of a RAS volume that a plane is perpendicular to."""
-PERCENTILES = (0.5, 99.5)
 DARKEST_BRAIN = 1 / 255
-VOXELS_FOR_STATISTICS = 2_000_000
 TEMPORARY = ".tmp"
-
-
-@dataclass(frozen=True)
-class Brain:
-    """Where the brain is in a RAS volume, and how bright it is."""
-
-    inside: np.ndarray
-    """bool [right, anterior, superior]."""
-    has_holes: bool
-    """True where the mask came from a threshold: what it encloses in a plane belongs to the brain too."""
-    start: tuple[int, int, int]
-    """First index of the bounding box on each axis."""
-    stop: tuple[int, int, int]
-    """Index behind its last one."""
-    low: float
-    """What becomes 0, in the scan's own units."""
-    high: float
-    """What becomes 1."""
-
-
-def find_brain(voxels: np.ndarray) -> Brain:
-    """Return the brain (the head, where the skull was not removed) of a RAS volume [right, anterior, superior].
-
-    `low` and `high` are the 0.5th and 99.5th percentile inside. Where those are equal (more than 99 %
-    of the brain has one value), `low` is 0 or the lowest value, and `high` the highest.
-    """
-    inside = voxels != 0
-    start, stop = _bounding_box(inside)
-    threshold = _threshold_of_air(voxels, voxels[tuple(map(slice, start, stop))])
-    if threshold is not None:
-        pieces, _ = ndimage.label(voxels > threshold)
-        inside = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-        start, stop = _bounding_box(inside)
-    sample = _thinned(voxels)[_thinned(inside)].astype(np.float64)
-    if not sample.size:  # a brain so small that thinning misses it
-        sample = voxels[inside].astype(np.float64)
-    low, high = np.percentile(sample, PERCENTILES)
-    if low == high:
-        low, high = min(0.0, sample.min()), sample.max()
-    return Brain(inside, threshold is not None, start, stop, float(low), float(high) if high > low else float(low + 1))
 
 
 def plane_indices(brain: Brain, axis: int, per_scan: int, extent: tuple[float, float]) -> list[int]:
@@ -115,10 +70,8 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
         size: height and width in pixels.
         field_of_view: height and width in mm; what lies beyond it is cut off.
     """
-    plane = (slice(None),) * axis + (index,)  # not take(), which copies the whole volume first
-    values, inside = volume.voxels[plane].astype(np.float64), brain.inside[plane]
-    if brain.has_holes:
-        inside = _without_holes(inside)
+    values = volume.scaled(volume.voxels[(slice(None),) * axis + (index,)])  # not take(): it copies the volume first
+    inside = brain.inside(values, axis, index)
     values = np.clip((values - brain.low) / (brain.high - brain.low), DARKEST_BRAIN, 1.0)
     values[~inside] = 0.0
     across, up = (resampling_matrix(values.shape[i], volume.voxel_size_mm[a], (brain.start[a] + brain.stop[a]) / 2,
@@ -129,6 +82,7 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
     return np.ascontiguousarray(drawn[::-1, ::-1])
 
 
+@functools.lru_cache(maxsize=6)  # the planes of a scan share theirs; nobody may change one
 def resampling_matrix(voxels: int, voxel_mm: float, centre: float, pixels: int, pixel_mm: float) -> sparse.csr_array:
     """Return the weights [pixels, voxels] that draw one axis; outside of the volume is 0.
 
@@ -160,7 +114,7 @@ def encode_png(image: np.ndarray, bits: int) -> bytes:
 
 
 def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
-                 known: list[dict] | None) -> tuple[list[dict], bool]:
+                 known: list[dict]) -> tuple[list[dict], bool]:
     """Write one scan's PNGs to `<out>/<split>/`; return their rows, and whether they were all there already.
 
     Args:
@@ -168,61 +122,130 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
         settings: of the run.
         out: the folder of the slices.
         split: where new images go.
-        known: rows of this scan from an earlier run with the same pixel settings. If the scan has not
-            changed since and each image is still what it was, they are returned and nothing is written.
-    A row has the manifest's columns, without `split`, `age` and `sex`, which are decided later.
+        known: this scan's rows from an earlier run with the same pixel settings. If its images are still what
+            they were, and the scan too, the rows that are wanted are returned and nothing is written.
+    A row has the manifest's columns without split and covariates, which are decided at the end.
     Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
     """
-    file = read_file(scan.path)
-    if known and all(row["scan_sha256"] == file.sha256 and _is_there(out, row) for row in known):
-        return known, True
-    storage = scan.storage or settings.assume_orientation
-    volume = to_volume(file, storage)
-    brain = find_brain(volume.voxels)
+    if scan.refused:
+        raise UnusableScan.because(scan.path.name, scan.refused)
+    if rows := _still_there(scan, out, still_wanted(scan.storage, settings, known)):
+        return rows, True
+    changed = newest_change(scan)
+    volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
+    brain = find_brain(volume)
+    drawn = [(plane, index, draw_plane(volume, brain, NORMAL[plane], index, settings.size, settings.field_of_view))
+             for plane in settings.planes
+             for index in plane_indices(brain, NORMAL[plane], settings.per_scan, settings.extent)]
+    for plane, index, image in drawn:
+        if not image.any():
+            raise UnusableScan(scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
+                               "Part of it is missing: leave the scan out, or choose another --extent.")
     rows = []
-    for plane in settings.planes:
-        axis = NORMAL[plane]
-        for index in plane_indices(brain, axis, settings.per_scan, settings.extent):
-            image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
-            content = encode_png(image, settings.bits)
-            name = f"{split}/{scan.prefix}_{plane}{index:03d}.png"
-            write(out / name, content, synced=False)
-            rows.append({
-                "image": name, "subject": scan.subject, "session": scan.session, "scan": scan.name, "plane": plane,
-                "index": str(index), "low": f"{brain.low:.6g}", "high": f"{brain.high:.6g}",
-                # + 0.0 turns -0.0 into 0.0
-                "position_mm": f"{round(position_mm(brain, axis, index, volume.voxel_size_mm[axis]), 3) + 0.0:.3f}",
-                "sha256": hashlib.sha256(content).hexdigest(), "orientation": volume.orientation,
-                "nan_voxels": str(volume.nan_voxels), "scan_sha256": file.sha256})
+    for plane, index, image in drawn:
+        content = encode_png(image, settings.bits)
+        name = f"{split}/{scan.prefix}_{plane}{index:03d}.png"
+        write(out / name, content, synced=False, changed=changed)
+        # + 0.0 turns -0.0 into 0.0
+        position = round(position_mm(brain, NORMAL[plane], index, volume.voxel_size_mm[NORMAL[plane]]), 3) + 0.0
+        rows.append({
+            "image": name, "subject": scan.subject, "session": scan.session, "scan": scan.name, "plane": plane,
+            "index": str(index), "position_mm": f"{position:.3f}", "low": f"{brain.low:.6g}",
+            "high": f"{brain.high:.6g}", "sha256": hashlib.sha256(content).hexdigest(),
+            "orientation": volume.orientation, "orientation_from": volume.orientation_from,
+            "nan_voxels": str(brain.not_finite), "volume": "" if volume.number is None else str(volume.number),
+            "run": scan.run, "scan_sha256": volume.sha256, "voxels": volume.fingerprint})
     return rows, False
 
 
-def write(path: Path, content: bytes, *, synced: bool = True) -> None:
-    """Write a file so that it is there whole or not at all.
+def newest_change(scan: Scan) -> int | None:
+    """Return when a scan's files were last written, in ns; None if that cannot be told.
+
+    A PNG is given the time of its scan: so a later run sees without reading it that the scan is the same,
+    and no time stands in a file, which would make equal work give other bytes.
+    """
+    try:
+        return max(path.stat().st_mtime_ns for path in files_of(scan.path))
+    except OSError:
+        return None
+
+
+def still_wanted(layout: str | None, settings: ExtractSettings, known: list[dict]) -> list[dict]:
+    """Return those of a scan's known rows that the settings ask for; none if they ask for something else.
+
+    Args:
+        layout: what the scan's indices grow towards by its archive's layout.
+        settings: of the run.
+        known: rows of one scan, drawn with the same pixel settings.
+    """
+    rows = [row for plane in settings.planes for row in known if row["plane"] == plane]
+    # A header that says nothing is taken for what it was taken for, by the layout as by the flag.
+    storage = {"layout": layout, "assumed": settings.assume_orientation}
+    right = all(row["orientation"] == storage.get(row["orientation_from"], row["orientation"])
+                and row["volume"] in ("", str(settings.volume)) for row in rows)
+    return rows if right and {row["plane"] for row in rows} == set(settings.planes) else []
+
+
+def looks_unchanged(scan: Scan, out: Path, row: dict) -> bool:
+    """Whether an image has its scan's time."""
+    try:
+        return (out / row["image"]).stat().st_mtime_ns == newest_change(scan)
+    except OSError:
+        return False
+
+
+def _still_there(scan: Scan, out: Path, rows: list[dict]) -> list[dict]:
+    """Return the rows with their images' present names, if the images and the scan are what they were; else none."""
+    images = [_where(out, row) for row in rows]
+    if not all(images):
+        return []
+    rows = [{**row, "image": image} for row, image in zip(rows, images)]
+    if all(looks_unchanged(scan, out, row) for row in rows):
+        return rows
+    if file_sha256(scan.path) != rows[0]["scan_sha256"]:
+        return []
+    for row in rows:
+        _set_time(out / row["image"], newest_change(scan))
+    return rows
+
+
+def _where(out: Path, row: dict) -> str:
+    """Return the image's name, also if it was moved to another split; empty if it is gone or has other bytes."""
+    own, file_name = row["image"].split("/")
+    for split in (own, *(split for split in SPLITS if split != own)):
+        with contextlib.suppress(OSError):
+            if hashlib.sha256((out / split / file_name).read_bytes()).hexdigest() == row["sha256"]:
+                return f"{split}/{file_name}"
+    return ""
+
+
+def write(path: Path, content: bytes, *, synced: bool = True, changed: int | None = None) -> None:
+    """Write a file so that it is there whole or not at all, with the time `changed` (ns) if that is given.
 
     Raises: UserError if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    # Random, because parts of an extraction that end together write the same manifest.
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             if synced:
                 file.flush()
                 os.fsync(file.fileno())
+        _set_time(temporary, changed)
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"--out {path.parent}: expected a folder that can be written, found "
                         f"{(error.strerror or str(error)).lower()}. Make room, or name another folder; running "
                         "again goes on from here.") from None
 
 
-def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
-    """Return a table with one header line, lines ending in a newline on every system."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+def _set_time(path: Path, changed: int | None) -> None:
+    if changed is not None:
+        with contextlib.suppress(OSError):  # a courtesy to the next run
+            os.utime(path, ns=(changed, changed))
 
 
 def subject_number(subject: str, seed: int) -> float:
@@ -264,64 +287,3 @@ def _intervals(shares: tuple[float, float, float]) -> dict[str, tuple[float, flo
     ends = [total / sum(shares) for total in itertools.accumulate(shares)]
     ends = [1.0 if abs(end - 1) < 1e-12 else end for end in ends]
     return {split: (start, end) for split, start, end in zip(SPLITS, [0.0, *ends], ends)}
-
-
-def _bounding_box(inside: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """First index, and the one behind the last, of what is True, on each axis."""
-    plane = inside.any(axis=2)
-    lines = [np.flatnonzero(line) for line in (plane.any(axis=1), plane.any(axis=0), inside.any(axis=(0, 1)))]
-    start, stop = zip(*((int(line[0]), int(line[-1]) + 1) for line in lines))
-    return start, stop
-
-
-def _threshold_of_air(voxels: np.ndarray, box: np.ndarray) -> float | None:
-    """Return Otsu's threshold if there is air around the head that is not exactly 0; None if it is 0.
-
-    Air fills the corners of `box`, which is around all that is not 0, and is dark. Around a stripped
-    brain they are 0; in a block that is cut out of a brain they are bright.
-    """
-    threshold = otsu_threshold(_thinned(voxels))
-    blocks = [box[corner] for corner in itertools.product(*((slice(0, edge), slice(length - edge, None))
-              for length, edge in ((length, max(1, length // 10)) for length in box.shape)))]
-    not_zero = np.median([np.count_nonzero(block) / block.size for block in blocks])
-    bright = np.median([np.count_nonzero(block > threshold) / block.size for block in blocks])
-    return threshold if not_zero > 0.05 and bright < 0.05 else None
-
-
-def otsu_threshold(values: np.ndarray) -> float:
-    """Return the threshold between two classes whose means lie furthest apart, weighted by their sizes.
-
-    256 bins from the lowest value to the 99.9th percentile, so that one bright vessel does not fill them.
-    Source: Otsu 1979, equation 18.
-    """
-    low, high = float(values.min()), float(np.percentile(values, 99.9))
-    if high <= low:
-        high = max(float(values.max()), low + 1)
-    counts, edges = np.histogram(np.clip(values, low, high).astype(np.float64), bins=256, range=(low, high))
-    middles = (edges[:-1] + edges[1:]) / 2
-    below, sum_below = np.cumsum(counts)[:-1], np.cumsum(counts * middles)[:-1]
-    above, sum_above = counts.sum() - below, (counts * middles).sum() - sum_below
-    between = below * above * (sum_below / np.maximum(below, 1) - sum_above / np.maximum(above, 1)) ** 2
-    return float(edges[1 + between.argmax()])
-
-
-def _thinned(values: np.ndarray) -> np.ndarray:
-    """Every n-th voxel along each axis, so that about 2 million are left."""
-    step = max(1, round((values.size / VOXELS_FOR_STATISTICS) ** (1 / 3)))
-    return values[::step, ::step, ::step]
-
-
-def _without_holes(inside: np.ndarray) -> np.ndarray:
-    """The mask [first, second] and what it encloses: all but the outside that touches the border."""
-    pieces, _ = ndimage.label(~inside)
-    border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-    return ~np.isin(pieces, border[border > 0]) if border.any() else np.ones_like(inside)
-
-
-def _is_there(out: Path, row: dict) -> bool:
-    try:
-        return hashlib.sha256((out / row["image"]).read_bytes()).hexdigest() == row["sha256"]
-    except OSError:
-        return False
-
-

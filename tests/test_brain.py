@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from scan_files import ellipsoid, volume_of
+from skimage.filters import threshold_otsu
+
+from vqvae2 import brain as brain_module
+from vqvae2.brain import find_brain, otsu_threshold
+from vqvae2.headers import UnusableScan
+from vqvae2.slices import DARKEST_BRAIN, draw_plane
+
+
+def test_a_head_in_noisy_air_gets_a_background_of_exactly_0_and_keeps_its_dark_inside():
+    rng = np.random.default_rng(0)
+    head = ellipsoid((40, 44, 42), (14, 17, 15))
+    ventricle = ellipsoid((40, 44, 42), (3, 4, 3))
+    voxels = rng.integers(0, 12, head.shape).astype(np.int16)
+    voxels[head] += 300
+    voxels[ventricle] = 5
+    voxels[1, 1, 1] = 400  # a spike in the air is not the head
+    brain = find_brain(volume_of(voxels))
+    assert (brain.start, brain.stop) == ((6, 5, 6), (34, 39, 36))
+    image = draw_plane(volume_of(voxels), brain, 2, 20, 60, 60.0)
+    expected = head[:, :, 20].T[::-1, ::-1]
+    np.testing.assert_array_equal(image[8:52, 10:50] > 0, expected)
+    assert np.count_nonzero(image) == np.count_nonzero(expected)
+    assert image[30, 30] == pytest.approx(DARKEST_BRAIN)
+
+
+@pytest.mark.parametrize("steps", [(1, 1, 1), (-1, 1, -1)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_a_head_is_found_alike_however_its_voxels_lie_in_memory(monkeypatch, order, steps):
+    """With statistics from every second voxel, as in a large scan."""
+    monkeypatch.setattr(brain_module, "VOXELS_FOR_STATISTICS", 40 * 45 * 42 // 8)
+    rng = np.random.default_rng(0)
+    head = ellipsoid((40, 45, 42), (14, 17, 15))
+    voxels = np.where(head, 300, 0) + rng.integers(0, 12, head.shape)
+    voxels[1:4, 1:4, 1:4] = 400  # a piece of something in the air
+    there = np.ascontiguousarray(voxels[tuple(slice(None, None, step) for step in steps)].transpose(order))
+    view = there.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
+    found = find_brain(volume_of(view))
+    assert (found.start, found.stop) == ((6, 6, 6), (34, 39, 36))
+    for axis in range(3):
+        plane = head.take(20, axis)
+        np.testing.assert_array_equal(found.inside(view.take(20, axis).astype(float), axis, 20), plane)
+
+
+def test_where_the_background_is_0_dark_tissue_is_not_taken_for_it():
+    """The two halves of this brain are as far apart as head and air, but its corners are 0."""
+    brain = ellipsoid((30, 30, 30), (10, 10, 10))
+    voxels = np.where(brain, 20, 0).astype(np.int16)
+    voxels[15:][brain[15:]] = 400
+    found = find_brain(volume_of(voxels))
+    assert (found.start, found.stop) == ((5, 5, 5), (25, 25, 25))
+    for index in range(30):
+        np.testing.assert_array_equal(found.inside(voxels[index].astype(float), 0, index), brain[index])
+
+
+def test_a_scan_with_values_below_0_keeps_them_apart_from_the_background():
+    brain = ellipsoid((20, 20, 20), (8, 8, 8))
+    voxels = np.where(brain, np.random.default_rng(0).normal(size=brain.shape), 0).astype(np.float32)
+    image = draw_plane(volume_of(voxels), find_brain(volume_of(voxels)), 2, 10, 20, 20.0)
+    np.testing.assert_array_equal(image > 0, brain[:, :, 10].T[::-1, ::-1])
+
+
+def test_otsu_separates_two_clusters():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 10, 2000)])
+    assert otsu_threshold(values) == pytest.approx(threshold_otsu(values), abs=2)
+    assert 15 < otsu_threshold(np.append(values, 1e6)) < 70
+
+
+
+
+# Scaled and damaged values
+
+@pytest.mark.parametrize(("slope", "inter", "background"), [(0.5, 0.0, 0), (2.0, -200.0, 100), (-0.25, 25.0, 100)])
+def test_scaled_voxels_count_as_what_they_stand_for(slope, inter, background):
+    """What stands for 0 is background; the rest is as bright as its scaled values, also with a negative slope."""
+    inside = ellipsoid((20, 20, 20), (7, 7, 7))
+    stored = np.full(inside.shape, background, np.int16)
+    stored[inside] = np.random.default_rng(0).integers(101, 300, inside.sum())
+    scan = volume_of(stored, slope=slope, inter=inter, background=background)
+    values = np.where(inside, stored * slope + inter, 0.0)
+    plain, found = find_brain(volume_of(values)), find_brain(scan)
+    assert (found.start, found.stop) == (plain.start, plain.stop) == ((3, 3, 3), (17, 17, 17))
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    np.testing.assert_array_equal(draw_plane(scan, found, 2, 10, 20, 20.0),
+                                  draw_plane(volume_of(values), plain, 2, 10, 20, 20.0))
+
+
+def damaged(where, background_too=False):
+    """A ball of random values, not finite in `where`, and outside of the ball if `background_too`."""
+    inside = ellipsoid((30, 30, 30), (12, 12, 12))
+    voxels = np.where(inside, np.random.default_rng(0).uniform(100, 200, inside.shape), 0).astype(np.float32)
+    lost = where | (~inside if background_too else False)
+    voxels[lost] = 0
+    return volume_of(voxels, not_finite=lost, name="a.nii"), inside
+
+
+def at(*indices):
+    where = np.zeros((30, 30, 30), bool)
+    where[indices] = True
+    return where
+
+
+@pytest.mark.parametrize("background_too", [True, False])
+def test_nan_outside_of_the_brain_is_background_and_inside_is_counted(background_too):
+    scan, _ = damaged(at(slice(14, 16), 15, 15), background_too)
+    assert find_brain(scan).not_finite == 2
+    assert find_brain(damaged(at(0, 0, 0), background_too)[0]).not_finite == 0
+
+
+def test_a_voxel_of_the_brains_surface_is_the_brains_if_the_background_is_finite():
+    scan, inside = damaged(at(15, 15, 3))
+    assert inside[15, 15, 3]
+    assert not inside[15, 15, 2]
+    assert find_brain(scan).not_finite == 1
+
+
+def test_more_than_1_percent_of_nan_is_refused_and_less_is_not():
+    """The ball has 7,208 voxels."""
+    inside = ellipsoid((30, 30, 30), (12, 12, 12))
+    assert inside.sum() == 7208
+    for count, refused in ((72, False), (73, True)):
+        where = np.zeros(inside.shape, bool)
+        where.ravel()[np.random.default_rng(1).choice(np.flatnonzero(ellipsoid((30, 30, 30), (9, 9, 9))), count,
+                                                      replace=False)] = True
+        if refused:
+            with pytest.raises(UnusableScan, match=r"^a\.nii: expected at most 1% of the brain NaN or infinite, found "
+                                                   r"1\.01% \(73 voxels\)\. Repair the scan"):
+                find_brain(damaged(where)[0])
+        else:
+            assert find_brain(damaged(where)[0]).not_finite == 72
+
+
+def test_a_scan_of_nothing_but_background_is_refused():
+    with pytest.raises(UnusableScan, match=r"expected a brain, found nothing but background\. Leave"):
+        find_brain(volume_of(np.full((5, 5, 5), 7, np.int16), inter=-7.0, background=7, name="a.nii"))
+
+
+def test_a_scan_stays_as_it_is_stored_and_is_not_copied():
+    voxels = np.zeros((20, 20, 20), np.uint8)
+    voxels[5:15, 5:15, 5:15] = 200
+    scan = volume_of(voxels)
+    find_brain(scan)
+    assert scan.voxels is voxels
+    assert scan.voxels.dtype == np.uint8

@@ -1,0 +1,86 @@
+import gzip
+import hashlib
+import importlib.util
+import sys
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqvae2 import inflate
+
+BYTES = bytes(range(256)) * 3000
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def library(request, monkeypatch):
+    """The module as it is with isal installed, and without."""
+    if request.param == "isal":
+        pytest.importorskip("isal", reason="isal is optional")
+    else:
+        for name in ("isal", "isal.igzip", "isal.igzip_lib", "isal.isal_zlib"):
+            monkeypatch.setitem(sys.modules, name, None)
+    spec = importlib.util.spec_from_file_location("inflate_again", inflate.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    return again
+
+
+def read(library, path, size=2**20):
+    digest = hashlib.sha256()
+    with library.Source(path, digest) as source:
+        content = source.read(size)
+        source.skip()
+    return content, digest.hexdigest()
+
+
+@pytest.mark.parametrize("pack", [
+    lambda content: content, gzip.compress, lambda content: gzip.compress(content, 1),
+    lambda content: gzip.compress(content[:1000]) + gzip.compress(content[1000:]),
+    lambda content: gzip.compress(content) + bytes(512)], ids=["plain", "gzip", "level 1", "two members", "padded"])
+def test_bytes_and_hash_are_those_of_the_file(tmp_path, library, pack):
+    path = tmp_path / "a.nii.gz"
+    packed = pack(BYTES)
+    path.write_bytes(packed)
+    assert read(library, path) == (BYTES, hashlib.sha256(packed).hexdigest())
+    assert read(library, path, 100) == (BYTES[:100], hashlib.sha256(packed).hexdigest())
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:2], lambda content: content[: len(content) // 2], lambda content: content[:-1],
+    lambda content: content[:-6] + b"\0\0" + content[-4:], lambda content: content[:-4] + b"1234",
+    lambda content: content[:40] + bytes([content[40] ^ 255]) + content[41:], lambda content: content + b"more"],
+    ids=["begin", "half", "last byte gone", "check sum", "size", "a byte", "trailing"])
+def test_damage_is_found_also_behind_what_was_asked_for(tmp_path, library, damage):
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(damage(gzip.compress(BYTES)))
+    with pytest.raises(library.Damaged):
+        read(library, path, 10)
+
+
+def test_how_much_a_file_holds_is_known_before_it_is_read(tmp_path, library):
+    path = tmp_path / "a"
+    for content in (BYTES, gzip.compress(BYTES), gzip.compress(BYTES[:-5]) + gzip.compress(BYTES[-5:])):
+        path.write_bytes(content)
+        with library.Source(path, hashlib.sha256()) as source:
+            assert source.holds(len(BYTES)) == len(BYTES)
+            assert source.holds(5) == 5
+            assert source.holds(10 * len(BYTES)) == len(BYTES)
+            assert source.holds(10**15) == len(BYTES)
+            assert source.read(7) == BYTES[:7]
+
+
+def test_skipping_goes_on_where_reading_stopped(tmp_path, library):
+    path = tmp_path / "a"
+    for content in (BYTES, gzip.compress(BYTES)):
+        path.write_bytes(content)
+        with library.Source(path, hashlib.sha256()) as source:
+            source.read(3)
+            source.skip(600_000)
+            assert source.read(4) == BYTES[600_003:600_007]
+
+
+@given(content=st.binary(max_size=2000), level=st.integers(0, 9))
+def test_check_sums_are_zlibs(content, level):
+    assert inflate.crc32(content) == zlib.crc32(content)

@@ -1,0 +1,110 @@
+"""Command line of extract_slices.py -> a frozen dataclass, as config.py has one for each other script."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vqvae2.config import check_seed, check_split, check_subject_pattern, expect
+
+Plane = Literal["axial", "coronal", "sagittal"]
+COORDINATE_LETTERS = ("RL", "AP", "SI")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
+    """Settings of extract_slices.py."""
+
+    scans: Path | None = None
+    """Folder of raw scans, searched to any depth. Default: OASIS_PATH."""
+    out: Path | None = None
+    """Folder that receives the slices and manifest.csv. Default: SLICES_PATH."""
+    planes: tuple[Plane, ...] = ("axial",)
+    """One or more anatomical planes."""
+    per_scan: int = 1
+    """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
+    extent: tuple[float, float] = (0.3, 0.8)
+    """Part of the brain used, as fractions of its bounding box along the plane's normal."""
+    size: int = 256
+    """Height and width of a slice in pixels."""
+    field_of_view: float = 224
+    """Height and width of a slice in mm."""
+    bits: Literal[8, 16] = 8
+    """Bits per pixel of the PNGs."""
+    split: tuple[float, float, float] = (64, 16, 20)
+    """Shares of the subjects for train, validate and test."""
+    seed: int = 0
+    """Seed of the split by subject."""
+    assume_orientation: str | None = None
+    """Where neither a scan's header nor its archive's layout says it: what its three indices grow towards, such
+    as RAS or LAS."""
+    volume: int | None = None
+    """Which volume to take of files that hold a series, from 0; without it they are rejected."""
+    suffix: tuple[str, ...] = ()
+    """What the names of scans end with, such as T2w, FLAIR or desc-preproc_T1w. Default: T1-weighted scans."""
+    all_runs: bool = False
+    """Use every run of a session, not the first alone."""
+    subject_pattern: str | None = None
+    """Regular expression, searched in a scan's path below --scans: its first group is the subject, its second,
+    if it has one, the session (or groups named subject and session)."""
+    covariates: Path | None = None
+    """Table (csv or tsv) of age, sex and whatever else is known, for the manifest. Default: participants.tsv and
+    OASIS's own tables, where --scans has them."""
+    subject_column: str | None = None
+    """Column of --covariates that names the subject. Default: participant_id, Subject ID, MRI ID and the like."""
+    prune: bool = False
+    """Remove the slices of scans that are no longer there."""
+    list: bool = False
+    """Print what would be read, and as whom; write nothing."""
+    shard: str | None = None
+    """I/N: do the I-th of N parts, for many machines that share --out; the last to finish writes the manifest."""
+    merge: bool = False
+    """Write the manifest of parts that are all done, and extract nothing."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes; the slices do not depend on it."""
+    strict: bool = False
+    """End at the first scan that cannot be used, with exit status 2."""
+
+    def __post_init__(self) -> None:
+        low, high = self.extent
+        expect(0 < len(self.planes) == len(set(self.planes)), "--planes", "axial, coronal, sagittal, each at most once",
+               " ".join(self.planes) or "none", "Name at least one.")
+        expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "Give a larger number.")
+        expect(0 <= low < high <= 1, "--extent", "two fractions, 0 <= LOW < HIGH <= 1", f"{low} {high}",
+               "The default is 0.3 0.8.")
+        expect(8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "The default is 256.")
+        expect(1 <= self.field_of_view <= 1000, "--field-of-view", "1 to 1000 mm", self.field_of_view,
+               "A head fits into the default of 224.")
+        check_split(self.split)
+        check_seed(self.seed)
+        expect(self.workers >= 1, "--workers", "at least 1", self.workers, "Give a larger number.")
+        if self.assume_orientation is not None:
+            letters = self.assume_orientation.upper()
+            axes = sorted(next((i for i, pair in enumerate(COORDINATE_LETTERS) if letter in pair), -1)
+                          for letter in letters)
+            expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
+                   self.assume_orientation, "For example RAS, LAS or ASL.")
+            object.__setattr__(self, "assume_orientation", letters)
+        expect(self.volume is None or self.volume >= 0, "--volume", "0 or more", self.volume, "0 is the first volume.")
+        expect(all(re.search(r"\w", suffix) for suffix in self.suffix), "--suffix", "the end of a name",
+               " ".join(map(repr, self.suffix)), "For example T2w.")
+        check_subject_pattern(self.subject_pattern)
+        expect(self.subject_column is None or self.covariates is not None, "--subject-column", "--covariates beside it",
+               f"--subject-column {self.subject_column} alone", "Give --covariates FILE too.")
+        expect(not (self.merge and self.shard), "--merge", "no --shard beside it", f"--shard {self.shard}",
+               "The parts are known from --out.")
+        _ = self.part
+        if self.covariates is not None:
+            object.__setattr__(self, "covariates", self.covariates.expanduser())
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The part of the work that is this run's, (I, N) with 1 <= I <= N; (1, 1) is all of it."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
+        number, parts = map(int, found.groups()) if found else (0, 0)
+        expect(0 <= number <= parts > 0, "--shard", "I/N with I from 1 to N (or from 0 to N-1)", self.shard,
+               "For example --shard 3/8, or $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT.")
+        return number or parts, parts  # counted from 0, the parts are 0 to N-1, and 0 stands for N

@@ -1,0 +1,396 @@
+"""Scans and what became of each -> a folder of slices that can be trusted, whatever interrupted the work.
+
+The folder's manifest is there only while each image that it names is as it says. Before one is about
+to change, the manifest is put aside; it comes back, new, when all is done. Meanwhile every finished
+scan is one line in the journal of its part, from which a later run goes on:
+
+    manifest.csv  rejected.csv  extraction.json      of the last extraction that was finished
+    .manifest-before.csv                             the last manifest, put aside
+    .part-I-of-N.jsonl                               journals; the part is done when its last line says so
+
+Parts (--shard) share nothing but the folder. Whoever finds all journals done writes the manifest from them,
+so it cannot depend on the number of parts, and two that do it at the same moment write the same bytes.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vqvae2 import config, covariates
+from vqvae2.config import SPLITS, expect
+from vqvae2.covariates import Covariates, Person
+from vqvae2.errors import UserError
+from vqvae2.extract_config import ExtractSettings
+from vqvae2.scans import Found, Scan
+from vqvae2.slices import RECIPE, TEMPORARY, split_subjects, still_wanted, write
+from vqvae2.volumes import same_voxels
+
+MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
+COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
+           "orientation", "orientation_from", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256", "voxels")
+OF_A_SCAN = tuple(column for column in COLUMNS if column not in ("split", "age", "sex"))
+"""What `slices.extract_scan` returns; the rest is decided at the end."""
+SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
+"""Settings that change every image. Others, such as the planes, are compared scan by scan."""
+NOT_FROM_THE_HEADER = {"layout": "from the archive's layout", "assumed": "from --assume-orientation",
+                       "orient": "from Analyze's orient byte"}
+NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
+IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one scan."""
+
+    rows: list[dict]
+    """Of its images; empty if it is rejected."""
+    unchanged: bool = False
+    """True where nothing had to be drawn."""
+    reason: str = ""
+    """Why it is rejected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What earlier runs left in the folder of slices."""
+
+    rows: dict[str, list[dict]]
+    """Of each scan whose images were drawn with the same settings of pixels."""
+    manifest: dict[str, list[dict]]
+    """Rows of the last manifest, by scan, with all its columns."""
+    images: set[str]
+    """Every image that an earlier run is known to have written."""
+    settings: dict
+    """Those of the last extraction, as in extraction.json."""
+
+
+def pixels_hash(settings: ExtractSettings) -> str:
+    """Return a hash of what decides how a scan is drawn: equal hash and scan, equal bytes."""
+    values = {name: config.as_dict(settings)[name] for name in SETTINGS_OF_PIXELS}
+    return hashlib.sha256(json.dumps([RECIPE, values], sort_keys=True).encode()).hexdigest()
+
+
+def plan_hash(found: Found, settings: ExtractSettings) -> str:
+    """Return a hash of what all parts of one extraction must agree on: settings and scans."""
+    scans = [(scan.name, scan.prefix, scan.refused) for scan in found.scans]
+    return hashlib.sha256(json.dumps([RECIPE, _reported(settings), scans]).encode()).hexdigest()
+
+
+def recall(out: Path, settings: ExtractSettings) -> Past:
+    """Return what manifest and journals tell of earlier runs in `out`."""
+    report: dict = {}
+    with contextlib.suppress(OSError, ValueError):
+        report = json.loads((out / "extraction.json").read_text(encoding="utf-8"))
+    manifest: dict[str, list[dict]] = {}
+    for name in (BEFORE, MANIFEST):  # the newer one last
+        with contextlib.suppress(OSError, csv.Error), \
+                open(out / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [row for row in csv.DictReader(file) if re.fullmatch(IMAGE_NAME, row.get("image") or "")]
+            manifest = manifest if not rows else {}
+            for row in rows:
+                manifest.setdefault(row["scan"], []).append(row)
+    pixels = pixels_hash(settings)
+    records = [(report.get("pixels"), rows) for rows in manifest.values()]
+    for path in sorted(out.glob(".part-*.jsonl")):
+        records += [(line["pixels"], line["rows"]) for line in _lines(path) if line.get("rows")]
+    return Past({rows[0]["scan"]: [{key: row[key] for key in OF_A_SCAN} for row in rows] for key, rows in records
+                 if key == pixels and all(set(OF_A_SCAN) <= set(row) for row in rows)},
+                manifest, {row["image"] for _, rows in records for row in rows}, report.get("settings", {}))
+
+
+class Journal(contextlib.AbstractContextManager):
+    """One part of an extraction at work; only one process may hold it.
+
+    Raises: UserError if another process does.
+    """
+
+    def __init__(self, out: Path, part: tuple[int, int], plan: str, pixels: str):
+        self._plan, self._pixels = plan, pixels
+        self._path = journal_path(out, part)
+        interrupted = self._path.exists()
+        others = [path for path in out.glob(".part-*.jsonl") if not path.name.endswith(f"-of-{part[1]}.jsonl")]
+        for path in others:
+            with open(path, "a", encoding="utf-8") as file:
+                _lock(file, out)
+        self._file = open(self._path, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115, see __exit__
+        _lock(self._file, out)
+        # A killed run may have left half a line.
+        self._file.write("\n")
+        self._write({"start": plan, "interrupted": interrupted or bool(others)})
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def exists(self) -> bool:
+        """Whether the journal is still there; who finishes an extraction removes all of them."""
+        return self._path.exists()
+
+    def add(self, scan: Scan, outcome: Outcome) -> None:
+        """Note a finished scan."""
+        self._write({"scan": scan.name, "pixels": self._pixels, **dataclasses.asdict(outcome)})
+
+    def end(self) -> None:
+        """Note that the part is done."""
+        self._write({"end": self._plan})
+        os.fsync(self._file.fileno())
+
+    def _write(self, line: dict) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _lock(file: io.TextIOBase, out: Path) -> None:
+    """Lock a journal until it is closed, where the file system can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--out {out}: expected a folder in which no other extraction is at work, found one. Wait for "
+                        "it to end, or name another folder.") from None
+    except OSError:
+        pass
+
+
+def journal_path(out: Path, part: tuple[int, int]) -> Path:
+    """Return where the journal of part (I, N) is."""
+    return out / f".part-{part[0]}-of-{part[1]}.jsonl"
+
+
+def outcomes_of_parts(out: Path, parts: int, plan: str) -> tuple[dict[str, Outcome], bool, list[int]]:
+    """Return every scan's outcome by the journals, whether one was interrupted, and the parts that are not done."""
+    outcomes: dict[str, Outcome] = {}
+    missing, interrupted = [], False
+    for number in range(1, parts + 1):
+        lines = list(_lines(journal_path(out, (number, parts))))
+        starts = [index for index, line in enumerate(lines) if "start" in line]
+        if not starts or lines[-1].get("end") != plan:
+            missing.append(number)
+            continue
+        interrupted |= any(lines[index]["interrupted"] for index in starts)
+        for line in lines[starts[-1] + 1:-1]:
+            outcomes[line["scan"]] = Outcome(line["rows"], line["unchanged"], line["reason"])
+    return outcomes, interrupted, missing
+
+
+def parts_begun(out: Path) -> list[int]:
+    """Return every N of which there is a journal, I of N."""
+    return sorted({int(re.search(r"-of-(\d+)", path.name)[1]) for path in out.glob(".part-*-of-*.jsonl")})
+
+
+def put_manifest_aside(out: Path) -> None:
+    """Take the manifest away while images that it names change."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(out / MANIFEST, out / BEFORE)
+
+
+def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: Path,
+                   past: Past) -> dict[str, list[dict]]:
+    """Return the rows, by scan, of the last manifest's scans whose files are gone; none with --prune.
+
+    Raises: UserError if their images would have to be drawn anew.
+    """
+    here = {scan.name for scan in found.scans}
+    gone = [] if settings.prune else sorted(
+        name for name in past.manifest if name not in here and not os.path.lexists(folder / name))
+    kept = {name: still_wanted(past.rows[name][0]["orientation"], settings, past.manifest[name])
+            if name in past.rows else [] for name in gone}
+    lost = [name for name in gone if not kept[name]]
+    expect(not lost, f"--out {out}", "scans for all its slices, as other settings draw them anew",
+           f"none for {len(lost)} of them, such as {lost[0] if lost else ''}",
+           "Give --prune to remove their slices, or name another folder.")
+    return kept
+
+
+def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, past: Past,
+           outcomes: dict[str, Outcome], interrupted: bool) -> list[str]:
+    """Write manifest and reports, and move and remove images accordingly; return what is to be said of it.
+
+    Args:
+        found: the scans.
+        folder: of the scans.
+        settings: of the run.
+        out: folder of the slices.
+        past: what was there before; slices of scans that are gone are kept, unless settings.prune.
+        outcomes: of every scan by its name.
+        interrupted: whether there may be images that no manifest or journal names.
+    """
+    outcomes = _without_duplicates(found, outcomes, settings.volume)
+    if settings.strict:
+        refuse_rejected(outcomes)
+    used = [scan for scan in found.scans if outcomes[scan.name].rows]
+    gone = {name: rows for name, rows in slices_to_keep(found, folder, settings, out, past).items()
+            if not _was_moved(rows, [outcomes[scan.name].rows for scan in used])}
+    taken = prefixes_of(gone)
+    splits, lent = split_subjects([*(scan.subject for scan in used), *(rows[0]["subject"] for rows in gone.values())],
+                                  settings.split, settings.seed)
+    people = covariates.join([Person(scan.name, scan.subject, scan.session) for scan in used], found.tables,
+                             settings.covariates, settings.subject_column, COLUMNS)
+    more = [*people.columns, *(column for rows in gone.values() for column in rows[0] if column not in COLUMNS)]
+    columns = tuple(dict.fromkeys((*COLUMNS, *more)))
+    moves: list[tuple[str, str]] = []
+    manifest = []
+    for scan in used:
+        for row in outcomes[scan.name].rows:
+            image = f"{splits[scan.subject]}/{image_name(untaken(scan, taken), row)}"
+            moves.append((row["image"], image))
+            manifest.append({**row, "image": image, "split": splits[scan.subject], "subject": scan.subject,
+                             "session": scan.session, "run": scan.run, **people.values[scan.name]})
+    for rows in gone.values():
+        for row in rows:
+            image = f"{splits[row['subject']]}/{Path(row['image']).name}"
+            moves.append((row["image"], image))
+            manifest.append({**row, "image": image, "split": splits[row["subject"]]})
+    drawn = {row["image"] for outcome in outcomes.values() for row in outcome.rows}
+    _place(out, moves, {row["image"] for row in manifest}, past.images | drawn, interrupted)
+    rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
+                if outcomes[scan.name].reason]
+    report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
+    write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
+    write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
+    write(out / MANIFEST, csv_bytes(columns, manifest))
+    for left_over in (out / BEFORE, *out.glob(".part-*.jsonl")):
+        left_over.unlink(missing_ok=True)
+    return _said(report["counts"], used, outcomes, people, out)
+
+
+def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
+    """Raise UserError if one of these scans is rejected; for --strict."""
+    for name, outcome in outcomes.items():
+        if outcome.reason:
+            raise UserError(f"{name}: {outcome.reason} Without --strict it is skipped.")
+
+
+def untaken(scan: Scan, taken: set[str]) -> str:
+    """Return how the names of the scan's images begin, not as those of a scan that is gone and whose slices stay."""
+    if scan.prefix.casefold() not in taken:
+        return scan.prefix
+    return f"{scan.prefix}_{hashlib.sha256(scan.name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
+    """Return how the names of these images begin, in lower case."""
+    return {re.sub(r"_[a-z]+\d+\.png$", "", Path(row["image"]).name).casefold()
+            for rows in rows_by_scan.values() for row in rows}
+
+
+def image_name(prefix: str, row: dict) -> str:
+    """Return the file name of an image."""
+    return f"{prefix}_{row['plane']}{int(row['index']):03d}.png"
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
+    """Return a table with one header line, lines ending in a newline on every system; what a row lacks is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def changes_said(past: Past, settings: ExtractSettings) -> str:
+    """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
+    now = _reported(settings)
+    return ", ".join(f"{config.flag(name)} {_words(now[name])} (was {_words(past.settings[name])})"
+                     for name in now if name in past.settings and past.settings[name] != now[name])
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
+
+
+def _without_duplicates(found: Found, outcomes: dict[str, Outcome], number: int | None) -> dict[str, Outcome]:
+    """Reject each scan that has the same voxels as one before it; the CRC is compared first, then every voxel."""
+    first: dict[str, list[Scan]] = {}
+    result = dict(outcomes)
+    for scan in found.scans:
+        if not outcomes[scan.name].rows:
+            continue
+        likely = first.setdefault(outcomes[scan.name].rows[0]["voxels"], [])
+        twin = next((other for other in likely if same_voxels(other.path, scan.path, number)), None)
+        if twin is None:
+            likely.append(scan)
+        else:
+            result[scan.name] = Outcome([], reason="expected a scan that is there once, found the same voxels in "
+                                                   f"{twin.name}. That one is used; remove one of them.")
+    return result
+
+
+def _was_moved(rows: list[dict], others: list[list[dict]]) -> bool:
+    """Whether a scan that is gone has only another name now."""
+    images = sorted(row["sha256"] for row in rows)
+    return any(rows[0]["voxels"] == other[0]["voxels"] and images == sorted(row["sha256"] for row in other)
+               for other in others)
+
+
+def _place(out: Path, moves: list[tuple[str, str]], wanted: set[str], known: set[str], interrupted: bool) -> None:
+    """Move images to where they belong, and remove those that belong nowhere."""
+    moves = [(here, there) for here, there in moves if here != there]
+    if interrupted:  # a killed run may have left images that it had no time to note
+        names = {f"{split}/{path.name}" for split in SPLITS for path in (out / split).glob("*.png")}
+        known = known | {name for name in names if re.fullmatch(IMAGE_NAME, name)}
+    stale = sorted(known - wanted - {here for here, _ in moves})
+    if moves or stale:
+        put_manifest_aside(out)
+    for here, there in moves:
+        with contextlib.suppress(FileNotFoundError):  # another part that ends at this moment was faster
+            os.replace(out / here, out / there)
+    for image in stale:
+        (out / image).unlink(missing_ok=True)
+    for split in SPLITS:
+        for left_over in (out / split).glob(f".*{TEMPORARY}"):
+            left_over.unlink(missing_ok=True)
+
+
+def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejected: int, gone: int,
+            splits: dict[str, str], lent: dict[str, str]) -> dict:
+    """What extraction.json says. No time, host, worker count or path, so that equal work gives equal bytes."""
+    images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "pillow")}
+    return {"schema": 1, "settings": _reported(settings), "recipe": RECIPE, "pixels": pixels_hash(settings),
+            "versions": versions,
+            "counts": {"scans": len(found.scans), "used": len({row["scan"] for row in manifest}) - gone,
+                       "rejected": rejected, "skipped": found.further, "gone": gone,
+                       "subjects": {split: subjects[split] for split in SPLITS},
+                       "images": {split: images[split] for split in SPLITS}},
+            "lent": {subject: {"from": lent[subject], "to": splits[subject]} for subject in sorted(lent)}}
+
+
+def _reported(settings: ExtractSettings) -> dict:
+    return {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT}
+
+
+def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, out: Path) -> list[str]:
+    """What the user is told at the end; the last line counts."""
+    told = Counter((row["orientation_from"], row["orientation"]) for scan in used
+                   for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
+    lines = [f"orientation: {scans} scans have none in their header; {storage} was taken {NOT_FROM_THE_HEADER[place]}"
+             for (place, storage), scans in sorted(told.items())]
+    if people.missing:
+        names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
+        lines.append(f"covariates: no row for {len(people.missing)} subjects: {names}")
+    if counts["gone"]:
+        lines.append(f"gone: {counts['gone']} scans are no longer there; their slices were kept (--prune removes them)")
+    unchanged = sum(outcomes[scan.name].unchanged for scan in used)
+    why = " (rejected.csv says why)" if counts["rejected"] else ""
+    images = ", ".join(f"{split} {counts['images'][split]} of {counts['subjects'][split]} subjects" for split in SPLITS)
+    return [*lines, f"used {counts['used']} scans ({unchanged} of them unchanged since the last run), rejected "
+                    f"{counts['rejected']}{why}, skipped {counts['skipped']} further scans of the same sessions; "
+                    f"images: {images}; manifest: {out / MANIFEST}"]
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    """The lines of a journal that are whole."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            with contextlib.suppress(ValueError):
+                if isinstance(record := json.loads(line), dict):
+                    yield record

@@ -1,0 +1,186 @@
+"""First bytes of a NIfTI, Analyze or MGH file -> what its header says, in the same terms for all.
+
+Where a header does not say how its indices lie, and the archive's layout or the user do, that is
+taken, and named in `Orientation.origin`. Analyze's `orient` byte says it where it is not 0, which most
+writers leave for "not set":
+
+    1 coronal LSA   2 sagittal ASL   3 transverse, flipped LPS   4 coronal, flipped LIA   5 sagittal, flipped AIL
+
+Source: ITK's AnalyzeImageIO (struct data_history) for 1 to 4, and mri_toolbox's avw_img_read for all five;
+for 5 ITK's table says ASR, but its text, that pictures are flipped vertically, says AIL too.
+"""
+
+import contextlib
+import logging
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation
+
+from vqvae2.errors import UserError
+
+# What nibabel repairs in a header it reports on stderr, in the middle of the progress bar.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+BEGINNING_BYTES = 1024
+"""What is read first; the longest header has 540."""
+ANALYZE_ORIENT = {1: "LSA", 2: "ASL", 3: "LPS", 4: "LIA", 5: "AIL"}
+ANALYZE_ORIENT_AT = 252
+MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes for metres and micrometres; 2 is mm, and 0, unknown, is mm in practice."""
+
+
+class UnusableScan(UserError):
+    """A file that cannot be used; `reason` is the message without the file's name."""
+
+    def __init__(self, name: str, rule: str, found: object, advice: str):
+        self.reason = " ".join(f"expected {rule}, found {found}. {advice}".split())
+        super().__init__(f"{name}: {self.reason}")
+
+    @classmethod
+    def because(cls, name: str, reason: str) -> "UnusableScan":
+        """Make one of a reason that is already in the form of errors, `expected <rule>, found <value>. <Advice>`."""
+        return cls(name, *re.fullmatch(r"expected (.*?), found (.*?)\. (.*)", reason).groups())
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says, in the same terms for all formats."""
+
+    shape: tuple[int, ...]
+    number_type: np.dtype
+    voxels_at: int
+    """Bytes before the first voxel."""
+    sizes: tuple[float, ...]
+    """Along the three indices, as written; nibabel would repair 0 and below."""
+    mm_per_unit: float = 1.0
+    slope: float = 1.0
+    inter: float = 0.0
+    affines: tuple[tuple[str, np.ndarray | None], ...] = ()
+    """Matrices from indices to positions and where they stand, best first; None for one that is damaged."""
+    storage: str | None = None
+    """Analyze's orient byte, if it is set."""
+
+    @property
+    def is_series(self) -> bool:
+        """Whether there are several volumes, [x, y, z, volume]."""
+        return len(self.shape) == 4 and min(self.shape) > 1
+
+    @property
+    def background(self) -> float | None:
+        """The stored number nearest to what stands for 0, since scale factors are rounded; None if there is none."""
+        if self.inter == 0:
+            return 0.0
+        stored = -self.inter / self.slope
+        if self.number_type.kind == "f":
+            return float(self.number_type.type(stored))
+        limits = np.iinfo(self.number_type)
+        return float(round(stored)) if limits.min <= round(stored) <= limits.max else None
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the file's own indices lie."""
+
+    axes: np.ndarray
+    """nibabel's [3, 2]: the RAS axis that each index runs along, and 1 or -1 for its direction."""
+    sizes_mm: tuple[float, float, float]
+    """Of a voxel, along the file's own indices."""
+    origin: str
+    """Where that stands: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
+
+
+def parse_header(path: Path, beginning: bytes) -> Header:
+    """Return what the first bytes of a file, or of a pair's header, say."""
+    if not beginning:
+        raise UnusableScan(path.name, "an image", "an empty file", "Copy or download it again.")
+    kind = _kind(path, beginning)
+    try:
+        if kind is None:
+            raise ValueError("no image begins so")
+        header = _parse_mgh(beginning) if kind is nib.MGHImage else _parse_analyze(kind, beginning)
+        shape = header.shape
+        while len(shape) > 3 and shape[-1] == 1:  # OASIS-1 writes one volume as 256 x 256 x 128 x 1
+            shape = shape[:-1]
+        header = replace(header, shape=shape)
+        if header.voxels_at < 0 or min(header.shape, default=0) < 1:
+            raise ValueError(f"shape {header.shape}, voxels at byte {header.voxels_at}")
+    except Exception as error:  # nibabel raises a dozen kinds for damaged headers; none of them is ours
+        text = re.match(rb"[\x20-\x7e\t\r\n]{1,40}", beginning)
+        all_text = text is not None and (len(text[0]) == 40 or len(text[0]) == len(beginning))
+        found = f"text ({text[0].decode().split(chr(10))[0]!r})" if all_text else f"something else ({error})"
+        raise UnusableScan(path.name, "a NIfTI, Analyze or MGH image", found, "Copy or download it again.") from None
+    if len(header.shape) > 2 and not all(math.isfinite(size) and size > 0 for size in header.sizes):
+        raise UnusableScan(path.name, "voxel sizes above 0 mm", " x ".join(f"{size:g}" for size in header.sizes),
+                           "Repair its header, or leave the scan out.")
+    return header
+
+
+def _kind(path: Path, beginning: bytes) -> type | None:
+    if path.suffix.lower() in (".mgh", ".mgz"):
+        return nib.MGHImage
+    header_size = {int.from_bytes(beginning[:4], order) for order in ("little", "big")}
+    pair = path.suffix.lower() in (".hdr", ".img")
+    if 540 in header_size:
+        return nib.Nifti2Pair if pair else nib.Nifti2Image
+    if 348 not in header_size:
+        return None
+    if not pair:
+        return nib.Nifti1Image
+    return nib.Nifti1Pair if beginning[344:347] == b"ni1" else nib.AnalyzeImage
+
+
+def _parse_analyze(kind: type, beginning: bytes) -> Header:
+    """NIfTI's header is Analyze's with more in it."""
+    block = beginning[: kind.header_class.template_dtype.itemsize]
+    header, as_written = kind.header_class(block), kind.header_class(block, check=False)
+    slope, inter = header.get_slope_inter()
+    affines: list[tuple[str, np.ndarray | None]] = []
+    orient = 0
+    if kind is nib.AnalyzeImage:
+        orient = beginning[ANALYZE_ORIENT_AT]
+    else:
+        for name, get in (("sform", header.get_sform), ("qform", header.get_qform)):
+            if int(header[f"{name}_code"]) > 0:
+                affines.append((name, None))
+                with contextlib.suppress(ValueError, nib.spatialimages.HeaderDataError):
+                    affines[-1] = (name, get())
+    unit = 0 if kind is nib.AnalyzeImage else int(header["xyzt_units"]) & 7
+    return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), int(header.get_data_offset()),
+                   tuple(map(float, as_written.get_zooms()[:3])), MM_PER_UNIT.get(unit, 1.0),
+                   1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines),
+                   ANALYZE_ORIENT.get(orient))
+
+
+def _parse_mgh(beginning: bytes) -> Header:
+    header = nib.MGHImage.header_class(beginning)
+    good = int.from_bytes(beginning[MGH_RAS_FLAG_AT:MGH_SIZES_AT], "big") == 1
+    sizes = np.frombuffer(beginning, ">f4", 3, MGH_SIZES_AT)  # nibabel writes 1 where the flag is not set
+    return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), int(header.get_data_offset()),
+                   tuple(map(float, sizes)), affines=(("mgh", header.get_affine()),) if good else ())
+
+
+def find_orientation(name: str, header: Header, layout: str | None, assumed: str | None) -> Orientation:
+    """Return how the indices lie: by the header (sform before qform), else by `layout`, else as `assumed`.
+
+    Source: closest canonical orientation as in nibabel.orientations.io_orientation.
+    Raises: UnusableScan if nothing says it, or if the header's matrix is no orientation.
+    """
+    for place, matrix in header.affines:
+        if (matrix is not None and np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 1e-9
+                and not np.isnan(io_orientation(matrix)).any()):
+            sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0)) * header.mm_per_unit
+            return Orientation(io_orientation(matrix), tuple(map(float, sizes)), place)
+    if header.affines:
+        raise UnusableScan(name, "an orientation in its header", "a matrix that maps the volume to a plane or nowhere",
+                           "Repair its header (sform), or leave the scan out.")
+    for place, storage in (("orient", header.storage), ("layout", layout), ("assumed", assumed)):
+        if storage is not None:
+            return Orientation(axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes),
+                               place)
+    raise UnusableScan(name, "an orientation in its header", "none (no sform or qform, or Analyze format)",
+                       "If you know what its indices grow towards, give --assume-orientation, such as LAS.")
