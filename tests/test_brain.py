@@ -41,7 +41,8 @@ def test_a_head_is_found_alike_however_its_voxels_lie_in_memory(monkeypatch, ord
     assert (found.start, found.stop) == ((6, 6, 6), (34, 39, 36))
     for axis in range(3):
         plane = head.take(20, axis)
-        np.testing.assert_array_equal(found.inside(view.take(20, axis).astype(float), axis, 20), plane)
+        part = tuple(20 if each == axis else slice(0, view.shape[each]) for each in range(3))
+        np.testing.assert_array_equal(found.inside(view[part].astype(float), part), plane)
 
 
 def test_where_the_background_is_0_dark_tissue_is_not_taken_for_it():
@@ -52,7 +53,8 @@ def test_where_the_background_is_0_dark_tissue_is_not_taken_for_it():
     found = find_brain(volume_of(voxels))
     assert (found.start, found.stop) == ((5, 5, 5), (25, 25, 25))
     for index in range(30):
-        np.testing.assert_array_equal(found.inside(voxels[index].astype(float), 0, index), brain[index])
+        part = (index, slice(0, 30), slice(0, 30))
+        np.testing.assert_array_equal(found.inside(voxels[part].astype(float), part), brain[index])
 
 
 def test_a_scan_with_values_below_0_keeps_them_apart_from_the_background():

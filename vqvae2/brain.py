@@ -40,9 +40,19 @@ class Brain:
     head: "_Head | None" = None
     """None where the background is exactly 0."""
 
-    def inside(self, values: np.ndarray, axis: int, index: int) -> np.ndarray:
-        """Return where a plane of the volume, scaled to `values`, shows the brain, as bool."""
-        return values != 0 if self.head is None else _without_holes(self.head.is_in(values, axis, index))
+    def around(self, shape: tuple[int, ...]) -> list[slice]:
+        """Return the bounding box and one voxel around it, in a volume of this shape."""
+        return [slice(max(0, first - 1), min(length, last + 1))
+                for first, last, length in zip(self.start, self.stop, shape)]
+
+    def inside(self, values: np.ndarray, part: tuple) -> np.ndarray:
+        """Return where the brain is in a plane of the volume, as bool.
+
+        Args:
+            values: the plane's, from `Volume.scaled`; all of it, or at least what lies in the bounding box.
+            part: where it is in the volume: an index for one axis, and slices with start and stop for two.
+        """
+        return values != 0 if self.head is None else _without_holes((values > self.head.threshold) & self.head.at(part))
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,11 @@ class _Head:
     near: np.ndarray
     """bool: the piece, and one voxel of this coarse grid around it."""
 
-    def is_in(self, values: np.ndarray, axis: int, index: int) -> np.ndarray:
-        coarse = np.take(self.near, index // self.step, axis)
-        near = coarse.repeat(self.step, 0).repeat(self.step, 1)[: values.shape[0], : values.shape[1]]
-        return (values > self.threshold) & near
+    def at(self, part: tuple) -> np.ndarray:
+        """Return `near` for every voxel of a plane."""
+        first, second = (np.arange(each.start, each.stop) // self.step for each in part if isinstance(each, slice))
+        coarse = self.near[tuple(slice(None) if isinstance(each, slice) else each // self.step for each in part)]
+        return coarse[np.ix_(first, second)]
 
 
 def find_brain(volume: Volume) -> Brain:
@@ -154,12 +165,13 @@ def _count_not_finite(volume: Volume, brain: Brain) -> int:
     SPM writes NaN outside of the brain: what hangs together with the outside of the brain's box is
     background. A piece within it is the brain's if it touches more brain than background.
     """
-    box = tuple(slice(max(0, first - 1), last + 1) for first, last in zip(brain.start, brain.stop))
+    box = tuple(brain.around(volume.voxels.shape))
     pieces, count = ndimage.label(volume.not_finite[box])
     if not count:
         return 0
-    inside = np.stack([brain.inside(volume.scaled(volume.voxels[box[0], box[1], index]), 2, index)
-                       for index in range(*box[2].indices(volume.voxels.shape[2]))], axis=2) & (pieces == 0)
+    parts = [(*box[:2], index) for index in range(box[2].start, box[2].stop)]
+    inside = np.stack([brain.inside(volume.scaled(volume.voxels[part]), part) for part in parts], axis=2)
+    inside &= pieces == 0
     touches = np.zeros((2, count + 1), np.int64)  # of each piece: background, brain
     for axis in range(3):
         first, second = ((slice(None),) * axis + (half,) for half in (slice(None, -1), slice(1, None)))

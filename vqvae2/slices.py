@@ -70,16 +70,20 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
         size: height and width in pixels.
         field_of_view: height and width in mm; what lies beyond it is cut off.
     """
-    values = volume.scaled(volume.voxels[(slice(None),) * axis + (index,)])  # not take(): it copies the volume first
-    inside = brain.inside(values, axis, index)
-    values = np.clip((values - brain.low) / (brain.high - brain.low), DARKEST_BRAIN, 1.0)
-    values[~inside] = 0.0
-    across, up = (resampling_matrix(values.shape[i], volume.voxel_size_mm[a], (brain.start[a] + brain.stop[a]) / 2,
-                                    size, field_of_view / size)
-                  for i, a in enumerate(a for a in range(3) if a != axis))
+    part = brain.around(volume.voxels.shape)  # all else is 0
+    across, up = (resampling_matrix(part[a].stop - part[a].start, volume.voxel_size_mm[a],
+                                    (brain.start[a] + brain.stop[a]) / 2 - part[a].start, size, field_of_view / size)
+                  for a in range(3) if a != axis)
+    part[axis] = index
+    values = volume.scaled(volume.voxels[tuple(part)])
+    inside = brain.inside(values, part)
+    values -= brain.low
+    values /= brain.high - brain.low
+    np.clip(values, DARKEST_BRAIN, 1.0, out=values)
+    values *= inside
     # Rows of `drawn` grow towards A or S and its columns towards R (A for a sagittal plane): both are turned round.
-    drawn = up @ np.ascontiguousarray((across @ np.ascontiguousarray(values)).T)
-    return np.ascontiguousarray(drawn[::-1, ::-1])
+    drawn = across @ np.ascontiguousarray((up @ np.ascontiguousarray(values.T)).T)
+    return drawn.T[::-1, ::-1]
 
 
 @functools.lru_cache(maxsize=6)  # the planes of a scan share theirs; nobody may change one
@@ -134,16 +138,16 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
     changed = newest_change(scan)
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
     brain = find_brain(volume)
-    drawn = [(plane, index, draw_plane(volume, brain, NORMAL[plane], index, settings.size, settings.field_of_view))
-             for plane in settings.planes
-             for index in plane_indices(brain, NORMAL[plane], settings.per_scan, settings.extent)]
-    for plane, index, image in drawn:
-        if not image.any():
-            raise UnusableScan(scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
-                               "Part of it is missing: leave the scan out, or choose another --extent.")
+    drawn = []
+    for plane in settings.planes:
+        for index in plane_indices(brain, NORMAL[plane], settings.per_scan, settings.extent):
+            image = draw_plane(volume, brain, NORMAL[plane], index, settings.size, settings.field_of_view)
+            if not image.any():
+                raise UnusableScan(scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
+                                   "Part of it is missing: leave the scan out, or choose another --extent.")
+            drawn.append((plane, index, encode_png(image, settings.bits)))
     rows = []
-    for plane, index, image in drawn:
-        content = encode_png(image, settings.bits)
+    for plane, index, content in drawn:
         name = f"{split}/{scan.prefix}_{plane}{index:03d}.png"
         write(out / name, content, synced=False, changed=changed)
         # + 0.0 turns -0.0 into 0.0

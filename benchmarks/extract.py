@@ -1,0 +1,216 @@
+"""How fast extract_slices.py is, as ratios to named references in the same run, on the same files.
+
+    python benchmarks/extract.py --scans ~/data/scans
+    python benchmarks/extract.py --scans ~/data/scans --per-scan 1 --rounds 5 --most 20
+
+References, for each file:
+    nibabel       nibabel.load(f).get_fdata(), brought to RAS, and the same slices drawn, encoded and written
+    inflation     the file inflated by the same library, in chunks into memory that is used again: the fastest way known
+    one call      the same by the library's own decompress(), which finds new memory for each file
+    encoding      the same pictures, drawn before, encoded as PNGs
+
+Each is timed on one core and on all, in turn; the least time of all rounds counts. Files are read once before, so that
+the disk does not count. Peak memory is that of a fresh process, above what it needs for its imports.
+"""
+
+import os
+
+for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported
+    os.environ[f"{library}_NUM_THREADS"] = "1"
+
+import hashlib
+import multiprocessing
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from vqvae2 import config, inflate
+from vqvae2.brain import find_brain
+from vqvae2.errors import run_script
+from vqvae2.extract_config import ExtractSettings
+from vqvae2.scans import Scan, find_scans
+from vqvae2.slices import NORMAL, draw_plane, encode_png, extract_scan, plane_indices, write
+from vqvae2.volumes import Volume, read_volume
+
+try:
+    from isal.igzip import decompress
+except ImportError:
+    from gzip import decompress
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """Settings of benchmarks/extract.py."""
+
+    scans: Path | None = None
+    """Folder of raw scans. Default: OASIS_PATH."""
+    per_scan: tuple[int, ...] = (1, 60)
+    """Slices per scan, one benchmark each."""
+    most: int = 0
+    """Use so many scans only; 0 for all."""
+    rounds: int = 3
+    """Times that each is measured; the least counts."""
+    cores: tuple[int, ...] = ()
+    """Numbers of worker processes. Default: 1, and all cores."""
+
+    def __post_init__(self) -> None:
+        config.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 3.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print its ratios."""
+    settings = config.parse(BenchmarkSettings, __doc__, arguments)
+    folder = config.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+    config.expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "nothing", "Give another one.")
+    scans = find_scans(folder).scans[: settings.most or None]
+    config.expect(bool(scans), f"--scans {folder}", "scans", "none", "Give another folder.")
+    for scan in scans:
+        scan.path.read_bytes()
+    first = read_volume(scans[0].path)
+    print(f"{len(scans)} scans, the first {' x '.join(map(str, first.voxels.shape))} {first.voxels.dtype}, "
+          f"{first.voxels.nbytes / 1e6:.1f} MB; {inflate.GzipFile.__module__}; {processor()}")
+    for per_scan in settings.per_scan:
+        asked = ExtractSettings(per_scan=per_scan)
+        for cores in settings.cores or dict.fromkeys((1, os.cpu_count() or 1)):
+            compare(scans, asked, cores, settings.rounds)
+    if Path("/proc/self/clear_refs").exists():
+        print_memory(scans[0], first.voxels.nbytes)
+
+
+def compare(scans: list[Scan], asked: ExtractSettings, cores: int, rounds: int) -> None:
+    """Time everything with this number of processes and print the ratios."""
+    kinds: dict[str, Callable] = {"extract": extract, "nibabel": by_nibabel, "inflation": inflate_only,
+                                  "one call": inflate_in_one_call, "encoding": encode_only}
+    seconds = dict.fromkeys(kinds, float("inf"))
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(cores, context) as pool:
+        tasks = [(scan, asked, Path(folder)) for scan in scans]
+        (Path(folder) / "train").mkdir()
+        list(pool.map(warm_up, tasks[:1] * 4 * cores))
+        for _ in range(rounds):
+            for name, work in kinds.items():
+                shutil.rmtree(folder)  # to write over a file takes longer than to write a new one
+                (Path(folder) / "train").mkdir(parents=True)
+                seconds[name] = min(seconds[name], sum_of_times(pool, work, tasks) if name == "encoding" else
+                                    wall_time(lambda work=work: list(pool.map(work, tasks))))
+    print(f"\n{asked.per_scan} slice(s) a scan, {cores} core(s)")
+    for name in kinds:
+        print(f"  {name:10s} {1000 * seconds[name] / len(scans):8.1f} ms a scan")
+    name = f"{asked.per_scan}-slices-{cores}-cores"
+    both = seconds["inflation"] + seconds["encoding"]
+    print(f"  {len(scans) / seconds['extract']:.1f} scans per second")
+    print(f"ratio nibabel/extract-{name} {seconds['nibabel'] / seconds['extract']:.2f}x")
+    print(f"ratio extract/inflation-{name} {seconds['extract'] / seconds['inflation']:.2f}x")
+    print(f"ratio extract/inflation-in-one-call-{name} {seconds['extract'] / seconds['one call']:.2f}x")
+    print(f"ratio extract/inflation+encoding-{name} {seconds['extract'] / both:.2f}x")
+
+
+def wall_time(work: Callable[[], Iterable]) -> float:
+    """Return the seconds that it takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def sum_of_times(pool: ProcessPoolExecutor, work: Callable, tasks: list[tuple]) -> float:
+    """Return the seconds that the workers say, shared among them: what comes before is not to be counted."""
+    return sum(pool.map(work, tasks)) / pool._max_workers
+
+
+def extract(task: tuple) -> None:
+    scan, asked, out = task
+    extract_scan(scan, asked, out, "train", [])
+
+
+def by_nibabel(task: tuple) -> None:
+    scan, asked, out = task
+    image = nib.as_closest_canonical(nib.load(scan.path))
+    volume = Volume(image.get_fdata(), tuple(map(float, image.header.get_zooms()[:3])))
+    for plane, index, picture in draw_all(volume, asked):
+        write(out / "train" / f"{scan.prefix}_{plane}{index:03d}.png", encode_png(picture, asked.bits), synced=False)
+
+
+def draw_all(volume: Volume, asked: ExtractSettings) -> list[tuple[str, int, np.ndarray]]:
+    """Return plane, index and picture of each slice."""
+    brain = find_brain(volume)
+    return [(plane, index, draw_plane(volume, brain, NORMAL[plane], index, asked.size, asked.field_of_view))
+            for plane in asked.planes for index in plane_indices(brain, NORMAL[plane], asked.per_scan, asked.extent)]
+
+
+memory = memoryview(bytearray())
+
+
+def inflate_only(task: tuple) -> None:
+    global memory
+    with inflate.Source(task[0].path, hashlib.md5()) as source:
+        if not memory:
+            memory = memoryview(np.empty(source.holds(1 << 60), np.uint8))
+        while source.fill(memory):
+            pass
+
+
+def inflate_in_one_call(task: tuple) -> None:
+    decompress(task[0].path.read_bytes())
+
+
+def encode_only(task: tuple) -> float:
+    pictures = draw_all(read_volume(task[0].path), task[1])
+    begin = time.perf_counter()
+    for _, _, picture in pictures:
+        encode_png(picture, task[1].bits)
+    return time.perf_counter() - begin
+
+
+def warm_up(task: tuple) -> None:
+    for work in (extract, by_nibabel, inflate_only, inflate_in_one_call, encode_only):
+        work(task)
+
+
+def print_memory(scan: Scan, volume_bytes: int) -> None:
+    """Print how much memory a worker takes for one scan."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train").mkdir()
+        for per_scan in (1, 60):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                task = (scan, ExtractSettings(per_scan=per_scan), Path(folder))
+                before, peak = pool.submit(peak_of_a_scan, task).result()
+            taken = peak - before
+            print(f"\npeak memory, {per_scan} slice(s): {taken / 1e6:.0f} MB above {before / 1e6:.0f} MB of imports\n"
+                  f"ratio memory/volume-{per_scan}-slices {taken / volume_bytes:.2f}x")
+
+
+def peak_of_a_scan(task: tuple) -> tuple[int, int]:
+    """Return the bytes that this process has before it extracts a scan, and the most that it has meanwhile."""
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(name: str) -> int:
+        return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", status.read_text())[1])
+    forget.write_text("5")  # the peak of what was here before exec, which getrusage would count
+    before = read("VmRSS")
+    extract(task)
+    return before, read("VmHWM")
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    run_script(main)
