@@ -11,6 +11,8 @@ from typing import Literal
 from vqvae2.config import check_seed, check_split, check_subject_pattern, expect
 
 Plane = Literal["axial", "coronal", "sagittal"]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may use, which a batch system may have made fewer."""
 COORDINATE_LETTERS = ("RL", "AP", "SI")
 
 
@@ -39,20 +41,17 @@ class ExtractSettings:
     seed: int = 0
     """Seed of the split by subject."""
     assume_orientation: str | None = None
-    """Where neither a scan's header nor its archive's layout says it: what its three indices grow towards, such
-    as RAS or LAS."""
+    """What a scan's three indices grow towards (RAS, LAS, …) where neither header nor known layout says it."""
     volume: int | None = None
     """Which volume to take of files that hold a series, from 0; without it they are rejected."""
     suffix: tuple[str, ...] = ()
-    """What the names of scans end with, such as T2w, FLAIR or desc-preproc_T1w. Default: T1-weighted scans."""
+    """What the names of scans end with (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
     all_runs: bool = False
     """Use every run of a session, not the first alone."""
     subject_pattern: str | None = None
-    """Regular expression, searched in a scan's path below --scans: its first group is the subject, its second,
-    if it has one, the session (or groups named subject and session)."""
+    """Regular expression for paths below --scans: group 1 (or subject) is the subject, group 2 (session) its visit."""
     covariates: Path | None = None
-    """Table (csv or tsv) of age, sex and whatever else is known, for the manifest. Default: participants.tsv and
-    OASIS's own tables, where --scans has them."""
+    """Table (csv, tsv) of age, sex and so on for the manifest. Default: participants.tsv and OASIS's, if in --scans."""
     subject_column: str | None = None
     """Column of --covariates that names the subject. Default: participant_id, Subject ID, MRI ID and the like."""
     prune: bool = False
@@ -63,7 +62,7 @@ class ExtractSettings:
     """I/N: do the I-th of N parts, for many machines that share --out; the last to finish writes the manifest."""
     merge: bool = False
     """Write the manifest of parts that are all done, and extract nothing."""
-    workers: int = os.cpu_count() or 1
+    workers: int = CORES
     """Worker processes; the slices do not depend on it."""
     strict: bool = False
     """End at the first scan that cannot be used, with exit status 2."""
