@@ -34,16 +34,12 @@ from tqdm import tqdm
 
 from vqvae2 import config, covariates
 from vqvae2.config import SPLITS
-from vqvae2.errors import UserError, run_script
+from vqvae2.errors import Stopped, UserError, run_script
 from vqvae2.extract_config import ExtractSettings
 from vqvae2.extraction import (
-    Journal,
-    Outcome,
     Past,
     changes_said,
     finish,
-    outcomes_of_parts,
-    parts_begun,
     pixels_hash,
     plan_hash,
     prefixes_of,
@@ -54,6 +50,7 @@ from vqvae2.extraction import (
     untaken,
 )
 from vqvae2.headers import UnusableScan
+from vqvae2.journal import Journal, Outcome, outcomes_of_parts, parts_begun
 from vqvae2.scans import Found, find_scans
 from vqvae2.slices import extract_scan, looks_unchanged, own_split, still_wanted
 
@@ -104,9 +101,9 @@ def listed(found: Found) -> list[str]:
             for scan in found.scans]
     used = [scan for scan in found.scans if not scan.refused]
     return ["\t".join(row).rstrip("\t") for row in (("subject", "session", "run", "scan"), *rows)] + [
-        f"{len(used)} scans of {len({scan.subject for scan in used})} subjects would be read, "
-        f"{len(rows) - len(used)} are rejected by their names, {found.further} further scans of the same sessions "
-        "are skipped"]
+        f"scans that would be read: {len(used)} of {len({scan.subject for scan in used})} subjects; rejected: "
+        f"{len(rows) - len(used)}; skipped: {found.further} further scans of the same sessions (--all-runs), "
+        f"{found.other} files whose names are not of T1-weighted scans (--suffix)"]
 
 
 def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -136,7 +133,7 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
             for scan, outcome in zip(mine, results):
                 if settings.strict:
                     refuse_rejected({scan.name: outcome})
-                journal.add(scan, outcome)
+                journal.add(scan.name, outcome)
                 rejected += bool(outcome.reason)
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
@@ -219,8 +216,9 @@ def _work(task: tuple) -> Outcome:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the main process's to handle; and a worker ends with it, also if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals are the main process's to handle; and a worker ends with it, also if it is killed."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()
@@ -229,5 +227,10 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def _end_by_sigterm(*_: object) -> None:
+    raise Stopped("Stopped by SIGTERM. Run the same command again to go on.")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end_by_sigterm)
     run_script(main)

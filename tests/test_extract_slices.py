@@ -1,15 +1,19 @@
 import csv
 import hashlib
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import files_in
+from conftest import files_in, on_screen
 from PIL import Image
 from scan_files import block, save, save_analyze, save_bids
 
@@ -38,7 +42,7 @@ def test_the_manifest_has_its_columns_in_order_and_tells_the_truth(scans, apart,
     rows, rejected, report = extract(scans, apart / "out", "--planes", "axial", "sagittal")
     header = (apart / "out/manifest.csv").read_text().splitlines()[0]
     assert header.startswith("image,split,subject,session,scan,plane,index,position_mm,low,high,sha256,orientation,"
-                             "orientation_from,nan_voxels,volume,run,age,sex,scan_sha256,voxels")
+                             "orientation_from,background,nan_voxels,volume,run,age,sex,scan_sha256,voxels")
     assert len(rows) == SUBJECTS * 2 * 2
     for row in rows:
         path = apart / "out" / row["image"]
@@ -267,6 +271,27 @@ def test_paths_come_from_env_files_and_the_environment_beats_them(scans, apart, 
     monkeypatch.setenv("SLICES_PATH", str(apart / "from-environment"))
     extract_slices.main(SMALL)
     assert files_in(apart / "from-environment") == files_in(apart / "from-env-file")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers):
+    """As a batch system does it: every process of the run gets the signal."""
+    save_bids(apart / "scans", 40)
+    command = [sys.executable, str(ROOT / "extract_slices.py"), "--scans", "scans", "--out", "out", "--per-scan", "60",
+               "--planes", "axial", "coronal", "sagittal", "--extent", "0", "1", "--workers", str(workers)]
+    run = subprocess.Popen(command, cwd=apart, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    while not list((apart / "out").glob("*/*.png")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 75
+    assert on_screen(said)[-1] == "Stopped by SIGTERM. Run the same command again to go on."
+    assert not (apart / "out/manifest.csv").exists()
+    again = subprocess.run(command, cwd=apart, text=True, capture_output=True, check=True)
+    assert int(re.search(r"\((\d+) of them unchanged", again.stdout)[1]) > 0
+    subprocess.run([*command, "--out", "whole"], cwd=apart, capture_output=True, check=True)
+    assert files_in(apart / "out") == files_in(apart / "whole")
 
 
 def test_wrong_paths_are_refused_in_one_line_before_anything_is_written(scans, apart, refusal):

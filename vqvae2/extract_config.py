@@ -6,13 +6,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from vqvae2.config import check_seed, check_split, check_subject_pattern, expect
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Those that this process may use, which a batch system may have made fewer."""
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 COORDINATE_LETTERS = ("RL", "AP", "SI")
 
 
@@ -20,48 +24,48 @@ COORDINATE_LETTERS = ("RL", "AP", "SI")
 class ExtractSettings:
     """Settings of extract_slices.py."""
 
-    scans: Path | None = None
-    """Folder of raw scans, searched to any depth. Default: OASIS_PATH."""
-    out: Path | None = None
-    """Folder that receives the slices and manifest.csv. Default: SLICES_PATH."""
-    planes: tuple[Plane, ...] = ("axial",)
+    scans: Annotated[Path | None, SAID] = None
+    """Folder of raw scans, searched to any depth. Without it: OASIS_PATH."""
+    out: Annotated[Path | None, SAID] = None
+    """Folder that receives the slices and manifest.csv. Without it: SLICES_PATH."""
+    planes: Annotated[tuple[Plane, ...], tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ("axial",)
     """One or more anatomical planes."""
     per_scan: int = 1
     """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
     extent: tuple[float, float] = (0.3, 0.8)
-    """Part of the brain used, as fractions of its bounding box along the plane's normal."""
+    """Part of the brain that planes come from, from 0 (inferior, posterior, left) to 1 (superior, anterior, right)."""
     size: int = 256
     """Height and width of a slice in pixels."""
     field_of_view: float = 224
-    """Height and width of a slice in mm."""
+    """Height and width of a slice in mm, centred on the brain; what lies beyond is cut off."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the PNGs."""
     split: tuple[float, float, float] = (64, 16, 20)
     """Shares of the subjects for train, validate and test."""
     seed: int = 0
     """Seed of the split by subject."""
-    assume_orientation: str | None = None
+    assume_orientation: Annotated[str | None, SAID] = None
     """What a scan's three indices grow towards (RAS, LAS, …) where neither header nor known layout says it."""
-    volume: int | None = None
-    """Which volume to take of files that hold a series, from 0; without it they are rejected."""
-    suffix: tuple[str, ...] = ()
+    volume: Annotated[int | None, SAID] = None
+    """Which volume, from 0, to take of files that hold a series. Without it: they are rejected."""
+    suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
     """What the names of scans end with (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
     all_runs: bool = False
     """Use every run of a session, not the first alone."""
-    subject_pattern: str | None = None
+    subject_pattern: Annotated[str | None, SAID] = None
     """Regular expression for paths below --scans: group 1 (or subject) is the subject, group 2 (session) its visit."""
-    covariates: Path | None = None
-    """Table (csv, tsv) of age, sex and so on for the manifest. Default: participants.tsv and OASIS's, if in --scans."""
-    subject_column: str | None = None
-    """Column of --covariates that names the subject. Default: participant_id, Subject ID, MRI ID and the like."""
+    covariates: Annotated[Path | None, SAID] = None
+    """Table (csv, tsv) of age, sex and so on. Without it: participants.tsv and OASIS's own, where --scans has them."""
+    subject_column: Annotated[str | None, SAID] = None
+    """Column of --covariates that names the subject. Without it: participant_id, Subject ID, MRI ID and the like."""
     prune: bool = False
-    """Remove the slices of scans that are no longer there."""
+    """Remove also the slices of scans that are no longer there."""
     list: bool = False
-    """Print what would be read, and as whom; write nothing."""
-    shard: str | None = None
-    """I/N: do the I-th of N parts, for many machines that share --out; the last to finish writes the manifest."""
+    """Print what would be read, and as whom, judged by names alone; write nothing."""
+    shard: Annotated[str | None, SAID, tyro.conf.arg(metavar="I/N")] = None
+    """Do the I-th of N parts, for many machines that share --out; the last to finish writes the manifest."""
     merge: bool = False
-    """Write the manifest of parts that are all done, and extract nothing."""
+    """Only write the manifest, where all parts are done but the last was ended before it could."""
     workers: int = CORES
     """Worker processes; the slices do not depend on it."""
     strict: bool = False
@@ -105,5 +109,5 @@ class ExtractSettings:
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
         number, parts = map(int, found.groups()) if found else (0, 0)
         expect(0 <= number <= parts > 0, "--shard", "I/N with I from 1 to N (or from 0 to N-1)", self.shard,
-               "For example --shard 3/8, or $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT.")
+               "For example --shard 3/8, or $SLURM_ARRAY_TASK_ID/8.")
         return number or parts, parts  # counted from 0, the parts are 0 to N-1, and 0 stands for N

@@ -15,7 +15,6 @@ so it cannot depend on the number of parts, and two that do it at the same momen
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -23,7 +22,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from vqvae2 import config, covariates
@@ -31,33 +30,22 @@ from vqvae2.config import SPLITS, expect
 from vqvae2.covariates import Covariates, Person
 from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
+from vqvae2.journal import Outcome, journals, lines_of
 from vqvae2.scans import Found, Scan
 from vqvae2.slices import RECIPE, TEMPORARY, split_subjects, still_wanted, write
 from vqvae2.volumes import same_voxels
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
-           "orientation", "orientation_from", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256", "voxels")
+           "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
+           "voxels")
 OF_A_SCAN = tuple(column for column in COLUMNS if column not in ("split", "age", "sex"))
 """What `slices.extract_scan` returns; the rest is decided at the end."""
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
 """Settings that change every image. Others, such as the planes, are compared scan by scan."""
-NOT_FROM_THE_HEADER = {"layout": "from the archive's layout", "assumed": "from --assume-orientation",
-                       "orient": "from Analyze's orient byte"}
+NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
 NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one scan."""
-
-    rows: list[dict]
-    """Of its images; empty if it is rejected."""
-    unchanged: bool = False
-    """True where nothing had to be drawn."""
-    reason: str = ""
-    """Why it is rejected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,89 +89,11 @@ def recall(out: Path, settings: ExtractSettings) -> Past:
                 manifest.setdefault(row["scan"], []).append(row)
     pixels = pixels_hash(settings)
     records = [(report.get("pixels"), rows) for rows in manifest.values()]
-    for path in sorted(out.glob(".part-*.jsonl")):
-        records += [(line["pixels"], line["rows"]) for line in _lines(path) if line.get("rows")]
+    for path in journals(out):
+        records += [(line["pixels"], line["rows"]) for line in lines_of(path) if line.get("rows")]
     return Past({rows[0]["scan"]: [{key: row[key] for key in OF_A_SCAN} for row in rows] for key, rows in records
                  if key == pixels and all(set(OF_A_SCAN) <= set(row) for row in rows)},
                 manifest, {row["image"] for _, rows in records for row in rows}, report.get("settings", {}))
-
-
-class Journal(contextlib.AbstractContextManager):
-    """One part of an extraction at work; only one process may hold it.
-
-    Raises: UserError if another process does.
-    """
-
-    def __init__(self, out: Path, part: tuple[int, int], plan: str, pixels: str):
-        self._plan, self._pixels = plan, pixels
-        self._path = journal_path(out, part)
-        interrupted = self._path.exists()
-        others = [path for path in out.glob(".part-*.jsonl") if not path.name.endswith(f"-of-{part[1]}.jsonl")]
-        for path in others:
-            with open(path, "a", encoding="utf-8") as file:
-                _lock(file, out)
-        self._file = open(self._path, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115, see __exit__
-        _lock(self._file, out)
-        # A killed run may have left half a line.
-        self._file.write("\n")
-        self._write({"start": plan, "interrupted": interrupted or bool(others)})
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def exists(self) -> bool:
-        """Whether the journal is still there; who finishes an extraction removes all of them."""
-        return self._path.exists()
-
-    def add(self, scan: Scan, outcome: Outcome) -> None:
-        """Note a finished scan."""
-        self._write({"scan": scan.name, "pixels": self._pixels, **dataclasses.asdict(outcome)})
-
-    def end(self) -> None:
-        """Note that the part is done."""
-        self._write({"end": self._plan})
-        os.fsync(self._file.fileno())
-
-    def _write(self, line: dict) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-def _lock(file: io.TextIOBase, out: Path) -> None:
-    """Lock a journal until it is closed, where the file system can."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out {out}: expected a folder in which no other extraction is at work, found one. Wait for "
-                        "it to end, or name another folder.") from None
-    except OSError:
-        pass
-
-
-def journal_path(out: Path, part: tuple[int, int]) -> Path:
-    """Return where the journal of part (I, N) is."""
-    return out / f".part-{part[0]}-of-{part[1]}.jsonl"
-
-
-def outcomes_of_parts(out: Path, parts: int, plan: str) -> tuple[dict[str, Outcome], bool, list[int]]:
-    """Return every scan's outcome by the journals, whether one was interrupted, and the parts that are not done."""
-    outcomes: dict[str, Outcome] = {}
-    missing, interrupted = [], False
-    for number in range(1, parts + 1):
-        lines = list(_lines(journal_path(out, (number, parts))))
-        starts = [index for index, line in enumerate(lines) if "start" in line]
-        if not starts or lines[-1].get("end") != plan:
-            missing.append(number)
-            continue
-        interrupted |= any(lines[index]["interrupted"] for index in starts)
-        for line in lines[starts[-1] + 1:-1]:
-            outcomes[line["scan"]] = Outcome(line["rows"], line["unchanged"], line["reason"])
-    return outcomes, interrupted, missing
-
-
-def parts_begun(out: Path) -> list[int]:
-    """Return every N of which there is a journal, I of N."""
-    return sorted({int(re.search(r"-of-(\d+)", path.name)[1]) for path in out.glob(".part-*-of-*.jsonl")})
 
 
 def put_manifest_aside(out: Path) -> None:
@@ -250,16 +160,17 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, pas
             moves.append((row["image"], image))
             manifest.append({**row, "image": image, "split": splits[row["subject"]]})
     drawn = {row["image"] for outcome in outcomes.values() for row in outcome.rows}
-    _place(out, moves, {row["image"] for row in manifest}, past.images | drawn, interrupted)
+    stale = _place(out, moves, {row["image"] for row in manifest}, past.images | drawn, interrupted)
+    removed = len(stale & {row["image"] for rows in past.manifest.values() for row in rows})
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
                 if outcomes[scan.name].reason]
     report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
-    for left_over in (out / BEFORE, *out.glob(".part-*.jsonl")):
+    for left_over in (out / BEFORE, *journals(out)):
         left_over.unlink(missing_ok=True)
-    return _said(report["counts"], used, outcomes, people, out)
+    return _said(report["counts"], used, outcomes, people, removed, out)
 
 
 def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
@@ -304,7 +215,9 @@ def changes_said(past: Past, settings: ExtractSettings) -> str:
 
 
 def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else "not given" if value is None else str(value)
+    if value in (None, False, []):
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _without_duplicates(found: Found, outcomes: dict[str, Outcome], number: int | None) -> dict[str, Outcome]:
@@ -331,13 +244,14 @@ def _was_moved(rows: list[dict], others: list[list[dict]]) -> bool:
                for other in others)
 
 
-def _place(out: Path, moves: list[tuple[str, str]], wanted: set[str], known: set[str], interrupted: bool) -> None:
-    """Move images to where they belong, and remove those that belong nowhere."""
+def _place(out: Path, moves: list[tuple[str, str]], wanted: set[str], known: set[str],
+           interrupted: bool) -> set[str]:
+    """Move images to where they belong, and remove those that belong nowhere; return these."""
     moves = [(here, there) for here, there in moves if here != there]
     if interrupted:  # a killed run may have left images that it had no time to note
         names = {f"{split}/{path.name}" for split in SPLITS for path in (out / split).glob("*.png")}
         known = known | {name for name in names if re.fullmatch(IMAGE_NAME, name)}
-    stale = sorted(known - wanted - {here for here, _ in moves})
+    stale = known - wanted - {here for here, _ in moves}
     if moves or stale:
         put_manifest_aside(out)
     for here, there in moves:
@@ -348,6 +262,7 @@ def _place(out: Path, moves: list[tuple[str, str]], wanted: set[str], known: set
     for split in SPLITS:
         for left_over in (out / split).glob(f".*{TEMPORARY}"):
             left_over.unlink(missing_ok=True)
+    return stale
 
 
 def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejected: int, gone: int,
@@ -368,29 +283,37 @@ def _reported(settings: ExtractSettings) -> dict:
     return {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT}
 
 
-def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, out: Path) -> list[str]:
+def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, removed: int,
+          out: Path) -> list[str]:
     """What the user is told at the end; the last line counts."""
+    lines = []
     told = Counter((row["orientation_from"], row["orientation"]) for scan in used
                    for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
-    lines = [f"orientation: {scans} scans have none in their header; {storage} was taken {NOT_FROM_THE_HEADER[place]}"
-             for (place, storage), scans in sorted(told.items())]
+    for (place, storage), scans in sorted(told.items()):
+        lines.append(f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
+                     f"{NOT_FROM_THE_HEADER[place]}")
+    if heads := sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used):
+        lines.append(f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of "
+                     "the whole head")
     if people.missing:
         names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
-        lines.append(f"covariates: no row for {len(people.missing)} subjects: {names}")
+        lines.append(f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}")
     if counts["gone"]:
-        lines.append(f"gone: {counts['gone']} scans are no longer there; their slices were kept (--prune removes them)")
+        lines.append(f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "
+                     "removes them)")
+    if removed:
+        lines.append(f"removed: {_number(removed, 'slice')} that these scans and settings do not ask for")
+    if counts["rejected"]:
+        reason, times = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason).most_common(1)[0]
+        lines.append(f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
+                     f"{'most often' if times > 1 else 'such as'}: {reason}")
     unchanged = sum(outcomes[scan.name].unchanged for scan in used)
-    why = " (rejected.csv says why)" if counts["rejected"] else ""
-    images = ", ".join(f"{split} {counts['images'][split]} of {counts['subjects'][split]} subjects" for split in SPLITS)
-    return [*lines, f"used {counts['used']} scans ({unchanged} of them unchanged since the last run), rejected "
-                    f"{counts['rejected']}{why}, skipped {counts['skipped']} further scans of the same sessions; "
+    images = ", ".join(f"{split} {counts['images'][split]} of {_number(counts['subjects'][split], 'subject')}"
+                       for split in SPLITS)
+    return [*lines, f"used {_number(counts['used'], 'scan')} ({unchanged} of them unchanged since the last run), "
+                    f"rejected {counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; "
                     f"images: {images}; manifest: {out / MANIFEST}"]
 
 
-def _lines(path: Path) -> Iterator[dict]:
-    """The lines of a journal that are whole."""
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            with contextlib.suppress(ValueError):
-                if isinstance(record := json.loads(line), dict):
-                    yield record
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -112,8 +112,14 @@ def parse_header(path: Path, beginning: bytes) -> Header:
     except Exception as error:  # nibabel raises a dozen kinds for damaged headers; none of them is ours
         text = re.match(rb"[\x20-\x7e\t\r\n]{1,40}", beginning)
         all_text = text is not None and (len(text[0]) == 40 or len(text[0]) == len(beginning))
-        found = f"text ({text[0].decode().split(chr(10))[0]!r})" if all_text else f"something else ({error})"
-        raise UnusableScan(path.name, "a NIfTI, Analyze or MGH image", found, "Copy or download it again.") from None
+        found, advice = f"something else ({error})", "Copy or download it again."
+        if all_text:
+            found = f"text ({text[0].decode().split(chr(10))[0]!r})"
+            if "/annex/objects/" in text[0].decode():
+                advice = "Download it (datalad get)."
+        elif beginning[128:132] == b"DICM":
+            found, advice = "a DICOM file", "Convert it, with dcm2niix for instance."
+        raise UnusableScan(path.name, "a NIfTI, Analyze or MGH image", found, advice) from None
     if len(header.shape) > 2 and not all(math.isfinite(size) and size > 0 for size in header.sizes):
         raise UnusableScan(path.name, "voxel sizes above 0 mm", " x ".join(f"{size:g}" for size in header.sizes),
                            "Repair its header, or leave the scan out.")
@@ -182,5 +188,6 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
         if storage is not None:
             return Orientation(axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes),
                                place)
-    raise UnusableScan(name, "an orientation in its header", "none (no sform or qform, or Analyze format)",
+    raise UnusableScan(name, "an orientation in its header",
+                       "none (NIfTI without sform and qform, Analyze, or MGH without its flag)",
                        "If you know what its indices grow towards, give --assume-orientation, such as LAS.")

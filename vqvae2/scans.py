@@ -91,6 +91,8 @@ class Found:
     """Further scans of the same sessions, which are not used."""
     tables: dict[str, list[Path]]
     """Tables about people, by the folder that holds them (its name below the searched one, which itself is ".")."""
+    other: int
+    """Files that have a scan's extension, but a name of something else, such as a mask or another contrast."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
         all_runs: take every scan of a session that is of its best kind; of two formats of one scan still the first.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
+    files, refused, tables, other = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
     sessions: dict[tuple, list[tuple[int, Scan]]] = defaultdict(list)
     for file, who in _identify(files, subject_pattern):
         if who.subject:
@@ -145,15 +147,16 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
                                    "Change the pattern, or move the file out of the folder of scans."))
     chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = sum(map(len, sessions.values())) - len(chosen)
-    return Found(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables)
+    return Found(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
+                 other)
 
 
-def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[_File], list[Scan], dict[str, list[Path]]]:
-    """Return all files that are scans by name, what is refused already, and the tables by folder."""
+def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[_File], list[Scan], dict[str, list[Path]], int]:
+    """Return files that are scans by name, what is refused already, tables by folder, and the number of others."""
     found: list[_File] = []
     refused: list[Scan] = []
     tables: dict[str, list[Path]] = {}
-    seen: set[str] = set()
+    seen, other = set(), 0
 
     def refuse_folder(error: OSError) -> None:
         refused.append(_refuse(Path(error.filename), _name(Path(error.filename), folder), "a folder that can be read",
@@ -175,12 +178,13 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[_File], list[Scan
             if each.lower().endswith(".img") and f"{each[:-4].lower()}.hdr" in there:
                 continue  # the .hdr stands for the pair
             if (suffix := _asked_by(name, suffixes)) is None:
+                other += _stem(each) is not None and not each.startswith(".")
                 continue
             if instead := _instead_of_a_file(path):
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
                 found.append(_File(path, name, suffix))
-    return found, refused, tables
+    return found, refused, tables, other
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:

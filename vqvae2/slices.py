@@ -157,6 +157,7 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
             "index": str(index), "position_mm": f"{position:.3f}", "low": f"{brain.low:.6g}",
             "high": f"{brain.high:.6g}", "sha256": hashlib.sha256(content).hexdigest(),
             "orientation": volume.orientation, "orientation_from": volume.orientation_from,
+            "background": "zero" if brain.head is None else "otsu",
             "nan_voxels": str(brain.not_finite), "volume": "" if volume.number is None else str(volume.number),
             "run": scan.run, "scan_sha256": volume.sha256, "voxels": volume.fingerprint})
     return rows, False
