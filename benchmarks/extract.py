@@ -2,6 +2,7 @@
 
     python benchmarks/extract.py --scans ~/data/scans
     python benchmarks/extract.py --scans ~/data/scans --per-scan 1 --rounds 5 --most 20
+    python benchmarks/extract.py --scans ~/data/scans --write-to /dev/shm       # without the disk
 
 References, for each file:
     nibabel       nibabel.load(f).get_fdata(), brought to RAS, and the same slices drawn, encoded and written
@@ -60,6 +61,8 @@ class BenchmarkSettings:
     """Slices per scan, one benchmark each."""
     most: int = 0
     """Use so many scans only; 0 for all."""
+    write_to: Path | None = None
+    """Existing folder for the slices, which are removed again. Default: the system's temporary folder."""
     rounds: int = 3
     """Times that each is measured; the least counts."""
     cores: tuple[int, ...] = ()
@@ -84,18 +87,18 @@ def main(arguments: list[str] | None = None) -> None:
     for per_scan in settings.per_scan:
         asked = ExtractSettings(per_scan=per_scan)
         for cores in settings.cores or dict.fromkeys((1, os.cpu_count() or 1)):
-            compare(scans, asked, cores, settings.rounds)
+            compare(scans, asked, cores, settings.rounds, settings.write_to)
     if Path("/proc/self/clear_refs").exists():
         print_memory(scans[0], first.voxels.nbytes)
 
 
-def compare(scans: list[Scan], asked: ExtractSettings, cores: int, rounds: int) -> None:
+def compare(scans: list[Scan], asked: ExtractSettings, cores: int, rounds: int, write_to: Path | None) -> None:
     """Time everything with this number of processes and print the ratios."""
     kinds: dict[str, Callable] = {"extract": extract, "nibabel": by_nibabel, "inflation": inflate_only,
                                   "one call": inflate_in_one_call, "encoding": encode_only}
     seconds = dict.fromkeys(kinds, float("inf"))
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(cores, context) as pool:
+    with tempfile.TemporaryDirectory(dir=write_to) as folder, ProcessPoolExecutor(cores, context) as pool:
         tasks = [(scan, asked, Path(folder)) for scan in scans]
         (Path(folder) / "train").mkdir()
         list(pool.map(warm_up, tasks[:1] * 4 * cores))
