@@ -280,7 +280,8 @@ def test_sigterm_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers):
     command = [sys.executable, str(ROOT / "extract_slices.py"), "--scans", "scans", "--out", "out", "--per-scan", "60",
                "--planes", "axial", "coronal", "sagittal", "--extent", "0", "1", "--workers", str(workers)]
     run = subprocess.Popen(command, cwd=apart, text=True, stderr=subprocess.PIPE, start_new_session=True)
-    while not list((apart / "out").glob("*/*.png")):
+    journal = apart / "out/.part-1-of-1.jsonl"
+    while not journal.exists() or '"scan"' not in journal.read_text():
         assert run.poll() is None
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGTERM)
