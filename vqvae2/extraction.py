@@ -32,7 +32,7 @@ from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
 from vqvae2.journal import Outcome, journals, lines_of
 from vqvae2.scans import Found, Scan
-from vqvae2.slices import RECIPE, TEMPORARY, split_subjects, still_wanted, write
+from vqvae2.slices import RECIPE, TEMPORARY, image_name, split_subjects, still_wanted, write
 from vqvae2.volumes import same_voxels
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
@@ -76,24 +76,26 @@ def plan_hash(found: Found, settings: ExtractSettings) -> str:
 
 def recall(out: Path, settings: ExtractSettings) -> Past:
     """Return what manifest and journals tell of earlier runs in `out`."""
-    report: dict = {}
-    with contextlib.suppress(OSError, ValueError):
+    pixels_before, settings_before = None, {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         report = json.loads((out / "extraction.json").read_text(encoding="utf-8"))
+        pixels_before, settings_before = report["pixels"], dict(report["settings"])
     manifest: dict[str, list[dict]] = {}
     for name in (BEFORE, MANIFEST):  # the newer one last
         with contextlib.suppress(OSError, csv.Error), \
                 open(out / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [row for row in csv.DictReader(file) if re.fullmatch(IMAGE_NAME, row.get("image") or "")]
+            rows = [row for row in csv.DictReader(file)
+                    if row.get("scan") and re.fullmatch(IMAGE_NAME, row.get("image") or "")]
             manifest = manifest if not rows else {}
             for row in rows:
                 manifest.setdefault(row["scan"], []).append(row)
     pixels = pixels_hash(settings)
-    records = [(report.get("pixels"), rows) for rows in manifest.values()]
+    records = [(pixels_before, rows) for rows in manifest.values()]
     for path in journals(out):
         records += [(line["pixels"], line["rows"]) for line in lines_of(path) if line.get("rows")]
     return Past({rows[0]["scan"]: [{key: row[key] for key in OF_A_SCAN} for row in rows] for key, rows in records
                  if key == pixels and all(set(OF_A_SCAN) <= set(row) for row in rows)},
-                manifest, {row["image"] for _, rows in records for row in rows}, report.get("settings", {}))
+                manifest, {row["image"] for _, rows in records for row in rows}, settings_before)
 
 
 def put_manifest_aside(out: Path) -> None:
@@ -150,7 +152,7 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, pas
     manifest = []
     for scan in used:
         for row in outcomes[scan.name].rows:
-            image = f"{splits[scan.subject]}/{image_name(untaken(scan, taken), row)}"
+            image = f"{splits[scan.subject]}/{image_name(untaken(scan, taken), row['plane'], int(row['index']))}"
             moves.append((row["image"], image))
             manifest.append({**row, "image": image, "split": splits[scan.subject], "subject": scan.subject,
                              "session": scan.session, "run": scan.run, **people.values[scan.name]})
@@ -191,11 +193,6 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
     """Return how the names of these images begin, in lower case."""
     return {re.sub(r"_[a-z]+\d+\.png$", "", Path(row["image"]).name).casefold()
             for rows in rows_by_scan.values() for row in rows}
-
-
-def image_name(prefix: str, row: dict) -> str:
-    """Return the file name of an image."""
-    return f"{prefix}_{row['plane']}{int(row['index']):03d}.png"
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:

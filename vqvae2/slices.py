@@ -148,7 +148,7 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
             drawn.append((plane, index, encode_png(image, settings.bits)))
     rows = []
     for plane, index, content in drawn:
-        name = f"{split}/{scan.prefix}_{plane}{index:03d}.png"
+        name = f"{split}/{image_name(scan.prefix, plane, index)}"
         write(out / name, content, synced=False, changed=changed)
         # + 0.0 turns -0.0 into 0.0
         position = round(position_mm(brain, NORMAL[plane], index, volume.voxel_size_mm[NORMAL[plane]]), 3) + 0.0
@@ -173,6 +173,11 @@ def newest_change(scan: Scan) -> int | None:
         return max(path.stat().st_mtime_ns for path in files_of(scan.path))
     except OSError:
         return None
+
+
+def image_name(prefix: str, plane: str, index: int) -> str:
+    """Return the file name of an image."""
+    return f"{prefix}_{plane}{index:03d}.png"
 
 
 def still_wanted(layout: str | None, settings: ExtractSettings, known: list[dict]) -> list[dict]:
