@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from vqvae2 import config, covariates
@@ -39,7 +41,7 @@ from vqvae2.extract_config import ExtractSettings
 from vqvae2.extraction import (
     Past,
     changes_said,
-    finish,
+    finish_if_done,
     pixels_hash,
     plan_hash,
     prefixes_of,
@@ -50,9 +52,17 @@ from vqvae2.extraction import (
     untaken,
 )
 from vqvae2.headers import UnusableScan
-from vqvae2.journal import Journal, Outcome, outcomes_of_parts, parts_begun
-from vqvae2.scans import Found, find_scans
-from vqvae2.slices import extract_scan, looks_unchanged, own_split, still_wanted
+from vqvae2.journal import Journal, Outcome, parts_begun
+from vqvae2.scans import Found, Scan, find_scans
+from vqvae2.slices import (
+    extract_scan,
+    image_name,
+    looks_unchanged,
+    newest_change,
+    own_split,
+    set_time,
+    still_wanted,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,7 +110,9 @@ def listed(found: Found) -> list[str]:
     rows = [(scan.subject, scan.session, scan.run, scan.name, f"rejected: {scan.refused}" if scan.refused else "")
             for scan in found.scans]
     used = [scan for scan in found.scans if not scan.refused]
-    return ["\t".join(row).rstrip("\t") for row in (("subject", "session", "run", "scan"), *rows)] + [
+    lines = ["\t".join(re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], cell) for cell in row)
+             for row in (("subject", "session", "run", "scan"), *rows)]
+    return [line.rstrip("\t") for line in lines] + [
         f"scans that would be read: {len(used)} of {len({scan.subject for scan in used})} subjects; rejected: "
         f"{len(rows) - len(used)}; skipped: {found.further} further scans of the same sessions (--all-runs), "
         f"{found.other} files whose names are not of T1-weighted scans (--suffix)"]
@@ -111,39 +123,39 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
 
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
     """
-    past = recall(out, settings)
-    kept = slices_to_keep(found, folder, settings, out, past)
+    slices_to_keep(found, folder, settings, out, recall(out, settings))  # refused before anything changes
     for split in SPLITS:
         make_folder(out / split)
     number, parts = settings.part
     mine = found.scans[number - 1::parts]
-    plan, pixels = plan_hash(found, settings), pixels_hash(settings)
-    with Journal(out, settings.part, plan, pixels) as journal:
+    with Journal(out, settings.part, plan_hash(found, settings), pixels_hash(settings)) as journal:
+        past = recall(out, settings)
+        taken = prefixes_of(slices_to_keep(found, folder, settings, out, past))
         if changes := changes_said(past, settings):
             print(f"changed since the last run: {changes}; what that touches is made anew")
-        taken = prefixes_of(kept)
-        tasks = [(dataclasses.replace(scan, prefix=untaken(scan, taken)), settings, out,
-                  own_split(scan.subject, settings.split, settings.seed), past.rows.get(scan.name, []))
-                 for scan in mine]
-        if _touches_the_manifest(tasks, out, past):
+        tasks = [_task(dataclasses.replace(scan, prefix=untaken(scan, taken)), settings, out, past) for scan in mine]
+        if _touches_the_manifest(tasks, past):
             put_manifest_aside(out)
         rejected = 0
-        with (tqdm(total=len(tasks), unit="scan", desc="extracting") as bar,
+        with (tqdm(total=len(tasks), unit="scan", desc="extracting", leave=False) as bar,
               contextlib.closing(_results(tasks, settings.workers)) as results):
             for scan, outcome in zip(mine, results):
                 if settings.strict:
                     refuse_rejected({scan.name: outcome})
                 journal.add(scan.name, outcome)
+                # Not before: a run that is killed may leave an image beside a row of the scan as it was.
+                if not outcome.unchanged:
+                    set_time(out, outcome.rows, outcome.changed)
                 rejected += bool(outcome.reason)
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
         journal.end()
-        outcomes, interrupted, missing = outcomes_of_parts(out, parts, plan)
-        if missing:
-            done = f"part {number} of {parts} is done: {len(mine)} scans, {rejected} of them rejected;"
-            return [f"{done} the manifest is written when all are done, not yet: {', '.join(map(str, missing))}"
-                    if journal.exists() else f"{done} another part, which ended after it, has written the manifest"]
-        return finish(found, folder, settings, out, past, outcomes, interrupted)
+    said, missing = finish_if_done(found, folder, settings, out, parts)
+    if missing:
+        done = f"part {number} of {parts} is done: {len(mine)} scans, {rejected} of them rejected;"
+        said = [f"{done} the manifest is written when all are done, not yet: {', '.join(map(str, missing))}"
+                if number not in missing else f"{done} another part, which ended after it, has written the manifest"]
+    return said
 
 
 def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -154,11 +166,10 @@ def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> l
     begun = parts_begun(out)
     config.expect(bool(begun), f"--merge, --out {out}", "parts that are done (--shard I/N)", "none",
                   "Run them first; the last one to end writes the manifest by itself.")
-    past = recall(out, settings)
     for parts in begun:
-        outcomes, interrupted, missing = outcomes_of_parts(out, parts, plan_hash(found, settings))
+        said, missing = finish_if_done(found, folder, settings, out, parts)
         if not missing:
-            return finish(found, folder, settings, out, past, outcomes, interrupted)
+            return said
     raise UserError(f"--merge, --out {out}: expected all {parts} parts done with these settings and scans, found "
                     f"{', '.join(map(str, missing))} not done. Run them: --shard {missing[0]}/{parts} and so on.")
 
@@ -175,10 +186,18 @@ def make_folder(folder: Path) -> None:
                         "Name another folder.") from None
 
 
-def _touches_the_manifest(tasks: list[tuple], out: Path, past: Past) -> bool:
+def _task(scan: Scan, settings: ExtractSettings, out: Path, past: Past) -> tuple:
+    """What `extract_scan` is to know of a scan."""
+    # A scan whose images have another name now is drawn anew: that name may be of another scan's, not drawn anew yet.
+    known = [row for row in past.rows.get(scan.name, [])
+             if Path(row["image"]).name == image_name(scan.prefix, row["plane"], int(row["index"]))]
+    return scan, settings, out, own_split(scan.subject, settings.split, settings.seed), known
+
+
+def _touches_the_manifest(tasks: list[tuple], past: Past) -> bool:
     """Whether an image that the last manifest names may be drawn over."""
     named = prefixes_of(past.manifest)
-    for scan, settings, _, _, known in tasks:
+    for scan, settings, out, _, known in tasks:
         rows = still_wanted(scan.storage, settings, known)
         if scan.prefix.casefold() in named and not (rows and looks_unchanged(scan, out, rows[0])):
             return True
@@ -206,10 +225,15 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
 
 
 def _work(task: tuple) -> Outcome:
+    changed = newest_change(task[0])
     try:
-        return Outcome(*extract_scan(*task))
+        with np.errstate(all="ignore"):
+            return Outcome(*extract_scan(*task), changed=changed)
     except UnusableScan as error:
         return Outcome([], reason=error.reason)
+    except (ArithmeticError, ValueError) as error:  # NumPy's, of numbers near the largest, the smallest or each other
+        return Outcome([], reason=f"expected voxels that can be computed with, found {error}. Repair the scan, or "
+                                  "leave it out.")
     except MemoryError:
         return Outcome([], reason="expected a scan that fits into memory, found a larger one. Leave it out, or see "
                                   "its header.")
@@ -227,10 +251,25 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+class _Sigterm(BaseException):
+    """No Exception, for those that a damaged scan may cause are caught where it is read."""
+
+
 def _end_by_sigterm(*_: object) -> None:
-    raise Stopped("Stopped by SIGTERM. Run the same command again to go on.")
+    raise _Sigterm
+
+
+def main_until_sigterm(arguments: list[str] | None = None) -> None:
+    """Call `main`.
+
+    Raises: Stopped at a SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _end_by_sigterm)
+    try:
+        main(arguments)
+    except _Sigterm:
+        raise Stopped("Stopped by SIGTERM. Run the same command again to go on.") from None
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end_by_sigterm)
-    run_script(main)
+    run_script(main_until_sigterm)

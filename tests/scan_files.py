@@ -65,3 +65,11 @@ def save_bids(folder: Path, subjects: int, shape=(12, 14, 10)) -> Path:
     people = "".join(f"sub-{n:02d}\t{20 + n}\t{'fm'[n % 2]}\n" for n in range(1, subjects + 1))
     (folder / "participants.tsv").write_text("participant_id\tage\tgender\n" + people)
     return folder
+    (folder / "participants.tsv").write_text("participant_id\tage\tgender\n" + people)
+    return folder
+
+
+def save_series(path: Path, *seeds: int) -> Path:
+    """Write a 4-D series of blocks."""
+    nib.save(nib.Nifti1Image(np.stack([block(seed=seed) for seed in seeds], -1), np.eye(4)), path)
+    return path

@@ -8,8 +8,8 @@ scan is one line in the journal of its part, from which a later run goes on:
     .manifest-before.csv                             the last manifest, put aside
     .part-I-of-N.jsonl                               journals; the part is done when its last line says so
 
-Parts (--shard) share nothing but the folder. Whoever finds all journals done writes the manifest from them,
-so it cannot depend on the number of parts, and two that do it at the same moment write the same bytes.
+Parts (--shard) share nothing but the folder. Whoever finds all journals done locks them, so that nobody else is
+at work, and writes the manifest from them, so it cannot depend on the number of parts.
 """
 
 import contextlib
@@ -17,22 +17,23 @@ import csv
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 from vqvae2 import config, covariates
 from vqvae2.config import SPLITS, expect
 from vqvae2.covariates import Covariates, Person
 from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
-from vqvae2.journal import Outcome, journals, lines_of
+from vqvae2.headers import UnusableScan
+from vqvae2.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
 from vqvae2.scans import Found, Scan
-from vqvae2.slices import RECIPE, TEMPORARY, image_name, split_subjects, still_wanted, write
+from vqvae2.slices import RECIPE, TEMPORARY, image_name, rows_in_place, split_subjects, still_wanted, write
 from vqvae2.volumes import same_voxels
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
@@ -64,7 +65,7 @@ class Past:
 
 def pixels_hash(settings: ExtractSettings) -> str:
     """Return a hash of what decides how a scan is drawn: equal hash and scan, equal bytes."""
-    values = {name: config.as_dict(settings)[name] for name in SETTINGS_OF_PIXELS}
+    values = {name: _reported(settings)[name] for name in SETTINGS_OF_PIXELS}
     return hashlib.sha256(json.dumps([RECIPE, values], sort_keys=True).encode()).hexdigest()
 
 
@@ -90,9 +91,7 @@ def recall(out: Path, settings: ExtractSettings) -> Past:
             for row in rows:
                 manifest.setdefault(row["scan"], []).append(row)
     pixels = pixels_hash(settings)
-    records = [(pixels_before, rows) for rows in manifest.values()]
-    for path in journals(out):
-        records += [(line["pixels"], line["rows"]) for line in lines_of(path) if line.get("rows")]
+    records = [(pixels_before, rows) for rows in manifest.values()] + drawn_before(out)
     return Past({rows[0]["scan"]: [{key: row[key] for key in OF_A_SCAN} for row in rows] for key, rows in records
                  if key == pixels and all(set(OF_A_SCAN) <= set(row) for row in rows)},
                 manifest, {row["image"] for _, rows in records for row in rows}, settings_before)
@@ -100,7 +99,7 @@ def recall(out: Path, settings: ExtractSettings) -> Past:
 
 def put_manifest_aside(out: Path) -> None:
     """Take the manifest away while images that it names change."""
-    with contextlib.suppress(FileNotFoundError):
+    with writing(out), contextlib.suppress(FileNotFoundError):
         os.replace(out / MANIFEST, out / BEFORE)
 
 
@@ -108,33 +107,50 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
                    past: Past) -> dict[str, list[dict]]:
     """Return the rows, by scan, of the last manifest's scans whose files are gone; none with --prune.
 
-    Raises: UserError if their images would have to be drawn anew.
+    Raises: UserError if their images would have to be drawn anew, because of other settings, or as they were damaged.
     """
     here = {scan.name for scan in found.scans}
     gone = [] if settings.prune else sorted(
         name for name in past.manifest if name not in here and not os.path.lexists(folder / name))
-    kept = {name: still_wanted(past.rows[name][0]["orientation"], settings, past.manifest[name])
+    kept = {name: rows_in_place(out, still_wanted(past.rows[name][0]["orientation"], settings, past.manifest[name]))
             if name in past.rows else [] for name in gone}
     lost = [name for name in gone if not kept[name]]
-    expect(not lost, f"--out {out}", "scans for all its slices, as other settings draw them anew",
+    expect(not lost, f"--out {out}", "scans for all slices that must be drawn anew, after other settings or damage",
            f"none for {len(lost)} of them, such as {lost[0] if lost else ''}",
            "Give --prune to remove their slices, or name another folder.")
     return kept
 
 
-def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, past: Past,
-           outcomes: dict[str, Outcome], interrupted: bool) -> list[str]:
+def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path,
+                   parts: int) -> tuple[list[str], list[int]]:
+    """Finish an extraction if all its parts are done; return what is to be said of it, and the parts that are not."""
+    plan = plan_hash(found, settings)
+    if missing := outcomes_of_parts(out, parts, plan)[2]:
+        return [], missing
+    with nobody_at_work(out):
+        # Once more: another part may have finished it meanwhile, or have begun again.
+        outcomes, interrupted, missing = outcomes_of_parts(out, parts, plan)
+        if missing:
+            return [], missing
+        said = finish(found, folder, settings, out, outcomes, interrupted)
+        remove_journals(out, parts)
+        return said, []
+
+
+def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, outcomes: dict[str, Outcome],
+           interrupted: bool) -> list[str]:
     """Write manifest and reports, and move and remove images accordingly; return what is to be said of it.
 
     Args:
         found: the scans.
         folder: of the scans.
-        settings: of the run.
+        settings: of the run; slices of scans that are gone are kept, unless settings.prune.
         out: folder of the slices.
-        past: what was there before; slices of scans that are gone are kept, unless settings.prune.
         outcomes: of every scan by its name.
         interrupted: whether there may be images that no manifest or journal names.
     """
+    past = recall(out, settings)
+    drawn = {row["image"] for outcome in outcomes.values() for row in outcome.rows}
     outcomes = _without_duplicates(found, outcomes, settings.volume)
     if settings.strict:
         refuse_rejected(outcomes)
@@ -161,7 +177,6 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, pas
             image = f"{splits[row['subject']]}/{Path(row['image']).name}"
             moves.append((row["image"], image))
             manifest.append({**row, "image": image, "split": splits[row["subject"]]})
-    drawn = {row["image"] for outcome in outcomes.values() for row in outcome.rows}
     stale = _place(out, moves, {row["image"] for row in manifest}, past.images | drawn, interrupted)
     removed = len(stale & {row["image"] for rows in past.manifest.values() for row in rows})
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
@@ -170,8 +185,8 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, pas
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
-    for left_over in (out / BEFORE, *journals(out)):
-        left_over.unlink(missing_ok=True)
+    with writing(out):
+        (out / BEFORE).unlink(missing_ok=True)
     return _said(report["counts"], used, outcomes, people, removed, out)
 
 
@@ -197,11 +212,13 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
     """Return a table with one header line, lines ending in a newline on every system; what a row lacks is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    lines: list[str] = []
+    # Before Python 3.13 csv quotes a carriage return, which may be in a name, only where lines end with one.
+    each_line = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+    writer = csv.DictWriter(each_line, list(columns), lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def changes_said(past: Past, settings: ExtractSettings) -> str:
@@ -212,7 +229,7 @@ def changes_said(past: Past, settings: ExtractSettings) -> str:
 
 
 def _words(value: object) -> str:
-    if value in (None, False, []):
+    if value is None or value is False or value == []:  # 0 is a value
         return "not given"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -225,12 +242,15 @@ def _without_duplicates(found: Found, outcomes: dict[str, Outcome], number: int 
         if not outcomes[scan.name].rows:
             continue
         likely = first.setdefault(outcomes[scan.name].rows[0]["voxels"], [])
-        twin = next((other for other in likely if same_voxels(other.path, scan.path, number)), None)
-        if twin is None:
-            likely.append(scan)
+        try:
+            twin = next((other for other in likely if same_voxels(other.path, scan.path, number)), None)
+            found_twin = twin and f"the same voxels in {twin.name}. That one is used; remove one of them."
+        except UnusableScan as error:  # deleted or damaged since it was drawn
+            found_twin = f"the same check sum in {likely[0].name}, and cannot compare them: {error}"
+        if found_twin:
+            result[scan.name] = Outcome([], reason=f"expected a scan that is there once, found {found_twin}")
         else:
-            result[scan.name] = Outcome([], reason="expected a scan that is there once, found the same voxels in "
-                                                   f"{twin.name}. That one is used; remove one of them.")
+            likely.append(scan)
     return result
 
 
@@ -251,14 +271,15 @@ def _place(out: Path, moves: list[tuple[str, str]], wanted: set[str], known: set
     stale = known - wanted - {here for here, _ in moves}
     if moves or stale:
         put_manifest_aside(out)
-    for here, there in moves:
-        with contextlib.suppress(FileNotFoundError):  # another part that ends at this moment was faster
-            os.replace(out / here, out / there)
-    for image in stale:
-        (out / image).unlink(missing_ok=True)
-    for split in SPLITS:
-        for left_over in (out / split).glob(f".*{TEMPORARY}"):
-            left_over.unlink(missing_ok=True)
+    with writing(out):
+        for here, there in moves:
+            with contextlib.suppress(FileNotFoundError):  # a run that was killed here has moved it already
+                os.replace(out / here, out / there)
+        for image in stale:
+            (out / image).unlink(missing_ok=True)
+        for place in ("", *SPLITS):
+            for left_over in (out / place).glob(f".*{TEMPORARY}"):
+                left_over.unlink(missing_ok=True)
     return stale
 
 
@@ -277,7 +298,9 @@ def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejec
 
 
 def _reported(settings: ExtractSettings) -> dict:
-    return {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT}
+    values = {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT}
+    # 224, a default, and 224.0, which it is when it is given, are one setting.
+    return json.loads(json.dumps(values), parse_float=lambda text: int(text[:-2]) if text[-2:] == ".0" else float(text))
 
 
 def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, removed: int,

@@ -27,9 +27,9 @@ from scipy import sparse
 
 from vqvae2.brain import Brain, find_brain
 from vqvae2.config import SPLITS
-from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
 from vqvae2.headers import UnusableScan
+from vqvae2.journal import writing
 from vqvae2.scans import Scan
 from vqvae2.volumes import Volume, file_sha256, files_of, read_volume
 
@@ -135,7 +135,6 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
         raise UnusableScan.because(scan.path.name, scan.refused)
     if rows := _still_there(scan, out, still_wanted(scan.storage, settings, known)):
         return rows, True
-    changed = newest_change(scan)
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
     brain = find_brain(volume)
     drawn = []
@@ -149,7 +148,7 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
     rows = []
     for plane, index, content in drawn:
         name = f"{split}/{image_name(scan.prefix, plane, index)}"
-        write(out / name, content, synced=False, changed=changed)
+        write(out / name, content, synced=False)
         # + 0.0 turns -0.0 into 0.0
         position = round(position_mm(brain, NORMAL[plane], index, volume.voxel_size_mm[NORMAL[plane]]), 3) + 0.0
         rows.append({
@@ -166,8 +165,8 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
 def newest_change(scan: Scan) -> int | None:
     """Return when a scan's files were last written, in ns; None if that cannot be told.
 
-    A PNG is given the time of its scan: so a later run sees without reading it that the scan is the same,
-    and no time stands in a file, which would make equal work give other bytes.
+    A PNG whose row is written down is given the time of its scan: so a later run sees without reading it that
+    the scan is the same, and no time stands in a file, which would make equal work give other bytes.
     """
     try:
         return max(path.stat().st_mtime_ns for path in files_of(scan.path))
@@ -206,17 +205,20 @@ def looks_unchanged(scan: Scan, out: Path, row: dict) -> bool:
 
 def _still_there(scan: Scan, out: Path, rows: list[dict]) -> list[dict]:
     """Return the rows with their images' present names, if the images and the scan are what they were; else none."""
-    images = [_where(out, row) for row in rows]
-    if not all(images):
-        return []
-    rows = [{**row, "image": image} for row, image in zip(rows, images)]
+    rows = rows_in_place(out, rows)
     if all(looks_unchanged(scan, out, row) for row in rows):
         return rows
+    changed = newest_change(scan)
     if file_sha256(scan.path) != rows[0]["scan_sha256"]:
         return []
-    for row in rows:
-        _set_time(out / row["image"], newest_change(scan))
+    set_time(out, rows, changed)
     return rows
+
+
+def rows_in_place(out: Path, rows: list[dict]) -> list[dict]:
+    """Return the rows with their images' present names; none if an image is gone or has other bytes."""
+    images = [_where(out, row) for row in rows]
+    return [{**row, "image": image} for row, image in zip(rows, images)] if all(images) else []
 
 
 def _where(out: Path, row: dict) -> str:
@@ -229,33 +231,33 @@ def _where(out: Path, row: dict) -> str:
     return ""
 
 
-def write(path: Path, content: bytes, *, synced: bool = True, changed: int | None = None) -> None:
-    """Write a file so that it is there whole or not at all, with the time `changed` (ns) if that is given.
+def set_time(out: Path, rows: list[dict], changed: int | None) -> None:
+    """Give the images of these rows a time, in ns, if it is known."""
+    if changed is not None:
+        for row in rows:
+            with contextlib.suppress(OSError):  # a courtesy to the next run
+                os.utime(out / row["image"], ns=(changed, changed))
+
+
+def write(path: Path, content: bytes, *, synced: bool = True) -> None:
+    """Write a file so that it is there whole or not at all.
 
     Raises: UserError if the folder cannot be written.
     """
-    # Random, because parts of an extraction that end together write the same manifest.
+    # Random, so that no two processes can ever write one file.
     temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if synced:
-                file.flush()
-                os.fsync(file.fileno())
-        _set_time(temporary, changed)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"--out {path.parent}: expected a folder that can be written, found "
-                        f"{(error.strerror or str(error)).lower()}. Make room, or name another folder; running "
-                        "again goes on from here.") from None
-
-
-def _set_time(path: Path, changed: int | None) -> None:
-    if changed is not None:
-        with contextlib.suppress(OSError):  # a courtesy to the next run
-            os.utime(path, ns=(changed, changed))
+    with writing(path.parent):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                if synced:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def subject_number(subject: str, seed: int) -> float:
