@@ -209,11 +209,8 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
     if min(workers, len(tasks)) <= 1:
         yield from map(_work, tasks)
         return
-    # Workers are forked from a process that has imported everything once, and that runs no threads.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["__main__", "vqvae2.slices"])
+    # Not forkserver, which starts sooner but may import another checkout's modules: it does not know sys.path.
+    context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
     try:
         yield from pool.map(_work, tasks)
