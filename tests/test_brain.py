@@ -45,6 +45,50 @@ def test_a_head_is_found_alike_however_its_voxels_lie_in_memory(monkeypatch, ord
         np.testing.assert_array_equal(found.inside(view[part].astype(float), part), plane)
 
 
+def head_in_air(shape=(48, 50, 46)):
+    """Brain 300, dark skull 20 with a hole for the spine, bright scalp 400, air of noise about 10."""
+    middle = [length / 2 - 0.5 for length in shape]
+    voxels = np.random.default_rng(0).integers(0, 20, shape)
+    for radii, value in (((20, 21, 19), 400), ((17, 18, 16), 20), ((15, 16, 14), 300)):
+        voxels[ellipsoid(shape, radii, middle)] = value + np.random.default_rng(1).integers(0, 10)
+    voxels[22:26, 23:27, 5:12] = 300
+    return voxels.astype(np.int16)
+
+
+@pytest.mark.parametrize("cut", ["corners", "cylinder"])
+def test_a_head_whose_corners_are_0_is_still_a_head_in_air(cut):
+    """As after resampling to another orientation, or a scanner's correction of its gradients."""
+    voxels = head_in_air()
+    if cut == "corners":
+        grid = np.meshgrid(*(np.abs(np.linspace(-1, 1, length)) for length in voxels.shape), indexing="ij")
+        voxels[sum(grid) > 2.1] = 0
+    else:
+        voxels[~ellipsoid(voxels.shape, (23, 24, 1000))] = 0
+    whole, found = find_brain(volume_of(head_in_air())), find_brain(volume_of(voxels))
+    assert found.head is not None
+    assert (found.start, found.stop) == (whole.start, whole.stop) == ((4, 4, 4), (44, 46, 42))
+    image = draw_plane(volume_of(voxels), found, 2, 23, 60, 60.0)
+    assert image[:8].max() == 0
+    np.testing.assert_array_equal(image[5:55, 6:54] > 0, ellipsoid(voxels.shape, (20, 21, 19))[:, :, 23].T[::-1, ::-1])
+
+
+def test_the_dark_inside_of_a_head_is_not_all_black():
+    """Skull is darker than Otsu's threshold; the percentiles see it, so what is brighter stays apart from it."""
+    brain = find_brain(volume_of(head_in_air()))
+    assert brain.low < 30
+    assert brain.high >= 400
+
+
+def test_strong_noise_in_the_air_is_still_air():
+    voxels = head_in_air() + np.abs(np.random.default_rng(2).normal(0, 90, (48, 50, 46)))
+    assert find_brain(volume_of(voxels)).head is not None
+
+
+def test_a_block_cut_out_of_a_brain_is_all_brain():
+    voxels = np.random.default_rng(0).integers(200, 400, (20, 20, 20))
+    assert find_brain(volume_of(voxels)).head is None
+
+
 def test_where_the_background_is_0_dark_tissue_is_not_taken_for_it():
     """The two halves of this brain are as far apart as head and air, but its corners are 0."""
     brain = ellipsoid((30, 30, 30), (10, 10, 10))
@@ -133,6 +177,18 @@ def test_more_than_1_percent_of_nan_is_refused_and_less_is_not():
                 find_brain(damaged(where)[0])
         else:
             assert find_brain(damaged(where)[0]).not_finite == 72
+
+
+def test_whole_planes_of_nan_within_the_brain_are_refused():
+    with pytest.raises(UnusableScan, match=r"expected a brain without gaps, found whole planes of NaN .*Repair"):
+        find_brain(damaged(at(slice(4, 26, 2)), background_too=True)[0])
+
+
+def test_a_scan_of_one_voxel_is_no_brain():
+    voxels = np.zeros((9, 9, 9))
+    voxels[4, 4, 4:6] = 1
+    with pytest.raises(UnusableScan, match=r"expected a brain of 2 voxels each way or more, found 1 x 1 x 2\. Leave"):
+        find_brain(volume_of(voxels, name="a.nii"))
 
 
 def test_a_scan_of_nothing_but_background_is_refused():

@@ -77,7 +77,7 @@ def test_the_qform_counts_where_there_is_no_sform(tmp_path):
 
 
 def test_voxels_stay_as_they_are_stored_and_their_scale_is_known(tmp_path):
-    image = nib.Nifti1Image(block(), np.eye(4))
+    image = nib.Nifti1Image(block() + 100, np.eye(4))
     image.header.set_slope_inter(0.5, -50)
     image.header.set_data_dtype(np.int16)
     nib.save(image, tmp_path / "a.nii")
@@ -90,7 +90,9 @@ def test_voxels_stay_as_they_are_stored_and_their_scale_is_known(tmp_path):
 @pytest.mark.parametrize(("kind", "slope", "inter", "background"), [
     (np.int16, 2.0, 0.0, 0), (np.uint8, 0.1, 10.0, None), (np.uint8, 0.1, -2.56, 26), (np.float32, 0.5, 5.0, -10.0)])
 def test_the_background_is_the_stored_number_nearest_to_what_stands_for_0(tmp_path, kind, slope, inter, background):
-    path = overwritten(save(tmp_path / "a.nii", block().astype(kind)), 112, np.array([slope, inter], "<f4").tobytes())
+    voxels = block().astype(kind)
+    voxels[0, 0, 0] = 1  # where all corners are the same, they are the background
+    path = overwritten(save(tmp_path / "a.nii", voxels), 112, np.array([slope, inter], "<f4").tobytes())
     volume = read_volume(path)
     assert volume.background == background
     assert volume.is_not_background(np.array([26], kind)).item() == (background != 26)
@@ -101,6 +103,28 @@ def test_big_endian_numbers_are_read(tmp_path):
     header.set_data_dtype(">i2")
     nib.save(nib.Nifti1Image(block().astype(">i2"), np.eye(4), header), tmp_path / "a.nii")
     np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").voxels, block())
+
+
+@pytest.mark.parametrize("background", [-1024, -0.75, 7])
+def test_a_constant_background_that_is_not_0_is_background(tmp_path, background):
+    """As after z-scoring, or in Hounsfield units."""
+    voxels = np.where(block() == 0, background, block()).astype(np.float32)
+    volume = read_volume(save(tmp_path / "a.nii", voxels))
+    assert volume.background == background
+    np.testing.assert_array_equal(volume.scaled(volume.voxels), block())
+
+
+@pytest.mark.parametrize("size", [0.0007, 0.002])
+def test_a_matrix_in_metres_is_a_matrix(tmp_path, size):
+    image = nib.Nifti1Image(block(), np.diag([-size, size, size, 1]))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").orientation == "LAS"
+
+
+def test_voxels_of_a_single_file_never_begin_within_its_header(tmp_path):
+    path = overwritten(save(tmp_path / "a.nii", block()), 108, bytes(4))  # vox_offset
+    np.testing.assert_array_equal(read_volume(path).voxels, block())
 
 
 # Where the orientation comes from

@@ -30,6 +30,7 @@ BEGINNING_BYTES = 1024
 ANALYZE_ORIENT = {1: "LSA", 2: "ASL", 3: "LPS", 4: "LIA", 5: "AIL"}
 ANALYZE_ORIENT_AT = 252
 MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
+FIRST_VOXEL_AT = {nib.Nifti1Image: 352, nib.Nifti2Image: 544}
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes for metres and micrometres; 2 is mm, and 0, unknown, is mm in practice."""
 
@@ -155,8 +156,10 @@ def _parse_analyze(kind: type, beginning: bytes) -> Header:
                 affines.append((name, None))
                 with contextlib.suppress(ValueError, nib.spatialimages.HeaderDataError):
                     affines[-1] = (name, get())
+    # A file of its own cannot have voxels within its header, though some writers leave 0.
+    voxels_at = max(int(header.get_data_offset()), FIRST_VOXEL_AT.get(kind, 0))
     unit = 0 if kind is nib.AnalyzeImage else int(header["xyzt_units"]) & 7
-    return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), int(header.get_data_offset()),
+    return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), voxels_at,
                    tuple(map(float, as_written.get_zooms()[:3])), MM_PER_UNIT.get(unit, 1.0),
                    1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines),
                    ANALYZE_ORIENT.get(orient))
@@ -177,8 +180,7 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
     Raises: UnusableScan if nothing says it, or if the header's matrix is no orientation.
     """
     for place, matrix in header.affines:
-        if (matrix is not None and np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 1e-9
-                and not np.isnan(io_orientation(matrix)).any()):
+        if _is_orientation(matrix):
             sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0)) * header.mm_per_unit
             return Orientation(io_orientation(matrix), tuple(map(float, sizes)), place)
     if header.affines:
@@ -191,3 +193,12 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
     raise UnusableScan(name, "an orientation in its header",
                        "none (NIfTI without sform and qform, Analyze, or MGH without its flag)",
                        "If you know what its indices grow towards, give --assume-orientation, such as LAS.")
+
+
+def _is_orientation(matrix: np.ndarray | None) -> bool:
+    """Whether a matrix has three directions, whatever its unit."""
+    if matrix is None or not np.isfinite(matrix).all():
+        return False
+    sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
+    return bool((sizes > 0).all() and abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-6
+                and not np.isnan(io_orientation(matrix)).any())

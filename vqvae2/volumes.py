@@ -22,6 +22,8 @@ from vqvae2.inflate import Damaged, Source, crc32
 
 LONGEST_MM = (1, 1000)
 """Longest side of a volume that may hold a head; what lies outside has its unit wrong."""
+LEAST_BACKGROUND = 0.05
+"""Share of a volume; less may be the same number in all corners by chance."""
 REFERENCES_IF_UNUSED = 2
 """Of the module, and of sys.getrefcount itself."""
 
@@ -39,7 +41,7 @@ class Volume:
     slope: float = 1.0
     inter: float = 0.0
     background: float | None = 0.0
-    """The stored number that stands for 0; None where none does."""
+    """The stored number that is drawn as 0: it stands for 0, or all corners have it. None where there is none."""
     not_finite: np.ndarray | None = None
     """bool, like `voxels`: those that were not finite and are background now; None where all were finite."""
     number: int | None = None
@@ -60,7 +62,7 @@ class Volume:
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         """Return a part of `voxels` in the scan's own units as float64; background is exactly 0."""
         values = stored.astype(np.float64)
-        if (self.slope, self.inter) != (1, 0):
+        if (self.slope, self.inter) != (1, 0) or self.background != 0:
             values = np.where(self.is_not_background(stored), values * self.slope + self.inter, 0.0)
         return values
 
@@ -103,10 +105,19 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
         raise UnusableScan(path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} mm long", f"{longest:g} mm",
                            "Repair the voxel sizes or their unit in its header.")
     return Volume(
-        voxels, size_mm, path.name, header.slope, header.inter, header.background,
+        voxels, size_mm, path.name, header.slope, header.inter, _background(stored),
         None if stored.not_finite is None else apply_orientation(stored.not_finite, orientation.axes),
         number if header.is_series else None, "".join(ornt2axcodes(orientation.axes)), orientation.origin,
         sha256, stored.fingerprint)
+
+
+def _background(stored: _Stored) -> float | None:
+    """The stored number of the background: what stands for 0, or the one of all eight corners, after z-scoring say."""
+    corners = stored.voxels[np.ix_([0, -1], [0, -1], [0, -1])]
+    thinned = stored.voxels[::9, ::9, ::9]
+    if (corners == corners[0, 0, 0]).all() and (thinned == corners[0, 0, 0]).mean() > LEAST_BACKGROUND:
+        return float(corners[0, 0, 0])
+    return stored.header.background
 
 
 def same_voxels(one: Path, other: Path, number: int | None) -> bool:
