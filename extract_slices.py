@@ -199,7 +199,8 @@ def _touches_the_manifest(tasks: list[tuple], past: Past) -> bool:
     named = prefixes_of(past.manifest)
     for scan, settings, out, _, known in tasks:
         rows = still_wanted(scan.storage, settings, known)
-        if scan.prefix.casefold() in named and not (rows and looks_unchanged(scan, out, rows[0])):
+        if scan.prefix.casefold() in named and not (
+                rows and all(looks_unchanged(scan, out, row) for row in rows)):
             return True
     return False
 

@@ -276,7 +276,7 @@ def test_tsv_is_parted_by_tabs_whatever_else_its_header_has(tmp_path):
 
 
 def test_blank_lines_spaces_ragged_rows_and_nameless_columns_are_harmless(tmp_path):
-    text = "\n , ,\n subject , age,, site,\n\n01 , 39,lost, Bonn,more,and more\n,,,\n02\n,50,,Nowhere\n"
+    text = "\n , ,\n subject , age,, site,\n\n01 , 39,lost, Bonn,more\n,,,\n02\n,50,,Nowhere\n"
     joined = join_given(tmp_path, text, visits("01", "") + visits("02", ""))
     assert joined.values == {"01//T1.nii": {"age": "39", "sex": "", "site": "Bonn"},
                              "02//T1.nii": {"age": "", "sex": "", "site": ""}}
@@ -348,3 +348,22 @@ def test_a_subject_column_that_is_not_there_names_those_that_are(tmp_path):
 def test_of_very_many_columns_the_message_names_the_first(tmp_path):
     names = ",".join(f"c{i}" for i in range(300))
     refused(write(tmp_path / "t.csv", f"{names}\n{names}\n"), r"found c0, c1, .*, c19, …\. Name it")
+
+
+def test_a_decimal_comma_that_makes_a_cell_too_many_is_refused(tmp_path):
+    (tmp_path / "people.csv").write_text("ID,Age,Sex\n01,39,F\n02,39,5,F\n")
+    with pytest.raises(UserError, match=r"at most 3 cells in a row, .*found 4 in that of 02\. Are there"):
+        check_table(tmp_path / "people.csv", None)
+
+
+def test_excels_first_line_about_its_delimiter_is_no_header(tmp_path):
+    (tmp_path / "people.csv").write_text("sep=;\nID;Age;Sex\n01;39,5;F\n")
+    known = join([Person("a.nii", "01", "")], {}, tmp_path / "people.csv", None, ())
+    assert known.values["a.nii"] == {"age": "39,5", "sex": "F"}
+
+
+def test_a_found_table_that_is_left_out_is_named_with_its_reason(tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id,age\nsub-01,39\n")
+    known = join([Person("a.nii", "01", "")], {".": [tmp_path / "participants.tsv"]}, None, None, ())
+    assert len(known.left_out) == 1
+    assert known.left_out[0].startswith("participants.tsv left out: expected a column of subjects, such as")

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import files_in, on_screen
@@ -253,6 +254,31 @@ def test_oasis_1_analyze_files_are_used_with_their_known_storage(apart):
     raw = extract(apart / "scans", apart / "out", "--prune")[0]
     plain, _, _ = extract(apart / "plain", apart / "plain-out")
     assert [row["sha256"] for row in raw] == [row["sha256"] for row in plain]
+
+
+def test_a_header_that_is_repaired_counts_also_beside_newer_voxels(apart):
+    """The repaired .hdr may be older than the .img beside it, as when it comes from a backup."""
+    path = save(apart / "scans/a.hdr", block(), storage="RAS", kind=nib.Nifti1Pair)
+    os.utime(path.with_suffix(".img"), ns=(3 * 10**18,) * 2)
+    os.utime(path, ns=(2 * 10**18,) * 2)
+    before, _, _ = extract(apart / "scans", apart / "out")
+    save(apart / "repaired/a.hdr", block()[::-1], storage="LAS", kind=nib.Nifti1Pair)
+    path.write_bytes((apart / "repaired/a.hdr").read_bytes())
+    os.utime(path, ns=(10**18,) * 2)
+    after, _, _ = extract(apart / "scans", apart / "out")
+    assert [row["orientation"] for row in before + after] == ["RAS", "RAS", "LAS", "LAS"]
+    assert extract(apart / "scans", apart / "out")[0] == after
+
+
+def test_an_image_that_is_lost_before_the_other_parts_end_is_no_row(scans, apart):
+    extract_slices.main(["--scans", str(scans), "--out", "out", "--shard", "1/2", *SMALL])
+    min((apart / "out").glob("*/*.png")).unlink()
+    with pytest.raises(UserError, match=r"--out out: expected every image .*, found no \S+\.png any more\. Run"):
+        extract_slices.main(["--scans", str(scans), "--out", "out", "--shard", "2/2", *SMALL])
+    assert not (apart / "out/manifest.csv").exists()
+    extract(scans, apart / "out")
+    extract(scans, apart / "fresh")
+    assert files_in(apart / "out") == files_in(apart / "fresh")
 
 
 def test_scans_that_would_clash_keep_all_their_images(apart):

@@ -426,3 +426,32 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "scans/data").symlink_to(tmp_path / "real")
     (tmp_path / "real/loop").symlink_to(tmp_path / "real")
     assert [scan.name for scan in find_scans(tmp_path / "scans").scans] == ["data/sub-01/anat/sub-01_T1w.nii"]
+
+
+VISITS = {
+    "visits at the end of names": (["p01_visit1.nii", "p01_visit2.nii", "p02-V1.nii"],
+                                   [("p01", "visit1"), ("p01", "visit2"), ("p02", "V1")]),
+    "sessions at the end of names": (["p01_ses-1_T1.nii", "p01_ses-2_T1.nii"], [("p01", "ses-1"), ("p01", "ses-2")]),
+    "a folder and files named after it": (["p00/p00_visit1.nii", "p00/p00_visit2.nii", "p01/p01_visit1.nii"],
+                                          [("p00", "visit1"), ("p00", "visit2"), ("p01", "visit1")]),
+    "dates": (["p01/2010-01-01/p01_20100101.nii", "p01/2011-01-01/p01_20110101.nii", "p02/2010-01-01/p02_20100101.nii"],
+              [("p01", "20100101"), ("p01", "20110101"), ("p02", "20100101")]),
+    "MIRIAD": ([f"miriad_{who}/miriad_{who}_0{visit}_MR_1/miriad_{who}_0{visit}_MR_1.nii"
+                for who in ("188_AD_F", "189_HC_M") for visit in (1, 2)],
+               [("miriad_188_AD_F", "01_MR_1"), ("miriad_188_AD_F", "02_MR_1"), ("miriad_189_HC_M", "01_MR_1"),
+                ("miriad_189_HC_M", "02_MR_1")]),
+    "FreeSurfer over time": (["a/mri/brain.mgz", "a_tp1/mri/brain.mgz", "a_tp2.long.a/mri/brain.mgz",
+                              "fsaverage/mri/brain.mgz", "fsaverage5/mri/brain.mgz"],
+                             [("a", ""), ("a", "tp1"), ("a", "tp2")]),
+    "one FreeSurfer subject": (["mri/brain.mgz", "mri/T1.mgz"], [("mri", "")]),
+    "a data set named as its files begin": (["study/study_001.nii", "study/study_002.nii"],
+                                            [("study_001", ""), ("study_002", "")]),
+    "two sites named as their files begin": ([f"{site}/{site}_{n:03d}.nii" for site in ("A", "B") for n in range(21)],
+                                             [(f"{site}_{n:03d}", "") for site in ("A", "B") for n in range(21)]),
+}
+
+
+@pytest.mark.parametrize("case", VISITS)
+def test_visits_of_one_person_are_never_two_persons(tmp_path, case):
+    names, expected = VISITS[case]
+    assert [(scan.subject, scan.session) for scan in find_scans(tree(tmp_path, *names)).scans] == expected

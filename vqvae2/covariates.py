@@ -58,6 +58,8 @@ class Covariates:
     """Of each scan, by its name: every column; "" where unknown."""
     missing: tuple[str, ...]
     """Subjects of whom no table has a row, sorted; empty where there is no table."""
+    left_out: tuple[str, ...] = ()
+    """Why a table that was found cannot be used, one line each."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
 
     Raises: UserError if `given` cannot be used.
     """
+    left_out: list[str] = []
     if given is not None:
         read = {".": [_read(given, subject_column, taken)]}
     else:
         folders = sorted(tables, key=lambda folder: PurePosixPath(folder).parts)
-        read = {folder: _read_usable(tables[folder], taken) for folder in folders}
+        read = {folder: _read_usable(tables[folder], taken, left_out) for folder in folders}
     all_tables = [table for found in read.values() for table in found]
     rows: dict[Person, list[dict[str, str]]] = {}
     used: set[int] = set()  # a table of others adds no columns
@@ -120,17 +123,20 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
                             for column in columns} for person, about in rows.items()}
     with_row = {person.subject for person, about in rows.items() if about}
     missing = sorted({person.subject for person in rows} - with_row) if all_tables else ()
-    return Covariates(columns, values, tuple(missing))
+    return Covariates(columns, values, tuple(missing), tuple(left_out))
 
 
-def _read_usable(paths: list[Path], taken: Collection[str]) -> list[_Table]:
-    """Return the tables of one folder: first sessions.tsv, which says more about a scan than participants.tsv."""
+def _read_usable(paths: list[Path], taken: Collection[str], left_out: list[str]) -> list[_Table]:
+    """Return the tables of one folder, and add to `left_out` why one cannot be used.
+
+    First is sessions.tsv, which says more about a scan than participants.tsv.
+    """
     usable = []
     for path in sorted(paths, key=lambda path: (not SESSIONS_NAME.fullmatch(path.name), path.name)):
         try:
             usable.append(_read(path, None, taken))
-        except UserError:  # nobody asked for this table, so it must not stop an extraction
-            continue
+        except UserError as error:  # nobody asked for this table, so it must not stop an extraction
+            left_out.append(f"{path.name} left out: {str(error).removeprefix(f'--covariates {path}: ')}")
     return usable
 
 
@@ -166,9 +172,14 @@ def _names_and_rows(path: Path, what: str) -> tuple[list[str], list[dict[str, st
         lines = [cells for line in reader if any(cells := [cell.strip() for cell in line])]
     except csv.Error as error:
         raise UserError(f"{what}: expected a table of text, found {error}. Export it as csv.") from None
+    if lines and len(lines[0]) <= 2 and lines[0][0].lower().startswith("sep="):  # Excel's note to itself
+        lines = lines[1:]
     expect(len(lines) > 1, what, "a line of column names and a row for each subject", f"{len(lines)} line(s)",
            "Export it again, or correct the path.")
     names = [name for name in lines[0] if name]
+    long = next((line for line in lines[1:] if any(line[len(lines[0]):])), None)
+    expect(long is None, what, f"at most {len(lines[0])} cells in a row, as in its first line", f"{len(long or ())} in "
+           f"that of {(long or [''])[0]}", "Are there decimal commas? Export it with semicolons or tabs.")
     twice = [name for name, times in Counter(names).items() if times > 1]
     expect(not twice, what, "columns of different names", f"{', '.join(twice)} more than once", "Rename or remove one.")
     return names, [{name: cell for name, cell in zip_longest(lines[0], line, fillvalue="") if name}

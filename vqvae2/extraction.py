@@ -179,6 +179,9 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, out
             manifest.append({**row, "image": image, "split": splits[row["subject"]]})
     stale = _place(out, moves, {row["image"] for row in manifest}, past.images | drawn, interrupted)
     removed = len(stale & {row["image"] for rows in past.manifest.values() for row in rows})
+    absent = next((row for row in manifest if not (out / row["image"]).is_file()), None)
+    expect(absent is None, f"--out {out}", "every image that was drawn", f"no {absent and absent['image']} any more",
+           "Run all parts again, or once without --shard.")
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
                 if outcomes[scan.name].reason]
     report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
@@ -315,6 +318,7 @@ def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: 
     if heads := sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used):
         lines.append(f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of "
                      "the whole head")
+    lines += [f"covariates: {reason}" for reason in people.left_out]
     if people.missing:
         names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
         lines.append(f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}")

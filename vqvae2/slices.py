@@ -34,10 +34,11 @@ from vqvae2.scans import Scan
 from vqvae2.volumes import Volume, file_sha256, files_of, read_volume
 
 RECIPE = 2
-"""Raised whenever this module, brain.py or volumes.py draws other pixels from equal scans and settings."""
+"""Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""
 NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis of a RAS volume that a plane is perpendicular to."""
 DARKEST_BRAIN = 1 / 255
+NANOSECONDS = 10**9
 TEMPORARY = ".tmp"
 
 
@@ -163,15 +164,20 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
 
 
 def newest_change(scan: Scan) -> int | None:
-    """Return when a scan's files were last written, in ns; None if that cannot be told.
+    """Return when a scan's files were last written, in ns since 1970; None if that cannot be told.
 
-    A PNG whose row is written down is given the time of its scan: so a later run sees without reading it that
-    the scan is the same, and no time stands in a file, which would make equal work give other bytes.
+    A PNG whose row is written down is given this time: so a later run sees without reading it that the scan is
+    the same, and no time stands in a file, which would make equal work give other bytes. Of a pair the
+    nanoseconds are a hash of both times, so that neither file can change unseen beside a newer one.
     """
     try:
-        return max(path.stat().st_mtime_ns for path in files_of(scan.path))
+        times = [os.stat(path).st_mtime_ns for path in files_of(scan.path)]
     except OSError:
         return None
+    if len(times) == 1:
+        return times[0]
+    digest = hashlib.sha256(repr(times).encode()).digest()
+    return max(times) // NANOSECONDS * NANOSECONDS + int.from_bytes(digest[:8], "big") % NANOSECONDS
 
 
 def image_name(prefix: str, plane: str, index: int) -> str:
