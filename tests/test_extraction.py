@@ -383,7 +383,7 @@ def killed_at_step(number: int) -> Iterator[None]:
             if next(steps) == number:
                 if leave_half:
                     leave_half(*arguments)
-                raise Killed
+                raise Killed(f"before change {number}")
             return change(*arguments, **named)
         return killed_or_changed
 
@@ -607,7 +607,7 @@ def test_a_run_after_a_kill_reads_no_scan_that_was_finished(apart, capsys):
     scans, out = save_bids(apart / "scans", 5), apart / "out"
     fresh = one_run(scans, apart / "fresh")
     # The steps: a line that begins the journal; for each scan two pictures, a line and their times.
-    with killed_at_step(1 + 3 * 5 + 2), pytest.raises(Killed):
+    with killed_at_step(1 + 3 * 5 + 2), pytest.raises(Killed, match=r"^before change 18$"):
         extract(scans, out)
     (out.parent / "half").mkdir()
     for number in (1, 2, 3):
@@ -994,7 +994,7 @@ def test_a_part_that_is_killed_while_it_finishes_leaves_that_to_merge_or_to_itse
 def test_a_part_that_is_killed_goes_on_and_reads_no_scan_that_was_finished(scans, apart):
     fresh = one_run(scans, apart / "fresh")
     parts_of(scans, apart / "out", ["1/2"])
-    with killed_at_step(1 + 5 + 2), pytest.raises(Killed):
+    with killed_at_step(1 + 5 + 2), pytest.raises(Killed, match=r"^before change 8$"):
         parts_of(scans, apart / "out", ["2/2"])
     for number in (1, 2, 3, 5):
         make_unreadable(scans / f"sub-0{number}")
@@ -1060,11 +1060,11 @@ def test_what_older_parts_knew_of_a_scan_counts_less_than_what_is_known_now(chan
 
 def test_merge_waits_for_whoever_is_at_work(scans, apart):
     parts_of(scans, apart / "out", ["1/2"])
-    with killed_at_step(1 + 2 * 5 + 2), pytest.raises(Killed):
+    with killed_at_step(1 + 2 * 5 + 2), pytest.raises(Killed, match=r"^before change 13$"):
         parts_of(scans, apart / "out", ["2/2"])  # both parts are done, and nothing is written yet
     with journal.Journal(apart / "out", (1, 1), "plan", "pixels"):
         merging = started(scans, apart / "out", "--merge")
-        with pytest.raises(subprocess.TimeoutExpired):
+        with pytest.raises(subprocess.TimeoutExpired, match="timed out after 2 seconds"):
             merging.wait(2)
         assert not (apart / "out/manifest.csv").exists()
     assert merging.communicate()[0].startswith("used 5 scans")

@@ -55,7 +55,7 @@ def test_bytes_and_hash_are_those_of_the_file(tmp_path, library, pack):
 def test_damage_is_found_also_behind_what_was_asked_for(tmp_path, library, damage):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(damage(gzip.compress(BYTES)))
-    with pytest.raises(library.Damaged):
+    with pytest.raises(library.Damaged, match=r"^gzip data that is cut short or damaged$"):
         read(library, path, 10)
 
 

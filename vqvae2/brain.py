@@ -1,6 +1,6 @@
 """Volume -> where the brain is in it, and how bright.
 
-Where the background is exactly 0 (a stripped brain) the brain is everything else. Where a scan still
+Where the background is one number, mostly 0 (a stripped brain), the brain is everything else. Where a scan still
 has skull and air around it, the head is the largest piece above Otsu's threshold [1]; what that
 encloses in a plane belongs to it. Both are found plane by plane, in the order in which the file was
 read, and statistics come from every n-th voxel, so no second copy of a volume is ever made.
@@ -40,7 +40,7 @@ class Brain:
     not_finite: int = 0
     """Voxels of the brain that were NaN or infinite."""
     head: "_Head | None" = None
-    """None where the background is exactly 0."""
+    """None where the background is one number."""
 
     def around(self, shape: tuple[int, ...]) -> list[slice]:
         """Return the bounding box and one voxel around it, in a volume of this shape."""
@@ -167,7 +167,8 @@ def _brightness_of_outside(sample: np.ndarray) -> float:
 
 
 def otsu_threshold(values: np.ndarray) -> float:
-    """Return the threshold between two classes whose means lie furthest apart, weighted by their sizes.
+    """Return the threshold between two classes of numbers (of any shape, at least one) whose means lie furthest apart,
+    weighted by their sizes.
 
     256 bins from the lowest value to the 99.9th percentile, so that one bright vessel does not fill them.
     Source: Otsu 1979, equation 18.

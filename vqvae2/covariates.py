@@ -20,8 +20,6 @@ from pathlib import Path, PurePosixPath
 from vqvae2.config import expect
 from vqvae2.errors import UserError
 
-TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
-"""Whole names of the files that are tables without being named by `--covariates`."""
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
 SUBJECT_COLUMNS = ("participantid", "participant", "subjectid", "subject", "subjid", "subj", "subid", "sub",
                    "patientid", "oasisid", "mriid", "mrid", "id")
@@ -95,7 +93,7 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
 
     Args:
         people: one for each scan.
-        tables: files with a TABLE_NAME by the folder that holds them, below the searched one ("." is that itself).
+        tables: files with a TABLE_NAME (identities.py) by the folder that holds them, below the searched one (".").
             Those that cannot be used are left out.
         given: the file of `--covariates`, which is then the only table.
         subject_column: its column with the subjects; None looks for a usual name.

@@ -112,6 +112,7 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
     here = {scan.name for scan in found.scans}
     gone = [] if settings.prune else sorted(
         name for name in past.manifest if name not in here and not os.path.lexists(folder / name))
+    # Its layout cannot be asked any more, so what it was taken for stands.
     kept = {name: rows_in_place(out, still_wanted(past.rows[name][0]["orientation"], settings, past.manifest[name]))
             if name in past.rows else [] for name in gone}
     lost = [name for name in gone if not kept[name]]
@@ -123,7 +124,10 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
 
 def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path,
                    parts: int) -> tuple[list[str], list[int]]:
-    """Finish an extraction if all its parts are done; return what is to be said of it, and the parts that are not."""
+    """Finish an extraction if all its parts are done; return what is to be said of it, and the parts that are not.
+
+    Raises: UserError as `finish` does.
+    """
     plan = plan_hash(found, settings)
     if missing := outcomes_of_parts(out, parts, plan)[2]:
         return [], missing
@@ -148,6 +152,8 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, out
         out: folder of the slices.
         outcomes: of every scan by its name.
         interrupted: whether there may be images that no manifest or journal names.
+    Raises: UserError with --strict for a duplicate, for slices of scans that are gone and cannot be kept, for an image
+        that is gone, or if `out` cannot be written.
     """
     past = recall(out, settings)
     drawn = {row["image"] for outcome in outcomes.values() for row in outcome.rows}

@@ -96,7 +96,10 @@ class Orientation:
 
 
 def parse_header(path: Path, beginning: bytes) -> Header:
-    """Return what the first bytes of a file, or of a pair's header, say."""
+    """Return what the first bytes of a file, or of a pair's header, say.
+
+    Raises: UnusableScan if they are of no image that is known, or if a voxel size is not above 0.
+    """
     if not beginning:
         raise UnusableScan(path.name, "an image", "an empty file", "Copy or download it again.")
     kind = _kind(path, beginning)
@@ -160,9 +163,9 @@ def _parse_analyze(kind: type, beginning: bytes) -> Header:
     voxels_at = max(int(header.get_data_offset()), FIRST_VOXEL_AT.get(kind, 0))
     unit = 0 if kind is nib.AnalyzeImage else int(header["xyzt_units"]) & 7
     return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), voxels_at,
-                   tuple(map(float, as_written.get_zooms()[:3])), MM_PER_UNIT.get(unit, 1.0),
-                   1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines),
-                   ANALYZE_ORIENT.get(orient))
+                  tuple(map(float, as_written.get_zooms()[:3])), MM_PER_UNIT.get(unit, 1.0),
+                  1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines),
+                  ANALYZE_ORIENT.get(orient))
 
 
 def _parse_mgh(beginning: bytes) -> Header:
@@ -170,7 +173,7 @@ def _parse_mgh(beginning: bytes) -> Header:
     good = int.from_bytes(beginning[MGH_RAS_FLAG_AT:MGH_SIZES_AT], "big") == 1
     sizes = np.frombuffer(beginning, ">f4", 3, MGH_SIZES_AT)  # nibabel writes 1 where the flag is not set
     return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), int(header.get_data_offset()),
-                   tuple(map(float, sizes)), affines=(("mgh", header.get_affine()),) if good else ())
+                  tuple(map(float, sizes)), affines=(("mgh", header.get_affine()),) if good else ())
 
 
 def find_orientation(name: str, header: Header, layout: str | None, assumed: str | None) -> Orientation:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
+"""Whole names of the files that are tables without being named by `--covariates`."""
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
 OASIS_BEST_FIRST = (

@@ -112,4 +112,4 @@ def _told_as_damage(compressed: bool) -> Iterator[None]:
     except (EOFError, OSError, zlib.error, InflateError):
         if not compressed:
             raise
-        raise Damaged from None
+        raise Damaged("gzip data that is cut short or damaged") from None

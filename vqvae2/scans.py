@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vqvae2.identities import FREESURFER_BEST_FIRST, T1_WORDS, File, identify, stem_of, words_of
+from vqvae2.identities import FREESURFER_BEST_FIRST, T1_WORDS, TABLE_NAME, File, identify, stem_of, words_of
 
-TABLE = re.compile(r"participants\.tsv|(sub-\w+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
-"""Files that say something about people."""
 SEGMENTATIONS = frozenset(re.findall(r"\w+", """
     seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
     atlas"""))
@@ -128,7 +126,7 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan]
         for each in sorted(files):
             path = Path(here, each)
             name = _name(path, folder)
-            if TABLE.fullmatch(each):
+            if TABLE_NAME.fullmatch(each):
                 tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
             if each.lower().endswith(".img") and f"{each[:-4].lower()}.hdr" in there:
                 continue  # the .hdr stands for the pair

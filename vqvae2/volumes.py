@@ -193,7 +193,7 @@ def _read_voxels(name: str, header: Header, number: int | None, source: Source, 
         begin, end = index * plane_size, (index + 1) * plane_size
         begin = max(begin, min(len(already), end))
         if source.fill(memoryview(memory[begin:end])) < end - begin:
-            raise Damaged  # the size that it told was not true
+            raise Damaged("less data than the file's size told")
         checksum = crc32(memory[index * plane_size:end], checksum)
         if (wrong := _not_finite(voxels[..., index])) is not None:
             not_finite = np.zeros(voxels.shape, bool, order="F") if not_finite is None else not_finite
