@@ -27,7 +27,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, distributed, images, metrics, plots, random_numbers
+from vqvae2 import autoencoder, checkpoints, codes, distributed, images, metrics, plots, random_numbers, run_log
 from vqvae2.config import PriorSettings, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.prior import Prior
@@ -62,7 +62,7 @@ class PriorTrainer(Trainer):
         for warning in codes.check_codebook_use(codes.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
-            self._say(warning)
+            run_log.say(warning)
         self._report_references()
 
     def _data_settings(self) -> PriorSettings:
@@ -102,7 +102,7 @@ class PriorTrainer(Trainer):
         if len(self.maps["validate"].names) and distributed.rank() == 0:
             self.references = metrics.context_model_bits(
                 self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
-            self._say("reference models on the validation images, bits per code: " +
+            run_log.say("reference models on the validation images, bits per code: " +
                       ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
                       f"; a blind guess {math.log2(size):.3f}")
 

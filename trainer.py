@@ -6,25 +6,26 @@ validation, checkpoints, resume, signals and logs. What a subclass provides is l
 
 import copy
 import math
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed, machine, random_numbers
-from vqvae2.config import RunSettings, as_dict, changed_settings
+from vqvae2 import checkpoints, distributed, machine, random_numbers, run_folder, run_log
+from vqvae2.config import RunSettings
 from vqvae2.errors import Stopped, UserError
 
-STEPS_BETWEEN_LOOKS = 10
-"""Steps between looks at the loss and, with several processes, at whether a signal has come."""
+SECONDS_BETWEEN_LOOKS = 2.0
+"""About every so often all ranks together look at the loss, and whether to stop or to save."""
+MOST_PASSES_BETWEEN_LOOKS = 100
+STEPS_BETWEEN_CHECKS = 100
+"""Steps between comparisons of the ranks' parameters."""
+SECONDS_OF_QUICK_VALIDATION = 5.0
+"""A longer validation may be stopped at any moment: all is saved before it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Share:
 
 
 class Trainer:
-    """Trains a model for some epochs, on any number of processes, and never loses more than an epoch.
+    """Trains a model for some epochs, on any number of processes, and loses no more than --checkpoint-minutes.
 
     A subclass provides
         kind                      what the run holds, such as "vqvae"; another kind's folder is refused
@@ -75,7 +76,11 @@ class Trainer:
         self.best = math.inf
         self.rows: list[dict] = []
         self.sums: dict[str, float] = {}
-        self.signals = machine.SignalsNoted()
+        self.seconds = 0.0
+        self.seconds_of_validation = math.inf
+        self.save_at = math.inf
+        self.signals = machine.Signals()
+        self.log: run_log.RunLog | None = None
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -123,65 +128,68 @@ class Trainer:
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
-        self._check_folder()
+        self.config = run_folder.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         machine.set_threads(self.settings.threads)
-        distributed.start(self.device)
+        distributed.start(self.device, self.settings.timeout_minutes)
         try:
-            self._prepare()
             with self.signals:
+                with self.signals.stopping_at_once(self._stopped("while getting ready")):
+                    self._prepare()
                 while self.epoch < self.settings.epochs:
                     self._train_epoch()
                     self._end_epoch()
         finally:
-            if getattr(self, "board", None):
-                self.board.close()
-        distributed.stop()
+            if self.log is not None:
+                self.log.close()
+            self.wrapped = None  # else leaving the group may hang: see there
+            distributed.stop()
         best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
-        self._say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
+        run_log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
 
     def _prepare(self) -> None:
         torch.manual_seed(self.settings.seed)
         self.start()
         if self.count("train") == 0:
             raise UserError("--data: expected at least 1 training image, found 0. Give --split a larger first share.")
-        self._fix_global_batch()
+        self.global_batch, self.accumulation = run_folder.share_out(self.settings, self.config)
+        self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
         self.adam = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self._describe_run()
-        state = self.folder / checkpoints.STATE
-        if state.exists():
-            self._restore(checkpoints.load_state(state))
-        self._check_that_ranks_agree()
+        self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self._restore(run_folder.load_state(self.folder, self.config, self.settings))
         if distributed.rank() == 0:
             checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
-        self.board = SummaryWriter(str(self.folder), purge_step=self.epoch + 1) if distributed.rank() == 0 else None
+        self.log = run_log.RunLog(self.folder, self.epoch)
+        self._save_again_later()
         self._announce()
 
     def _train_epoch(self) -> None:
         """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
         self.wrapped.train()
-        began = time.monotonic()
-        bar = tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
-                   desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0)
-        sums = {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in self.sums.items()}
+        self.looked = time.monotonic()
+        self.began = self.looked - self.seconds
+        self.passes, self.passes_to_look = 0, 1
+        # The saved sums are those of all ranks; one rank carries them on.
+        self.running = {name: torch.tensor(value if distributed.rank() == 0 else 0.0, device=self.device)
+                        for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
-        while self.step_in_epoch < self.steps_per_epoch:
-            step_sums = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
-            sums = {name: sums.get(name, 0) + value for name, value in step_sums.items()}
-            self.step += 1
-            self.step_in_epoch += 1
-            bar.update()
-            alone = distributed.world_size() == 1
-            if self.step % STEPS_BETWEEN_LOOKS == 0 or (alone and self.signals.came):
-                self._look(sums, bar)
-        self._look(sums, bar)
-        self.seconds = time.monotonic() - began
-        bar.close()
+        title = f"epoch {self.epoch + 1}/{self.settings.epochs}"
+        with run_log.bar(title, self.step_in_epoch, self.steps_per_epoch) as self.bar:
+            while self.step_in_epoch < self.steps_per_epoch:
+                figures = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
+                self.running = {name: self.running.get(name, 0) + value for name, value in figures.items()}
+                self.step += 1
+                self.step_in_epoch += 1
+                self.bar.update()
+                if self.step % STEPS_BETWEEN_CHECKS == 0:
+                    distributed.check_same_on_ranks(self.model.state_dict().items())
+                self._look_if_due()
+            self._look()
 
     def _train_step(self, items: torch.Tensor) -> dict[str, torch.Tensor]:
         """One optimiser step on a global batch; return this rank's sums of the figures."""
@@ -190,6 +198,8 @@ class Trainer:
         self.adam.zero_grad(set_to_none=True)
         step_sums: dict[str, torch.Tensor] = {}
         for micro_batch in range(self.accumulation):
+            if micro_batch:
+                self._look_if_due()  # may save and stop: so far this step has changed nothing that is saved
             share = self._share(items, micro_batch)
             is_last = micro_batch == self.accumulation - 1
             with nullcontext() if is_last else distributed.without_gradient_exchange(self.wrapped):
@@ -212,34 +222,42 @@ class Trainer:
         ranks = distributed.world_size()
         first = micro_batch * ranks + distributed.rank()
         positions = torch.arange(len(items))[first::ranks * self.accumulation]
-        return Share(items[positions], positions.to(self.device), len(items), self.epoch, self.step)
+        return Share(items[positions], machine.to_device(positions, self.device), len(items), self.epoch, self.step)
 
     def _end_epoch(self) -> None:
         """Validate on all ranks; log, save and draw on rank 0."""
+        if self.seconds_of_validation > SECONDS_OF_QUICK_VALIDATION:
+            self._save()
+            with self.signals.stopping_at_once(self._stopped()):
+                validated = self._validate()
+        else:
+            validated = self._validate()
         items = self.count("train")
         row = {"epoch": self.epoch + 1, "step": self.step, "images_seen": (self.epoch + 1) * items,
                "learning_rate": self.learning_rate(), "seconds": round(self.seconds, 2),
-               **{f"train_{name}": value / items for name, value in self.sums.items()}, **self._validate()}
-        self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, {}
+               **{f"train_{name}": value / items for name, value in self.sums.items()}, **validated}
+        self.epoch, self.step_in_epoch, self.sums, self.seconds = self.epoch + 1, 0, {}, 0.0
         self.rows.append(row)
-        distributed.check_same_on_ranks(self.model.state_dict().items())
         value = row.get(f"validate_{self.best_by}", math.nan)
         is_best = self.may_be_best() and (value < self.best or self.count("validate") == 0)
         self.best = min(self.best, value) if is_best and self.count("validate") else self.best
-        if distributed.rank() == 0:
-            self._log(row)
-            # Weights first: a kill in between repeats the epoch from the older state, which is exact.
-            if is_best or (not (self.folder / checkpoints.WEIGHTS).exists() and self.epoch == self.settings.epochs):
-                checkpoints.save_weights(self.folder / checkpoints.WEIGHTS, self.best_model().state_dict(), self.config)
-            self._save_state()
-            if self.epoch % self.settings.pictures_every == 0 or self.epoch == self.settings.epochs:
+        self.log.write(self.rows, self.settings.epochs)
+        is_last, weights = self.epoch == self.settings.epochs, self.folder / checkpoints.WEIGHTS
+        # Weights first: a kill in between repeats the validation from the older state, which is exact.
+        if distributed.rank() == 0 and (is_best or (is_last and not weights.exists())):
+            checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
+        self._save()
+        if distributed.any_rank(self.signals.came, self.device):
+            self._stop()
+        with self.signals.stopping_at_once(self._stopped()):
+            if distributed.rank() == 0 and (self.epoch % self.settings.pictures_every == 0 or is_last):
                 self.pictures(self.epoch)
-        distributed.barrier()
+            distributed.barrier()
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Every rank evaluates its share, on the bare module; no image counts twice."""
-        model = self.best_model().eval()
+        began, model = time.monotonic(), self.best_model().eval()
         total = self.count("validate")
         sums: dict[str, float] = {}
         for share in self.shares_of(total):
@@ -253,6 +271,8 @@ class Trainer:
         with self._autocast():
             figures.update(self.validate_more() if total else {})
         self.model.train()
+        # Rank 0's clock, so that all ranks choose alike next time.
+        self.seconds_of_validation = distributed.gather_objects(time.monotonic() - began)[0]
         return figures
 
     def shares_of(self, total: int) -> Iterator[Share]:
@@ -271,124 +291,91 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / max(min(self.settings.warmup_steps, total // 5), 1))
         return self.settings.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(self.step / total, 1)))
 
-    def _look(self, sums: dict[str, torch.Tensor], bar: tqdm) -> None:
-        """Sum the figures over ranks; stop all ranks together if the loss is lost or a signal came."""
-        names = sorted(sums)
-        values = distributed.sum_over_ranks(torch.stack([sums[name].float() for name in names]))
-        self.sums = dict(zip(names, values.tolist()))
-        if not math.isfinite(self.sums["loss"]):
-            bar.close()
-            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found "
-                            f"{self.sums['loss']} at step {self.step}. Lower it, or use --precision fp32, under "
-                            "another --savename; the last good state of this one is kept.")
+    # Looks, stops, state ------------------------------------------------------------------------
+
+    def _look_if_due(self) -> None:
+        """Count a micro-batch; look where all ranks have agreed to, or alone as soon as a signal has come."""
+        self.passes += 1
+        if self.passes >= self.passes_to_look or (self.signals.came and distributed.world_size() == 1):
+            self._look()
+
+    def _look(self) -> None:
+        """Sum the figures over ranks; save, or save and stop, on all ranks together where one is to."""
+        now, names = time.monotonic(), sorted(self.running)
+        seconds = (now - self.looked) / max(self.passes, 1)
+        flags = torch.tensor([self.signals.came, distributed.rank() == 0 and now >= self.save_at, seconds])
+        summed = distributed.sum_over_ranks(torch.cat([
+            machine.to_device(flags, self.device), *(self.running[name].float()[None] for name in names)])).tolist()
+        signal_came, save, seconds = summed[0] > 0, summed[1] > 0, summed[2] / distributed.world_size()
+        self.sums, self.seconds = dict(zip(names, summed[3:])), now - self.began
+        self.looked, self.passes = now, 0
+        self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), MOST_PASSES_BETWEEN_LOOKS))
+        self._check_loss(self.sums.get("loss", 0.0))
         seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
-        bar.set_postfix({"loss": f"{self.sums['loss'] / max(seen, 1):.4f}"}, refresh=False)
-        if distributed.any_rank(self.signals.came, self.device):
-            bar.close()
-            if distributed.rank() == 0:
-                self._save_state()
-            distributed.barrier()
-            distributed.stop()
-            raise Stopped(f"Stopped by a signal at step {self.step}, all saved: {self.folder}. "
-                          "The same command goes on from here.")
+        self.bar.set_postfix({"loss": f"{self.sums.get('loss', 0.0) / max(seen, 1):.4f}"}, refresh=False)
+        if save or signal_came:
+            self._save()
+        if signal_came:
+            self._stop()
 
-    # Folder, config, state ---------------------------------------------------------------------
+    def _stop(self) -> NoReturn:
+        self.bar.close()
+        distributed.barrier()  # torchrun ends all ranks when the first one ends: rank 0 must have saved
+        raise Stopped(self._stopped())
 
-    def _check_folder(self) -> None:
-        """Refuse a folder that holds something else; everything that needs no data, before processes join."""
-        self.config: dict = {}
-        if not (self.folder / checkpoints.CONFIG).exists():
-            checkpoints.check_folder(self.folder, "--savename")
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.bar.close()
+            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
+                            f"step {self.step}. Lower it, or use --precision fp32, under another --savename; the last "
+                            "good state of this one is kept.")
+
+    def _save(self) -> None:
+        """Write the state on rank 0, if all ranks have the same, finite parameters. Every rank must call this."""
+        distributed.check_same_on_ranks(self.model.state_dict().items())
+        if not torch.stack([one.isfinite().all() for one in self.model.parameters()]).all():
+            self._check_loss(math.nan)
+        if distributed.rank() == 0:
+            checkpoints.save_state(self.folder, {
+                "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.adam.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch,
+                "best": self.best, "rows": self.rows, "sums": self.sums, "seconds": self.seconds})
+        self._save_again_later()
+
+    def _save_again_later(self) -> None:
+        self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
+
+    def _restore(self, state: dict | None) -> None:
+        if state is None:
             return
-        old = checkpoints.read_config(self.folder)
-        name = f"--savename {self.settings.savename}"
-        if old.get("kind") != self.kind:
-            raise UserError(f"{name}: expected a run of kind {self.kind} in {self.folder}, found {old.get('kind')}. "
-                            "Choose another name.")
-        if self.settings.resume == "never":
-            raise UserError(f"{name}: expected no run in {self.folder}, found one, and --resume is never. "
-                            "Choose another name, or drop --resume never to go on.")
-        changed = changed_settings(self.settings, old["settings"])
-        if changed:
-            raise UserError(f"{name}: expected the settings that this run began with, found {', '.join(changed)}. "
-                            "Give those again, or choose another --savename.")
-        self.config = old
-
-    def _fix_global_batch(self) -> None:
-        """The first start fixes the global batch; later ones change the accumulation."""
-        per_pass = distributed.world_size() * self.settings.batch
-        self.global_batch = self.config.get("global_batch", per_pass * self.settings.accumulate)
-        self.accumulation, rest = divmod(self.global_batch, per_pass)
-        if rest or self.accumulation == 0:
-            raise UserError(f"--batch {self.settings.batch}: expected a divisor of this run's global batch of "
-                            f"{self.global_batch}, found {distributed.world_size()} process(es) x "
-                            f"{self.settings.batch} = {per_pass}. Change --batch or the number of processes.")
-        if self.settings.accumulate not in (1, self.accumulation):
-            raise UserError(f"--accumulate {self.settings.accumulate}: expected {self.accumulation} for this run's "
-                            f"global batch of {self.global_batch}, found another. Drop --accumulate.")
-        self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
-
-    def _describe_run(self) -> None:
-        """Set what config.json will hold; refuse other data, or another VQ-VAE, than the run began with."""
-        described = self.describe()
-        for key, value in described.items():
-            if key.endswith("_hash") and self.config.get(key, value) != value:
-                raise UserError(f"--savename {self.settings.savename}: expected the {key[:-5]} that this run began "
-                                f"with ({self.config[key][:12]}), found {value[:12]}. Choose another --savename.")
-        self.config = {"kind": self.kind, "settings": as_dict(self.settings), "global_batch": self.global_batch,
-                       **described, "versions": checkpoints.versions(),
-                       "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
-
-    def _check_that_ranks_agree(self) -> None:
-        """Each rank has read its own disk: on several machines the results folder must be one that all see."""
-        found = distributed.gather_objects((self.global_batch, self.accumulation, self.step))
-        if len(set(found)) > 1:
-            raise UserError(f"--results {self.settings.results}: expected one folder that all machines share, found "
-                            f"ranks at steps {', '.join(str(step) for _, _, step in found)}. Put it on a shared disk.")
-
-    def _save_state(self) -> None:
-        checkpoints.save_state(self.folder / checkpoints.STATE, {
-            "model": self.model.state_dict(), "optimizer": self.adam.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch,
-            "best": self.best, "rows": self.rows, "sums": self.sums})
-
-    def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.adam.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.epoch, self.step, self.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
-        self.best, self.rows = state["best"], state["rows"]
-        # The saved sums are those of all ranks; one rank carries them on.
-        self.sums = {name: value if distributed.rank() == 0 else 0.0 for name, value in state["sums"].items()}
+        for name in ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds"):
+            setattr(self, name, state[name])
 
-    def _log(self, row: dict) -> None:
-        checkpoints.write_rows(self.folder / "log.csv", self.rows)
-        for name, value in row.items():
-            self.board.add_scalar(name.replace("_", "/", 1), value, self.epoch)
-        self.board.flush()
-        shown = [f"{name} {value:.4g}" for name, value in row.items()
-                 if name.startswith(("train_loss", "validate_", "top_", "bottom_"))]
-        self._say(f"epoch {self.epoch}/{self.settings.epochs}: " + ", ".join(shown))
+    def _stopped(self, when: str | None = None) -> str:
+        return (f"Stopped by a signal {when or f'at step {self.step}'}, all saved: {self.folder}. "
+                "The same command goes on from here.")
+
+    # What is said -------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
 
     def _announce(self) -> None:
         ranks, name = distributed.world_size(), str(self.precision[0]).removeprefix("torch.")
-        self._say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
+        run_log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
                   f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
-        self._say(f"global batch {self.global_batch} = {ranks} process(es) x {self.settings.batch} x accumulation "
-                  f"{self.accumulation}; {self.device.type}, {name} ({self.precision[1]})")
+        run_log.say(f"global batch {self.global_batch} = {ranks} process(es) x {self.settings.batch} x accumulation "
+                  f"{self.accumulation}; {self.device.type}{distributed.why_this_device(self.device)}, {name} "
+                  f"({self.precision[1]})")
         if self.epoch or self.step_in_epoch:
             done = self.epoch >= self.settings.epochs
-            self._say(f"all {self.epoch} epochs are done: nothing to do" if done else
+            run_log.say(f"all {self.epoch} epochs are done: nothing to do" if done else
                       f"going on at epoch {self.epoch + 1}, step {self.step}")
-
-    def _say(self, line: str) -> None:
-        if distributed.launched_rank() == 0:
-            print(line, flush=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ ROWS = {  # a module imports only from lower rows; in row 0, only from the lines
     "distributed": 0,
     "headers": 1, "journal": 1, "scans": 1, "covariates": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1,
     "checkpoints": 1,
-    "volumes": 2, "autoencoder": 2, "prior": 2, "plots": 2,
+    "run_folder": 2, "run_log": 2, "volumes": 2, "autoencoder": 2, "prior": 2, "plots": 2,
     "brain": 3, "images": 3,
     "slices": 4, "codes": 4, "features": 4,
     "extraction": 5, "samples": 5,
@@ -20,7 +20,8 @@ ROWS = {  # a module imports only from lower rows; in row 0, only from the lines
     "extract_slices": 7, "train_vqvae": 7, "train_pixel_cnn": 7, "sample": 7, "evaluate": 7, "predict": 7,
     "make_demo_scans": 7, "demo": 7,
 }
-TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "metrics", "checkpoints"}
+TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "metrics", "checkpoints",
+                   "run_folder", "run_log"}
 IMPORTED_IN_FUNCTIONS = {"make_demo_scans": {"nilearn"}}  # an optional package, asked for when it is needed
 LONGEST = 399
 FILES = sorted(path for folder in (ROOT, ROOT / "vqvae2") for path in folder.glob("*.py") if path.stem != "__init__")

@@ -7,6 +7,8 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +68,15 @@ class TestWriting:
             checkpoints.write_atomically(tmp_path / "a.txt", write)
         assert files_in(tmp_path) == before
 
-    @pytest.mark.parametrize("write", [
-        lambda path: checkpoints.save_state(path, large()), lambda path: checkpoints.save_weights(path, large(), {}),
-        lambda path: checkpoints.write_json(path, ["x"] * 5000)], ids=["state", "weights", "json"])
-    def test_a_full_disk_is_one_line_and_keeps_what_was_there(self, write, tmp_path, full_disk):
-        (tmp_path / "a").write_text("the old one")
-        with pytest.raises(UserError, match=r"a: expected to write this file, found File too large\. Free some space"):
-            write(tmp_path / "a")
-        assert files_in(tmp_path) == {"a": hashlib.sha256(b"the old one").hexdigest()}
+    @pytest.mark.parametrize(("name", "write"), [
+        ("state.pt", lambda path: checkpoints.save_state(path.parent, large())),
+        ("w", lambda path: checkpoints.save_weights(path, large(), {})),
+        ("a.json", lambda path: checkpoints.write_json(path, ["x"] * 5000))])
+    def test_a_full_disk_is_one_line_and_keeps_what_was_there(self, name, write, tmp_path, full_disk):
+        (tmp_path / name).write_text("the old one")
+        with pytest.raises(UserError, match=rf"{name}: expected to write this file, found File too large\. Free some"):
+            write(tmp_path / name)
+        assert files_in(tmp_path) == {name: hashlib.sha256(b"the old one").hexdigest()}
 
     def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -155,40 +158,113 @@ class TestHash:
         assert checkpoints.weights_hash({"a": one, "b": two}) != checkpoints.weights_hash({"a": two, "b": one})
 
 
+def state_at(step: int, run_id: str = "this run") -> dict:
+    return {**STATE, "step": step, "run_id": run_id}
+
+
 class TestState:
     def test_a_state_comes_back(self, tmp_path):
-        checkpoints.save_state(tmp_path / "s", STATE)
-        found = checkpoints.load_state(tmp_path / "s")
+        checkpoints.save_state(tmp_path, STATE)
+        found = checkpoints.load_state(tmp_path / "state.pt")
         assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
         assert found == {**STATE, "model": {}}
 
+    def test_another_program_reads_it_with_torch_alone(self, tmp_path):
+        checkpoints.save_state(tmp_path, STATE)
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 3
+
+    @pytest.mark.parametrize("sealed", [False, True])
     @pytest.mark.parametrize("write", [
         lambda path, value: path.write_bytes(pickle.dumps(value)), lambda path, value: torch.save(value, path),
         lambda path, value: torch.save({"model": {}, "rows": [value]}, path)],
         ids=["a bare pickle", "a torch file", "deep in a state"])
-    def test_a_malicious_pickle_is_refused_in_one_line_and_executes_nothing(self, write, tmp_path, capfd, recwarn):
-        write(tmp_path / "state.pt", Malicious(tmp_path / "executed"))
+    def test_a_malicious_pickle_is_refused_in_one_line_and_executes_nothing(self, write, sealed, tmp_path, capfd,
+                                                                            recwarn):
+        path = tmp_path / "state.pt"
+        write(path, Malicious(tmp_path / "executed"))
+        if sealed:  # whoever writes an evil file can write its checksum too
+            path.write_bytes(path.read_bytes() + checkpoints.SEAL + hashlib.sha256(path.read_bytes()).digest())
         with pytest.raises(UserError, match=r"state\.pt: expected a training state .* found .+\. Delete it to train"):
-            checkpoints.load_state(tmp_path / "state.pt")
+            checkpoints.load_state(path)
         assert not (tmp_path / "executed").exists()
         assert capfd.readouterr() == ("", "")
         assert not recwarn.list
 
-    def test_a_torn_or_damaged_file_is_refused(self, tmp_path):
-        checkpoints.save_state(tmp_path / "s", STATE)
-        whole = (tmp_path / "s").read_bytes()
-        damaged = [whole[:length] for length in (0, 1, 100, len(whole) // 2, len(whole) - 30)]
-        at = whole.index(b"epoch")  # inside the pickle: its opcodes become nonsense
-        damaged += [whole[:start] + bytes([byte] * 8) + whole[start + 8:]
-                    for start in (at - 40, at - 31) for byte in (0, 113, 255)]
+    def test_a_file_that_is_torn_anywhere_or_has_one_wrong_bit_is_refused(self, tmp_path):
+        checkpoints.save_state(tmp_path, STATE)
+        path = tmp_path / "state.pt"
+        whole = path.read_bytes()
+        damaged = [whole[:length] for length in range(0, len(whole), 97)] + [whole[:-1], whole + b"x"]
+        damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:] for at in range(0, len(whole), 53)]
         for content in damaged:
-            (tmp_path / "s").write_bytes(content)
-            with pytest.raises(UserError, match=r"s: expected a training state .* found .+\. Delete it to train"):
-                checkpoints.load_state(tmp_path / "s")
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"expected a training state .* found an? (torn or foreign|empty) file\. "
+                                                r"Delete it to train"):
+                checkpoints.load_state(path)
 
     def test_a_missing_state_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"s: expected a training state .* found no such file\. Delete it"):
             checkpoints.load_state(tmp_path / "s")
+
+    def test_the_one_before_the_last_is_kept(self, tmp_path):
+        for step in (1, 2, 3):
+            checkpoints.save_state(tmp_path, state_at(step))
+        assert sorted(files_in(tmp_path)) == ["state-before.pt", "state.pt"]
+        assert checkpoints.load_state(tmp_path / "state-before.pt")["step"] == 2
+        assert checkpoints.load_last_state(tmp_path)[0]["step"] == 3
+
+    @pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:500],
+                                      lambda content: content[:200] + b"?" + content[201:], lambda content: b"x" * 9999],
+                             ids=["empty", "truncated", "damaged", "foreign"])
+    def test_a_bad_last_state_is_passed_over_for_the_one_before_with_a_warning(self, tear, tmp_path):
+        for step in (1, 2):
+            checkpoints.save_state(tmp_path, state_at(step))
+        path = tmp_path / "state.pt"
+        path.write_bytes(tear(path.read_bytes()))
+        state, warning = checkpoints.load_last_state(tmp_path, "this run")
+        assert state["step"] == 1
+        assert "state.pt: expected a training state" in warning
+        assert "Going on from" in warning
+        assert "state-before.pt" in warning
+
+    def test_a_state_of_another_run_is_foreign(self, tmp_path):
+        for step, run in ((1, "this run"), (2, "another")):
+            checkpoints.save_state(tmp_path, state_at(step, run))
+        state, warning = checkpoints.load_last_state(tmp_path, "this run")
+        assert state["step"] == 1
+        assert "expected a training state of this run, found one of another run" in warning
+
+    def test_a_kill_between_the_two_renames_loses_nothing(self, tmp_path):
+        checkpoints.save_state(tmp_path, state_at(1))
+        (tmp_path / "state.pt").rename(tmp_path / "state-before.pt")
+        state, warning = checkpoints.load_last_state(tmp_path)
+        assert (state["step"], warning) == (1, "")
+
+    def test_without_any_state_there_is_none_and_with_bad_ones_only_all_are_named(self, tmp_path):
+        assert checkpoints.load_last_state(tmp_path) == (None, "")
+        (tmp_path / "state.pt").write_bytes(b"x")
+        (tmp_path / "state-before.pt").write_bytes(b"")
+        with pytest.raises(UserError, match=r"state\.pt: .* found a torn or foreign file\. .*state-before\.pt: .* "
+                                            r"found an empty file\. Delete what is named here to train"):
+            checkpoints.load_last_state(tmp_path)
+
+
+class TestWhereARunStands:
+    def stands(self, folder: Path, *more: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-m", "vqvae2.checkpoints", str(folder), *more], text=True,
+                              capture_output=True, check=False, cwd=Path(__file__).parents[1])
+        return done.returncode, done.stdout + done.stderr
+
+    def test_a_run_is_finished_or_not_or_cannot_be_told(self, tmp_path):
+        checkpoints.write_json(tmp_path / "config.json", {"settings": {"epochs": 3}})
+        assert self.stands(tmp_path) == (1, "not finished: 0 of 3 epochs, 0 steps\n")
+        checkpoints.save_state(tmp_path, {**STATE, "epoch": 2, "step": 40})
+        assert self.stands(tmp_path) == (1, "not finished: 2 of 3 epochs, 40 steps\n")
+        checkpoints.save_state(tmp_path, {**STATE, "epoch": 3, "step": 60})
+        assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
+        status, said = self.stands(tmp_path / "nowhere")
+        assert status == 2
+        assert "expected the settings of a run, found no such file" in said
 
 
 class TestConfig:

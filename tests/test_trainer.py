@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
         def losses(self, model, share):
             return {"loss": super().losses(model, share)["loss"] * (float("nan") if share.step >= 5 else 1)}
 
-    with pytest.raises(UserError, match=r"--learning-rate .*: expected a finite loss, found nan at step 1.* Lower it"):
+    with pytest.raises(UserError, match=r"--learning-rate .*: expected a finite loss, found nan at step 6\. Lower it"):
         line(Lost).run()
     assert checkpoints.load_state(line().folder / "state.pt")["step"] == 5
 

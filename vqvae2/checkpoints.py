@@ -1,8 +1,12 @@
 """A run's state <-> files: written atomically, read without executing anything, found by name.
 
 Weights are safetensors with the run's config in their metadata, so that they load without the code's
-defaults. The training state is a torch file that holds tensors and plain values only and is read
-with weights_only=True: a malicious pickle is refused.
+defaults. The training state is a torch file that holds tensors and plain values only, ends with its own
+SHA-256 and is read with weights_only=True: a torn or foreign file is told, a malicious pickle is refused.
+
+    python -m vqvae2.checkpoints results/oasis/brain-128
+
+says where a run stands: exit status 0 if it has made all its epochs, 1 if not, 2 if that cannot be told.
 """
 
 import csv
@@ -11,6 +15,7 @@ import io
 import json
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,19 +28,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vqvae2 import __version__
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, run_script
 
-CONFIG, WEIGHTS, STATE = "config.json", "model.safetensors", "state.pt"
+CONFIG, WEIGHTS, STATE, STATE_BEFORE = "config.json", "model.safetensors", "state.pt", "state-before.pt"
+SEAL = b"vqvae2 sha256 "
+"""Stands at the end of a state, before the 32 bytes of the SHA-256 of all that comes before it."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none."""
+def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
+    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none.
+
+    What `path` was before becomes `keep`, if that is given.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
@@ -102,23 +114,54 @@ def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_state(path: Path, state: dict) -> None:
-    """Write a training state (tensors and plain values), atomically."""
+def save_state(folder: Path, state: dict) -> None:
+    """Write a training state (tensors and plain values) into a run's folder, atomically; keep the one before it."""
     made = io.BytesIO()
     torch.save(state, made)
-    write_atomically(path, partial(Path.write_bytes, data=made.getbuffer()))
+    made.write(SEAL + hashlib.sha256(made.getbuffer()).digest())
+    write_atomically(folder / STATE, partial(Path.write_bytes, data=made.getbuffer()), keep=folder / STATE_BEFORE)
 
 
 def load_state(path: Path) -> dict:
-    """Return a training state, on the CPU. Raises: UserError if the file is torn or holds anything executable."""
+    """Return a training state, on the CPU.
+
+    Raises: UserError if the file is missing, torn or damaged, or not one that save_state has written.
+    """
     try:
+        content = path.read_bytes()
+        body, seal = content[:-len(SEAL) - 32], content[-len(SEAL) - 32:]
+        if seal != SEAL + hashlib.sha256(body).digest():
+            raise ValueError("a torn or foreign file" if content else "an empty file")
         with warnings.catch_warnings():  # torch's about how a file was pickled, which is not the user's business
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     # Whatever torch raises, the file is not one that save_state has written.
     except Exception as error:
         raise UserError(f"{path}: expected a training state of this project, found {_short(error)}. "
                         "Delete it to train from the start.") from None
+
+
+def load_last_state(folder: Path, run_id: str | None = None) -> tuple[dict | None, str]:
+    """Return a run's last state that can be trusted, None where none was saved, and a warning or "".
+
+    Args:
+        run_id: what a state of this run has under "run_id"; another run's is foreign.
+    Raises: UserError if there are states and none can be trusted.
+    """
+    failures: list[str] = []
+    for path in (folder / STATE, folder / STATE_BEFORE):
+        try:
+            if path.exists():
+                state = load_state(path)
+                if run_id is not None and state.get("run_id") != run_id:
+                    raise UserError(f"{path}: expected a training state of this run, found one of another run. "
+                                    "Delete it to train from the start.")
+                return state, f"warning: {failures[0]} Going on from {path}, the one before it." if failures else ""
+        except UserError as error:
+            failures.append(str(error).removesuffix("Delete it to train from the start.").strip())
+    if failures:
+        raise UserError(f"{' '.join(failures)} Delete what is named here to train from the start.")
+    return None, ""
 
 
 def read_config(folder: Path) -> dict:
@@ -163,3 +206,21 @@ def _short(error: Exception) -> str:
     text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
     text = text or type(error).__name__
     return text if len(text) < 120 else text[:117] + "…"
+
+
+def main() -> None:
+    """Print where the run in the folder that the command line names stands."""
+    if len(sys.argv) != 2:
+        raise UserError(f"checkpoints: expected the folder of one run, found {len(sys.argv) - 1} argument(s). "
+                        "For example: python -m vqvae2.checkpoints results/oasis/brain-128")
+    folder = Path(sys.argv[1])
+    epochs = read_config(folder)["settings"]["epochs"]
+    state, warning = load_last_state(folder)
+    made, step = (state["epoch"], state["step"]) if state else (0, 0)
+    print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of {epochs} epochs, "
+          f"{step} steps")
+    raise SystemExit(made < epochs)
+
+
+if __name__ == "__main__":
+    run_script(main)

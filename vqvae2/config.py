@@ -82,6 +82,10 @@ class RunSettings(DataSettings):
     """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
     pictures_every: int = 1
     """Epochs between pictures."""
+    checkpoint_minutes: float = 10
+    """Minutes between saves inside an epoch; the state is saved at the end of each epoch anyway."""
+    timeout_minutes: float = 10
+    """Minutes that a process waits for the others before it gives up: a machine whose link is cut does not say so."""
     threads: int | None = None
     """CPU threads of each process. Default: the cores divided by the processes of this machine."""
 
@@ -93,6 +97,8 @@ class RunSettings(DataSettings):
         check_finite(self, *(one.name for one in dataclasses.fields(self)))
         for name in ("warmup_steps", "clip"):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        for name in ("checkpoint_minutes", "timeout_minutes"):
+            expect(getattr(self, name) > 0, flag(name), "more than 0", getattr(self, name), "The default is 10.")
         expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
         expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
         check_seed(self.seed)
@@ -100,7 +106,8 @@ class RunSettings(DataSettings):
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
 
-NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "data", "results", "resume", "pictures_every", "threads"}
+NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "data", "results", "resume", "pictures_every", "threads",
+                     "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
 
 

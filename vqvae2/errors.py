@@ -5,6 +5,7 @@ Anything else that is raised is our bug and keeps its traceback.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         _print_once(" ".join(str(error).split()))
+        _end_torchrun()
         raise SystemExit(EXIT_USER_ERROR) from None
     except Stopped as stop:  # all ranks stop together, and rank 0 speaks for them
         if _rank() == 0:
@@ -56,3 +58,12 @@ def _print_once(line: str) -> None:
     if _rank() != 0:
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     print(line, file=sys.stderr, flush=True)
+
+
+def _end_torchrun() -> None:
+    """Under `torchrun --max-restarts` an error that only the user can mend is not to be met again and again.
+
+    torchrun starts again whatever the exit status; a SIGTERM to it ends it, and all its processes, for good.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        os.kill(os.getppid(), signal.SIGTERM)

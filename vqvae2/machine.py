@@ -2,8 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from vqvae2.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -33,11 +37,20 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
     return (torch.bfloat16, "native here") if native else (torch.float32, "bf16 is not native here")
 
 
-class SignalsNoted:
-    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead."""
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return `values` on `device`; the host does not wait for the copy, which starts from pinned memory on CUDA."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+class Signals:
+    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead.
+
+    Where nothing is lost by it, `stopping_at_once` makes them end the run there and then.
+    """
 
     def __init__(self) -> None:
         self.came = False
+        self._message: str | None = None
 
     def __enter__(self) -> None:
         self.before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
@@ -46,5 +59,18 @@ class SignalsNoted:
         for number, handler in zip(STOP_SIGNALS, self.before):
             signal.signal(number, handler)
 
+    @contextmanager
+    def stopping_at_once(self, message: str) -> Iterator[None]:
+        """Within, raise Stopped with `message` as soon as a signal comes, or at once if one has come before."""
+        self._message = message
+        try:
+            if self.came:
+                raise Stopped(message)
+            yield
+        finally:
+            self._message = None
+
     def _note(self, *_: object) -> None:
-        self.came = True
+        again, self.came = self.came, True
+        if self._message is not None and not again:  # a second signal must not disturb the ending
+            raise Stopped(self._message)

@@ -1,0 +1,92 @@
+"""A run's folder and today's settings -> what the run goes on with: its config, global batch and state.
+
+The first start fixes what a run is: its kind, its settings, its data and its global batch. Later starts may
+change the number of processes, of epochs, and whatever else does not change the result.
+"""
+
+import hashlib
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from vqvae2 import checkpoints, distributed
+from vqvae2.config import RunSettings, as_dict, changed_settings
+from vqvae2.errors import UserError
+
+
+def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
+    """Return the config of the run in `folder`, {} where there is none; needs no data and no other process.
+
+    Raises: UserError if the folder holds something else, or the run began with other settings.
+    """
+    if not (folder / checkpoints.CONFIG).exists():
+        checkpoints.check_folder(folder, "--savename")
+        return {}
+    config = checkpoints.read_config(folder)
+    name = f"--savename {settings.savename}"
+    if config.get("kind") != kind:
+        raise UserError(f"{name}: expected a run of kind {kind} in {folder}, found {config.get('kind')}. "
+                        "Choose another name.")
+    if settings.resume == "never":
+        raise UserError(f"{name}: expected no run in {folder}, found one, and --resume is never. "
+                        "Choose another name, or drop --resume never to go on.")
+    changed = changed_settings(settings, config["settings"])
+    if changed:
+        raise UserError(f"{name}: expected the settings that this run began with, found {', '.join(changed)}. "
+                        "Give those again, or choose another --savename.")
+    return config
+
+
+def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
+    """Return the run's global batch, which its first start fixes, and how many micro-batches make it up today.
+
+    Raises: UserError if today's processes and --batch do not divide it.
+    """
+    per_pass = distributed.world_size() * settings.batch
+    global_batch = config.get("global_batch", per_pass * settings.accumulate)
+    accumulation, rest = divmod(global_batch, per_pass)
+    if rest or accumulation == 0:
+        raise UserError(f"--batch {settings.batch}: expected a divisor of this run's global batch of "
+                        f"{global_batch}, found {distributed.world_size()} process(es) x "
+                        f"{settings.batch} = {per_pass}. Change --batch or the number of processes.")
+    if settings.accumulate not in (1, accumulation):
+        raise UserError(f"--accumulate {settings.accumulate}: expected {accumulation} for this run's "
+                        f"global batch of {global_batch}, found another. Drop --accumulate.")
+    return global_batch, accumulation
+
+
+def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, before: dict) -> dict:
+    """Return what config.json is to hold.
+
+    Args:
+        data: what the model was given; keys that end in _hash must be those the run began with.
+        before: the config of the run so far, or {}.
+    Raises: UserError if a hash has changed: other data, or another VQ-VAE.
+    """
+    for key, value in data.items():
+        if key.endswith("_hash") and before.get(key, value) != value:
+            raise UserError(f"--savename {settings.savename}: expected the {key[:-5]} that this run began "
+                            f"with ({before[key][:12]}), found {value[:12]}. Choose another --savename.")
+    run = {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data}
+    return {**run, "run_id": before.get("run_id") or hashlib.sha256(json.dumps(run).encode()).hexdigest()[:16],
+            "versions": checkpoints.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+
+
+def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
+    """Return the state that this run goes on from, None at its first start; the same on every rank.
+
+    A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.
+    Raises: UserError if no state can be trusted, or machines do not see the same folder.
+    """
+    state, warning = checkpoints.load_last_state(folder, config["run_id"])
+    stands = (config["global_batch"], 0 if state is None else state["step"])
+    found = distributed.gather_objects(stands)
+    if len(set(found)) > 1:
+        raise UserError(f"--results {settings.results}: expected one folder that all machines share, found "
+                        f"ranks at steps {', '.join(str(step) for _, step in found)}. Put it on a shared disk.")
+    if warning and distributed.rank() == 0:
+        print(warning, file=sys.stderr, flush=True)
+        # Else the next save would keep the bad one as the one before it, and throw the good one away.
+        (folder / checkpoints.STATE).replace(folder / "state-bad.pt")
+    return state
