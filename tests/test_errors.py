@@ -1,6 +1,7 @@
 """What run_script makes of each way in which a script can end."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -71,3 +72,25 @@ def test_ranks_that_stop_together_say_so_once(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="75"):
         run_script(stop)
     assert capsys.readouterr().err == ""
+
+
+def test_a_users_error_is_written_where_a_batch_script_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQVAE2_USER_ERROR_FILE", str(tmp_path / "error"))
+    assert status_of(lambda: None) == 0
+    assert status_of(raiser(Stopped("Stopped by a signal."))) == 75
+    assert not (tmp_path / "error").exists()
+    assert status_of(raiser(UserError("--size: expected 8,\n found 3."))) == 2
+    assert (tmp_path / "error").read_text() == "--size: expected 8, found 3.\n"
+
+
+@pytest.mark.parametrize(("restarts", "made", "ended"), [(None, None, False), ("0", "0", False), ("3", "0", True),
+                                                         ("3", "2", True), ("3", "3", False)])
+def test_torchrun_is_ended_where_it_would_try_a_users_error_again(restarts, made, ended, monkeypatch):
+    sent = []
+    for name, value in (("TORCHELASTIC_MAX_RESTARTS", restarts), ("TORCHELASTIC_RESTART_COUNT", made)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(errors.os, "kill", lambda number, what: sent.append((number, what)))
+    assert status_of(raiser(UserError("a line"))) == 2
+    assert sent == ([(os.getppid(), signal.SIGTERM)] if ended else [])

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -33,8 +34,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as error:
-        _print_once(" ".join(str(error).split()))
-        _end_torchrun()
+        line = " ".join(str(error).split())
+        _print_once(line)
+        _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
     except Stopped as stop:  # all ranks stop together, and rank 0 speaks for them
         if _rank() == 0:
@@ -60,10 +62,15 @@ def _print_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _end_torchrun() -> None:
-    """Under `torchrun --max-restarts` an error that only the user can mend is not to be met again and again.
+def _tell_launcher(line: str) -> None:
+    """See to it that an error which only the user can mend is not met again and again.
 
-    torchrun starts again whatever the exit status; a SIGTERM to it ends it, and all its processes, for good.
+    `torchrun --max-restarts` starts again whatever the exit status was; a SIGTERM ends it, and all its processes, for
+    good. Its own status is 1 for any failure: a batch script that is to tell them apart names a file in
+    VQVAE2_USER_ERROR_FILE, which then holds the line.
     """
+    if path := os.environ.get("VQVAE2_USER_ERROR_FILE"):
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(f"{line}\n")
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         os.kill(os.getppid(), signal.SIGTERM)
