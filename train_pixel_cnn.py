@@ -27,10 +27,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, distributed, images, metrics, plots, random_numbers, run_log
+from vqvae2 import autoencoder, checkpoints, codes, distributed, images, machine, metrics, plots, random_numbers
 from vqvae2.config import PriorSettings, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.prior import Prior
+from vqvae2.run_log import say
 
 
 class PriorTrainer(Trainer):
@@ -62,7 +63,7 @@ class PriorTrainer(Trainer):
         for warning in codes.check_codebook_use(codes.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
-            run_log.say(warning)
+            say(warning)
         self._report_references()
 
     def _data_settings(self) -> PriorSettings:
@@ -89,7 +90,8 @@ class PriorTrainer(Trainer):
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:
-                change = (lambda pixels, items: _changed(pixels, items, self.settings.seed, copy)) if copy else None
+                change = (lambda pixels, items: images.moved(pixels, random_numbers.uniform(
+                    self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = codes.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change)
             if distributed.rank() == 0:
@@ -102,7 +104,7 @@ class PriorTrainer(Trainer):
         if len(self.maps["validate"].names) and distributed.rank() == 0:
             self.references = metrics.context_model_bits(
                 self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
-            run_log.say("reference models on the validation images, bits per code: " +
+            say("reference models on the validation images, bits per code: " +
                       ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
                       f"; a blind guess {math.log2(size):.3f}")
 
@@ -148,7 +150,7 @@ class PriorTrainer(Trainer):
             for level, one in chosen.items():
                 for i in (number >= 0).nonzero()[:, 0].tolist():
                     one[i] = self.copies[number[i]].levels[level][share.items[i]]
-        return {level: one.to(self.device) for level, one in chosen.items()}
+        return {level: machine.to_device(one, self.device) for level, one in chosen.items()}
 
     def _keep(self, share: Share) -> torch.Tensor | None:
         """Dropout of whole channels, by numbers of each image's own; the same on any number of ranks."""
@@ -158,26 +160,11 @@ class PriorTrainer(Trainer):
         numbers = random_numbers.uniform(self.settings.seed, "dropout", share.epoch, share.items.numpy()[:, None],
                                          np.arange(math.prod(shape))[None])
         kept = (numbers >= self.settings.dropout).float() / (1 - self.settings.dropout)
-        return kept.view(-1, *shape).to(self.device)
+        return machine.to_device(kept.view(-1, *shape), self.device)
 
     def pictures(self, epoch: int) -> None:
         """Draw the curves."""
         plots.curves(self.rows, self.folder / "losses.png")
-
-
-def _changed(pixels: torch.Tensor, items: np.ndarray, seed: int, copy: int) -> torch.Tensor:
-    """Return each image mirrored or not, shifted by up to 3 % and scaled by up to 5 %, by its own numbers.
-
-    `pixels` `[n, channels, height, width]` in 0…1; nothing is turned upside down: scans are not.
-    """
-    draws = random_numbers.uniform(seed, f"copy {copy}", items[:, None], np.arange(5)[None]).float()
-    mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    shift, scale = (draws[:, 1:3] * 2 - 1) * 0.06, 1 + (draws[:, 3:] * 2 - 1) * 0.05
-    affine = torch.zeros(len(pixels), 2, 3)
-    affine[:, 0, 0], affine[:, 1, 1] = mirror * scale[:, 0], scale[:, 1]
-    affine[:, :, 2] = shift
-    grid = functional.affine_grid(affine, list(pixels.shape), align_corners=False)
-    return functional.grid_sample(pixels, grid, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def main(arguments: list[str] | None = None) -> None:

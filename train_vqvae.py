@@ -56,7 +56,9 @@ class VqvaeTrainer(Trainer):
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return loss, mean squared error and commitment of each image; SSIM too when validating."""
         training = model.training
-        pixels = self.images.splits["train" if training else "validate"].batch(share.items).to(self.device)
+        pixels = self.images.splits["train" if training else "validate"].batch(share.items, self.device)
+        if training and self.settings.augment:
+            pixels = images.augmented(pixels, share.items, self.settings.seed, share.epoch)
         place = Place(share.positions, share.global_batch, share.step) if training else None
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
         mse = error_of_clipped(made.images.float(), pixels).square().flatten(1).mean(1)

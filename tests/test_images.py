@@ -3,15 +3,19 @@
 import csv
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
+from conftest import SLICES_PER_SUBJECT, SUBJECTS, picture_of, write_slices
 from PIL import Image
+from torch.nn import functional
 
+import train_vqvae
+from trainer import Share
 from vqvae2 import images
-from vqvae2.config import DataSettings
+from vqvae2.config import DataSettings, VqvaeSettings
 from vqvae2.errors import UserError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -279,6 +283,128 @@ class TestPixels:
         batch = self.read(tmp_path).batch(torch.tensor([2, 0, 2]))
         assert batch.shape == (3, 1, 2, 2)
         assert (batch[:, 0, 0, 0] * 255).tolist() == [2, 0, 2]
+
+
+    @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+    def test_every_value_is_the_float_nearest_to_its_share_of_white(self, kind, white):
+        pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
+        one = images.ImageSet((images.ImageFile("a.png", "train", "a", ""),), pixels)
+        expected = torch.from_numpy((pixels.astype(np.float64) / white).astype(np.float32))
+        assert torch.equal(one.batch([0]), expected)
+        assert torch.equal(one.batch(torch.tensor([0]), torch.device("cpu")), expected)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+    @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+    def test_a_batch_on_cuda_is_bit_for_bit_that_on_the_cpu(self, kind, white):
+        pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
+        one = images.ImageSet((images.ImageFile("a.png", "train", "a", ""),), pixels)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            batch = one.batch([0], torch.device("cuda", 0))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert batch.is_cuda
+        assert torch.equal(batch.cpu(), one.batch([0]))
+
+    def test_a_batch_of_no_images_is_empty(self, tmp_path):
+        save(tmp_path / "train" / "a.png")
+        assert self.read(tmp_path).batch(torch.arange(0)).shape == (0, 1, 16, 16)
+
+
+class TestAugmentation:
+    @pytest.fixture
+    def heads(self) -> torch.Tensor:
+        """Seven heads on black, of a size that no vector instruction divides."""
+        return torch.from_numpy(np.stack([picture_of(number, 0, 37) for number in range(7)])[:, None]) / 255
+
+    def augmented(self, pixels, items=range(7), seed=0, epoch=0):
+        return images.augmented(pixels, torch.tensor(list(items), dtype=torch.long), seed, epoch)
+
+    def test_an_image_becomes_the_same_whatever_else_is_in_its_batch(self, heads):
+        whole = self.augmented(heads)
+        for i in range(7):
+            assert torch.equal(self.augmented(heads[i:i + 1], [i]), whole[i:i + 1])
+        assert torch.equal(self.augmented(heads.flip(0), reversed(range(7))).flip(0), whole)
+        assert torch.equal(self.augmented(heads), whole)
+
+    @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}, {"items": range(1, 8)}])
+    def test_another_epoch_seed_or_number_makes_another_picture(self, other, heads):
+        before, after = self.augmented(heads), self.augmented(heads, **other)
+        assert all(not torch.equal(one, two) for one, two in zip(before, after))
+
+    def test_values_stay_in_0_to_1_with_black_exactly_0(self, heads):
+        for epoch in range(20):
+            made = self.augmented(functional.pad((heads * 2).clamp(0, 1), (6, 6, 6, 6)), epoch=epoch)
+            assert made.min() >= 0
+            assert made.max() <= 1
+            # The heads end 6 pixels inside; moves, scales and neighbours reach less than 4 of them.
+            border = torch.ones_like(made, dtype=torch.bool)
+            border[:, :, 2:-2, 2:-2] = False
+            assert (made[border] == 0).all()
+        assert (self.augmented(torch.zeros(7, 1, 16, 16)) == 0).all()
+
+    def test_a_pixel_is_black_wherever_all_four_that_it_lies_between_are(self):
+        """A white square: the cubic's lobes would leave a glow beside its corners."""
+        square = torch.zeros(32, 1, 24, 24)
+        square[:, :, 8:16, 8:16] = 1
+
+        def is_rectangle(made):
+            lit = made[:, 0] > 0
+            return (lit == lit.any(2)[:, :, None] & lit.any(1)[:, None]).all((1, 2))
+        assert is_rectangle(self.augmented(square, range(32))).all()
+        glowing = images.moved(square, torch.rand(32, 5, generator=torch.Generator().manual_seed(0)))
+        assert not is_rectangle(glowing).any()
+
+    def test_about_half_are_mirrored_and_none_is_upside_down(self):
+        ramp = torch.linspace(0.2, 0.8, 32)
+        across, down = ramp.expand(200, 1, 32, 32), ramp[:, None].expand(200, 1, 32, 32)
+        made = self.augmented(across, range(200))[:, 0, 16]
+        assert (made[:, 24] < made[:, 8]).float().mean().item() == pytest.approx(0.5, abs=0.14)  # four deviations
+        made = self.augmented(down, range(200))[:, 0, :, 16]
+        assert (made[:, 24] > made[:, 8]).all()
+
+    def test_brightness_and_contrast_change_a_little(self):
+        made = self.augmented(torch.full((500, 1, 8, 8), 0.5), range(500))[:, 0, 4, 4]
+        # 0.5 x 0.9…1.1, bent by up to 0.1 x 0.25.
+        assert 0.42 < made.min() < 0.45
+        assert 0.55 < made.max() < 0.58
+        assert made.mean().item() == pytest.approx(0.5, abs=0.01)
+
+    def test_moving_is_what_affine_grid_does_bit_for_bit(self, heads):
+        """The priors' augmented copies were made with it, and their codes are kept on disk."""
+        draws = torch.rand(7, 5, generator=torch.Generator().manual_seed(3))
+        affine = torch.zeros(7, 2, 3)
+        affine[:, 0, 0] = torch.where(draws[:, 0] < 0.5, -1.0, 1.0) * (1 + (draws[:, 3] * 2 - 1) * 0.05)
+        affine[:, 1, 1] = 1 + (draws[:, 4] * 2 - 1) * 0.05
+        affine[:, :, 2] = (draws[:, 1:3] * 2 - 1) * 0.06
+        grid = functional.affine_grid(affine, list(heads.shape), align_corners=False)
+        expected = functional.grid_sample(heads, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+        assert torch.equal(images.moved(heads, draws), expected)
+
+    def test_no_images_stay_none(self):
+        assert self.augmented(torch.zeros(0, 1, 16, 16), ()).shape == (0, 1, 16, 16)
+
+    @pytest.mark.parametrize("augment", [False, True])
+    def test_only_training_images_are_augmented_and_only_when_asked(self, augment, tiny_slices, tmp_path):
+        trainer = train_vqvae.VqvaeTrainer(VqvaeSettings(data=tiny_slices, savename="v", epochs=1, batch=4, seed=5,
+                                                         results=tmp_path, augment=augment))
+        trainer.device = torch.device("cpu")
+        trainer.start()
+        seen = []
+
+        class Model(torch.nn.Module):
+            def forward(self, pixels, place):
+                seen.append(pixels.clone())
+                nothing = torch.zeros(len(pixels))
+                return SimpleNamespace(images=pixels, commitment=nothing, prediction=nothing)
+
+        items = torch.tensor([3, 1])
+        for model in (Model().train(), Model().eval()):
+            trainer.losses(model, Share(items, torch.arange(2), 2, 7, 0))
+        train, validate = (trainer.images.splits[split].batch(items) for split in ("train", "validate"))
+        assert torch.equal(seen[0], images.augmented(train, items, 5, 7) if augment else train)
+        assert torch.equal(seen[0], train) is not augment
+        assert torch.equal(seen[1], validate)
 
 
 class TestSizes:

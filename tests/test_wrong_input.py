@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, on_screen, write_slices
 
 import evaluate
@@ -179,10 +180,25 @@ class TestGoingOn:
 
     @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
                                        lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
-    def test_a_state_that_is_damaged(self, spoil, run, refusal):
+    def test_states_that_are_all_damaged(self, spoil, run, refusal):
         spoil(run.vqvae / checkpoints.STATE)
-        assert re.search(r"state\.pt: expected a training state of this project, found .+\. Delete it to train from",
-                         refusal(train_vqvae.main, *train(run, "--epochs", "11")))
+        spoil(run.vqvae / checkpoints.STATE_BEFORE)
+        said = refusal(train_vqvae.main, *train(run))
+        assert re.search(r"state\.pt: expected a training state of this project, found .+state-before\.pt: .+, found "
+                         r".+\. Delete what is named here to train from", said)
+
+    @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
+                                       lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
+    def test_a_last_state_that_is_damaged_is_passed_over_with_a_warning_and_kept_aside(self, spoil, run, capfd):
+        before = checkpoints.load_state(run.vqvae / checkpoints.STATE)["model"]
+        spoil(run.vqvae / checkpoints.STATE)
+        train_vqvae.main([str(one) for one in train(run)])
+        said = capfd.readouterr()
+        assert "warning: " in said.err
+        assert "state-before.pt, the one before it" in said.err
+        assert (run.vqvae / "state-bad.pt").exists()
+        for name, value in checkpoints.load_state(run.vqvae / checkpoints.STATE)["model"].items():
+            assert torch.equal(value, before[name]), name
 
     def test_all_epochs_done_is_no_error_and_changes_no_result(self, run, capfd):
         before = files_in(run.vqvae)

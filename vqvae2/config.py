@@ -138,6 +138,8 @@ class VqvaeSettings(RunSettings):
     """Steps without quantising before k-means places the codebooks."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
+    augment: bool = False
+    """Train on another picture of each image in each epoch: mirrored or not, a little shifted, scaled, brighter."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,10 +8,11 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import NoneType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqvae2.errors import Stopped, UserError
+
+Value = TypeVar("Value")
 
 
 def launched_rank() -> int:
@@ -124,6 +127,22 @@ def gather_objects(value: object) -> list:
     gathered: list = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def together(work: Callable[[], Value]) -> Value:
+    """Return `work()`; if it raises UserError on a rank, raise the first such rank's on all.
+
+    A rank that raised alone would leave the others waiting for it. Every rank must call this.
+    """
+    value, found = None, None
+    try:
+        value = work()
+    except UserError as error:
+        found = str(error)
+    for one in gather_objects(found):
+        if one is not None:
+            raise UserError(one)
+    return value
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

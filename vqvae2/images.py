@@ -3,21 +3,24 @@
 Three kinds of folder: what extract_slices.py made (manifest.csv says split and subject), the
 keras_png_slices_* folders of the OASIS PNG release, and any folder of pictures. Whatever the kind,
 training refuses a subject that is in two splits: its test figures would be about training brains.
+
+All images are decoded once and stay in memory, one copy on each machine (pixel_cache.py); a batch is cut out of it in
+less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md).
 """
 
 import csv
 import hashlib
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
 
-from vqvae2 import random_numbers
+from vqvae2 import distributed, machine, pixel_cache, random_numbers
 from vqvae2.config import SPLITS, DataSettings, path_from_environment
 from vqvae2.errors import UserError
 
@@ -45,7 +48,7 @@ class ImageSet:
 
     files: tuple[ImageFile, ...]
     pixels: np.ndarray = field(repr=False)
-    """`[n, channels, height, width]`, uint8 or uint16."""
+    """`[n, channels, height, width]`, uint8 or uint16; read-only where the processes of a machine share it."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -60,15 +63,24 @@ class ImageSet:
         """The subject of each image, in order."""
         return [file.subject for file in self.files]
 
-    def batch(self, items: torch.Tensor | list[int]) -> torch.Tensor:
-        """Return images `[n, channels, height, width]`, float32 in 0…1."""
-        pixels = self.pixels[np.asarray(items, dtype=np.int64)]
-        return torch.from_numpy(pixels.astype(np.float32)) / (255 if pixels.dtype == np.uint8 else 65535)
+    def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
+        """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default).
+
+        To a CUDA device the stored bytes travel, a quarter of the floats, without the host waiting for it.
+        """
+        chosen = torch.from_numpy(self.pixels.take(np.asarray(items, dtype=np.int64), 0))
+        white = 255 if chosen.dtype == torch.uint8 else 65535
+        if device is None or device.type != "cuda":
+            images = chosen.to(torch.float32).div_(white)
+            return images if device is None else images.to(device)
+        # CUDA divides by a number of the host by multiplying with its inverse, whose last bits differ from the CPU's.
+        return machine.to_device(chosen, device).to(torch.float32).div_(torch.full((), float(white), device=device))
 
     def bytes(self) -> torch.Tensor:
         """Return all images as uint8 `[n, channels, height, width]`, for figures (design: on 8 bit)."""
         if self.pixels.dtype == np.uint8:
-            return torch.from_numpy(self.pixels)
+            # Torch has no read-only tensors: writing into one of shared pixels would end the process.
+            return torch.from_numpy(self.pixels if self.pixels.flags.writeable else self.pixels.copy())
         return to_bytes(self.batch(np.arange(len(self))))
 
 
@@ -89,10 +101,14 @@ class Images:
         return next(one.pixels.shape[1:] for one in self.splits.values() if len(one))
 
     def describe(self) -> dict:
-        """Return what config.json keeps of the data: hashes, sizes, and what was trained on."""
+        """Return what config.json keeps of the data: hashes, sizes, and what was trained on.
+
+        Every rank must call this and hashes its share of the training images; all get the same.
+        """
         train = self.splits["train"]
         of = {split: [file for file in self.files if file.split == split] for split in SPLITS}
-        pictures = sorted({pixel_hash(picture) for picture in train.pixels})
+        own = {pixel_hash(picture) for picture in train.pixels[distributed.rank()::distributed.world_size()]}
+        pictures = sorted(set().union(*distributed.gather_objects(own)))
         listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}" for file in self.files)
         if not all(file.sha256 for file in self.files):  # no manifest vouches for what is in the files
             listing += "\n".join(pictures)
@@ -106,28 +122,90 @@ class Images:
 
 
 def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:
-    """Read the images of `splits` into memory.
+    """Read the images of `splits` into memory, one copy on each machine. Every rank must call this.
 
     Args:
         settings: which folder and kind; --data, or SLICES_PATH.
         splits: the others stay empty, but are checked for shared subjects all the same.
         shape_must_divide: what height and width must be multiples of (the coarsest grid).
-    Raises: UserError if the folder does not fit, a subject is in two splits, or an image cannot be read.
+    Raises: UserError, the same on all ranks, if the folder does not fit, a subject is in two splits, an image cannot
+        be read, or another rank (on another machine) has other files.
     """
+    folder, files = distributed.together(lambda: _list_files(settings))
+    _check_ranks_see_the_same(folder, files)
+    subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
+    read = _reader(folder, settings.size)
+    sets, notes = {}, []
+    for split in SPLITS:
+        chosen = tuple(file for file in files if file.split == split and split in splits)
+        pixels, note = pixel_cache.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
+        sets[split] = ImageSet(chosen, pixels)
+        notes.append(note)
+    for note in sorted(set(notes) - {""}):
+        if distributed.launched_rank() == 0:
+            print(note, flush=True)
+    images = Images(folder, sets, subjects_known, tuple(files))
+    _check_shapes(images, shape_must_divide)
+    return images
+
+
+def moved(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return each image mirrored left-right or not, shifted by up to 3 % and scaled by up to 5 %, black outside.
+
+    Args:
+        pixels: `[n, channels, height, width]` in 0…1; nothing is turned upside down: scans are not.
+        draws: `[n, 5]` in 0…1, for mirroring, shifts (across, down) and scales (across, down).
+    """
+    places = _places_of(pixels, machine.to_device(draws.float(), pixels.device))
+    return _sampled(pixels, places, "bicubic")
+
+
+def augmented(pixels: torch.Tensor, items: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """Return another picture of each training image: `moved`, and up to 10 % brighter or darker, with another contrast.
+
+    Args:
+        pixels: `[n, channels, height, width]` in 0…1. items: `[n]`, the images' numbers in their split.
+    What becomes of an image depends on (seed, epoch, its number) only, not on the batch, the rank or what was drawn
+    before. Black background stays exactly 0, and all stays in 0…1. The contrast is x + b x (1 - x), b in -0.1…0.1: near
+    to gamma 1 - b in 0.9…1.1, but made of sums and products only, which are the same bits wherever a pixel lies.
+    """
+    draws = random_numbers.uniform(seed, "augmentation", epoch, np.asarray(items)[:, None], np.arange(7)[None]).float()
+    draws = machine.to_device(draws, pixels.device)
+    places = _places_of(pixels, draws[:, :5])
+    # The cubic's outer lobes are negative, and two of them make a glow of up to 1 % beside a corner; linear has none.
+    made = _sampled(pixels, places, "bicubic").masked_fill_(_sampled(pixels, places, "bilinear") == 0, 0)
+    gain, bend = (draws[:, 5:, None, None, None] * 0.2 - 0.1).unbind(1)
+    made.mul_(1 + gain).clamp_(0, 1)
+    return made.mul_((1 - made).mul_(bend).add_(1)).clamp_(0, 1)
+
+
+def _places_of(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return from where each pixel is taken, `[n, height, width, 2]`: (across, down), the picture being -1…1."""
+    mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
+    shift, scale = (draws[:, 1:3] * 2 - 1) * 0.06, 1 + (draws[:, 3:] * 2 - 1) * 0.05
+    height, width = pixels.shape[2:]
+    # Bit for bit torch's affine_grid, which multiplies matrices: its last bits might depend on the batch.
+    across, down = (torch.linspace(-1, 1, side, device=pixels.device) * (side - 1) / side for side in (width, height))
+    x = across * (mirror * scale[:, 0])[:, None] + shift[:, :1]
+    y = down * scale[:, 1:] + shift[:, 1:]
+    shape = (len(pixels), height, width)
+    return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
+
+
+def _sampled(pixels: torch.Tensor, places: torch.Tensor, mode: str) -> torch.Tensor:
+    return functional.grid_sample(pixels, places, mode=mode, align_corners=False).clamp_(0, 1)
+
+
+def _list_files(settings: DataSettings) -> tuple[Path, list[ImageFile]]:
+    """Return the data folder and its images of all splits. Raises: UserError as `load_images`."""
     folder = path_from_environment(settings.data, "SLICES_PATH", "--data")
     if not folder.is_dir():
         raise UserError(f"--data {folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}. "
                         "Run extract_slices.py first, or correct the path.")
     files = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[settings.dataset](
         folder, settings)
-    subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
     _check_subjects(folder, files)
-    read = _reader(folder, settings.size)
-    images = Images(folder, {split: _read_split([file for file in files if file.split == split]
-                                                if split in splits else [], read) for split in SPLITS}, subjects_known,
-                    tuple(files))
-    _check_shapes(images, shape_must_divide)
-    return images
+    return folder, files
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -257,18 +335,13 @@ def _as_pixels(picture: Image.Image, size: int | None) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _read_split(files: list[ImageFile], read: Callable[[ImageFile], np.ndarray]) -> ImageSet:
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(read, files))
-    shapes = {picture.shape[1:] for picture in pictures}
-    if len(shapes) > 1:
-        found = ", ".join(f"{height} by {width}" for height, width in sorted(shapes)[:4])
-        raise UserError(f"--data: expected images of one size, found {found}. Give --size to resize them.")
-    if len({picture.dtype for picture in pictures}) > 1:  # 8 and 16 bit: 255 and 65535 both are white
-        pictures = [picture if picture.dtype == np.uint16 else picture.astype(np.uint16) * 257 for picture in pictures]
-    channels = max((len(picture) for picture in pictures), default=1)
-    same = [picture if len(picture) == channels else np.repeat(picture, channels, 0) for picture in pictures]
-    return ImageSet(tuple(files), np.stack(same) if same else np.zeros((0, 1, 1, 1), np.uint8))
+def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
+    listing = hashlib.sha256(repr(files).encode()).hexdigest()
+    found = distributed.gather_objects((listing, len(files)))
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise UserError(f"--data {folder}: expected the same images on all machines, found {other[1]} on rank "
+                            f"{rank} that are not the {found[0][1]} of rank 0. Copy the folder again, or share it.")
 
 
 def _check_shapes(images: Images, divisor: int) -> None:
