@@ -161,6 +161,7 @@ class Trainer:
         self.precision = machine.choose_precision(self.settings.precision, self.device)
         self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._restore(run_folder.load_state(self.folder, self.config, self.settings))
+        self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)
         if distributed.rank() == 0:
             checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
         self.log = run_log.RunLog(self.folder, self.epoch)
@@ -336,7 +337,8 @@ class Trainer:
         if not torch.stack([one.isfinite().all() for one in self.model.parameters()]).all():
             self._check_loss(math.nan)
         if distributed.rank() == 0:
-            checkpoints.save_state(self.folder, {
+            run_folder.check_alone(self.folder, self.state_number, self.settings)
+            self.state_number = checkpoints.save_state(self.folder, {
                 "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.adam.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch,

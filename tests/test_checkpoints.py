@@ -198,8 +198,8 @@ class TestState:
         damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:] for at in range(0, len(whole), 53)]
         for content in damaged:
             path.write_bytes(content)
-            with pytest.raises(UserError, match=r"expected a training state .* found an? (torn or foreign|empty) file\. "
-                                                r"Delete it to train"):
+            with pytest.raises(UserError, match=r"expected a training state .* found an? (torn or foreign|empty) file"
+                                                r"\. Delete it to train"):
                 checkpoints.load_state(path)
 
     def test_a_missing_state_is_refused(self, tmp_path):
@@ -214,8 +214,8 @@ class TestState:
         assert checkpoints.load_last_state(tmp_path)[0]["step"] == 3
 
     @pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:500],
-                                      lambda content: content[:200] + b"?" + content[201:], lambda content: b"x" * 9999],
-                             ids=["empty", "truncated", "damaged", "foreign"])
+                                      lambda content: content[:200] + b"?" + content[201:],
+                                      lambda content: b"x" * 9999], ids=["empty", "truncated", "damaged", "foreign"])
     def test_a_bad_last_state_is_passed_over_for_the_one_before_with_a_warning(self, tear, tmp_path):
         for step in (1, 2):
             checkpoints.save_state(tmp_path, state_at(step))

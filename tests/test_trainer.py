@@ -156,6 +156,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
     assert checkpoints.load_state(line().folder / "state.pt")["step"] == 5
 
 
+def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(line):
+    class Doubled(Line):
+        def pictures(self, epoch):
+            if epoch == 1:
+                super(Doubled, other).run()
+
+    first, other = line(Doubled, epochs=3), line(Doubled, epochs=2)
+    with pytest.raises(UserError, match=r"--savename line: expected to be the only run in .*line, found a state that "
+                                        r"another has written since\. Stop one of them"):
+        first.run()
+    assert checkpoints.load_state(line().folder / "state.pt")["epoch"] == 2
+
+
+def test_the_global_batch_can_be_given_whatever_the_number_of_micro_batches(line):
+    first = line(epochs=1, batch=2, global_batch=8)
+    first.run()
+    assert (first.global_batch, first.accumulation) == (8, 4)
+    again = line(epochs=2, batch=4)
+    again.run()
+    assert (again.global_batch, again.accumulation) == (8, 2)
+    with pytest.raises(UserError, match=r"--global-batch 16: expected 8, with which this run began\. Drop"):
+        line(epochs=3, batch=4, global_batch=16).run()
+    with pytest.raises(UserError, match=r"--accumulate: expected 1 beside --global-batch, found 2\. Give one"):
+        line(batch=2, accumulate=2, global_batch=8)
+    with pytest.raises(UserError, match=r"--global-batch: expected at least --batch 8, found 4\. Or leave"):
+        line(batch=8, global_batch=4)
+
+
+def test_the_accumulation_that_the_run_began_with_may_be_given_again(line):
+    line(epochs=1, batch=2, accumulate=4).run()
+    on = line(epochs=2, batch=8, accumulate=4)
+    on.run()
+    assert on.accumulation == 1
+    with pytest.raises(UserError, match=r"--accumulate 3: expected 2 for this run's global batch of 8, found another"):
+        line(epochs=3, batch=4, accumulate=3).run()
+
+
 def test_best_weights_are_those_of_the_lowest_validation_loss(line):
     class Worse(Line):
         def losses(self, model, share):

@@ -114,12 +114,24 @@ def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_state(folder: Path, state: dict) -> None:
-    """Write a training state (tensors and plain values) into a run's folder, atomically; keep the one before it."""
+def file_number(path: Path) -> int | None:
+    """Return the number of the file that now has this name (its inode), None where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def save_state(folder: Path, state: dict) -> int | None:
+    """Write a training state (tensors and plain values) into a run's folder, atomically; keep the one before it.
+
+    Returns the new file's number. It stays this run's own until the next save but one: the file becomes the one before.
+    """
     made = io.BytesIO()
     torch.save(state, made)
     made.write(SEAL + hashlib.sha256(made.getbuffer()).digest())
     write_atomically(folder / STATE, partial(Path.write_bytes, data=made.getbuffer()), keep=folder / STATE_BEFORE)
+    return file_number(folder / STATE)
 
 
 def load_state(path: Path) -> dict:

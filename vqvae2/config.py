@@ -66,6 +66,9 @@ class RunSettings(DataSettings):
     """Images per process and step. The global batch is processes x batch x accumulation."""
     accumulate: int = 1
     """Micro-batches per step, each of --batch images."""
+    global_batch: int | None = None
+    """Images per step over all processes, in place of --accumulate: the same whatever the number of processes. Default:
+    what the first start makes of processes x batch x accumulation."""
     results: Path = Path("results")
     """Folder that holds all runs."""
     resume: Literal["auto", "never"] = "auto"
@@ -95,6 +98,10 @@ class RunSettings(DataSettings):
             value = getattr(self, name)
             expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
         check_finite(self, *(one.name for one in dataclasses.fields(self)))
+        expect(self.global_batch is None or self.global_batch >= self.batch, "--global-batch",
+               f"at least --batch {self.batch}", self.global_batch, "Or leave it out.")
+        expect(self.global_batch is None or self.accumulate == 1, "--accumulate", "1 beside --global-batch",
+               self.accumulate, "Give one of them.")
         for name in ("warmup_steps", "clip"):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
         for name in ("checkpoint_minutes", "timeout_minutes"):
@@ -106,8 +113,8 @@ class RunSettings(DataSettings):
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
 
-NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "data", "results", "resume", "pictures_every", "threads",
-                     "checkpoint_minutes", "timeout_minutes"}
+NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "global_batch", "data", "results", "resume", "pictures_every",
+                     "threads", "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
 
 

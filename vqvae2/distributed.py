@@ -7,6 +7,8 @@ returns its input. Every rank must call each collective, in the same order.
 import gc
 import os
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -73,8 +75,40 @@ def start(device: torch.device, minutes: float = 10) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched_world_size() > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(minutes=minutes)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            dist.init_process_group(backend, timeout=timeout, store=_store_of_this_start(timeout),
+                                    rank=launched_rank(), world_size=launched_world_size())
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+
+
+def _store_of_this_start(timeout: timedelta) -> dist.Store:
+    """Return a part of torchrun's store that nobody has used before, the same on all ranks.
+
+    torchrun keeps its store when it starts workers again, and nothing that it tells them is new each time on every
+    host: rank 1 would find the address of a rank 0 that is dead (pytorch issue 135712). So each rank asks rank 0
+    under a name of its own making, which only a living rank 0 can answer, with the part's name.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if launched_rank() != 0:
+        question = uuid.uuid4().hex
+        store.set(f"vqvae2/question/{launched_rank()}", question)
+        name = store.get(f"vqvae2/answer/{question}").decode()
+        store.set(f"{name}/heard/{launched_rank()}", "")
+        return dist.PrefixStore(name, store)
+    name, end = f"vqvae2/{uuid.uuid4().hex}", time.monotonic() + timeout.total_seconds()
+    waiting = set(range(1, launched_world_size()))
+    while waiting:
+        for asking in sorted(waiting):
+            if store.check([f"{name}/heard/{asking}"]):
+                waiting.remove(asking)
+            elif store.check([f"vqvae2/question/{asking}"]):
+                store.set(f"vqvae2/answer/{store.get(f'vqvae2/question/{asking}').decode()}", name)
+        if time.monotonic() > end:
+            raise RuntimeError(f"ranks {sorted(waiting)} did not join within {timeout}")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def stop() -> None:

@@ -44,13 +44,17 @@ def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
     Raises: UserError if today's processes and --batch do not divide it.
     """
     per_pass = distributed.world_size() * settings.batch
-    global_batch = config.get("global_batch", per_pass * settings.accumulate)
+    asked = settings.global_batch or per_pass * settings.accumulate
+    global_batch = config.get("global_batch", asked)
+    if settings.global_batch not in (None, global_batch):
+        raise UserError(f"--global-batch {settings.global_batch}: expected {global_batch}, with which this run began. "
+                        "Drop --global-batch, or choose another --savename.")
     accumulation, rest = divmod(global_batch, per_pass)
     if rest or accumulation == 0:
         raise UserError(f"--batch {settings.batch}: expected a divisor of this run's global batch of "
                         f"{global_batch}, found {distributed.world_size()} process(es) x "
                         f"{settings.batch} = {per_pass}. Change --batch or the number of processes.")
-    if settings.accumulate not in (1, accumulation):
+    if settings.accumulate not in (1, accumulation, config.get("settings", {}).get("accumulate")):
         raise UserError(f"--accumulate {settings.accumulate}: expected {accumulation} for this run's "
                         f"global batch of {global_batch}, found another. Drop --accumulate.")
     return global_batch, accumulation
@@ -71,6 +75,19 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
     run = {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data}
     return {**run, "run_id": before.get("run_id") or hashlib.sha256(json.dumps(run).encode()).hexdigest()[:16],
             "versions": checkpoints.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+
+
+def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None:
+    """Raise UserError if the state in `folder` is not the one that this run has read or written last.
+
+    Args:
+        number: what checkpoints.file_number or save_state said of it.
+    Two runs in one folder would each undo the other's work; torchrun starts a second one where it has lost sight of
+    a machine that goes on training.
+    """
+    if checkpoints.file_number(folder / checkpoints.STATE) != number:
+        raise UserError(f"--savename {settings.savename}: expected to be the only run in {folder}, found a state that "
+                        "another has written since. Stop one of them; the same command goes on from that state.")
 
 
 def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
