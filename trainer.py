@@ -78,7 +78,6 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.seconds = 0.0
         self.seconds_of_validation = math.inf
-        self.save_at = math.inf
         self.signals = machine.Signals()
         self.log: run_log.RunLog | None = None
 
@@ -160,13 +159,28 @@ class Trainer:
         self.adam = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
         self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self._settle_sums()
         self._restore(run_folder.load_state(self.folder, self.config, self.settings))
         self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)
         if distributed.rank() == 0:
             checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
         self.log = run_log.RunLog(self.folder, self.epoch)
-        self._save_again_later()
+        self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
+
+    def _settle_sums(self) -> None:
+        """Let every step, the first after a stop too, add the gradients of the ranks in one and the same order.
+
+        DDP lays gradients out anew after its first pass, as they came in it, and where one lies decides in which
+        order gloo adds three or more. So the first pass is always one of the fresh model, without images.
+        """
+        if distributed.world_size() > 1:
+            self.wrapped.train()
+            none = torch.zeros(0, dtype=torch.long)
+            with self._autocast():
+                loss = self.losses(self.wrapped, Share(none, none.to(self.device), 1, self.epoch, -1))["loss"]
+            loss.sum().backward()
+            self.adam.zero_grad(set_to_none=True)
 
     def _train_epoch(self) -> None:
         """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
@@ -343,9 +357,6 @@ class Trainer:
                 "average": None if self.average is None else self.average.state_dict(),
                 "epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch,
                 "best": self.best, "rows": self.rows, "sums": self.sums, "seconds": self.seconds})
-        self._save_again_later()
-
-    def _save_again_later(self) -> None:
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
 
     def _restore(self, state: dict | None) -> None:
@@ -361,8 +372,6 @@ class Trainer:
     def _stopped(self, when: str | None = None) -> str:
         return (f"Stopped by a signal {when or f'at step {self.step}'}, all saved: {self.folder}. "
                 "The same command goes on from here.")
-
-    # What is said -------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
