@@ -53,6 +53,10 @@ class VqvaeTrainer(Trainer):
         model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4))
         return model.to(memory_format=torch.channels_last)
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Return the networks between the codebooks."""
+        return self.model.convolutional_parts()
+
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return loss, mean squared error and commitment of each image; SSIM too when validating."""
         training = model.training

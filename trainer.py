@@ -26,6 +26,7 @@ STEPS_BETWEEN_CHECKS = 100
 """Steps between comparisons of the ranks' parameters."""
 SECONDS_OF_QUICK_VALIDATION = 5.0
 """A longer validation may be stopped at any moment: all is saved before it."""
+PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Trainer:
         start()                   what must be ready before the model is built (data), after processes have joined
         describe()                more for config.json
         optimizer(parameters)     another optimiser than Adam
+        parts_to_compile()        parts of the model that torch.compile may make one piece of
         after_step()              what the model updates without gradient, on all ranks
         validate_more()           more figures for the epoch's row, on all ranks; collectives allowed
         may_be_best()             whether this epoch's weights are fit for use
@@ -76,8 +78,7 @@ class Trainer:
         self.best = math.inf
         self.rows: list[dict] = []
         self.sums: dict[str, float] = {}
-        self.seconds = 0.0
-        self.seconds_of_validation = math.inf
+        self.seconds, self.seconds_of_validation = 0.0, math.inf
         self.signals = machine.Signals()
         self.log: run_log.RunLog | None = None
 
@@ -106,6 +107,10 @@ class Trainer:
         """Return the optimiser."""
         return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=self.device.type != "mps")
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Return parts of the model that torch.compile may make one piece of."""
+        return []
+
     def after_step(self) -> None:
         """Update what has no gradient."""
 
@@ -130,6 +135,7 @@ class Trainer:
         self.config = run_folder.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         machine.set_threads(self.settings.threads)
+        machine.keep_memory()
         distributed.start(self.device, self.settings.timeout_minutes)
         try:
             with self.signals:
@@ -158,9 +164,13 @@ class Trainer:
         self.wrapped = distributed.wrap(self.model, self.device)
         self.adam = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
+        self.compiled = machine.choose_compilation(self.settings.compile, self.device)
+        if self.compiled[0]:
+            machine.compile_parts(self.parts_to_compile())
         self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._settle_sums()
-        self._restore(run_folder.load_state(self.folder, self.config, self.settings))
+        if state := run_folder.load_state(self.folder, self.config, self.settings):
+            self._restore(state)
         self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)
         if distributed.rank() == 0:
             checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
@@ -193,8 +203,8 @@ class Trainer:
                         for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
-        title = f"epoch {self.epoch + 1}/{self.settings.epochs}"
-        with run_log.bar(title, self.step_in_epoch, self.steps_per_epoch) as self.bar:
+        with run_log.bar(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.step_in_epoch,
+                         self.steps_per_epoch) as self.bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 figures = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
                 self.running = {name: self.running.get(name, 0) + value for name, value in figures.items()}
@@ -241,11 +251,10 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Validate on all ranks; log, save and draw on rank 0."""
-        if self.seconds_of_validation > SECONDS_OF_QUICK_VALIDATION:
+        is_slow = self.seconds_of_validation > SECONDS_OF_QUICK_VALIDATION
+        if is_slow:
             self._save()
-            with self.signals.stopping_at_once(self._stopped()):
-                validated = self._validate()
-        else:
+        with self.signals.stopping_at_once(self._stopped()) if is_slow else nullcontext():
             validated = self._validate()
         items = self.count("train")
         row = {"epoch": self.epoch + 1, "step": self.step, "images_seen": (self.epoch + 1) * items,
@@ -306,8 +315,6 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / max(min(self.settings.warmup_steps, total // 5), 1))
         return self.settings.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(self.step / total, 1)))
 
-    # Looks, stops, state ------------------------------------------------------------------------
-
     def _look_if_due(self) -> None:
         """Count a micro-batch; look where all ranks have agreed to, or alone as soon as a signal has come."""
         self.passes += 1
@@ -334,13 +341,11 @@ class Trainer:
             self._stop()
 
     def _stop(self) -> NoReturn:
-        self.bar.close()
-        distributed.barrier()  # torchrun ends all ranks when the first one ends: rank 0 must have saved
+        distributed.barrier()  # torchrun ends all ranks when the first ends: rank 0 must have saved
         raise Stopped(self._stopped())
 
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
-            self.bar.close()
             raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
                             f"step {self.step}. Lower it, or use --precision fp32, under another --savename; the last "
                             "good state of this one is kept.")
@@ -355,18 +360,15 @@ class Trainer:
             self.state_number = checkpoints.save_state(self.folder, {
                 "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.adam.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
-                "epoch": self.epoch, "step": self.step, "step_in_epoch": self.step_in_epoch,
-                "best": self.best, "rows": self.rows, "sums": self.sums, "seconds": self.seconds})
+                **{name: getattr(self, name) for name in PLACE_IN_RUN}})
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
 
-    def _restore(self, state: dict | None) -> None:
-        if state is None:
-            return
+    def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.adam.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        for name in ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds"):
+        for name in PLACE_IN_RUN:
             setattr(self, name, state[name])
 
     def _stopped(self, when: str | None = None) -> str:
@@ -377,16 +379,16 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
 
     def _announce(self) -> None:
-        ranks, name = distributed.world_size(), str(self.precision[0]).removeprefix("torch.")
         run_log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
-                  f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
-        run_log.say(f"global batch {self.global_batch} = {ranks} process(es) x {self.settings.batch} x accumulation "
-                  f"{self.accumulation}; {self.device.type}{distributed.why_this_device(self.device)}, {name} "
-                  f"({self.precision[1]})")
-        if self.epoch or self.step_in_epoch:
-            done = self.epoch >= self.settings.epochs
-            run_log.say(f"all {self.epoch} epochs are done: nothing to do" if done else
-                      f"going on at epoch {self.epoch + 1}, step {self.step}")
+                    f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
+        run_log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
+                    f"{self.settings.batch} x accumulation {self.accumulation}; "
+                    f"{machine.in_words(self.device, self.precision, self.compiled)}"
+                    f"{distributed.why_this_device(self.device)}")
+        if self.epoch >= self.settings.epochs:
+            run_log.say(f"all {self.epoch} epochs are done: nothing to do")
+        elif self.step:
+            run_log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
 
 
 @torch.no_grad()

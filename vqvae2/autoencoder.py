@@ -36,6 +36,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vqvae2 import checkpoints
 from vqvae2.config import VqvaeSettings, from_dict
@@ -63,17 +64,41 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, inner: int):
         super().__init__()
         self.layers = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, inner, 3, padding=1),
-                                    nn.ReLU(), nn.Conv2d(inner, channels, 1))
+                                    nn.ReLU(inplace=True), nn.Conv2d(inner, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
-        return x + self.layers(x)
+        return self.layers(x).add_(x)
+
+
+class Enlarging(nn.ConvTranspose2d):
+    """A transposed convolution that doubles `[b, channels_in, h, w]`, put together from parts that are fast on a CPU.
+
+    oneDNN needs as long for the bias's gradient in bf16 as for the layer's other two: as the sum that autograd makes
+    of an addition, it costs nothing. And to one channel it comes nowhere near the rate of a matrix product; that
+    product, and adding up what overlaps, is the same. What was measured is in docs/benchmarks.md.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(channels_in, channels_out, 4, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels_in, height, width]` to `[batch, channels_out, 2 height, 2 width]`.
+
+        To a picture (at most 4 channels) the sums are float32 whatever autocast says.
+        """
+        if self.out_channels > 4:
+            made = functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
+            return made.add_(self.bias.to(made.dtype)[:, None, None])
+        patches = functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
+        size = 2 * x.shape[2], 2 * x.shape[3]
+        return functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
 
 
 def residual_stack(settings: VqvaeSettings) -> list[nn.Module]:
     """Return the residual blocks that end an encoder and begin a decoder."""
     blocks = [ResidualBlock(settings.channels, settings.residual_channels) for _ in range(settings.residual_layers)]
-    return [*blocks, nn.ReLU()]
+    return [*blocks, nn.ReLU(inplace=True)]
 
 
 def encoder(channels_in: int, factor: int, settings: VqvaeSettings) -> nn.Sequential:
@@ -82,7 +107,7 @@ def encoder(channels_in: int, factor: int, settings: VqvaeSettings) -> nn.Sequen
     widths = [channels_in, *[half] * (max(halvings(factor) - 1, 1)), full]
     layers: list[nn.Module] = []
     for i in range(halvings(factor)):
-        layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(widths[halvings(factor)], full, 3, padding=1))
     return nn.Sequential(*layers, *residual_stack(settings))
 
@@ -93,7 +118,7 @@ def decoder(channels_in: int, channels_out: int, factor: int, settings: VqvaeSet
     widths = [full, *[half] * (halvings(factor) - 1), channels_out]
     layers: list[nn.Module] = [nn.Conv2d(channels_in, full, 3, padding=1), *residual_stack(settings)]
     for i in range(halvings(factor)):
-        layers += [nn.ConvTranspose2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.ReLU()]
+        layers += [Enlarging(widths[i], widths[i + 1]), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
 
@@ -159,7 +184,10 @@ class Vqvae(nn.Module):
         return {"top": top, "bottom": bottom}, predicted, missed
 
     def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        seen = top if features is None else torch.cat([self.top_upsample(top), features], 1)
+        if features is None:
+            return self.decoder(top) + 0.5
+        above = self.top_upsample(top)
+        seen = torch.cat([above, features.to(above.dtype)], 1)
         return self.decoder(seen) + 0.5
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -179,6 +207,11 @@ class Vqvae(nn.Module):
         for quantizer in self.quantizers.values():
             quantizer.update()
 
+    def convolutional_parts(self) -> list[nn.Module]:
+        """Return the networks between the codebooks, which torch.compile can make one piece of."""
+        names = ("encoder", "top_encoder", "top_decoder", "top_upsample", "decoder")
+        return [getattr(self, name) for name in names if hasattr(self, name)]
+
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
@@ -186,7 +219,7 @@ class Vqvae(nn.Module):
 
 def upsampler(dim: int, factor: int) -> nn.Sequential:
     """Return transposed convolutions that enlarge `[b, dim, h, w]` by `factor`."""
-    return nn.Sequential(*[nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in range(halvings(factor))])
+    return nn.Sequential(*[Enlarging(dim, dim) for _ in range(halvings(factor))])
 
 
 @dataclass(frozen=True)

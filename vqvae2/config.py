@@ -75,6 +75,8 @@ class RunSettings(DataSettings):
     """auto goes on where the run of this name stopped; never refuses a folder that holds a run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto takes bf16 where the device computes it natively."""
+    compile: Literal["auto", "never", "always"] = "auto"
+    """auto compiles convolutions (torch.compile) on CUDA, where a compiler works; on a CPU it does not pay."""
     seed: int = 0
     """Seed of the weights, the order of images and every draw."""
     learning_rate: float = 1e-3

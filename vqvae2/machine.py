@@ -1,11 +1,15 @@
-"""This machine -> threads, the precision of matrix products, and signals that ask a run to stop."""
+"""This machine -> threads, the precision of matrix products, compilation, and signals that ask a run to stop."""
 
+import ctypes
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from vqvae2.errors import Stopped
 
@@ -21,6 +25,20 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
+def keep_memory() -> bool:
+    """Let this process keep freed memory for its next allocations, where the C library can (glibc); return whether.
+
+    By default glibc gives a tensor of some megabytes back at once, and the system clears its pages again for the
+    next one: a twentieth of a training step on the CPU. The peak stays what it is; call it before the first step.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
+        return False
+    # From malloc.h: M_MMAP_MAX (no maps of their own), M_TRIM_THRESHOLD (give nothing back), M_TOP_PAD (take 64 MB).
+    return all([set_option(-4, 0), set_option(-1, 2**31 - 1), set_option(-2, 64 * 2**20)])
+
+
 def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the precision of matrix products, and why: for "auto" bf16 where the device computes it natively.
 
@@ -29,12 +47,83 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
     if asked != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked], "as asked"
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # A private question, which not every version of torch answers; without an answer fp32 is safe.
-        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        native = device.type == "cpu" and ask is not None and ask()
-    return (torch.bfloat16, "native here") if native else (torch.float32, "bf16 is not native here")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "native on this GPU"
+        return torch.float32, "this GPU has no native bf16"
+    if device.type != "cpu":
+        return torch.float32, f"bf16 is not tried on {device.type}"
+    units = {name for flag, name in BF16_UNITS.items() if flag in cpu_flags()}
+    if units:
+        return torch.bfloat16, f"this CPU has {' and '.join(sorted(units))}"
+    return torch.float32, "this CPU has none of " + ", ".join(sorted(set(BF16_UNITS.values())))
+
+
+def in_words(device: torch.device, precision: tuple[torch.dtype, str], compiled: tuple[bool, str]) -> str:
+    """Return what was chosen, and why, for the line with which a run begins."""
+    name = str(precision[0]).removeprefix("torch.")
+    return f"{device.type}, {name} ({precision[1]}), {'compiled' if compiled[0] else 'not compiled'} ({compiled[1]})"
+
+
+BF16_UNITS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "ARM BF16"}
+"""Flags of /proc/cpuinfo (x86, x86, ARM) -> what of a CPU multiplies bf16."""
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Return what the system says that this CPU can do; nothing where it does not say (not Linux).
+
+    torch's own questions are private and differ between versions: torch 2.11 cannot be asked about AMX-BF16 or ARM.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.split(":")[0].strip() in ("flags", "Features")
+            for flag in line.partition(":")[2].split()}
+
+
+def choose_compilation(asked: str, device: torch.device) -> tuple[bool, str]:
+    """Return whether to compile networks with torch.compile, and why; never fails for want of a compiler.
+
+    "auto" compiles on CUDA alone: on a CPU the convolutions of an autoencoder take nine tenths of a step, which
+    compiling leaves as they are (docs/benchmarks.md). Where it is to be, a tiny function is compiled first.
+    """
+    if asked == "never":
+        return False, "as asked"
+    if asked == "auto" and device.type != "cuda":
+        return False, f"does not pay on {device.type}"
+    failure = why_not_compiled(device)
+    if failure:
+        return False, f"torch.compile does not work here: {failure}"
+    return True, "as asked" if asked == "always" else "torch.compile works on this GPU"
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """Compile, run and differentiate something tiny on `device`; return what went wrong in one line, or nothing."""
+    # Another number each time: a kernel that an earlier run left must not answer for a compiler that is gone.
+    number = 2 + time.time_ns() % 10**6
+
+    def tiny(x: torch.Tensor) -> torch.Tensor:
+        return (x * number + 1).relu().sum()
+
+    try:
+        x = torch.ones(64, device=device, requires_grad=True)
+        torch.compile(tiny, dynamic=False)(x).backward()
+        if x.grad is None or x.grad.ne(number).any():
+            return "it computes something else"
+    except Exception as error:  # whatever a compiler's absence may raise: the run goes on without
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}{': ' + lines[0][:150] if lines else ''}"
+    return ""
+
+
+def compile_parts(parts: Iterable[nn.Module]) -> None:
+    """Let each module be compiled at its first call, in place, so that names in the state_dict stay as they are.
+
+    Each shape gets kernels of its own (dynamic=False): a kernel for all shapes, made when a second one comes, adds
+    up in another order, and a run that goes on from its middle would have one where the first run had the other.
+    """
+    for part in parts:
+        part.compile(dynamic=False)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
