@@ -41,7 +41,7 @@ class SlowLine(Trainer):
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return the squared error of each point."""
-        if model.training:
+        if model.training and len(share.items):
             self.begin("pass")
         x = self.x[share.items] if model.training else self.x[share.items * 4]
         return {"loss": (model(x) - (3 * x - 1)).square()[:, 0]}
