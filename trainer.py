@@ -1,13 +1,13 @@
 """A model and numbered items -> a trained run in a folder: the loop, as a base class.
 
-Nothing in this file is about images, codes or codebooks. It owns epochs, processes, precision,
+Nothing in this file depends on what an item is; to the user it calls them images. It owns epochs, processes, precision,
 validation, checkpoints, resume, signals and logs. What a subclass provides is listed in `Trainer`.
 """
 
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -15,17 +15,16 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from vqvae2 import checkpoints, distributed, machine, random_numbers, run_folder, run_log
+from vqvae2 import averaging, checkpoints, distributed, machine, random_numbers, run_folder, run_log
 from vqvae2.config import RunSettings
 from vqvae2.errors import Stopped, UserError
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """About every so often all ranks together look at the loss, and whether to stop or to save."""
-MOST_PASSES_BETWEEN_LOOKS = 100
+MOST_PASSES_BETWEEN_LOOKS = 8
+"""So that a run which suddenly takes ten times as long, for data or a busy machine, still looks within 20 seconds."""
 STEPS_BETWEEN_CHECKS = 100
 """Steps between comparisons of the ranks' parameters."""
-SECONDS_OF_QUICK_VALIDATION = 5.0
-"""A longer validation may be stopped at any moment: all is saved before it."""
 PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")
 
 
@@ -34,14 +33,14 @@ class Share:
     """This rank's part of one micro-batch (or of a split, when validating)."""
 
     items: torch.Tensor
-    """`[n]`: numbers of the items in the data set; n may be 0 on some ranks."""
+    """`[n]`, on the CPU: numbers of the items in the data set; n may be 0 on some ranks."""
     positions: torch.Tensor
-    """`[n]`: their places in the global batch."""
+    """`[n]`, on the device: their places in the global batch; in validation, the items themselves."""
     global_batch: int
     """Items in the step over all ranks and micro-batches."""
     epoch: int
     step: int
-    """Optimiser steps before this one."""
+    """Optimiser steps before this one; -1 in the pass without items that comes before all steps."""
 
 
 class Trainer:
@@ -51,7 +50,8 @@ class Trainer:
         kind                      what the run holds, such as "vqvae"; another kind's folder is refused
         build()                   the model, its weights drawn; on the CPU
         count(split)              how many items "train" and "validate" have
-        losses(model, share)      {"loss": [n], …}: one value for each item of the share; "loss" is minimised
+        losses(model, share)      {"loss": [n], …}: one value for each item of the share; "loss" is minimised. n may be
+                                  0, and "loss" must then still reach every parameter; names are always the same
     and where it wants to
         start()                   what must be ready before the model is built (data), after processes have joined
         describe()                more for config.json
@@ -78,7 +78,7 @@ class Trainer:
         self.best = math.inf
         self.rows: list[dict] = []
         self.sums: dict[str, float] = {}
-        self.seconds, self.seconds_of_validation = 0.0, math.inf
+        self.seconds = 0.0
         self.signals = machine.Signals()
         self.log: run_log.RunLog | None = None
 
@@ -128,12 +128,14 @@ class Trainer:
     # The loop ---------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train from where the run stands to its last epoch.
+        """Train from where the run stands to its last epoch. Every rank must call this.
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
         self.config = run_folder.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
+        # In float64 it does not show in which order, and on how many ranks, figures were added. MPS has none.
+        self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
         machine.set_threads(self.settings.threads)
         machine.keep_memory()
         distributed.start(self.device, self.settings.timeout_minutes)
@@ -162,7 +164,7 @@ class Trainer:
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
-        self.adam = self.optimizer(self.model.parameters())
+        self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
         self.compiled = machine.choose_compilation(self.settings.compile, self.device)
         if self.compiled[0]:
@@ -172,8 +174,7 @@ class Trainer:
         if state := run_folder.load_state(self.folder, self.config, self.settings):
             self._restore(state)
         self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)
-        if distributed.rank() == 0:
-            checkpoints.write_json(self.folder / checkpoints.CONFIG, self.config)
+        distributed.on_rank_0(lambda: run_folder.begin(self.folder, self.config))
         self.log = run_log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
@@ -190,7 +191,7 @@ class Trainer:
             with self._autocast():
                 loss = self.losses(self.wrapped, Share(none, none.to(self.device), 1, self.epoch, -1))["loss"]
             loss.sum().backward()
-            self.adam.zero_grad(set_to_none=True)
+            self.stepper.zero_grad(set_to_none=True)
 
     def _train_epoch(self) -> None:
         """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
@@ -199,8 +200,8 @@ class Trainer:
         self.began = self.looked - self.seconds
         self.passes, self.passes_to_look = 0, 1
         # The saved sums are those of all ranks; one rank carries them on.
-        self.running = {name: torch.tensor(value if distributed.rank() == 0 else 0.0, device=self.device)
-                        for name, value in self.sums.items()}
+        self.running = {name: torch.tensor(value if distributed.rank() == 0 else 0.0, device=self.device,
+                                           dtype=self.sum_type) for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
         with run_log.bar(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.step_in_epoch,
@@ -218,9 +219,9 @@ class Trainer:
 
     def _train_step(self, items: torch.Tensor) -> dict[str, torch.Tensor]:
         """One optimiser step on a global batch; return this rank's sums of the figures."""
-        for group in self.adam.param_groups:
+        for group in self.stepper.param_groups:
             group["lr"] = self.learning_rate()
-        self.adam.zero_grad(set_to_none=True)
+        self.stepper.zero_grad(set_to_none=True)
         step_sums: dict[str, torch.Tensor] = {}
         for micro_batch in range(self.accumulation):
             if micro_batch:
@@ -233,13 +234,13 @@ class Trainer:
                 # DDP divides by the number of ranks; the loss is a mean over the *global* batch.
                 (figures["loss"].sum() * (distributed.world_size() / len(items))).backward()
             for name, values in figures.items():
-                step_sums[name] = step_sums.get(name, 0) + values.detach().float().sum()
+                step_sums[name] = step_sums.get(name, 0) + values.detach().sum(dtype=self.sum_type)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.adam.step()
+        self.stepper.step()
         self.after_step()
         if self.average is not None:
-            _move_towards(self.average, self.model, 1 - min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+            averaging.follow(self.average, self.model, self.ema_decay, self.step)
         return step_sums
 
     def _share(self, items: torch.Tensor, micro_batch: int) -> Share:
@@ -251,10 +252,8 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Validate on all ranks; log, save and draw on rank 0."""
-        is_slow = self.seconds_of_validation > SECONDS_OF_QUICK_VALIDATION
-        if is_slow:
-            self._save()
-        with self.signals.stopping_at_once(self._stopped()) if is_slow else nullcontext():
+        self._save()  # so that validating, which may take long, can be stopped at any moment
+        with self.signals.stopping_at_once(self._stopped()):
             validated = self._validate()
         items = self.count("train")
         row = {"epoch": self.epoch + 1, "step": self.step, "images_seen": (self.epoch + 1) * items,
@@ -265,12 +264,8 @@ class Trainer:
         value = row.get(f"validate_{self.best_by}", math.nan)
         is_best = self.may_be_best() and (value < self.best or self.count("validate") == 0)
         self.best = min(self.best, value) if is_best and self.count("validate") else self.best
-        self.log.write(self.rows, self.settings.epochs)
-        is_last, weights = self.epoch == self.settings.epochs, self.folder / checkpoints.WEIGHTS
-        # Weights first: a kill in between repeats the validation from the older state, which is exact.
-        if distributed.rank() == 0 and (is_best or (is_last and not weights.exists())):
-            checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
-        self._save()
+        is_last = self.epoch == self.settings.epochs
+        self._save(lambda: self._write_results(is_best, is_last))
         if distributed.any_rank(self.signals.came, self.device):
             self._stop()
         with self.signals.stopping_at_once(self._stopped()):
@@ -281,7 +276,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Every rank evaluates its share, on the bare module; no image counts twice."""
-        began, model = time.monotonic(), self.best_model().eval()
+        model = self.best_model().eval()
         total = self.count("validate")
         sums: dict[str, float] = {}
         for share in self.shares_of(total):
@@ -295,8 +290,6 @@ class Trainer:
         with self._autocast():
             figures.update(self.validate_more() if total else {})
         self.model.train()
-        # Rank 0's clock, so that all ranks choose alike next time.
-        self.seconds_of_validation = distributed.gather_objects(time.monotonic() - began)[0]
         return figures
 
     def shares_of(self, total: int) -> Iterator[Share]:
@@ -325,9 +318,10 @@ class Trainer:
         """Sum the figures over ranks; save, or save and stop, on all ranks together where one is to."""
         now, names = time.monotonic(), sorted(self.running)
         seconds = (now - self.looked) / max(self.passes, 1)
-        flags = torch.tensor([self.signals.came, distributed.rank() == 0 and now >= self.save_at, seconds])
+        flags = torch.tensor([self.signals.came, distributed.rank() == 0 and now >= self.save_at, seconds],
+                             dtype=self.sum_type)
         summed = distributed.sum_over_ranks(torch.cat([
-            machine.to_device(flags, self.device), *(self.running[name].float()[None] for name in names)])).tolist()
+            machine.to_device(flags, self.device), *(self.running[name][None] for name in names)])).tolist()
         signal_came, save, seconds = summed[0] > 0, summed[1] > 0, summed[2] / distributed.world_size()
         self.sums, self.seconds = dict(zip(names, summed[3:])), now - self.began
         self.looked, self.passes = now, 0
@@ -350,22 +344,35 @@ class Trainer:
                             f"step {self.step}. Lower it, or use --precision fp32, under another --savename; the last "
                             "good state of this one is kept.")
 
-    def _save(self) -> None:
-        """Write the state on rank 0, if all ranks have the same, finite parameters. Every rank must call this."""
+    def _save(self, results: Callable[[], None] = lambda: None) -> None:
+        """Write results and the state on rank 0, if all ranks have the same, finite parameters.
+
+        Every rank must call this. The state comes last: a kill before it repeats the validation from the older
+        state, which is exact.
+        """
         distributed.check_same_on_ranks(self.model.state_dict().items())
         if not torch.stack([one.isfinite().all() for one in self.model.parameters()]).all():
             self._check_loss(math.nan)
-        if distributed.rank() == 0:
-            run_folder.check_alone(self.folder, self.state_number, self.settings)
-            self.state_number = checkpoints.save_state(self.folder, {
-                "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.adam.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                **{name: getattr(self, name) for name in PLACE_IN_RUN}})
+        distributed.on_rank_0(lambda: self._write_state(results))
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
+
+    def _write_results(self, is_best: bool, is_last: bool) -> None:
+        self.log.write(self.rows, self.settings.epochs)
+        weights = self.folder / checkpoints.WEIGHTS
+        if is_best or (is_last and not weights.exists()):
+            checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
+
+    def _write_state(self, results: Callable[[], None]) -> None:
+        run_folder.check_alone(self.folder, self.state_number, self.settings)
+        results()
+        self.state_number = checkpoints.save_state(self.folder, {
+            "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.stepper.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            **{name: getattr(self, name) for name in PLACE_IN_RUN}})
 
     def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.adam.load_state_dict(state["optimizer"])
+        self.stepper.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for name in PLACE_IN_RUN:
@@ -389,11 +396,3 @@ class Trainer:
             run_log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
             run_log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
-
-
-@torch.no_grad()
-def _move_towards(average: nn.Module, model: nn.Module, share: float) -> None:
-    """Move averaged weights by `share` of their distance to the model's; buffers are taken over as they are."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
-    for ours, theirs in zip(average.buffers(), model.buffers()):
-        ours.copy_(theirs)

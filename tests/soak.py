@@ -4,11 +4,11 @@
     python tests/soak.py --kills 20 --minutes 5 --seed 1
 
 Each of three trainings (a VQ-VAE alone, a VQ-VAE on two processes under torchrun, a top prior alone) is run once
-without disturbance, and once with: a random signal (SIGKILL mostly) to the launcher or to a worker after a random
-time, and now and then a torn state.pt. After each kill the same command goes on. In the end the weights, the whole
-state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
+without disturbance, and once with: a random signal (half of them SIGKILL) to the launcher or to a worker after a random
+time, and now and then a torn state.pt as well. After each kill the same command goes on. In the end the weights, the
+whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
 
-Exit status: 0 if they are, 1 if not, 3 if the time was over before the kills were.
+Exit status: 0 if they are, 1 if not or if a run did not end within 20 seconds of a signal, 3 if the time was over.
 """
 
 import argparse
@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LONGEST_LIFE = 9.0
 """Seconds between a start and its kill, at most; importing alone takes two to four."""
+SECONDS_TO_END = 20
+"""Within which a run must have ended after a signal."""
 TORN = 0.1
 """Share of the kills after which the last state is cut short as well."""
 COMMON = ("--threads 1 --precision fp32 --pictures-every 1000 --checkpoint-minutes 0.004 --batch {batch} "
@@ -59,9 +61,16 @@ class Training:
     given: dict[str, str]
     seed: int
     counts: Counter = field(default_factory=Counter)
+    stuck: list[str] = field(default_factory=list)
+    """Signals after which it did not end in time."""
+
+    @property
+    def killed(self) -> int:
+        """How many kills there were."""
+        return sum(self.counts[one.name] for one in set(SIGNALS))
 
     def start(self, results: Path, log: Path) -> subprocess.Popen:
-        """Start the command in a session of its own, so that all its processes can be found."""
+        """Start the command as leader of a new process group, so that a Ctrl-C here does not reach it."""
         words = f"{self.command} {COMMON}".format(batch=self.batch, results=results, **self.given).split()
         with log.open("a") as file:
             return subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file, stderr=file,
@@ -78,7 +87,7 @@ class Training:
         """Kill and go on until there were enough kills; then run to the end. None if the time is over."""
         draws, results, log = random.Random(self.seed), self.folder / "killed", self.folder / "killed.log"
         run = results / "oasis" / "soak"
-        while sum(self.counts.values()) < self.kills:
+        while self.killed < self.kills:
             if time.monotonic() > until:
                 return None
             process = self.start(results, log)
@@ -95,21 +104,31 @@ class Training:
                 content = (run / "state.pt").read_bytes()
                 (run / "state.pt").write_bytes(content[: draws.randrange(len(content))])
                 self.counts["torn state"] += 1
-        if self.start(results, log).wait():
+        last = self.start(results, log)
+        try:
+            status = last.wait(max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._end(family(last.pid), last)
+            return None
+        if status:
             raise SystemExit(f"{self.name}: the last start failed:\n{log.read_text()[-3000:]}")
         return run
 
     def _kill(self, process: subprocess.Popen, draws: random.Random) -> None:
-        """Send a signal to one of the run's processes; kill what then lives after 30 seconds, or is left over."""
+        """Send a signal to one of the run's processes; kill what is left when it has ended, or has not in time."""
         members = family(process.pid)
         number = draws.choice(SIGNALS)
         with suppress(ProcessLookupError):
             os.kill(draws.choice(members), number)
         self.counts[number.name] += 1
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        if process.poll() is None:
-            self.counts[f"{number.name}: still alive after 30 s"] += 1
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.stuck.append(number.name)
+        self._end(members, process)
+
+    def _end(self, members: list[int], process: subprocess.Popen) -> None:
+        """Kill what is left of a run."""
         for member in {*members, *family(process.pid)}:
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
@@ -174,7 +193,8 @@ def main() -> None:
             training.folder.mkdir()
             whole, killed = training.undisturbed(), training.disturbed(began + asked.minutes * 60)
             done = [one / "oasis" / "soak" for one in sorted(training.folder.glob("done-*"))]
-            return training, None if killed is None else [
+            stuck = [f"not ended {SECONDS_TO_END} s after {name}" for name in training.stuck]
+            return training, None if killed is None else stuck + [
                 text for run in [*done, killed] for text in differences(whole, run)]
 
         status = 0

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = {  # a module imports only from lower rows; in row 0, only from the lines above it
     "errors": 0, "command_line": 0, "config": 0, "extract_config": 0, "identities": 0, "inflate": 0,
     "random_numbers": 0, "machine": 0,
-    "distributed": 0,
+    "distributed": 0, "averaging": 0,
     "headers": 1, "journal": 1, "scans": 1, "covariates": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1,
     "checkpoints": 1,
     "pixel_cache": 2, "run_folder": 2, "run_log": 2, "volumes": 2, "autoencoder": 2, "prior": 2, "plots": 2,
@@ -20,7 +20,8 @@ ROWS = {  # a module imports only from lower rows; in row 0, only from the lines
     "extract_slices": 7, "train_vqvae": 7, "train_pixel_cnn": 7, "sample": 7, "evaluate": 7, "predict": 7,
     "make_demo_scans": 7, "demo": 7,
 }
-TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "metrics", "checkpoints",
+TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "averaging", "metrics",
+                   "checkpoints",
                    "run_folder", "run_log"}
 IMPORTED_IN_FUNCTIONS = {"make_demo_scans": {"nilearn"}}  # an optional package, asked for when it is needed
 LONGEST = 399

@@ -33,7 +33,7 @@ def test_auto_takes_bf16_on_a_cpu_that_multiplies_it_and_says_what_with(monkeypa
 
 
 @pytest.mark.parametrize("line", [f"flags\t\t: {AVX2}", f"flags\t\t: {AVX2} avx512f avx512_vnni amx_int8 amx_tile",
-                                  "Features\t: fp asimd crc32", "bugs\t\t: avx512_bf16"])
+                                  "Features\t: fp asimd crc32"])
 def test_auto_takes_fp32_on_a_cpu_that_would_have_to_emulate_bf16(monkeypatch, tmp_path, line):
     cpu_with(monkeypatch, tmp_path, line)
     precision, why = machine.choose_precision("auto", CPU)
@@ -44,7 +44,10 @@ def test_auto_takes_fp32_on_a_cpu_that_would_have_to_emulate_bf16(monkeypatch, t
 def test_a_system_that_does_not_say_what_its_cpu_can_do_gets_fp32(monkeypatch, tmp_path):
     read = machine.cpu_flags
     monkeypatch.setattr(machine, "cpu_flags", lambda: read(tmp_path / "none"))
-    assert machine.choose_precision("auto", CPU)[0] == torch.float32
+    unknown = (torch.float32, "the system does not say whether this CPU has native bf16")
+    assert machine.choose_precision("auto", CPU) == unknown
+    (tmp_path / "none").write_text("bugs\t\t: avx512_bf16")
+    assert machine.choose_precision("auto", CPU) == unknown
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "_is_avx512_bf16_supported"), reason="this torch cannot be asked")
@@ -100,9 +103,20 @@ def test_a_compiler_that_is_not_there_is_found_out_before_the_first_step(compile
         assert "no-such-compiler" in why or "compiler" in why.lower(), why
 
 
-def test_compiled_parts_keep_their_names():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    names = list(model.state_dict())
-    machine.compile_parts([model])
-    assert list(model.state_dict()) == names
-    assert model._compiled_call_impl is not None
+def test_each_part_is_compiled_as_one_piece_for_each_shape_and_keeps_its_names(monkeypatch):
+    graphs = []
+
+    def recorded(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append([node for node in graph.graph.nodes if node.op in ("call_function", "call_module")])
+        return graph.forward
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: compiled(function, backend=recorded, **more))
+    part = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
+    names = list(part.state_dict())
+    machine.compile_parts([part])
+    assert list(part.state_dict()) == names
+    for batch in range(2, 14):
+        part(torch.randn(batch, 1, 8, 8))
+    assert len(graphs) == 12  # one piece for each shape, beyond torch's usual 8
+    assert all(len(graph) == 3 for graph in graphs), graphs

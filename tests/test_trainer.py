@@ -176,7 +176,7 @@ def test_the_global_batch_can_be_given_whatever_the_number_of_micro_batches(line
     again = line(epochs=2, batch=4)
     again.run()
     assert (again.global_batch, again.accumulation) == (8, 2)
-    with pytest.raises(UserError, match=r"--global-batch 16: expected 8, with which this run began\. Drop"):
+    with pytest.raises(UserError, match=r"--global-batch: expected 8, with which this run began, found 16\. Drop"):
         line(epochs=3, batch=4, global_batch=16).run()
     with pytest.raises(UserError, match=r"--accumulate: expected 1 beside --global-batch, found 2\. Give one"):
         line(batch=2, accumulate=2, global_batch=8)
@@ -189,7 +189,7 @@ def test_the_accumulation_that_the_run_began_with_may_be_given_again(line):
     on = line(epochs=2, batch=8, accumulate=4)
     on.run()
     assert on.accumulation == 1
-    with pytest.raises(UserError, match=r"--accumulate 3: expected 2 for this run's global batch of 8, found another"):
+    with pytest.raises(UserError, match=r"--accumulate: expected 2 for this run's global batch of 8, found 3\. Drop"):
         line(epochs=3, batch=4, accumulate=3).run()
 
 

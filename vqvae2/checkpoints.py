@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import sys
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vqvae2 import __version__
-from vqvae2.errors import UserError, run_script
+from vqvae2.errors import Unreadable, UserError, run_script
 
 CONFIG, WEIGHTS, STATE, STATE_BEFORE = "config.json", "model.safetensors", "state.pt", "state-before.pt"
 SEAL = b"vqvae2 sha256 "
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
 
     What `path` was before becomes `keep`, if that is given.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -137,16 +138,27 @@ def save_state(folder: Path, state: dict) -> int | None:
 def load_state(path: Path) -> dict:
     """Return a training state, on the CPU.
 
-    Raises: UserError if the file is missing, torn or damaged, or not one that save_state has written.
+    Raises: UserError if the file is missing, torn or damaged, or not one that save_state has written; Unreadable if
+        the disk does not let it be read.
     """
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected a training state of this project, found no such file. "
+                        "Delete it to train from the start.") from None
+    except OSError as error:
+        raise Unreadable(f"{path}: expected to read this file, found {error.strerror or error}. Nothing was changed: "
+                         "see to the disk or the permission, then run the same command.") from None
+    try:
         body, seal = content[:-len(SEAL) - 32], content[-len(SEAL) - 32:]
         if seal != SEAL + hashlib.sha256(body).digest():
             raise ValueError("a torn or foreign file" if content else "an empty file")
         with warnings.catch_warnings():  # torch's about how a file was pickled, which is not the user's business
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__}")
+        return state
     # Whatever torch raises, the file is not one that save_state has written.
     except Exception as error:
         raise UserError(f"{path}: expected a training state of this project, found {_short(error)}. "
@@ -158,17 +170,19 @@ def load_last_state(folder: Path, run_id: str | None = None) -> tuple[dict | Non
 
     Args:
         run_id: what a state of this run has under "run_id"; another run's is foreign.
-    Raises: UserError if there are states and none can be trusted.
+    Raises: UserError if there are states and none can be trusted; Unreadable if the disk does not let one be read.
     """
     failures: list[str] = []
     for path in (folder / STATE, folder / STATE_BEFORE):
         try:
-            if path.exists():
+            if os.path.lexists(path):
                 state = load_state(path)
                 if run_id is not None and state.get("run_id") != run_id:
                     raise UserError(f"{path}: expected a training state of this run, found one of another run. "
                                     "Delete it to train from the start.")
                 return state, f"warning: {failures[0]} Going on from {path}, the one before it." if failures else ""
+        except Unreadable:
+            raise
         except UserError as error:
             failures.append(str(error).removesuffix("Delete it to train from the start.").strip())
     if failures:
@@ -179,7 +193,10 @@ def load_last_state(folder: Path, run_id: str | None = None) -> tuple[dict | Non
 def read_config(folder: Path) -> dict:
     """Return a run's config.json. Raises: UserError if it is missing or not JSON."""
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise ValueError("other JSON")
+        return config
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {_short(error)}. "
                         "Point at a folder that a training script made.") from None
@@ -226,9 +243,14 @@ def main() -> None:
         raise UserError(f"checkpoints: expected the folder of one run, found {len(sys.argv) - 1} argument(s). "
                         "For example: python -m vqvae2.checkpoints results/oasis/brain-128")
     folder = Path(sys.argv[1])
-    epochs = read_config(folder)["settings"]["epochs"]
-    state, warning = load_last_state(folder)
-    made, step = (state["epoch"], state["step"]) if state else (0, 0)
+    config = read_config(folder)
+    state, warning = load_last_state(folder, config.get("run_id"))
+    try:
+        epochs = int(config["settings"]["epochs"])
+        made, step = (state["epoch"], state["step"]) if state else (0, 0)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder}: expected a training run, found other files of these names. Point at a folder that "
+                        "a training script made.") from None
     print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of {epochs} epochs, "
           f"{step} steps")
     raise SystemExit(made < epochs)

@@ -52,7 +52,7 @@ def pick_device() -> torch.device:
         if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
             raise UserError(f"--nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process for each "
                             f"GPU, found {torch.cuda.device_count()} GPU(s). Start fewer processes.")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) )
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if torch.backends.mps.is_available() and launched_world_size() == 1:
         return torch.device("mps")
     return torch.device("cpu")
@@ -88,7 +88,8 @@ def _store_of_this_start(timeout: timedelta) -> dist.Store:
 
     torchrun keeps its store when it starts workers again, and nothing that it tells them is new each time on every
     host: rank 1 would find the address of a rank 0 that is dead (pytorch issue 135712). So each rank asks rank 0
-    under a name of its own making, which only a living rank 0 can answer, with the part's name.
+    under a name of its own making, which only a living rank 0 can answer, with the part's name. Not used where
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun give each start a store of its own (the launch files do).
     """
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     if launched_rank() != 0:
@@ -106,7 +107,8 @@ def _store_of_this_start(timeout: timedelta) -> dist.Store:
             elif store.check([f"vqvae2/question/{asking}"]):
                 store.set(f"vqvae2/answer/{store.get(f'vqvae2/question/{asking}').decode()}", name)
         if time.monotonic() > end:
-            raise RuntimeError(f"ranks {sorted(waiting)} did not join within {timeout}")
+            raise RuntimeError(f"expected all ranks to join within {timeout} (--timeout-minutes), found nothing from "
+                               f"{sorted(waiting)}. See to their machines.")
         time.sleep(0.01)
     return dist.PrefixStore(name, store)
 
@@ -177,6 +179,14 @@ def together(work: Callable[[], Value]) -> Value:
         if one is not None:
             raise UserError(one)
     return value
+
+
+def on_rank_0(work: Callable[[], Value]) -> Value | None:
+    """Do `work` on rank 0 and return what it returns, None on the others; a UserError there is raised on all.
+
+    Every rank must call this.
+    """
+    return together(work if rank() == 0 else lambda: None)
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

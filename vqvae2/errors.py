@@ -1,6 +1,7 @@
 """A failure -> one line that its user can act on, and the exit status that scripts rely on.
 
-Exit status: 0 done; 2 a user's error; 75 stopped by a signal with everything saved (requeue me).
+Exit status: 0 done; 2 a user's error; 75 stopped by a signal with everything saved (requeue me). torchrun makes 1 of
+any but 0.
 Anything else that is raised is our bug and keeps its traceback.
 """
 
@@ -26,6 +27,10 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """Training was stopped by a signal, and all that is needed to go on has been saved."""
+
+
+class Unreadable(UserError):
+    """A file that cannot be read now, though it may be good: the disk, not the file, is to be seen to."""
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:

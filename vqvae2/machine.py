@@ -16,13 +16,17 @@ from vqvae2.errors import Stopped
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(threads: int | None) -> None:
     """Use `threads` CPU threads, by default the cores that this process may use, shared with its neighbours.
 
     torchrun sets one thread for each process, which would leave most of a machine idle.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def keep_memory() -> bool:
@@ -52,6 +56,8 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
         return torch.float32, "this GPU has no native bf16"
     if device.type != "cpu":
         return torch.float32, f"bf16 is not tried on {device.type}"
+    if not cpu_flags():
+        return torch.float32, "the system does not say whether this CPU has native bf16"
     units = {name for flag, name in BF16_UNITS.items() if flag in cpu_flags()}
     if units:
         return torch.bfloat16, f"this CPU has {' and '.join(sorted(units))}"
@@ -116,19 +122,30 @@ def why_not_compiled(device: torch.device) -> str:
     return ""
 
 
+LARGEST_NUMBER_OF_SHAPES = 64
+"""For each part: a full and a last batch, in training and in validation. At torch's limit of 8 the rest is eager."""
+
+
 def compile_parts(parts: Iterable[nn.Module]) -> None:
     """Let each module be compiled at its first call, in place, so that names in the state_dict stay as they are.
 
     Each shape gets kernels of its own (dynamic=False): a kernel for all shapes, made when a second one comes, adds
     up in another order, and a run that goes on from its middle would have one where the first run had the other.
     """
+    for name in ("recompile_limit", "cache_size_limit"):  # the name now, and before torch 2.6
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, LARGEST_NUMBER_OF_SHAPES)
+            break
     for part in parts:
-        part.compile(dynamic=False)
+        # Not part.compile(): of an nn.Sequential that compiles only those layers that are not torch's own.
+        part.forward = torch.compile(part.forward, dynamic=False)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return `values` on `device`; the host does not wait for the copy, which starts from pinned memory on CUDA."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 class Signals:
@@ -144,7 +161,9 @@ class Signals:
     def __enter__(self) -> None:
         self.before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
+        if raised is not None and issubclass(raised, Stopped):
+            return  # another signal while the process ends must not change its exit status
         for number, handler in zip(STOP_SIGNALS, self.before):
             signal.signal(number, handler)
 

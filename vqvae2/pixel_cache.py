@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vqvae2 import distributed
+from vqvae2 import distributed, machine
 from vqvae2.errors import UserError
 
 PREFIX = "vqvae2-pixels-"
@@ -144,9 +144,8 @@ def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray], w
             pixels[i] = picture if found.dtype == wanted.dtype else picture.astype(np.uint16) * 257
         return found
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # More than there are cores: while one waits for the disk, another decodes.
-    with ThreadPoolExecutor(max(2, min(32, cores + 4) // _of_machine()[1])) as pool:
+    with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) // _of_machine()[1])) as pool:
         return set(pool.map(one, share))
 
 

@@ -35,7 +35,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from vqvae2 import distributed, random_numbers
+from vqvae2 import distributed, machine, random_numbers
 
 CANDIDATES_PER_CODE = 8
 """Vectors looked at per embedding when embeddings are placed or restarted."""
@@ -176,7 +176,7 @@ class EmaQuantizer(nn.Module):
             # Each candidate is a place in the global batch; whoever holds it writes it, and the sum
             # over ranks then has all of them, in an order that does not depend on the ranks.
             image, cell = self._wanted
-            held = image[:, None] == upload(place.positions, rows.device)[None, :]
+            held = image[:, None] == machine.to_device(place.positions, rows.device)[None, :]
             found = rows[held.int().argmax(1) * cells + cell] * held.any(1, keepdim=True)
             self._candidates = found if self._candidates is None else self._candidates + found
 
@@ -189,7 +189,7 @@ class EmaQuantizer(nn.Module):
         # A permutation of millions takes seconds; among so many, hardly a place is drawn twice.
         wanted = (torch.randperm(total, generator=generator)[:most] if total < LARGEST_PERMUTATION else
                   torch.randint(total, (most,), generator=generator))
-        return upload(wanted // cells, device), upload(wanted % cells, device)
+        return machine.to_device(wanted // cells, device), machine.to_device(wanted % cells, device)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -249,7 +249,7 @@ class EmaQuantizer(nn.Module):
         errors = (candidates - self.codebook[nearest(candidates, self.codebook)]).square().sum(1)
         generator = random_numbers.generator(self.seed, "restart", place.step)
         gumbel = -torch.empty(len(errors)).exponential_(generator=generator).log()
-        ranked = (errors.log() + upload(gumbel, errors.device)).argsort(descending=True)
+        ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
         replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
         self.counts.copy_(torch.where(dead, RESTART_COUNT * mean, self.counts))
         self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
@@ -347,13 +347,6 @@ def _nearest_on_cpu(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
         pixels = scores[:, :, None].permute(0, 3, 1, 2)
         found.copy_(functional.max_pool2d(pixels, (size, 1), return_indices=True)[1].flatten())
     return codes
-
-
-def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return `values` on `device`, without making the host wait for a GPU: it does if they are not in pinned memory."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def kmeans(rows: torch.Tensor, clusters: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,12 +6,13 @@ change the number of processes, of epochs, and whatever else does not change the
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from vqvae2 import checkpoints, distributed
-from vqvae2.config import RunSettings, as_dict, changed_settings
+from vqvae2.config import NOT_PART_OF_A_RUN, RunSettings, as_dict, changed_settings
 from vqvae2.errors import UserError
 
 
@@ -22,6 +23,11 @@ def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
     """
     if not (folder / checkpoints.CONFIG).exists():
         checkpoints.check_folder(folder, "--savename")
+        for name in (checkpoints.WEIGHTS, checkpoints.STATE, checkpoints.STATE_BEFORE):
+            if os.path.lexists(folder / name):
+                raise UserError(f"--savename {settings.savename}: expected {checkpoints.CONFIG} beside "
+                                f"{folder / name}, found none. Put it back, or choose another name: a new run would "
+                                "write over it.")
         return {}
     config = checkpoints.read_config(folder)
     name = f"--savename {settings.savename}"
@@ -47,16 +53,16 @@ def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
     asked = settings.global_batch or per_pass * settings.accumulate
     global_batch = config.get("global_batch", asked)
     if settings.global_batch not in (None, global_batch):
-        raise UserError(f"--global-batch {settings.global_batch}: expected {global_batch}, with which this run began. "
-                        "Drop --global-batch, or choose another --savename.")
+        raise UserError(f"--global-batch: expected {global_batch}, with which this run began, found "
+                        f"{settings.global_batch}. Drop --global-batch, or choose another --savename.")
     accumulation, rest = divmod(global_batch, per_pass)
     if rest or accumulation == 0:
         raise UserError(f"--batch {settings.batch}: expected a divisor of this run's global batch of "
                         f"{global_batch}, found {distributed.world_size()} process(es) x "
                         f"{settings.batch} = {per_pass}. Change --batch or the number of processes.")
     if settings.accumulate not in (1, accumulation, config.get("settings", {}).get("accumulate")):
-        raise UserError(f"--accumulate {settings.accumulate}: expected {accumulation} for this run's "
-                        f"global batch of {global_batch}, found another. Drop --accumulate.")
+        raise UserError(f"--accumulate: expected {accumulation} for this run's global batch of {global_batch}, found "
+                        f"{settings.accumulate}. Drop --accumulate.")
     return global_batch, accumulation
 
 
@@ -72,9 +78,19 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
         if key.endswith("_hash") and before.get(key, value) != value:
             raise UserError(f"--savename {settings.savename}: expected the {key[:-5]} that this run began "
                             f"with ({before[key][:12]}), found {value[:12]}. Choose another --savename.")
-    run = {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data}
-    return {**run, "run_id": before.get("run_id") or hashlib.sha256(json.dumps(run).encode()).hexdigest()[:16],
+    own = {name: value for name, value in as_dict(settings).items() if name not in NOT_PART_OF_A_RUN}
+    hashes = {name: value for name, value in data.items() if name.endswith("_hash")}
+    run_id = hashlib.sha256(json.dumps([kind, own, global_batch, hashes]).encode()).hexdigest()[:16]
+    return {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data,
+            "run_id": before.get("run_id") or run_id,
             "versions": checkpoints.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+
+
+def begin(folder: Path, config: dict) -> None:
+    """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
+    for path in folder.glob(".*.tmp*"):
+        path.unlink(missing_ok=True)
+    checkpoints.write_json(folder / checkpoints.CONFIG, config)
 
 
 def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None:
@@ -85,7 +101,11 @@ def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None
     Two runs in one folder would each undo the other's work; torchrun starts a second one where it has lost sight of
     a machine that goes on training.
     """
-    if checkpoints.file_number(folder / checkpoints.STATE) != number:
+    found = checkpoints.file_number(folder / checkpoints.STATE)
+    if found is None and number is not None:
+        raise UserError(f"--savename {settings.savename}: expected {folder / checkpoints.STATE} as this run left it, "
+                        "found none. Put it back; the same command goes on from it.")
+    if found != number:
         raise UserError(f"--savename {settings.savename}: expected to be the only run in {folder}, found a state that "
                         "another has written since. Stop one of them; the same command goes on from that state.")
 
@@ -94,14 +114,15 @@ def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None
     """Return the state that this run goes on from, None at its first start; the same on every rank.
 
     A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.
-    Raises: UserError if no state can be trusted, or machines do not see the same folder.
+    Raises: UserError, on all ranks, if no state can be trusted, or machines do not see the same folder (which shows
+        once something has been saved).
     """
-    state, warning = checkpoints.load_last_state(folder, config["run_id"])
-    stands = (config["global_batch"], 0 if state is None else state["step"])
-    found = distributed.gather_objects(stands)
+    state, warning = distributed.together(lambda: checkpoints.load_last_state(folder, config["run_id"]))
+    found = distributed.gather_objects((config["run_id"], 0 if state is None else state["step"]))
     if len(set(found)) > 1:
         raise UserError(f"--results {settings.results}: expected one folder that all machines share, found "
-                        f"ranks at steps {', '.join(str(step) for _, step in found)}. Put it on a shared disk.")
+                        f"ranks of run and step {', '.join(f'{run[:6]} {step}' for run, step in found)}. "
+                        "Put it on a shared disk.")
     if warning and distributed.rank() == 0:
         print(warning, file=sys.stderr, flush=True)
         # Else the next save would keep the bad one as the one before it, and throw the good one away.
