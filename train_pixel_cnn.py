@@ -105,8 +105,8 @@ class PriorTrainer(Trainer):
             self.references = metrics.context_model_bits(
                 self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
             say("reference models on the validation images, bits per code: " +
-                      ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
-                      f"; a blind guess {math.log2(size):.3f}")
+                ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
+                f"; a blind guess {math.log2(size):.3f}")
 
     def describe(self) -> dict:
         """Return what a prior must remember: its VQ-VAE, the shapes, the references."""

@@ -2,8 +2,9 @@
 
     python -m launch.communication
 
-Nothing is guessed and nothing is sent: a real training step is made on the CPU with the collectives replaced by
-recorders, and the gradients are counted from the parameters. docs/scale.md holds what this prints.
+Nothing is guessed and nothing is sent: gradients are counted from the parameters, and what codebooks exchange is
+recorded in a forward pass and an update on the CPU, with the collectives replaced by recorders. docs/scale.md holds
+what this prints.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ GIGABYTES_A_SECOND = {"NVLink 4 (450 GB/s)": 450, "400 Gb/s": 50, "200 Gb/s": 25
 """In each direction, through the slowest link that all the traffic of a ring must pass."""
 PROCESSES = (8, 256)
 IMAGES_HERE = 2
+"""Images of the step that are held here; what is sent does not depend on it."""
 GLOBAL_BATCH = 512
 """Enough for as many candidates as are ever wanted; a smaller global batch may have fewer."""
 

@@ -5,10 +5,10 @@
 #
 # Before the -- may stand torchrun's own flags, which beat those below. With
 #
-#     launch/two_hosts.sh HOST --nnodes=1:2 --max_restarts=3 -- train_vqvae.py …
+#     launch/two_hosts.sh HOST --nnodes=1:2 --max_restarts=3 -- train_vqvae.py … --batch 16 --global-batch 256
 #
 # the second host may come later, go, and come back: the run goes on with those that are there, at the same global
-# batch. The first host must stay, for it holds the rendezvous. The results folder must be on a disk that both share.
+# batch (here of 2 hosts x 8 GPUs x 16; without --global-batch the first start fixes it by who is there). The first host must stay, for it holds the rendezvous. The results folder must be on a disk that both share.
 #
 # Set in the environment where the defaults do not fit:
 #     PYTHON              .venv/bin/python
@@ -35,6 +35,10 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do own_flags+=("$1"); shift; done
 [ $# -ge 2 ] || usage
 shift
 
+command -v "$PYTHON" >/dev/null || {
+    echo "two_hosts.sh: PYTHON: expected a Python interpreter, found no $PYTHON. Run make venv, or set PYTHON." >&2; exit 2
+}
+
 # Which address of this host do the others see, and is it HOST itself? torch would ask for this host's name, which on
 # many systems leads to 127.0.1.1, and the two would wait for each other.
 read -r address is_first < <("$PYTHON" - "$HOST" 2>/dev/null <<'END'
@@ -56,7 +60,7 @@ if [ -n "$network" ]; then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$network} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$network}
 fi
 
-# Else torch (2.13) fails when it starts workers again or a host joins: both would read addresses of the last start.
+# Else a host that joins would wait, in torch 2.13, for an address that was given only at the first start.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$PYTHON" -m torch.distributed.run --nnodes=2 --nproc_per_node="$PROCESSES" --rdzv_backend=c10d \
     --rdzv_id=two-hosts --rdzv_endpoint="$HOST:$PORT" --local_addr="$address" \

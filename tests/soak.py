@@ -177,6 +177,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="after which no more kills are made (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, signals and targets (default 0)")
     asked = parser.parse_args()
+    # A shell that starts this in the background ignores SIGINT for it, and what it starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -63,7 +63,7 @@ class RunSettings(DataSettings):
     epochs: int
     """Passes over the training images."""
     batch: int
-    """Images per process and step. The global batch is processes x batch x accumulation."""
+    """Images per process and micro-batch. The global batch is processes x batch x accumulation."""
     accumulate: int = 1
     """Micro-batches per step, each of --batch images."""
     global_batch: int | None = None
