@@ -60,8 +60,8 @@ def expected(sizes: tuple[float, float, float]) -> dict[str, np.ndarray]:
         return pictures(Path(folder) / "x.nii")
 
 
-def check(kind: type, extension: str, storage: str, number_type: str, sizes: tuple, angles: tuple = (0, 0, 0),
-          slope: float = 1.0, inter: float = 0.0) -> None:
+def assert_same_pictures(kind: type, extension: str, storage: str, number_type: str, sizes: tuple,
+                         angles: tuple = (0, 0, 0), slope: float = 1.0, inter: float = 0.0) -> None:
     """Store the brain so, and compare its pictures with those of the plainest file."""
     voxels, affine = stored(asymmetric_brain(), sizes, storage)
     if kind is nib.MGHImage:  # which is big-endian always
@@ -89,7 +89,7 @@ def check(kind: type, extension: str, storage: str, number_type: str, sizes: tup
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(TYPES), extension=st.sampled_from(list(FORMATS)),
        sizes=zooms)
 def test_order_flips_type_format_and_zooms_change_no_pixel(storage, number_type, extension, sizes):
-    check(FORMATS[extension], extension, storage, number_type, sizes)
+    assert_same_pictures(FORMATS[extension], extension, storage, number_type, sizes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,18 +97,18 @@ def test_order_flips_type_format_and_zooms_change_no_pixel(storage, number_type,
        angles=st.tuples(*3 * [st.floats(-0.3, 0.3)]))
 def test_an_oblique_scan_is_drawn_along_its_closest_axes(storage, extension, sizes, angles):
     """Up to 17 degrees about each axis: beyond that, which axes are closest may be another question."""
-    check(nib.Nifti1Image, extension, storage, "<i2", sizes, angles)
+    assert_same_pictures(nib.Nifti1Image, extension, storage, "<i2", sizes, angles)
 
 
 @settings(max_examples=30, deadline=None)
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(["<i2", ">i4", "<u2", "<f4", "<f8"]),
        slope=st.sampled_from([0.25, 0.5, 2.0]), inter=st.sampled_from([0.0, -16.0]), sizes=zooms)
 def test_scale_factors_change_no_pixel(storage, number_type, slope, inter, sizes):
-    check(nib.Nifti1Image, ".nii", storage, number_type, sizes, slope=slope, inter=inter)
+    assert_same_pictures(nib.Nifti1Image, ".nii", storage, number_type, sizes, slope=slope, inter=inter)
 
 
 @settings(max_examples=20, deadline=None)
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(MGH_TYPES), sizes=zooms,
        extension=st.sampled_from([".mgh", ".mgz"]))
 def test_mgh_gives_the_same_pictures(storage, number_type, sizes, extension):
-    check(nib.MGHImage, extension, storage, number_type, sizes)
+    assert_same_pictures(nib.MGHImage, extension, storage, number_type, sizes)
