@@ -166,11 +166,9 @@ class Trainer:
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self.compiled = machine.choose_compilation(self.settings.compile, self.device)
-        if self.compiled[0]:
-            machine.compile_parts(self.parts_to_compile())
         self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
-        self._settle_sums()
+        self._settle_sums()  # before compiling, which would make kernels for a pass without images
+        self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
         if state := run_folder.load_state(self.folder, self.config, self.settings):
             self._restore(state)
         self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)

@@ -21,7 +21,6 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported
 
 import hashlib
 import multiprocessing
-import platform
 import re
 import shutil
 import sys
@@ -36,6 +35,8 @@ import nibabel as nib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import processor
 
 from vqvae2 import config, inflate
 from vqvae2.brain import find_brain
@@ -204,15 +205,6 @@ def peak_of_a_scan(task: tuple) -> tuple[int, int]:
     before = read("VmRSS")
     extract(task)
     return before, read("VmHWM")
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

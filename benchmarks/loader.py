@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from common import processor
 from ranks import run_on_ranks
 
 from train_vqvae import VqvaeTrainer
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its ratios."""
     settings = config.parse(BenchmarkSettings, __doc__, arguments)
     torch.set_num_threads(settings.threads)
-    print(f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {settings.threads} thread(s); torch "
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, {settings.threads} thread(s); torch "
           f"{torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}")
     for size in settings.sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -202,11 +203,6 @@ def write_pictures(folder: Path, count: int, size: int) -> None:
         tissue = 130 + 60 * np.sin(9 * x + number) * np.sin(7 * y) + draws.normal(0, 6, (size, size))
         head = np.where((x / wide)**2 + (y / tall)**2 < 1, tissue.clip(1, 255), 0)
         Image.fromarray(head.astype(np.uint8)).save(folder / f"{number:06d}.png")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ the most resident memory (so also what the allocator keeps), on CUDA the most th
 
 import functools
 import multiprocessing
-import platform
 import re
 import statistics
 import sys
@@ -36,6 +35,8 @@ from torch import nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import processor
 
 from vqvae2 import config, distributed
 from vqvae2.errors import run_script
@@ -313,15 +314,6 @@ def synchronisations(settings: BenchmarkSettings) -> str:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return "ok"
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common import processor
+
 from train_vqvae import VqvaeTrainer, error_of_clipped
 from vqvae2 import config, distributed, machine
 from vqvae2.autoencoder import Vqvae
@@ -557,15 +559,6 @@ def write_images(folder: Path, count: int, size: int) -> None:
         noise = torch.rand(1, 1, blobs, blobs, generator=torch.Generator().manual_seed(number))
         blobs = functional.interpolate(noise, (size, size), mode="bicubic", align_corners=True)[0, 0].clamp(0, 1)
         Image.fromarray(((0.2 + 0.8 * blobs) * inside * 255).numpy().astype(np.uint8)).save(path)
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

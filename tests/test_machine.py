@@ -103,6 +103,11 @@ def test_a_compiler_that_is_not_there_is_found_out_before_the_first_step(compile
         assert "no-such-compiler" in why or "compiler" in why.lower(), why
 
 
+def test_a_model_without_parts_to_compile_does_not_say_that_it_was_compiled(monkeypatch):
+    monkeypatch.setattr(machine, "why_not_compiled", lambda _: pytest.fail("nothing was to be compiled"))
+    assert machine.compile_where_it_pays("always", CPU, []) == (False, "no part of this model is for it")
+
+
 def test_each_part_is_compiled_as_one_piece_for_each_shape_and_keeps_its_names(monkeypatch):
     graphs = []
 

@@ -118,7 +118,8 @@ def stop() -> None:
 
     The group's threads need Python's lock to let go of a tensor. Whoever holds the last reference to the group waits
     for these threads; a wrapped model does so while holding that lock: a deadlock, or at the end of the interpreter
-    an abort (torch 2.13, gloo; a few ends in a thousand). Without the wrapped model the group ends properly.
+    perhaps an abort (torch 2.13, gloo: loops of two ranks hung within 40 ends). Without the wrapped model the group
+    ends properly.
     """
     # NCCL ends by agreement, which a rank that has failed cannot wait for; its process ends anyway.
     failed = not isinstance(sys.exc_info()[1], (Stopped, NoneType))

@@ -141,6 +141,16 @@ def compile_parts(parts: Iterable[nn.Module]) -> None:
         part.forward = torch.compile(part.forward, dynamic=False)
 
 
+def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Module]) -> tuple[bool, str]:
+    """Compile `parts` where `choose_compilation` says so; return whether it was done, and why."""
+    if not parts:
+        return False, "no part of this model is for it"
+    chosen = choose_compilation(asked, device)
+    if chosen[0]:
+        compile_parts(parts)
+    return chosen
+
+
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return `values` on `device`; the host does not wait for the copy, which starts from pinned memory on CUDA."""
     if device.type == "cuda" and values.device.type == "cpu":
