@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--{missing[0]}: expected the {missing[0]} prior of --vqvae {settings.vqvae}, which has "
                         f"{len(vqvae.model.levels)} levels, found none. Give --{missing[0]} NAME.")
     tastes = {level: samples.Taste(*(values[min(i, len(values) - 1)] for values in
-                                     (settings.temperature, settings.top_k, settings.top_p)))
+                                     (settings.temperature, settings.top_k, settings.top_p, settings.guidance)))
               for i, level in enumerate(("top", "bottom"))}
     write_samples(vqvae, priors, tastes, settings)
     print(f"{settings.count} images: {settings.out / 'images'}, all at once: {settings.out / 'grid.png'}")
@@ -49,7 +49,7 @@ def write_samples(vqvae: autoencoder.TrainedVqvae, priors: dict[str, prior.Prior
             numbers = list(range(first, min(first + settings.batch, settings.count)))
             advance = partial(bar.update, len(numbers))
             drawn, codes = samples.draw_images(vqvae.model, priors, numbers, settings.seed, tastes,
-                                               advance)
+                                               settings.condition, advance)
             images.append(to_bytes(drawn))
             maps.append(codes)
             for number, image in zip(numbers, images[-1]):

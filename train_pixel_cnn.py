@@ -18,6 +18,7 @@ them stand three reference models that only count. A prior that does not beat th
 """
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -27,7 +28,18 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, distributed, images, machine, metrics, plots, random_numbers
+from vqvae2 import (
+    autoencoder,
+    checkpoints,
+    codes,
+    conditions,
+    distributed,
+    images,
+    machine,
+    metrics,
+    plots,
+    random_numbers,
+)
 from vqvae2.config import PriorSettings, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.prior import Prior
@@ -57,6 +69,9 @@ class PriorTrainer(Trainer):
                             f"--vqvae {self.settings.vqvae} was trained with.")
         self._check_shape(loaded)
         self.data = loaded.describe()
+        facts = {split: [file.facts for file in loaded.splits[split].files] for split in ("train", "validate")}
+        self.columns = conditions.fit(facts["train"], self.settings.condition)
+        self.known = {split: conditions.numbers(self.columns, rows) for split, rows in facts.items()}
         self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
         self.copies = [self._codes(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
                        for number in range(1, self.settings.copies + 1)]
@@ -112,7 +127,9 @@ class PriorTrainer(Trainer):
         """Return what a prior must remember: its VQ-VAE, the shapes, the references."""
         shapes = {level: list(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         return {**self.data, "vqvae_hash": self.vqvae.hash, "shape": shapes[self.settings.level],
-                "top_shape": shapes["top"], "reference_bits_per_code": self.references}
+                "top_shape": shapes["top"], "columns": conditions.as_json(self.columns),
+                "known_hash": hashlib.sha256(self.known["train"].numpy().tobytes()).hexdigest(),
+                "reference_bits_per_code": self.references}
 
     def count(self, split: str) -> int:
         """Return the number of code maps; augmented copies stand in for their image and do not count."""
@@ -123,7 +140,7 @@ class PriorTrainer(Trainer):
         books = {level: one.codebook.detach().cpu() for level, one in self.vqvae.model.quantizers.items()}
         shapes = {level: tuple(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
-        prior = Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top)
+        prior = Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
         prior.start_from_frequencies(metrics.code_counts(maps, prior.codebook_size))
         return prior
@@ -137,7 +154,8 @@ class PriorTrainer(Trainer):
         """Return each map's mean NLL, in nats ("loss") and in bits per code."""
         maps = self._maps(share, model.training)
         given = maps["top"] if self.settings.level == "bottom" else None
-        logits = model(maps[self.settings.level], given, self._keep(share) if model.training else None)
+        logits = model(maps[self.settings.level], given, self._known(share, model.training),
+                       self._keep(share) if model.training else None)
         nats = functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none").flatten(1).mean(1)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
@@ -151,6 +169,18 @@ class PriorTrainer(Trainer):
                 for i in (number >= 0).nonzero()[:, 0].tolist():
                     one[i] = self.copies[number[i]].levels[level][share.items[i]]
         return {level: machine.to_device(one, self.device) for level, one in chosen.items()}
+
+    def _known(self, share: Share, training: bool) -> torch.Tensor | None:
+        """What the prior is told; while training some values, and all of some images, are unknown."""
+        if not self.columns:
+            return None
+        known = self.known["train" if training else "validate"][share.items]
+        if training:
+            draws = random_numbers.uniform(self.settings.seed, "condition", share.epoch, share.items.numpy()[:, None],
+                                           np.arange(len(self.columns) + 1)[None])
+            dropped = draws < self.settings.condition_dropout
+            known = known.masked_fill(dropped[:, 1:] | dropped[:, :1], torch.nan)
+        return machine.to_device(known, self.device)
 
     def _keep(self, share: Share) -> torch.Tensor | None:
         """Dropout of whole channels, by numbers of each image's own; the same on any number of ranks."""

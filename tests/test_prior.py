@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqvae2.cached import CachedPrior
 from vqvae2.config import PriorSettings
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes
@@ -31,8 +32,8 @@ def test_a_position_depends_on_all_of_its_raster_past_and_on_nothing_else(level,
     """Gradients from every output to every input embedding; the layers are deep enough to reach every corner."""
     model = prior(level, attention_every=attention_every, layers=6)
     codes, top = random_codes(model, batch=1)
-    embedded = model._embed(codes).detach().requires_grad_()
-    model._embed = lambda _: embedded
+    embedded = model.embed(codes).detach().requires_grad_()
+    model.embed = lambda _: embedded
     logits = model(codes, top)
     height, width = model.shape
     for row in range(height):
@@ -63,12 +64,12 @@ def test_position_by_position_gives_the_logits_of_the_whole_map(level, height, w
     model = prior(level, (height, width), layers=3, attention_every=attention_every, seed=seed)
     codes, top = random_codes(model, batch)
     with torch.no_grad():
-        whole, state = model(codes, top), model.start(batch, top)
+        whole, state = model(codes, top), CachedPrior(model, batch, top)
         for row in range(height):
             for column in range(width):
-                logits = model.step(state, row, column)
+                logits = state.step(row, column)
                 torch.testing.assert_close(logits, whole[:, :, row, column], atol=1e-12, rtol=0)
-                model.tell(state, column, codes[:, row, column])
+                state.tell(column, codes[:, row, column])
 
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
@@ -93,7 +94,7 @@ def test_known_codes_stay_and_the_rest_is_drawn():
     model = prior("top")
     known = torch.full((1, *model.shape), -1)
     known[0, 1] = 3
-    drawn = draw_codes(model, [0], 5, "top", known=known)
+    drawn = draw_codes(model, [0], 5, "top", stay=known)
     assert drawn[0, 1].eq(3).all()
     assert not drawn.eq(-1).any()
 

@@ -181,10 +181,16 @@ class PriorSettings(RunSettings):
     """Width of the network."""
     layers: int = 8
     """Gated residual layers."""
+    network: Literal["snail", "gated"] = "snail"
+    """snail: PixelSNAIL, gated residual layers and, in the top prior, self-attention. gated: gated PixelCNN without."""
     attention_every: int = 4
     """Layers between self-attention blocks in the top prior; 0 for none."""
     heads: int = 4
     """Attention heads."""
+    condition: tuple[str, ...] = ()
+    """Columns of the manifest that the prior is told, such as age sex position_mm; a value may be unknown."""
+    condition_dropout: float = 0.1
+    """Share of the values, and of the images as a whole, about which nothing is told while training."""
     copies: int = 0
     """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
     dropout: float = 0.2
@@ -204,6 +210,10 @@ class PriorSettings(RunSettings):
         expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
         for name in ("attention_every", "copies", "weight_decay"):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        expect(len(set(self.condition)) == len(self.condition), "--condition", "each column once",
+               " ".join(self.condition), "For example --condition age sex.")
+        expect(0 <= self.condition_dropout < 1, "--condition-dropout", "0 <= SHARE < 1", self.condition_dropout,
+               "The default is 0.1.")
         expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
 
@@ -228,6 +238,11 @@ class SampleSettings:
     """Draw among the K likeliest codes only; 0 for all. One value or two."""
     top_p: tuple[float, ...] = (1.0,)
     """Draw among the likeliest codes that together have this probability. One value or two."""
+    condition: tuple[str, ...] = ()
+    """What is known of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
+    position_mm=-20..30 gives each image its own value. What is not given is unknown."""
+    guidance: tuple[float, ...] = (1.0,)
+    """How far --condition counts: 1 as learned, 2 twice as far (each code then costs two). One value or two."""
     seed: int = 0
     """Image N depends on (seed, N) only, not on the batch."""
     batch: int = 16
@@ -238,7 +253,8 @@ class SampleSettings:
         check_seed(self.seed)
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
-                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1")):
+                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1"),
+                               ("guidance", lambda v: v >= 0, "0 or more")):
             check_finite(self, name)
             values = getattr(self, name)
             expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),

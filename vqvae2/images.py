@@ -40,6 +40,8 @@ class ImageFile:
     subject: str
     sha256: str
     """Of the file, 64 hex digits; empty where no manifest states it."""
+    facts: dict[str, str] = field(default_factory=dict, hash=False)
+    """The image's row of the manifest, all of it; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
     if missing:
         raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
                         f"{', '.join(columns) or 'none'}. Run extract_slices.py again.")
-    files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"]) for row in table]
+    files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table]
     unknown = {file.split or "nothing" for file in files} - set(SPLITS)
     if unknown:
         raise UserError(f"{path}: expected splits train, validate, test, found {', '.join(sorted(unknown))}. "

@@ -9,37 +9,53 @@ NOTE Departures, all because a study has hundreds of scans and not millions of p
   logits, so that codes that look alike share what is learned. The start alone would not do: the code of "nothing
   to add" is near the mean of the codebook, and a vector of length 0 can be neither seen nor predicted.
 - Positions have learned features of their own: brains are centred, so that where a code stands says much.
+- Gates are one half of the channels times the sigmoid of the other, without the tanh of [1], which `--network gated`
+  brings back together with leaving out attention: the plain gated PixelCNN.
+
+What is known of the image (age, plane, …; `conditions.py`) is one more feature that every layer is given. A prior
+that was also trained without it serves classifier-free guidance (Ho and Salimans 2022 [4]).
 
 References
 [1] van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders.
 [2] Chen et al. 2018, PixelSNAIL: An Improved Autoregressive Generative Model.
 [3] Razavi, van den Oord, Vinyals 2019, Generating Diverse High-Fidelity Images with VQ-VAE-2.
+[4] Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import checkpoints
+from vqvae2 import checkpoints, conditions
 from vqvae2.config import PriorSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
-    """Return one half of the channels times the sigmoid of the other ([1] equation 2, without the tanh)."""
+    """Return one half of the channels times the sigmoid of the other."""
     value, opening = x.chunk(2, 1)
     return value * opening.sigmoid()
+
+
+def gate_of_tanh(x: torch.Tensor) -> torch.Tensor:
+    """Return the tanh of one half of the channels times the sigmoid of the other ([1] equation 2)."""
+    value, opening = x.chunk(2, 1)
+    return value.tanh() * opening.sigmoid()
+
+
+GATES = {"snail": gate, "gated": gate_of_tanh}
 
 
 class GatedLayer(nn.Module):
     """One layer of both stacks: vertical, then horizontal, which also sees the vertical's result."""
 
-    def __init__(self, channels: int, conditioned: bool):
+    def __init__(self, channels: int, conditioned: bool, gate: Callable[[torch.Tensor], torch.Tensor] = gate):
         super().__init__()
+        self.gate = gate
         self.vertical_in = VerticalConv(channels, channels)
         self.vertical_out = nn.Conv2d(channels, 2 * channels, 1)
         self.horizontal_in = HorizontalConv(channels, channels)
@@ -57,7 +73,7 @@ class GatedLayer(nn.Module):
     def vertical(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Add what the vertical stack makes of what its kernel has seen."""
         seen = functional.elu(seen)
-        return x + gate(self.vertical_out(seen if keep is None else seen * keep[:, 0, :, None, None]))
+        return x + self.gate(self.vertical_out(seen if keep is None else seen * keep[:, 0, :, None, None]))
 
     def given(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         """Return what the horizontal stack is given from above and from the condition."""
@@ -67,7 +83,7 @@ class GatedLayer(nn.Module):
     def horizontal(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Add what the horizontal stack makes of what its kernel has seen and was given."""
         seen = functional.elu(seen)
-        return x + gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
+        return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
 
 
 class Conditioner(nn.Module):
@@ -98,23 +114,34 @@ class Conditioner(nn.Module):
         return functional.elu(x).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
 
 
-@dataclass
-class SamplingState:
-    """What the layers must remember between positions; all preallocated, nothing grows."""
+class Known(nn.Module):
+    """What is known of an image -> one feature vector for all of its codes; unknown values have learned ones."""
 
-    codes_above: torch.Tensor
-    """`[batch, dim, 2, width]`: embeddings of the two rows above."""
-    row_codes: torch.Tensor
-    """`[batch, dim, 1, width + 2]`: embeddings of this row, two columns of padding at the left."""
-    rows_above: list[torch.Tensor]
-    """For each layer `[batch, channels, 1, width]`: its vertical input, one row above."""
-    row: list[torch.Tensor] = field(default_factory=list)
-    """For each layer `[batch, channels, 1, width + 1]`: its horizontal input in this row, padded at the left."""
-    given: list[torch.Tensor] = field(default_factory=list)
-    """For each layer `[batch, channels, 1, width]`: what this row is given from above and the condition."""
-    keys: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
-    condition: torch.Tensor | None = None
+    FREQUENCIES = (1.0, 2.0, 4.0)
+
+    def __init__(self, columns: Sequence[conditions.Column], channels: int):
+        super().__init__()
+        # A category, or what stands for a number, enters by a table; the last row is "unknown".
+        self.sizes = [len(column.categories) for column in columns]
+        self.tables = nn.ModuleList(nn.Embedding(size + 1, channels) for size in self.sizes)
+        self.enters = nn.ModuleList(
+            nn.Linear(1 + 2 * len(self.FREQUENCIES), channels) if not size else nn.Identity() for size in self.sizes)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, known: torch.Tensor) -> torch.Tensor:
+        """`[batch, columns]`, NaN for unknown (see `conditions.numbers`), to `[batch, channels, 1, 1]`."""
+        total = 0
+        for column, size in enumerate(self.sizes):
+            values = known[:, column]
+            absent = values.isnan()
+            values = values.nan_to_num()
+            if size:
+                total = total + self.tables[column](values.long().masked_fill(absent, size))
+            else:
+                waves = [one(frequency * values) for frequency in self.FREQUENCIES for one in (torch.sin, torch.cos)]
+                here = self.enters[column](torch.stack([values, *waves], 1).to(self.tables[column].weight.dtype))
+                total = total + torch.where(absent[:, None], self.tables[column].weight[0].to(here.dtype), here)
+        return self.out(functional.elu(total)[:, :, None, None])
 
 
 class Prior(nn.Module):
@@ -128,104 +155,73 @@ class Prior(nn.Module):
         embeddings: `[codebook_size, dim]`, the codebook of the level that is learned.
         shape: height and width of its code maps.
         top_embeddings, top_shape: the same of the top level, for a bottom prior.
+        columns: what the prior is told of each image.
     """
 
     def __init__(self, settings: PriorSettings, embeddings: torch.Tensor, shape: tuple[int, int],
-                 top_embeddings: torch.Tensor | None = None, top_shape: tuple[int, int] | None = None):
+                 top_embeddings: torch.Tensor | None = None, top_shape: tuple[int, int] | None = None,
+                 columns: Sequence[conditions.Column] = ()):
         super().__init__()
         channels, dim = settings.channels, embeddings.shape[1]
         self.settings, self.shape, self.codebook_size = settings, tuple(shape), len(embeddings)
+        self.columns = tuple(columns)
         self.conditioner = None if top_embeddings is None else Conditioner(
             top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
+        self.known = Known(columns, channels) if columns else None
         self.table = nn.Parameter(_start_of_table(embeddings))
         self.vertical_first = VerticalConv(dim, channels, first=True)
         self.horizontal_first = HorizontalConv(dim, channels, first=True)
         self.vertical_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.horizontal_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
-        self.layers = nn.ModuleList(GatedLayer(channels, self.conditioner is not None) for _ in range(settings.layers))
+        conditioned = self.conditioner is not None or self.known is not None
+        self.layers = nn.ModuleList(GatedLayer(channels, conditioned, GATES[settings.network])
+                                    for _ in range(settings.layers))
         # The bottom has the whole top map for what is far away; attention over its own map would cost most.
-        every = 0 if self.conditioner is not None else settings.attention_every
+        every = 0 if self.conditioner is not None or settings.network == "gated" else settings.attention_every
         self.attentions = nn.ModuleDict({str(i): CausalAttention(channels, settings.heads)
                                          for i in range(settings.layers) if every and (i + 1) % every == 0})
         self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, dim, 1))
         self.bias = nn.Parameter(torch.zeros(self.codebook_size))
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
-                keep: torch.Tensor | None = None) -> torch.Tensor:
+                known: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
 
         Args:
             top_codes: `[batch, top height, top width]`, for a bottom prior.
+            known: `[batch, columns]`, what is known of each image, NaN where it is not; None for nothing at all.
             keep: `[batch, layers, 2, channels]`, 0 or 1 / (1 - dropout): the channels that dropout leaves.
         """
-        embedded = self._embed(codes)
-        condition = None if self.conditioner is None else self.conditioner(top_codes)
+        embedded = self.embed(codes)
+        condition = self.condition(len(codes), top_codes, known)
         vertical = self.vertical_first(embedded) + self.vertical_place
         horizontal = self.horizontal_first(embedded) + self.horizontal_place
         for i, layer in enumerate(self.layers):
             vertical, horizontal = layer(vertical, horizontal, condition, None if keep is None else keep[:, i])
             if str(i) in self.attentions:
                 horizontal = self.attentions[str(i)](horizontal)
-        return self._logits(horizontal)
+        return self.logits(horizontal)
+
+    def condition(self, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what every layer is given beside the codes: None, `[batch, channels, height, width]`, or with 1, 1 at
+        the end where it is the same everywhere."""
+        if self.known is not None and known is None:
+            known = self.bias.new_full((batch, len(self.columns)), torch.nan)
+        parts = [part(given) for part, given in ((self.conditioner, top_codes), (self.known, known))
+                 if part is not None]
+        return sum(parts[1:], parts[0]) if parts else None
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: torch.Tensor) -> None:
         """Begin with the order-0 histogram as the prediction everywhere, from `counts` `[codebook_size]`."""
         self.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
 
-    def start(self, batch: int, top_codes: torch.Tensor | None = None) -> SamplingState:
-        """Return the state before the first position, for `batch` maps (for a bottom prior, of these `top_codes`)."""
-        like, channels, (height, width) = self.horizontal_place, self.settings.channels, self.shape
-        dim, heads = self.table.shape[1], self.settings.heads
-        zeros = lambda *shape: like.new_zeros(batch, *shape)  # noqa: E731
-        cells = [zeros(heads, height * width, channels // heads) for _ in range(2 * len(self.attentions))]
-        return SamplingState(
-            zeros(dim, 2, width), zeros(dim, 1, width + 2), [zeros(channels, 1, width) for _ in self.layers],
-            [zeros(channels, 1, width + 1) for _ in self.layers], [zeros(channels, 1, width) for _ in self.layers],
-            cells[::2], cells[1::2], None if self.conditioner is None else self.conditioner(top_codes))
-
-    def step(self, state: SamplingState, row: int, column: int) -> torch.Tensor:
-        """Return the logits `[batch, codebook_size]` of the next position in raster order.
-
-        Positions must be asked for in raster order, with `tell` between them.
-        """
-        if column == 0:
-            self._begin_row(state, row)
-        x = self.horizontal_first.step(state.row_codes[..., column:column + 2])
-        x = x + self.horizontal_place[:, row, column, None, None]
-        attention = 0
-        for i, layer in enumerate(self.layers):
-            state.row[i][..., column + 1] = functional.elu(x[..., 0])
-            seen = layer.horizontal_in.step(state.row[i][..., column:column + 2])
-            x = layer.horizontal(x, seen + state.given[i][..., column:column + 1])
-            if str(i) in self.attentions:
-                x = self.attentions[str(i)].step(x, state.keys[attention], state.values[attention],
-                                                 row * self.shape[1] + column)
-                attention += 1
-        return self._logits(x)[:, :, 0, 0]
-
-    def tell(self, state: SamplingState, column: int, codes: torch.Tensor) -> None:
-        """Put the codes `[batch]` that were drawn at the position into the state."""
-        state.row_codes[..., column + 2] = self._embed(codes[:, None, None])[..., 0]
-
-    def _begin_row(self, state: SamplingState, row: int) -> None:
-        """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
-        if row:
-            state.codes_above = torch.cat([state.codes_above[:, :, 1:], state.row_codes[..., 2:]], 2)
-        state.row_codes.zero_()
-        vertical = self.vertical_first.step(state.codes_above) + self.vertical_place[:, row:row + 1]
-        for i, layer in enumerate(self.layers):
-            here = functional.elu(vertical)
-            vertical = layer.vertical(vertical, layer.vertical_in.step(torch.cat([state.rows_above[i], here], 2)))
-            state.rows_above[i] = here
-            condition = None if state.condition is None else state.condition[:, :, row:row + 1]
-            state.given[i] = layer.given(vertical, condition)
-            state.row[i].zero_()
-
-    def _embed(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
         return functional.embedding(codes, self.table).movedim(-1, 1)
 
-    def _logits(self, horizontal: torch.Tensor) -> torch.Tensor:
+    def logits(self, horizontal: torch.Tensor) -> torch.Tensor:
+        """Return `[batch, codebook_size, height, width]` of the last layer's `[batch, channels, height, width]`."""
         features = self.head(horizontal)
         logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
         return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
@@ -256,7 +252,8 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
                         f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
                         f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
     top = (tensors["conditioner.table"], config["top_shape"]) if level == "bottom" else (None, None)
-    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["table"], config["shape"], *top)
+    columns = conditions.from_json(config.get("columns", []))
+    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["table"], config["shape"], *top, columns)
     try:
         prior.load_state_dict(tensors)
     except RuntimeError as error:

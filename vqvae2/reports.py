@@ -242,7 +242,7 @@ def _draw(vqvae: TrainedVqvae, priors: dict[str, Prior], settings: EvaluateSetti
     with tqdm(total=sum(math.prod(one.shape) for one in priors.values()), desc="sampling", unit="code",
               leave=False) as bar:
         images, _ = samples.draw_images(vqvae.model, priors, list(range(settings.samples)), settings.seed, tastes,
-                                        bar.update)
+                                        on_code=bar.update)
     return to_bytes(images)
 
 

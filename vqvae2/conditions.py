@@ -1,0 +1,130 @@
+"""What a manifest says of an image -> numbers that a prior is given beside the codes, and back from the command line.
+
+A column is numeric where every known value is a number, else categorical. Numbers are standardised by the training
+images' mean and spread. What is not known, or a category that no training image has, is NaN, for which the prior
+has learned an embedding of its own: "unknown" is not 0, which would be the mean person.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from vqvae2.errors import UserError
+
+UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
+MOST_CATEGORIES = 64
+RANGE = ".."
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the manifest that a prior is told, as the training images have it."""
+
+    name: str
+    categories: tuple[str, ...] = ()
+    """Sorted; empty for a numeric column."""
+    mean: float = 0.0
+    spread: float = 1.0
+    """Standard deviation over the training images, in the column's unit."""
+    least: float = 0.0
+    most: float = 0.0
+
+    def number(self, text: str) -> float:
+        """Return what stands for a value: a category's place, a standardised number; NaN for what is not known."""
+        text = text.strip()
+        if text.lower() in UNKNOWN:
+            return math.nan
+        if self.categories:
+            return float(self.categories.index(text)) if text in self.categories else math.nan
+        number = _as_number(text)
+        return math.nan if number is None else (number - self.mean) / self.spread
+
+    def words(self) -> str:
+        """Return which values the column takes, for a user."""
+        return " ".join(self.categories) if self.categories else f"numbers, {self.least:g} to {self.most:g} in training"
+
+
+def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Column, ...]:
+    """Return the columns `names` as the training images have them.
+
+    Args:
+        facts: for each training image, what its manifest says.
+    Raises: UserError if a column is not in the manifest, is unknown for all images, or has too many categories.
+    """
+    columns = []
+    for name in names:
+        if not facts or name not in facts[0]:
+            known = ", ".join(facts[0]) if facts and facts[0] else "none, since there is no manifest.csv"
+            raise UserError(f"--condition {name}: expected a column of the manifest, found none of that name among "
+                            f"{known}. Correct the name, or extract with --covariates.")
+        values = sorted({one[name].strip() for one in facts} - {""})
+        values = [value for value in values if value.lower() not in UNKNOWN]
+        if not values:
+            raise UserError(f"--condition {name}: expected a value for at least 1 training image, found none. "
+                            "Leave it out, or extract with --covariates.")
+        columns.append(_column(name, values, [one[name].strip() for one in facts]))
+    return tuple(columns)
+
+
+def _column(name: str, values: list[str], texts: list[str]) -> Column:
+    if all(_as_number(value) is not None for value in values):
+        numbers = torch.tensor([number for text in texts if (number := _as_number(text)) is not None]).double()
+        spread = numbers.std(unbiased=False).item()
+        return Column(name, (), numbers.mean().item(), spread if spread > 0 else 1.0, numbers.min().item(),
+                      numbers.max().item())
+    if len(values) > MOST_CATEGORIES:
+        raise UserError(f"--condition {name}: expected numbers or at most {MOST_CATEGORIES} categories, found "
+                        f"{len(values)} values such as {values[0]}. Leave it out.")
+    return Column(name, tuple(values))
+
+
+def numbers(columns: Sequence[Column], facts: Sequence[Mapping[str, str]]) -> torch.Tensor:
+    """Return float32 `[images, columns]`: each image's values as the prior takes them, NaN for unknown ones."""
+    return torch.tensor([[column.number(one.get(column.name, "")) for column in columns] for one in facts],
+                        dtype=torch.float32).view(len(facts), len(columns))
+
+
+def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) -> torch.Tensor:
+    """Return float32 `[images, columns]` from a command line's NAME=VALUE, unknown where no value is given.
+
+    Args:
+        texts: such as "sex=F", "age=70", or "position_mm=-20..30": evenly drawn from a range, for each image.
+        draws: `[images, columns]` in [0, 1), one for each value that is drawn.
+    Raises: UserError for a column that the prior was not trained with, or a value that it cannot take.
+    """
+    by_name = {column.name: number for number, column in enumerate(columns)}
+    table = torch.full(draws.shape, math.nan, dtype=torch.float64)
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in by_name:
+            trained = ", ".join(f"{column.name} ({column.words()})" for column in columns) or "nothing"
+            raise UserError(f"--condition {text}: expected NAME=VALUE for what the prior was trained with, {trained}, "
+                            f"found {name}. Correct it, or leave it out.")
+        number = by_name[name]
+        column = columns[number]
+        ends = [column.number(end) for end in (value.split(RANGE) if not column.categories else [value])]
+        if len(ends) > 2 or any(math.isnan(end) for end in ends):
+            raise UserError(f"--condition {text}: expected one of {column.words()}, found {value}. Leave {name} out "
+                            "for an unknown one.")
+        table[:, number] = ends[0] + (ends[-1] - ends[0]) * draws[:, number].double()
+    return table.float()
+
+
+def as_json(columns: Sequence[Column]) -> list[dict]:
+    """Return columns as JSON values, for config.json."""
+    return [asdict(column) | {"categories": list(column.categories)} for column in columns]
+
+
+def from_json(values: Sequence[Mapping]) -> tuple[Column, ...]:
+    """Return the columns that `as_json` has written."""
+    return tuple(Column(**{**one, "categories": tuple(one["categories"])}) for one in values)
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
