@@ -3,8 +3,12 @@
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report
 On the validation images, reconstructions only:
     python evaluate.py --vqvae brain-128 --split validate --out report-validate
+What the priors find unusual, as a map for each image (maps/likelihood/*.npy and *.png), and how well such maps find
+synthetic lesions beside an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
+    python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 
 What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over subjects.
+What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqvae2/anomalies.py.
 """
 
 from vqvae2 import reports

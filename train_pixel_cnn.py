@@ -128,8 +128,14 @@ class PriorTrainer(Trainer):
         shapes = {level: list(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         return {**self.data, "vqvae_hash": self.vqvae.hash, "shape": shapes[self.settings.level],
                 "top_shape": shapes["top"], "columns": conditions.as_json(self.columns),
-                "known_hash": hashlib.sha256(self.known["train"].numpy().tobytes()).hexdigest(),
+                "facts_hash": self._facts_hash(),
                 "reference_bits_per_code": self.references}
+
+    def _facts_hash(self) -> str:
+        """Hash of all that the prior is told: of the validation images too, since they choose the best weights."""
+        told = "".join(map(repr, self.columns)).encode() + b"".join(
+            self.known[split].numpy().tobytes() for split in ("train", "validate"))
+        return hashlib.sha256(told).hexdigest()
 
     def count(self, split: str) -> int:
         """Return the number of code maps; augmented copies stand in for their image and do not count."""

@@ -12,12 +12,12 @@ from vqvae2.config import (
     DataSettings,
     EvaluateSettings,
     PriorSettings,
-    SampleSettings,
     VqvaeSettings,
     parse,
 )
 from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
+from vqvae2.sample_config import SampleSettings
 
 RUN = {"savename": "brain", "epochs": 3, "batch": 4}
 RUN_FLAGS = ["--savename", "brain", "--epochs", "3", "--batch", "4"]
@@ -177,6 +177,14 @@ class TestCommandLine:
     (SampleSettings, {**SAMPLE, "temperature": (1.0, 1.0, 1.0)}, r"--temperature: .* or two .* found 1\.0 1\.0 1\.0\."),
     (SampleSettings, {**SAMPLE, "top_p": (1.0, 0.0)}, r"--top-p: expected one value .* 0 < P <= 1, found 1\.0 0\.0\."),
     (SampleSettings, {**SAMPLE, "top_k": (-1,)}, r"--top-k: expected one value .* 0 or more, found -1\. See"),
+    (SampleSettings, {**SAMPLE, "reject": 0}, r"--reject: expected at least 1, found 0\. Give"),
+    (SampleSettings, {**SAMPLE, "reject_by": "agreement"}, r"--reject-by: expected --reject N .* found --reject 1\."),
+    (SampleSettings, {**SAMPLE, "mask": "left"}, r"--mask: expected --inpaint .* found --mask left alone\. Give"),
+    (SampleSettings, {**SAMPLE, "blend": 2}, r"--blend: expected --inpaint .* found --blend 2 alone\. Give"),
+    (SampleSettings, {**SAMPLE, "inpaint": Path("d")}, r"--mask: expected left, .* found none\. For"),
+    (SampleSettings, {**SAMPLE, "inpaint": Path("d"), "mask": "left", "blend": -1}, r"--blend: .* found -1\. For"),
+    (SampleSettings, {**SAMPLE, "inpaint": Path("c.npz"), "mask": "left"}, r"--mask: expected none .* found left\. Le"),
+    (SampleSettings, {**SAMPLE, "inpaint": Path("c.npz"), "blend": 2}, r"--blend: expected none .* found 2\. Leave"),
     (EvaluateSettings, {"vqvae": "a", "out": Path("o"), "bottom": "b"}, r"--bottom: expected --top .* alone\. Give"),
     (EvaluateSettings, {"vqvae": "a", "out": Path("o"), "seed": -1}, r"--seed: expected 0 to 4294967295, found -1\.")])
 def test_a_value_out_of_range_is_refused_with_the_range_the_value_and_advice(settings, values, said):

@@ -51,7 +51,7 @@ def test_the_demos_figures_are_about_unseen_people_and_have_the_keys_of_the_sche
     report = json.loads((tiny_demo[0] / "report" / "metrics.json").read_text())
     assert (report["schema"], report["split"], report["seen_in_training"]) == (1, "test", {"images": 0, "subjects": 0})
     assert set(report["codes"]) == {"top", "bottom"}
-    assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel"}
+    assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel", "bits_per_pixel_is"}
     assert report["samples"]["count"] == demo.TINY.count
 
 

@@ -37,31 +37,3 @@ def test_each_layer_sees_exactly_the_positions_that_its_drawing_shows(name):
     for row in range(HEIGHT):
         for column in range(WIDTH):
             assert seen_from(layer, row, column) == inside(expected(row, column)), (row, column)
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_a_vertical_step_equals_the_whole_map(first):
-    layer, x = VerticalConv(3, 4, first).double(), torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
-    whole = layer(x)
-    padded = torch.cat([torch.zeros(2, 3, 1 + first, WIDTH, dtype=torch.float64), x], 2)
-    for row in range(HEIGHT):
-        torch.testing.assert_close(layer.step(padded[:, :, row:row + 2])[:, :, 0], whole[:, :, row])
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_a_horizontal_step_equals_the_whole_map(first):
-    layer, x = HorizontalConv(3, 4, first).double(), torch.randn(2, 3, HEIGHT, WIDTH, dtype=torch.float64)
-    whole = layer(x)
-    padded = torch.cat([torch.zeros(2, 3, HEIGHT, 1 + first, dtype=torch.float64), x], 3)
-    for column in range(WIDTH):
-        made = layer.step(padded[:, :, 1:2, column:column + 2])
-        torch.testing.assert_close(made[:, :, 0, 0], whole[:, :, 1, column])
-
-
-def test_an_attention_step_equals_the_whole_map():
-    layer, x = CausalAttention(4, 2).double(), torch.randn(2, 4, HEIGHT, WIDTH, dtype=torch.float64)
-    whole = layer(x).flatten(2)
-    keys, values = (torch.full((2, 2, HEIGHT * WIDTH, 2), torch.nan, dtype=torch.float64) for _ in range(2))
-    for position in range(HEIGHT * WIDTH):
-        made = layer.step(x.flatten(2)[:, :, position, None, None], keys, values, position)
-        torch.testing.assert_close(made[:, :, 0, 0], whole[:, :, position])

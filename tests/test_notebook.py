@@ -12,7 +12,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "evaluate.ipynb"
 FIGURES = ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
-           "ssim_histogram", "samples", "curves", "curves_top", "curves_bottom")
+           "ssim_histogram", "likelihood", "samples", "curves", "curves_top", "curves_bottom")
 
 
 def execute(notebook, folder, **environment):

@@ -1,11 +1,8 @@
-"""Priors know exactly the raster past (and the top map), and position by position is the same as whole."""
+"""Priors know exactly the raster past (and the top map), and codes are drawn as their probabilities say."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from vqvae2.cached import CachedPrior
 from vqvae2.config import PriorSettings
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes
@@ -55,31 +52,6 @@ def test_every_bottom_position_depends_on_every_top_code():
             other[0, row, column] = (top[0, row, column] + 1) % CODES
             changed = (model(codes, other) - before).abs().sum(1)[0]
             assert (changed > 0).all(), (row, column)
-
-
-@given(level=st.sampled_from(["top", "bottom"]), height=st.sampled_from([2, 4]), width=st.sampled_from([2, 6]),
-       attention_every=st.integers(0, 2), batch=st.integers(1, 3), seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
-def test_position_by_position_gives_the_logits_of_the_whole_map(level, height, width, attention_every, batch, seed):
-    model = prior(level, (height, width), layers=3, attention_every=attention_every, seed=seed)
-    codes, top = random_codes(model, batch)
-    with torch.no_grad():
-        whole, state = model(codes, top), CachedPrior(model, batch, top)
-        for row in range(height):
-            for column in range(width):
-                logits = state.step(row, column)
-                torch.testing.assert_close(logits, whole[:, :, row, column], atol=1e-12, rtol=0)
-                state.tell(column, codes[:, row, column])
-
-
-@pytest.mark.parametrize("level", ["top", "bottom"])
-def test_cached_sampling_draws_the_same_codes_as_the_slow_way(level):
-    model = prior(level)
-    _, top = random_codes(model, 3)
-    fast = draw_codes(model, [0, 1, 2], 7, level, top_codes=top)
-    slow = draw_codes(model, [0, 1, 2], 7, level, top_codes=top, cached=False)
-    assert torch.equal(fast, slow)
-    assert len(fast.unique()) > 1
 
 
 def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in():

@@ -43,8 +43,10 @@ def test_metrics_json_has_the_keys_of_the_schema_and_no_nan(report):
         assert all(set(figures) == SUMMARY for figures in area.values())
     assert set(report["codes"]) == {"top", "bottom"}
     assert all(set(one) == {"size", "used", "perplexity", "shuffle_drop"} for one in report["codes"].values())
-    assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel"}
-    assert all({"bits_per_code", "context_model_bits"} <= set(report["priors"][level]) for level in ("top", "bottom"))
+    assert {"top", "bottom", "bits_per_pixel"} <= set(report["priors"])
+    assert all({"bits_per_code", "context_model_bits", "histogram_bits", "position_histogram_bits", "condition",
+                "below_best_reference"} <= set(report["priors"][level]) for level in ("top", "bottom"))
+    assert (report["likelihood"], report["lesions"]) == (None, None)
     assert report["samples"]["count"] == 4
 
 
@@ -59,9 +61,29 @@ def test_bits_per_pixel_count_each_code_once_for_all_pixels(report):
     assert report["raw_bits_per_pixel"] == pytest.approx(80 * 4 / 1024)
 
 
+def test_a_prior_is_so_far_below_the_best_of_the_models_that_count(report):
+    for level in ("top", "bottom"):
+        prior = report["priors"][level]
+        best = min(prior[f"{name}_bits"] for name in ("context_model", "histogram", "position_histogram"))
+        assert prior["below_best_reference"] == pytest.approx((best - prior["bits_per_code"]) / best)
+        assert prior["ci_low"] <= prior["bits_per_code"] <= prior["ci_high"]
+
+
+def test_the_headline_says_how_a_prior_compares_with_each_model_that_counts(report):
+    changed = json.loads(json.dumps(report))
+    changed["priors"]["top"] |= {"bits_per_code": 3.0, "below_best_reference": 0.25, "context_model_bits": 4.0,
+                                 "position_histogram_bits": 5.0, "histogram_bits": 6.0}
+    changed["priors"]["bottom"] |= {"below_best_reference": -0.1}
+    rows = dict(reports.headline(changed))
+    assert rows["top prior"] == ("3.000 bits per code, 25.0 % below the best model that counts (neighbours 4.000, "
+                                 "place 5.000, frequency 6.000)")
+    assert "bits per code, 10.0 % above the best model that counts (" in rows["bottom prior"]
+    assert "bits per pixel, upper bound on the code length of the decoded image; stored as they" in rows["all codes"]
+
+
 def test_every_figure_is_drawn(judged):
-    for name in ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "samples",
-                 "code_histogram", "ssim_histogram", "curves", "curves_top", "curves_bottom"):
+    for name in ("strip", "likelihood", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom",
+                 "samples", "code_histogram", "ssim_histogram", "curves", "curves_top", "curves_bottom"):
         with Image.open(judged[0] / f"{name}.png") as picture:
             assert min(picture.size) > 100, name
 

@@ -1,17 +1,31 @@
 """A prior and the codes drawn so far -> logits of the next code, for the cost of one position.
 
-Every causal layer keeps what its next position needs: the vertical stack one row, the horizontal stack one
-column, attention its keys and values. All of it is allocated once; nothing grows with the image.
+Every causal layer keeps what its next position needs: the vertical stack two rows, the horizontal stack two
+columns, attention its keys and values. All of it is allocated once, and what Python does for a code is always the same.
+
+Weights become matrices once; features are rows `[…, channels]`; a masked convolution is a matrix product with all
+that its kernel sees, side by side. What the horizontal stack is given from above, by the condition and as biases is
+computed for a whole row of codes, together with the vertical stack; a product is then added to it in place.
 """
 
+import math
+
 import torch
+from torch import nn
 from torch.nn import functional
 
-from vqvae2.prior import Prior
+from vqvae2.masked_conv import COLUMNS, ROWS, CausalAttention
+from vqvae2.prior import GatedLayer, Prior, gate
+
+FASTER_GATES = {gate: functional.glu}
+"""The same in one operation."""
 
 
 class CachedPrior:
     """A prior that goes over `batch` code maps position by position; its logits are those of `Prior.forward`.
+
+    They differ by rounding alone, since sums are added up in another order: in float64 by less than 1e-12, in float32
+    by less than 1e-4.
 
     Example: `cached = CachedPrior(prior, 8)`, and then for each row and column, in raster order,
     `logits = cached.step(row, column)` `[8, codebook_size]`, and `cached.tell(column, codes)` with the codes drawn.
@@ -21,29 +35,37 @@ class CachedPrior:
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
         known: `[batch, columns]`, as for `Prior.forward`.
+        half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
+            says where); some codes are then not those of the slow way.
     """
 
     @torch.no_grad()
     def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None = None,
-                 known: torch.Tensor | None = None):
+                 known: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
-        dim, heads = prior.table.shape[1], prior.settings.heads
-        zeros = lambda *shape: like.new_zeros(batch, *shape)  # noqa: E731
-        self.prior = prior
-        self.codes_above = zeros(dim, 2, width)
-        """Embeddings of the two rows above."""
-        self.row_codes = zeros(dim, 1, width + 2)
-        """Embeddings of this row, two columns of padding at the left."""
-        self.rows_above = [zeros(channels, 1, width) for _ in prior.layers]
-        """For each layer its vertical input, one row above."""
-        self.row = [zeros(channels, 1, width + 1) for _ in prior.layers]
-        """For each layer its horizontal input in this row, padded at the left."""
-        self.given = [zeros(channels, 1, width) for _ in prior.layers]
-        """For each layer what this row is given from above and the condition."""
-        self.keys, self.values = ([zeros(heads, height * width, channels // heads) for _ in prior.attentions]
-                                  for _ in range(2))
+        self.prior, self.width, layers = prior, width, len(prior.layers)
+        self.codes = torch.zeros(width, batch, dtype=torch.long, device=like.device)
+        """Codes of this row."""
+        self.seen = like.new_zeros(layers, batch, COLUMNS, channels)
+        """For each layer its horizontal input, one column to the left and here."""
+        self.left, self.here = self.seen.unbind(2)
+        self.given = like.new_zeros(layers, width, batch, channels)
+        """For each layer what this row is given from above, by the condition and as biases."""
+        self.start = like.new_zeros(width + COLUMNS, batch, channels)
+        """What the horizontal stack starts with at each column of this row; the two after its end are never read."""
         condition = prior.condition(batch, top_codes, known)
-        self.condition = None if condition is None else condition.expand(-1, -1, height, width)
+        self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
+        """`[height, width, batch, channels]`; height and width are 1 where it is the same everywhere."""
+        self.vertical_first = _VerticalRows(prior.vertical_first.conv, width, batch)
+        self.layers = [_Layer(layer, seen, given, half)
+                       for layer, seen, given in zip(prior.layers, self.seen, self.given)]
+        self.attentions = {int(i): _Attention(attention, batch, height * width, half)
+                           for i, attention in prior.attentions.items()}
+        self.head = [_Product(conv, batch) for conv in prior.head if isinstance(conv, nn.Conv2d)]
+        self.table = prior.table.T * prior.table.shape[1] ** -0.5
+        # The first horizontal kernel is never multiplied: what each code adds to the next columns is in a table.
+        kernel = prior.horizontal_first.conv.weight[:, :, 0].unbind(2)
+        self.starts = torch.stack([prior.table @ column.T for column in reversed(kernel)])
 
     @torch.no_grad()
     def step(self, row: int, column: int) -> torch.Tensor:
@@ -51,38 +73,162 @@ class CachedPrior:
 
         Positions must be asked for in raster order, with `tell` between them.
         """
-        prior = self.prior
         if column == 0:
             self._begin_row(row)
-        x = prior.horizontal_first.step(self.row_codes[..., column:column + 2])
-        x = x + prior.horizontal_place[:, row, column, None, None]
-        attention = 0
-        for i, layer in enumerate(prior.layers):
-            self.row[i][..., column + 1] = functional.elu(x[..., 0])
-            seen = layer.horizontal_in.step(self.row[i][..., column:column + 2])
-            x = layer.horizontal(x, seen + self.given[i][..., column:column + 1])
-            if str(i) in prior.attentions:
-                x = prior.attentions[str(i)].step(x, self.keys[attention], self.values[attention],
-                                                  row * prior.shape[1] + column)
-                attention += 1
-        return prior.logits(x)[:, :, 0, 0]
+        self.left.copy_(self.here)
+        x = self.start[column]
+        for i, (layer, given) in enumerate(zip(self.layers, self.given[:, column].unbind())):
+            layer.step(x, given)
+            if i in self.attentions:
+                self.attentions[i].step(x, row * self.width + column)
+        for product in self.head:
+            x = product(functional.elu(x))
+        return torch.addmm(self.prior.bias, x, self.table)
 
     @torch.no_grad()
     def tell(self, column: int, codes: torch.Tensor) -> None:
         """Put the codes `[batch]` that were drawn at the position into the state."""
-        self.row_codes[..., column + 2] = self.prior.embed(codes[:, None, None])[..., 0]
+        self.codes[column] = codes
+        self.start[column + 1:column + 1 + COLUMNS].add_(self.starts.index_select(1, codes))
 
     def _begin_row(self, row: int) -> None:
         """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
         prior = self.prior
-        if row:
-            self.codes_above = torch.cat([self.codes_above[:, :, 1:], self.row_codes[..., 2:]], 2)
-        self.row_codes.zero_()
-        vertical = prior.vertical_first.step(self.codes_above) + prior.vertical_place[:, row:row + 1]
-        for i, layer in enumerate(prior.layers):
-            here = functional.elu(vertical)
-            vertical = layer.vertical(vertical, layer.vertical_in.step(torch.cat([self.rows_above[i], here], 2)))
-            self.rows_above[i] = here
-            condition = None if self.condition is None else self.condition[:, :, row:row + 1]
-            self.given[i] = layer.given(vertical, condition)
-            self.row[i].zero_()
+        above = functional.embedding(self.codes, prior.table)
+        vertical = self.vertical_first.see(above if row else torch.zeros_like(above))
+        vertical.view_as(self.given[0]).add_(prior.vertical_place[:, row].T[:, None])
+        condition = None if self.condition is None else self.condition[row % len(self.condition)].flatten(0, 1)
+        for layer in self.layers:
+            layer.begin_row(vertical, condition)
+        self.seen.zero_()
+        self.start.zero_()
+        self.start[:self.width] += (prior.horizontal_place[:, row].T + prior.horizontal_first.conv.bias)[:, None]
+
+
+class _Product:
+    """A 1 x 1 or horizontal convolution as the product of rows `[rows, columns x channels_in]` with a matrix.
+
+    Args:
+        conv: its kernel and bias.
+        rows: how many rows there will be.
+        half: multiply in 16 bits; what is added, and the result, is in the precision of the rows.
+    """
+
+    def __init__(self, conv: nn.Conv2d, rows: int, half: bool = False):
+        self.bias, self.matrix = conv.bias, _matrix(conv.weight[:, :, 0], rows, half)
+        # One row's product is bound by reading the matrix, which goes faster along its longer side.
+        if rows == 1 and not half and self.matrix.shape[0] < self.matrix.shape[1]:
+            self.matrix = self.matrix.contiguous()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[rows, columns x channels_in]` to `[rows, channels_out]`."""
+        if x.dtype == self.matrix.dtype:
+            return torch.addmm(self.bias, x, self.matrix)
+        return functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
+
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """Add the product without the bias to `total` `[rows, channels_out]`."""
+        _add_product(total, x, self.matrix)
+
+
+class _VerticalRows:
+    """A vertical convolution and the two rows that it sees, the last two that it was given; at first they are 0."""
+
+    def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
+        self.bias, self.width, self.batch = conv.bias, width, batch
+        self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
+        """For each column of the kernel, left to right, both of its rows as one matrix."""
+        self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
+                                          dtype=self.taps[0].dtype)
+        """Above and here, with padding at both sides."""
+
+    def see(self, row: torch.Tensor) -> torch.Tensor:
+        """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""
+        edge, batch = len(self.taps) // 2, self.batch
+        self.rows[:, :, 0] = self.rows[:, :, 1]
+        self.rows[edge:-edge, :, 1] = row.view(self.width, batch, -1)
+        # Columns come before code maps, so that each tap sees one piece of memory.
+        flat, seen = self.rows.flatten(2).flatten(0, 1), self.bias.repeat(self.width * batch, 1)
+        for tap, matrix in enumerate(self.taps):
+            _add_product(seen, flat[tap * batch:(tap + self.width) * batch], matrix)
+        return seen
+
+
+class _Layer:
+    """A gated layer as matrices, with its vertical rows.
+
+    Args:
+        layer: whose weights these are.
+        seen: `[batch, 2, channels]`, its horizontal input, kept by CachedPrior.
+        given: `[width, batch, channels]`, what it is given in this row.
+        half: as for CachedPrior.
+    """
+
+    def __init__(self, layer: GatedLayer, seen: torch.Tensor, given: torch.Tensor, half: bool):
+        width, batch, _ = given.shape
+        self.gate = FASTER_GATES.get(layer.gate, layer.gate)
+        self.given, self.seen, self.here = given, seen.flatten(1), seen[:, -1]
+        self.rows = _VerticalRows(layer.vertical_in.conv, width, batch, half)
+        self.vertical_out, self.from_vertical = (_Product(conv, width * batch, half)
+                                                 for conv in (layer.vertical_out, layer.from_vertical))
+        self.horizontal_in, self.horizontal_out = (_Product(conv, batch, half)
+                                                   for conv in (layer.horizontal_in.conv, layer.horizontal_out))
+        self.from_condition = layer.from_condition and _Product(layer.from_condition, width * batch, half)
+
+    def begin_row(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> None:
+        """Go on to the next row of the vertical stack `[width x batch, channels]`, in place.
+
+        Args:
+            condition: `[width x batch, channels]`, or `[batch, channels]` for all columns.
+        """
+        seen = functional.elu_(self.rows.see(functional.elu(vertical)))
+        vertical += self.gate(self.vertical_out(seen))
+        self.given.copy_(self.from_vertical(functional.elu(vertical)).view_as(self.given))
+        self.given += self.horizontal_in.bias
+        if condition is not None:
+            self.given += self.from_condition(condition).view(-1, *self.given.shape[1:])
+
+    def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
+        """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
+        functional.elu_(self.here.copy_(x))
+        self.horizontal_in.add_to(given, self.seen)
+        x += self.gate(self.horizontal_out(functional.elu_(given)))
+
+
+class _Attention:
+    """Causal attention as matrices, with the keys and values of all positions so far."""
+
+    def __init__(self, attention: CausalAttention, batch: int, positions: int, half: bool):
+        self.heads, channels = attention.heads, attention.out.in_channels
+        self.query_key_value, self.out = (_Product(conv, batch, half)
+                                          for conv in (attention.query_key_value, attention.out))
+        self.past = attention.out.weight.new_zeros(2, batch, self.heads, positions, channels // self.heads)
+        """Keys, values."""
+
+    def step(self, x: torch.Tensor, position: int) -> None:
+        """Add to `x` `[batch, channels]` what is found at this position, the `position`-th, and before it."""
+        split = self.query_key_value(functional.elu(x)).view(len(x), 3, self.heads, -1)
+        self.past[:, :, :, position].copy_(split[:, 1:].transpose(0, 1))
+        keys, values = self.past[:, :, :, :position + 1].flatten(1, 2)
+        query = split[:, 0].reshape(len(keys), 1, -1) / math.sqrt(split.shape[-1])
+        weights = torch.bmm(query, keys.transpose(1, 2)).softmax(-1)
+        x += self.out(torch.bmm(weights, values).view_as(x))
+
+
+def _matrix(kernel: torch.Tensor, rows: int, half: bool) -> torch.Tensor:
+    """Return `[places x channels_in, channels_out]` of a kernel `[channels_out, channels_in, places]`.
+
+    Each of its columns lies in one piece, as it does in a kernel of one place, which is not copied. With `half` it is
+    in the 16 bits that CPUs multiply faster: float16 with one row, bfloat16 with several.
+    """
+    matrix = kernel.transpose(1, 2).flatten(1)
+    return (matrix.to(torch.float16 if rows == 1 else torch.bfloat16) if half else matrix).T
+
+
+def _add_product(total: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor) -> None:
+    """Add `x` times `matrix`, multiplied in the precision of `matrix`, to `total`."""
+    if total.dtype == matrix.dtype:
+        total.addmm_(x, matrix)
+    else:
+        # functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
+        total += functional.linear(x.to(matrix.dtype), matrix.T)

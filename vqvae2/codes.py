@@ -8,7 +8,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from vqvae2.autoencoder import Vqvae
 from vqvae2.errors import UserError
 from vqvae2.images import ImageSet, to_bytes
 
+LEVELS = ("top", "bottom")
+OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
 SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
 
 
@@ -29,6 +31,8 @@ class CodeMaps:
     names: list[str]
     levels: dict[str, torch.Tensor]
     """For each level, coarse first, int64 `[n, height, width]`."""
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What else is known of each image, float64 `[n]`."""
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""
@@ -37,7 +41,7 @@ class CodeMaps:
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 np.savez_compressed(file, image=np.array(self.names), vqvae_hash=vqvae_hash, data_hash=data_hash,
-                                    **arrays)
+                                    **arrays, **{name: one.numpy() for name, one in self.scores.items()})
         checkpoints.write_atomically(path, write)
 
     @classmethod
@@ -47,10 +51,10 @@ class CodeMaps:
             with np.load(path, allow_pickle=False) as file:
                 if str(file["vqvae_hash"]) != vqvae_hash or data_hash not in (None, str(file["data_hash"])):
                     return None
-                return cls([str(name) for name in file["image"]], {
-                    level: torch.from_numpy(file[level].astype(np.int64)) for level in ("top", "bottom")
-                    if level in file})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                return cls([str(name) for name in file["image"]],
+                           {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
+                           {name: torch.from_numpy(file[name]) for name in file if name not in OTHERS})
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
 
@@ -73,6 +77,18 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
         on_batch(len(items))
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
     return CodeMaps(images.names, _interleave(distributed.gather_objects(own), len(images)))
+
+
+@torch.no_grad()
+def reconstruct(model: Vqvae, images: ImageSet, batch: int,
+                on_batch: Callable[[int], object] = lambda _: None) -> tuple[CodeMaps, torch.Tensor]:
+    """Return the codes of all `images`, and the images that the codes alone give back, uint8 on the CPU: what a user
+    of the codes would see. Arguments as for `extract`."""
+    device = next(model.parameters()).device
+    maps = extract(model, images, batch, on_batch)
+    made = [to_bytes(model.decode({level: one[items].to(device) for level, one in maps.levels.items()}))
+            for items in torch.arange(len(images)).split(batch)]
+    return maps, torch.cat(made)
 
 
 def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, seed: int = 0,

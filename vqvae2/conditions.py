@@ -56,7 +56,8 @@ def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Colum
     columns = []
     for name in names:
         if not facts or name not in facts[0]:
-            known = ", ".join(facts[0]) if facts and facts[0] else "none, since there is no manifest.csv"
+            # A row with more cells than the header has them under None.
+            known = ", ".join(filter(None, facts[0])) if facts and facts[0] else "none, since there is no manifest.csv"
             raise UserError(f"--condition {name}: expected a column of the manifest, found none of that name among "
                             f"{known}. Correct the name, or extract with --covariates.")
         values = sorted({one[name].strip() for one in facts} - {""})
@@ -70,10 +71,13 @@ def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Colum
 
 def _column(name: str, values: list[str], texts: list[str]) -> Column:
     if all(_as_number(value) is not None for value in values):
-        numbers = torch.tensor([number for text in texts if (number := _as_number(text)) is not None]).double()
-        spread = numbers.std(unbiased=False).item()
-        return Column(name, (), numbers.mean().item(), spread if spread > 0 else 1.0, numbers.min().item(),
-                      numbers.max().item())
+        numbers = torch.tensor([number for text in texts if (number := _as_number(text)) is not None],
+                               dtype=torch.float64)
+        least, most, spread = numbers.min().item(), numbers.max().item(), numbers.std(unbiased=False).item()
+        # A constant's spread is rounding at best: the mean of 18 times 0.1 is not quite 0.1.
+        if least == most or spread == 0:
+            return Column(name, (), least, 1.0, least, most)
+        return Column(name, (), numbers.mean().item(), spread, least, most)
     if len(values) > MOST_CATEGORIES:
         raise UserError(f"--condition {name}: expected numbers or at most {MOST_CATEGORIES} categories, found "
                         f"{len(values)} values such as {values[0]}. Leave it out.")
@@ -92,16 +96,21 @@ def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) 
     Args:
         texts: such as "sex=F", "age=70", or "position_mm=-20..30": evenly drawn from a range, for each image.
         draws: `[images, columns]` in [0, 1), one for each value that is drawn.
-    Raises: UserError for a column that the prior was not trained with, or a value that it cannot take.
+    Raises: UserError for a column that the prior was not trained with or that is given twice, or a value that it
+        cannot take.
     """
     by_name = {column.name: number for number, column in enumerate(columns)}
     table = torch.full(draws.shape, math.nan, dtype=torch.float64)
+    seen: set[str] = set()
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in by_name:
             trained = ", ".join(f"{column.name} ({column.words()})" for column in columns) or "nothing"
             raise UserError(f"--condition {text}: expected NAME=VALUE for what the prior was trained with, {trained}, "
                             f"found {name}. Correct it, or leave it out.")
+        if name in seen:
+            raise UserError(f"--condition {text}: expected each column once, found {name} twice. Leave one out.")
+        seen.add(name)
         number = by_name[name]
         column = columns[number]
         ends = [column.number(end) for end in (value.split(RANGE) if not column.categories else [value])]

@@ -1,4 +1,4 @@
-"""Command line, environment, .env -> frozen dataclasses, one for each script (extract_config.py has one more).
+"""Command line, environment, .env -> frozen dataclasses; those of two scripts are in {extract,sample}_config.py.
 
 The sentence under a field is what `--help` prints. Cheap checks are made here, before anything is read.
 """
@@ -219,50 +219,6 @@ class PriorSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """Settings of sample.py."""
-
-    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
-    top: str
-    """The top prior, likewise."""
-    bottom: str | None = None
-    """The bottom prior, likewise; a one-level VQ-VAE has none."""
-    out: Path
-    """Folder that receives the images and a grid of them."""
-    count: int = 64
-    """Number of images."""
-    temperature: tuple[float, ...] = (1.0,)
-    """One value for both levels, or two: top, bottom. Below 1 draws likelier codes."""
-    top_k: tuple[int, ...] = (0,)
-    """Draw among the K likeliest codes only; 0 for all. One value or two."""
-    top_p: tuple[float, ...] = (1.0,)
-    """Draw among the likeliest codes that together have this probability. One value or two."""
-    condition: tuple[str, ...] = ()
-    """What is known of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
-    position_mm=-20..30 gives each image its own value. What is not given is unknown."""
-    guidance: tuple[float, ...] = (1.0,)
-    """How far --condition counts: 1 as learned, 2 twice as far (each code then costs two). One value or two."""
-    seed: int = 0
-    """Image N depends on (seed, N) only, not on the batch."""
-    batch: int = 16
-    """Images drawn at the same time."""
-
-    def __post_init__(self) -> None:
-        expect(self.count >= 1, "--count", "at least 1", self.count, "Give a larger number.")
-        check_seed(self.seed)
-        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
-        for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
-                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1"),
-                               ("guidance", lambda v: v >= 0, "0 or more")):
-            check_finite(self, name)
-            values = getattr(self, name)
-            expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
-                   f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
-                   "See --help.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     """Settings of evaluate.py."""
 
@@ -282,15 +238,20 @@ class EvaluateSettings:
     """Images at a time."""
     samples: int = 16
     """Images drawn from the priors, where they are given; 0 for none."""
+    likelihood: bool = False
+    """Write for each image the NLL of its codes, brought up to pixels: <out>/likelihood/*.npy and *.png."""
+    lesions: bool = False
+    """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
     seed: int = 0
-    """Seed of the samples and of the bootstrap."""
+    """Seed of the samples, of the lesions and of the bootstrap."""
 
     def __post_init__(self) -> None:
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
         check_seed(self.seed)
-        expect(self.bottom is None or self.top is not None, "--bottom", "--top beside it", "--bottom alone",
-               "Give --top too.")
+        for name in ("bottom", "likelihood", "lesions"):
+            expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
+                   f"{flag(name)} alone", "Give --top too.")
 
 
 def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:

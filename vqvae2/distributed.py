@@ -134,6 +134,18 @@ def barrier() -> None:
         dist.barrier()
 
 
+def wait_for_all(seconds_between_looks: float = 0.05) -> None:
+    """Wait until every rank is here, while signals are heard; in a collective as such a process is deaf to them.
+
+    It may take as long as the `minutes` that `start` was given.
+    """
+    if world_size() > 1:
+        work = dist.barrier(async_op=True)
+        while not work.is_completed():
+            time.sleep(seconds_between_looks)
+        work.wait()
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of all ranks' `values` (same shape on each); the same bits on every rank."""
     if world_size() == 1:

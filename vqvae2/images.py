@@ -256,7 +256,7 @@ def _list_keras(folder: Path, _: DataSettings) -> list[ImageFile]:
         if not inside.is_dir():
             raise UserError(f"--data {folder}: expected a folder keras_png_slices_{split} in it, found none. "
                             "Point at the parent of keras_png_slices_train, _validate and _test.")
-        for path in _pictures_in(inside):
+        for path in pictures_in(inside):
             if "_seg_" not in path.name and not path.name.startswith("seg_"):
                 case = re.match(r"(case_\d+)", path.name)
                 files.append(ImageFile(path.relative_to(folder).as_posix(), split,
@@ -267,9 +267,9 @@ def _list_keras(folder: Path, _: DataSettings) -> list[ImageFile]:
 def _list_folder(folder: Path, settings: DataSettings) -> list[ImageFile]:
     named = {path: FOLDER_NAMES[path.name.lower()] for path in sorted(folder.iterdir())
              if path.is_dir() and path.name.lower() in FOLDER_NAMES}
-    paths = [(path, split) for inside, split in named.items() for path in _pictures_in(inside)]
+    paths = [(path, split) for inside, split in named.items() for path in pictures_in(inside)]
     if not named:
-        paths = [(path, "") for path in _pictures_in(folder)]
+        paths = [(path, "") for path in pictures_in(folder)]
     files = []
     for path, split in paths:
         name = path.relative_to(folder).as_posix()
@@ -288,7 +288,8 @@ def _split_of(subject: str, settings: DataSettings) -> str:
     return "train" if place < settings.split[0] else "validate" if place < sum(settings.split[:2]) else "test"
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the image files below a folder, by their endings, sorted; hidden ones are not among them."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
@@ -305,17 +306,24 @@ def _check_subjects(folder: Path, files: list[ImageFile]) -> None:
 
 
 def _reader(folder: Path, size: int | None) -> Callable[[ImageFile], np.ndarray]:
-    def read(file: ImageFile) -> np.ndarray:
-        path = folder / file.name
-        try:
-            with Image.open(path) as picture:
-                return _as_pixels(picture, size)
-        except FileNotFoundError:
-            raise UserError(f"{path}: expected an image, found nothing. Run extract_slices.py again.") from None
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: expected a readable image, found {' '.join(str(error).split())}. "
-                            "Delete it or make it again.") from None
-    return read
+    return lambda file: read_picture(folder / file.name, size)
+
+
+def read_picture(path: Path, size: int | None = None) -> np.ndarray:
+    """Return an image file's pixels `[channels, height, width]`, uint8 or uint16; one channel unless it has colours.
+
+    Args:
+        size: height and width to which it is resized, if given.
+    Raises: UserError if it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _as_pixels(picture, size)
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected an image, found nothing. Run extract_slices.py again.") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: expected a readable image, found {' '.join(str(error).split())}. "
+                        "Delete it or make it again.") from None
 
 
 def _as_pixels(picture: Image.Image, size: int | None) -> np.ndarray:

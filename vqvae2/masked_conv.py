@@ -1,4 +1,4 @@
-"""Feature maps -> feature maps that look only at the raster past: a whole map at a time, or one position.
+"""Feature maps -> feature maps that look only at the raster past, a whole map at a time.
 
 Two stacks see the past without a blind spot (van den Oord 2016 [1], figure 1). The vertical stack at row r
 knows rows above r, at full width; the horizontal stack at (r, c) knows row r left of c, and takes the
@@ -11,8 +11,7 @@ vertical stack's view of what is above. X is the position itself, 1 is seen, 0 i
 
 Later layers may look at X because its features, by the first layer, know nothing of its own code.
 
-Every layer has two ways to be evaluated that share weights: `forward` for a whole map, and `step` for the
-one row or position that sampling has reached, given just the features that it needs.
+Sampling needs one position after the other: `cached.py` evaluates the same weights so, and keeps what was seen.
 
 References
 [1] van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders.
@@ -20,8 +19,6 @@ References
 NOTE Departure from [1]: plain 2 x 3 and 1 x 2 kernels on padded maps; nothing is multiplied by a mask, so no
 weight is computed in vain.
 """
-
-import math
 
 import torch
 from torch import nn
@@ -44,10 +41,6 @@ class VerticalConv(nn.Module):
         above = ROWS - 1 + self.first
         return self.conv(functional.pad(x, (1, 1, above, -int(self.first))))
 
-    def step(self, rows: torch.Tensor) -> torch.Tensor:
-        """The two input rows `[batch, channels_in, 2, width]` to one output row `[batch, channels_out, 1, width]`."""
-        return self.conv(functional.pad(rows, (1, 1)))
-
 
 class HorizontalConv(nn.Module):
     """Output column c reads input columns c-1 and c of its row; with `first`, columns c-2 and c-1."""
@@ -61,10 +54,6 @@ class HorizontalConv(nn.Module):
         """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
         left = COLUMNS - 1 + self.first
         return self.conv(functional.pad(x, (left, -int(self.first))))
-
-    def step(self, columns: torch.Tensor) -> torch.Tensor:
-        """The two input columns `[batch, channels_in, 1, 2]` to one output `[batch, channels_out, 1, 1]`."""
-        return self.conv(columns)
 
 
 class CausalAttention(nn.Module):
@@ -82,26 +71,9 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
-        query, key, value = self._split(x)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return x + self.out(seen.transpose(2, 3).reshape(x.shape))
-
-    def step(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int) -> torch.Tensor:
-        """One position `[batch, channels, 1, 1]` to its output; writes its key and value into the state.
-
-        Args:
-            keys, values: `[batch, heads, positions, channels / heads]`, filled before `position`.
-            position: raster number of this position.
-        """
-        query, key, value = self._split(x)
-        keys[:, :, position], values[:, :, position] = key[:, :, 0], value[:, :, 0]
-        past = slice(0, position + 1)
-        weights = (query @ keys[:, :, past].transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
-        return x + self.out((weights @ values[:, :, past]).transpose(2, 3).reshape(x.shape))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """Return query, key and value, each `[batch, heads, positions, channels / heads]`."""
         batch, channels, height, width = x.shape
         split = self.query_key_value(functional.elu(x)).view(
             batch, 3, self.heads, channels // self.heads, height * width)
-        return split.transpose(3, 4).unbind(1)
+        query, key, value = split.transpose(3, 4).unbind(1)
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return x + self.out(seen.transpose(2, 3).reshape(x.shape))

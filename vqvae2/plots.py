@@ -6,6 +6,7 @@ run. Every file is written beside its place and then renamed: whoever looks sees
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -68,29 +69,53 @@ def save_picture(image: Image.Image, path: Path | str) -> None:
     checkpoints.write_atomically(Path(path), lambda temporary: image.save(temporary))
 
 
-def strip(rows: Sequence[tuple[str, torch.Tensor]], gap: int = 2) -> Image.Image:
+@dataclass(frozen=True)
+class Scaled:
+    """A row of maps in the perceptually even colours `inferno`, whose scale stands beside them."""
+
+    values: torch.Tensor
+    """Float `[n, height, width]`, 0 or more."""
+    scale: float
+    """What is light yellow, as is all above; 0 is black."""
+
+
+def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,
+          captions: Sequence[str] | None = None) -> Image.Image:
     """Return labelled rows of images, such as real | reconstruction | sample: label at the left, one row each.
 
-    Each row is (label, uint8 `[n, channels, height, width]`), all of one height; rows may differ in n.
+    Each row is (label, uint8 `[n, channels, height, width]`) or (label, Scaled), all of one height; rows may differ in
+    n. A caption may stand under each column.
     """
-    return _stack([_label(_row(images, gap), label) for label, images in rows], gap)
+    parts = []
+    for label, images in rows:
+        scale = images.scale if isinstance(images, Scaled) else None
+        pictures = images if scale is None else _coloured(images)
+        parts.append(_label(_row(pictures, gap), label, scale))
+        column = enlarged(pictures).shape[-1] + gap
+    if captions is not None:
+        parts.append(_captions(captions, column=column))
+    return _stack(parts, gap)
 
 
 def reconstruction_rows(originals: torch.Tensor, reconstructions: torch.Tensor, *,
                         captions: Sequence[str] | None = None) -> Image.Image:
     """Return three labelled rows: original, reconstruction, |difference|; a caption may stand under each column.
 
-    Both are uint8 `[n, channels, height, width]`. The difference, mean over channels, goes from 0 (black) to
-    DIFFERENCE_SCALE and above (light yellow) in the perceptually even map `inferno`; its scale stands beside it.
+    Both are uint8 `[n, channels, height, width]`. The difference is the mean over channels, up to DIFFERENCE_SCALE.
+    """
+    distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1) / 255
+    return strip([("original", originals), ("reconstruction", reconstructions),
+                  ("|difference|", Scaled(distance, DIFFERENCE_SCALE))], captions=captions)
+
+
+def completion_rows(rows: Sequence[tuple[str, torch.Tensor]], columns: Sequence[str]) -> Image.Image:
+    """Return a labelled row of pictures for each image that was completed, below the names of the columns.
+
+    Each row is (the image's name, uint8 `[columns, channels, height, width]`): such as original, masked, completions.
     """
     gap = 2
-    distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1).numpy() / 255
-    coloured = torch.from_numpy(_inferno(distance / DIFFERENCE_SCALE)).permute(0, 3, 1, 2)
-    parts = [strip([("original", originals), ("reconstruction", reconstructions)], gap),
-             _label(_row(coloured, gap), "|difference|", scale=DIFFERENCE_SCALE)]
-    if captions is not None:
-        parts.append(_captions(captions, column=enlarged(originals).shape[-1] + gap))
-    return _stack(parts, gap)
+    header = _captions(columns, column=enlarged(rows[0][1]).shape[-1] + gap)
+    return _stack([header, *(_label(_row(pictures, gap), name) for name, pictures in rows)], gap)
 
 
 def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8) -> Image.Image:
@@ -232,6 +257,11 @@ def _font(text: str, width: int = LABEL_WIDTH - 8) -> ImageFont.FreeTypeFont:
     """The font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
     sizes = [size for size in range(TEXT_SIZE, 6, -1) if ImageFont.load_default(size).getlength(text) <= width]
     return ImageFont.load_default(max(sizes, default=6))
+
+
+def _coloured(maps: Scaled) -> torch.Tensor:
+    """uint8 `[n, 3, height, width]`."""
+    return torch.from_numpy(_inferno(maps.values.cpu().numpy() / maps.scale)).permute(0, 3, 1, 2)
 
 
 def _inferno(values: np.ndarray) -> np.ndarray:

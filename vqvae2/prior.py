@@ -86,32 +86,44 @@ class GatedLayer(nn.Module):
         return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
 
 
-class Conditioner(nn.Module):
-    """Top codes -> features for every bottom code, each of which has seen all top codes.
+class ResidualBlock(nn.Module):
+    """What sees 3 x 3 positions all around, added to its input; for features that need not be causal."""
 
-    Residual convolutions see the neighbourhood, one full (not causal) attention sees the whole map.
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ELU(),
+                                    nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels, height, width]` to the same shape."""
+        return x + self.layers(x)
+
+
+class Conditioner(nn.Module):
+    """Top codes -> features for every bottom code, each of which has seen all top codes ([3] section 3.2.2).
+
+    Residual blocks see the neighbourhood, one full (not causal) attention sees the whole map. Each bottom code in the
+    cell of a top code has features of its own (sub-pixel convolution, Shi et al. 2016): features that were only
+    repeated would leave it to the masked layers to find out which of the cell's codes they are at.
     """
 
     def __init__(self, embeddings: torch.Tensor, channels: int, heads: int, shape: tuple[int, int], factor: int):
         super().__init__()
-        self.factor = factor
         self.table = nn.Parameter(_start_of_table(embeddings))
         self.enter = nn.Conv2d(embeddings.shape[1], channels, 3, padding=1)
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
-        self.blocks = nn.ModuleList(nn.Sequential(
-            nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ELU(), nn.Conv2d(channels, channels, 1))
-            for _ in range(3))
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(3)))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), nn.PixelShuffle(factor))
+        self.fine_blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(2)))
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
         """`[batch, top height, top width]` to `[batch, channels, bottom height, bottom width]`."""
-        x = self.enter(functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place
-        for block in self.blocks:
-            x = x + block(x)
+        x = self.blocks(self.enter(functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place)
         cells = x.flatten(2).transpose(1, 2)
         seen = self.attention(cells, cells, cells, need_weights=False)[0]
         x = x + seen.transpose(1, 2).reshape(x.shape)
-        return functional.elu(x).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+        return functional.elu(self.fine_blocks(self.enlarge(x)))
 
 
 class Known(nn.Module):

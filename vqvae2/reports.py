@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,31 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, codes, distributed, metrics, plots, samples
+from vqvae2 import (
+    anomalies,
+    checkpoints,
+    codes,
+    distributed,
+    lesions,
+    likelihood,
+    map_files,
+    metrics,
+    plots,
+    prior_figures,
+    samples,
+)
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.config import EvaluateSettings, VqvaeSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.images import Images, ImageSet, load_images, pixel_hash, subject_hash, to_bytes
+from vqvae2.likelihood import CodeBits
 from vqvae2.prior import Prior
+from vqvae2.prior_figures import BOUND
 
 SCHEMA = 1
-PICTURED = 8
+PICTURED, PICTURED_LESIONS = 8, 3
 FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
-           "ssim_histogram", "samples", "strip", "curves", "curves_top", "curves_bottom")
+           "ssim_histogram", "samples", "strip", "likelihood", "lesions", "curves", "curves_top", "curves_bottom")
 PAIRS = 200
 
 
@@ -52,46 +66,38 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     Raises: UserError if models and data do not fit each other, or test images were trained on.
     """
     checkpoints.check_folder(settings.out, "--out")
-    device = distributed.pick_device()
-    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, device)
-    images = _images(vqvae, settings)
+    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
+    missing = [level for level in vqvae.model.levels if level not in priors]
+    if missing and (settings.likelihood or settings.lesions):
+        raise UserError(f"--{'likelihood' if settings.likelihood else 'lesions'}: expected a prior for each level of "
+                        f"--vqvae {settings.vqvae}, found none for {' and '.join(missing)}. Give --{missing[0]}.")
+    images, seen = _images(vqvae, settings)
     split = images.splits[settings.split]
-    if len(split) == 0:
-        raise UserError(f"--split {settings.split}: expected at least 1 image, found 0 in {images.folder}. "
-                        "Choose another split, or extract with a larger share for it.")
-    folders = _folders(settings)
-    configs = [checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for folder in folders.values()]
-    seen = seen_in_training(configs, split)
-    if settings.split == "test" and seen["images"]:
-        raise UserError(f"--split test: expected images that {' and '.join(folders)} were not trained on, found "
-                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
     maps, made = _reconstruct(vqvae, split, settings.batch)
+    bits = _code_bits(priors, maps, split, settings.batch)
     figures = metrics.image_figures(split.bytes(), made)
     report = {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
-        "seen_in_training": seen,
-        "reconstruction": {area: {name: metrics.summarise(values, split.subjects, settings.seed)
-                                  for name, values in one.items()} for area, one in figures.items()},
-        "codes": {level: {name: _finite(value) for name, value in one.items()} for level, one in
-                  codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed).items()},
-        "raw_bits_per_pixel": metrics.raw_bits_per_pixel(
-            [vqvae.model.settings.codebook_size] * len(maps.levels),
-            [tuple(one.shape[1:]) for one in maps.levels.values()], math.prod(split.pixels.shape[2:])),
-        "ms_ssim_weights": metrics.ms_ssim_scales(min(split.pixels.shape[2:])),
-        "priors": _judge_priors(vqvae, priors, images, maps, settings),
-        "samples": None, "seed": settings.seed, "vqvae_hash": vqvae.hash, "versions": checkpoints.versions()}
-    drawn = None
-    if settings.samples and set(priors) == set(vqvae.model.levels):
-        drawn = _draw(vqvae, priors, settings)
+        "seen_in_training": seen, **_image_and_code_figures(vqvae, split, maps, figures, settings),
+        "priors": prior_figures.judge(priors, bits, vqvae.model.levels, split,
+                                      _references(vqvae, images, maps, priors, settings.batch), settings.seed),
+        "samples": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
+        "versions": checkpoints.versions()}
+    drawn = _draw(vqvae, priors, settings) if settings.samples and not missing else None
+    if drawn is not None:
         report["samples"] = judge_samples(drawn, split, settings.seed)
-    judged = Judged(report, split, made, maps, drawn)
     for name in FIGURES:  # of an earlier report in this folder, which may have had models that this one lacks
         (settings.out / f"{name}.png").unlink(missing_ok=True)
-    _draw_figures(judged, figures, vqvae, settings.out)
-    for name, folder in folders.items():
-        if log := read_log(folder):
-            plots.curves(log, settings.out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png")
+    judged = Judged(report, split, made, maps, drawn)
+    _draw_figures(judged, figures, vqvae, settings)
+    if not missing:
+        map_files.draw_overview(settings.out / "likelihood.png", split, bits, _evenly(len(split)))
+    if settings.likelihood:
+        map_files.write(settings.out / "likelihood", split, bits)
+        report["likelihood"] = {"folder": "likelihood", "levels": list(bits), "unit": "bits per code"}
+    if settings.lesions:
+        report["lesions"] = _find_lesions(vqvae, priors, split, settings)
     checkpoints.write_json(settings.out / "metrics.json", report)
     return judged
 
@@ -140,18 +146,33 @@ def headline(report: dict) -> list[tuple[str, str]]:
         rows.append((f"{level} codes", f"{one['used']} of {one['size']} used, perplexity "
                                        f"{_text(one['perplexity'], 1)}, shuffle drop {_text(one['shuffle_drop'], 3)}"))
     priors = report["priors"] or {}
-    for level in (level for level in report["codes"] if level in priors):
-        one = priors[level]
-        rows.append((f"{level} prior", f"{_text(one['bits_per_code'], 3)} bits per code; counting neighbours "
-                                       f"{_text(one['context_model_bits'], 3)}"))
+    rows += [(f"{level} prior", _prior_text(priors[level])) for level in report["codes"] if level in priors]
     if "bits_per_pixel" in priors:
-        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel; stored as they are "
+        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel, {BOUND}; stored as they are "
                                   f"{_text(report['raw_bits_per_pixel'], 4)}"))
+    rows += [(f"lesions, {kind}", _lesion_text(report["lesions"][kind])) for kind in (*lesions.KINDS, "all")
+             if kind in (report.get("lesions") or {})]
     if report["samples"]:
         one = report["samples"]
         rows.append(("variety of samples", f"MS-SSIM of pairs {_text(one['pairwise_ms_ssim'], 3)}; real pairs "
                                            f"{_text(one['real_pairwise_ms_ssim'], 3)}"))
     return rows
+
+
+def _prior_text(one: dict) -> str:
+    """A prior's bits per code, how far below the best model that only counts, and what those need."""
+    ahead, told = one["below_best_reference"], one["condition"]
+    lead = "" if ahead is None else (f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model "
+                                     "that counts")
+    return (f"{_text(one['bits_per_code'], 3)} bits per code{lead} (neighbours {_text(one['context_model_bits'], 3)}, "
+            f"place {_text(one['position_histogram_bits'], 3)}, frequency {_text(one['histogram_bits'], 3)})"
+            + (f", told {' '.join(told)}" if told else ""))
+
+
+def _lesion_text(one: dict) -> str:
+    found = (f"{name.replace('_', ' ')} {one[name]['auroc']:.3f} ({one[name]['ci_low']:.3f} to "
+             f"{one[name]['ci_high']:.3f})" for name in anomalies.SCORES)
+    return f"AUROC by {', '.join(found)}"
 
 
 def prior_bits(report: dict) -> list[tuple[str, ...]]:
@@ -182,59 +203,77 @@ def _folders(settings: EvaluateSettings) -> dict[str, Path]:
     return {flag: checkpoints.find_run(name, flag) for flag, name in given.items() if name}
 
 
-def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> Images:
-    """The split that is judged, and for the reference models the training images, read as the VQ-VAE read them."""
+def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int]]:
+    """The split that is judged, and for the reference models the training images, read as the VQ-VAE read them; and
+    how much of the split was trained on."""
     trained = from_dict(VqvaeSettings, vqvae.config["settings"])
     trained = dataclasses.replace(trained, data=settings.data or trained.data)
     images = load_images(trained, tuple({settings.split, "train"} if settings.top else {settings.split}))
-    expected = tuple(vqvae.config["image_shape"])
-    if len(images.splits[settings.split]) and images.shape != expected:
+    split, expected = images.splits[settings.split], tuple(vqvae.config["image_shape"])
+    if len(split) == 0:
+        raise UserError(f"--split {settings.split}: expected at least 1 image, found 0 in {images.folder}. "
+                        "Choose another split, or extract with a larger share for it.")
+    if images.shape != expected:
         raise UserError(f"--data {images.folder}: expected images of shape {expected} as --vqvae {settings.vqvae} "
                         f"was trained on, found {images.shape}. Give the data that it was trained with.")
-    return images
+    folders = _folders(settings)
+    seen = seen_in_training([checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for folder in folders.values()],
+                            split)
+    if settings.split == "test" and seen["images"]:
+        raise UserError(f"--split test: expected images that {' and '.join(folders)} were not trained on, found "
+                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
+    return images, seen
 
 
-@torch.no_grad()
 def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[codes.CodeMaps, torch.Tensor]:
-    """Codes of a split, and the images that the codes alone give back: what a user of the codes would see."""
-    device = next(vqvae.model.parameters()).device
     with tqdm(total=len(split), desc="encoding", unit="image", leave=False) as bar:
-        maps = codes.extract(vqvae.model, split, batch, bar.update)
-    made = [to_bytes(vqvae.model.decode({level: one[items].to(device) for level, one in maps.levels.items()}))
-            for items in torch.arange(len(split)).split(batch)]
-    return maps, torch.cat(made)
+        return codes.reconstruct(vqvae.model, split, batch, bar.update)
 
 
-@torch.no_grad()
-def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images, maps: codes.CodeMaps,
+def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: codes.CodeMaps, figures: dict,
+                            settings: EvaluateSettings) -> dict:
+    """What metrics.json says of the VQ-VAE alone."""
+    size, shape = vqvae.model.settings.codebook_size, split.pixels.shape[2:]
+    of_codes = codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed)
+    return {"reconstruction": {area: {name: metrics.summarise(values, split.subjects, settings.seed)
+                                      for name, values in one.items()} for area, one in figures.items()},
+            "codes": {level: {name: _finite(value) for name, value in one.items()} for level, one in of_codes.items()},
+            "raw_bits_per_pixel": metrics.raw_bits_per_pixel(
+                [size] * len(maps.levels), [tuple(one.shape[1:]) for one in maps.levels.values()], math.prod(shape)),
+            "ms_ssim_weights": metrics.ms_ssim_scales(min(shape))}
+
+
+def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, batch: int) -> dict[str, CodeBits]:
+    """What each code of the split costs, given what is known of its image."""
+    with tqdm(total=len(priors) * len(split), desc="priors", unit="image", leave=False) as bar:
+        return likelihood.code_bits(priors, maps.levels, [file.facts for file in split.files], batch, bar.update)
+
+
+def _references(vqvae: TrainedVqvae, images: Images, maps: codes.CodeMaps, levels: Collection[str],
+                batch: int) -> dict[str, dict[str, float]]:
+    """Bits per code of the models that only count, fitted on the training images' codes; none for no levels."""
+    if not levels:
+        return {}
+    train = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
+    if train is None:
+        if len(images.splits["train"]) == 0:
+            return {}
+        train = codes.extract(vqvae.model, images.splits["train"], batch)
+    size = vqvae.model.settings.codebook_size
+    return {level: metrics.context_model_bits(train.levels[level].numpy(), maps.levels[level].numpy(), size)
+            for level in levels}
+
+
+def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet,
                   settings: EvaluateSettings) -> dict | None:
-    """Bits per code of each prior on the split, beside the reference models fitted on the training images' codes."""
-    if not priors:
+    """Figures of the scores that look for synthetic lesions, and lesions.png; None where no image has place for one."""
+    scored = {kind: anomalies.score(vqvae.model, priors, split, kind, settings.batch, settings.seed)
+              for kind in lesions.KINDS}
+    scored = {kind: one for kind, one in scored.items() if one is not None}
+    if not scored:
         return None
-    stored = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
-    train = stored or (codes.extract(vqvae.model, images.splits["train"], settings.batch)
-                       if len(images.splits["train"]) else None)
-    size, report = vqvae.model.settings.codebook_size, {}
-    for level, prior in priors.items():
-        nats = 0.0
-        device = prior.bias.device
-        for items in tqdm(torch.arange(len(maps.names)).split(settings.batch), desc=f"{level} prior", unit="batch",
-                          leave=False):
-            wanted, top = maps.levels[level][items].to(device), maps.levels["top"][items].to(device)
-            logits = prior(wanted, top if level == "bottom" else None)
-            nats += torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum").item()
-        references = metrics.context_model_bits(train.levels[level].numpy(), maps.levels[level].numpy(),
-                                                size) if train else {}
-        report[level] = {"bits_per_code": metrics.bits_per_code(nats, maps.levels[level].numel()),
-                         "context_model_bits": references.get("context"),
-                         "histogram_bits": references.get("histogram"),
-                         "position_histogram_bits": references.get("position_histogram")}
-    if set(priors) == set(vqvae.model.levels):
-        cells = {level: one[0].numel() for level, one in maps.levels.items()}
-        report["bits_per_pixel"] = metrics.bits_per_pixel(
-            report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
-            cells.get("bottom", 0), math.prod(images.splits[settings.split].pixels.shape[2:]))
-    return report
+    plots.save_picture(anomalies.picture(scored, PICTURED_LESIONS), settings.out / "lesions.png")
+    return {"seed": settings.seed, "score": anomalies.LIKELIHOOD, **anomalies.judge(scored, settings.seed)}
 
 
 def _draw(vqvae: TrainedVqvae, priors: dict[str, Prior], settings: EvaluateSettings) -> torch.Tensor:
@@ -253,10 +292,16 @@ def _mean_ms_ssim(images: torch.Tensor, pairs: np.ndarray) -> float | None:
     return _finite(metrics.image_figures(first, second)["full"]["ms_ssim"].mean().item())
 
 
-def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, out: Path) -> None:
-    """Pictures of even choice, of the worst and the best images, of codes and samples."""
+def _evenly(images: int) -> np.ndarray:
+    """Numbers of the images that are pictured."""
+    return np.linspace(0, images - 1, min(PICTURED, images)).round().astype(int)
+
+
+def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: EvaluateSettings) -> None:
+    """Pictures of even choice, of the worst and the best images, of codes and samples; curves of the trainings."""
+    out = settings.out
     originals, made = judged.images.bytes(), judged.reconstructions
-    even = np.linspace(0, len(originals) - 1, min(PICTURED, len(originals))).round().astype(int)
+    even = _evenly(len(originals))
     plots.save_picture(plots.reconstruction_rows(originals[even], made[even]), out / "reconstructions.png")
     ssim = figures["full"]["ssim"]
     order = ssim.argsort().numpy()
@@ -276,3 +321,6 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, out: Path)
         plots.save_picture(grid, out / "samples.png")
         rows.append(("sample", judged.samples[:PICTURED]))
     plots.save_picture(plots.strip(rows), out / "strip.png")
+    for name, folder in _folders(settings).items():
+        if log := read_log(folder):
+            plots.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png")

@@ -3,15 +3,20 @@
 A code is drawn by inversion: the first one at which the cumulative probability passes the uniform number of
 (seed, image number, level, position). So an image depends neither on the batch it is drawn in nor on what was
 drawn before it, and two ways of computing the same logits draw the same codes.
+
+NOTE In float32 the last bits of logits may depend on the batch, and a draw may then differ where its number lies that
+close to a boundary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from vqvae2 import conditions, random_numbers
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
@@ -49,7 +54,7 @@ class Taste:
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return float64 probabilities `[batch, codebook_size]` of `logits` of that shape."""
-        logits = logits.double() / self.temperature
+        logits = logits.double() if self.temperature == 1 else logits.double() / self.temperature
         if 0 < self.top_k < logits.shape[1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
         probabilities = logits.softmax(1)
@@ -65,12 +70,12 @@ def choose(logits: torch.Tensor, numbers: torch.Tensor, taste: Taste) -> torch.T
     """Return codes `[batch]` from logits `[batch, codebook_size]` and uniform `numbers` `[batch]` in [0, 1)."""
     cumulative = taste.probabilities(logits).cumsum(1)
     # Rounding may leave the last sum below 1; the number is scaled so that it never passes the end.
-    return torch.searchsorted(cumulative, (numbers[:, None] * cumulative[:, -1:]), right=True)[:, 0].clamp(
+    return torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp_(
         max=logits.shape[1] - 1)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute on one CPU thread: a position is so little work that threads would mostly wait for each other.
 
     Measured on two cores that another program keeps busy: 8 minutes with two threads, 11 seconds with one.
@@ -83,12 +88,40 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+class _Logits:
+    """The logits of one position after the other, by keeping state or the slow way, guided where it is asked for."""
+
+    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None,
+                 guidance: float, cached: bool):
+        self.prior, self.guidance = prior, guidance
+        known = None if known is None or not prior.columns else known.to(prior.bias.device)
+        # With guidance each image goes through the network twice: with what is known of it, and without.
+        self.copies = 2 if known is not None and guidance != 1 else 1
+        self.top_codes = top_codes if top_codes is None or self.copies == 1 else torch.cat([top_codes, top_codes])
+        self.known = known if self.copies == 1 else torch.cat([known, torch.full_like(known, torch.nan)])
+        self.state = CachedPrior(prior, self.copies * batch, self.top_codes, self.known) if cached else None
+
+    def step(self, maps: torch.Tensor, row: int, column: int) -> torch.Tensor:
+        """Return `[batch, codebook_size]`; `maps` `[batch, height, width]` are the codes so far."""
+        logits = self.state.step(row, column) if self.state else self.prior(
+            maps.repeat(self.copies, 1, 1), self.top_codes, self.known)[:, :, row, column]
+        if self.copies == 1:
+            return logits
+        told, untold = logits.chunk(2)
+        return untold + self.guidance * (told - untold)
+
+    def tell(self, column: int, codes: torch.Tensor) -> None:
+        """Put the codes `[batch]` of the position into the state."""
+        if self.state:
+            self.state.tell(column, codes if self.copies == 1 else torch.cat([codes, codes]))
+
+
+@one_thread()
 @torch.no_grad()
-def draw_codes(prior: Prior, numbers: list[int], seed: int, level: str, taste: Taste = Taste(),
+def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, taste: Taste = Taste(),
                top_codes: torch.Tensor | None = None, stay: torch.Tensor | None = None,
                known: torch.Tensor | None = None, on_code: Callable[[], object] = lambda: None, cached: bool = True,
-               ) -> torch.Tensor:
+               candidates: Sequence[int] | None = None) -> torch.Tensor:
     """Return code maps `[batch, height, width]` of the images with these `numbers`.
 
     Args:
@@ -99,36 +132,56 @@ def draw_codes(prior: Prior, numbers: list[int], seed: int, level: str, taste: T
         known: `[batch, columns]`: what is known of each image, NaN where it is not (see `conditions.given`).
         on_code: called after each position.
         cached: False computes a whole map for each position: the reference that the fast way must equal.
+        candidates: for each image which of its candidates it is, each with random numbers of its own; 0 if not given.
     """
     height, width = prior.shape
-    device = prior.bias.device
-    uniform = torch.stack([random_numbers.uniform(seed, f"{level} codes", number, torch.arange(height * width).numpy())
-                           for number in numbers]).view(-1, height, width)
+    positions, device = height * width, prior.bias.device
     # MPS has no float64: there the choice is made on the CPU.
     choosing = torch.device("cpu") if device.type == "mps" else device
-    uniform = uniform.to(choosing)
-    maps = torch.zeros(len(numbers), height, width, dtype=torch.long, device=device)
-    # With guidance each image goes through the network twice: with what is known of it, and without.
-    twice = 2 if prior.columns and known is not None and taste.guidance != 1 else 1
-    tops = None if top_codes is None else torch.cat([top_codes] * twice)
-    knowns = torch.cat([known.to(device), torch.full_like(known, torch.nan).to(device)][:twice]) if prior.columns \
-        and known is not None else None
-    state = CachedPrior(prior, twice * len(numbers), tops, knowns) if cached else None
-    for row in range(height):
-        for column in range(width):
-            logits = state.step(row, column) if cached else prior(
-                torch.cat([maps] * twice), tops, knowns)[:, :, row, column]
-            if twice == 2:
-                told, untold = logits.chunk(2)
-                logits = untold + taste.guidance * (told - untold)
-            drawn = choose(logits.to(choosing), uniform[:, row, column], taste).to(device)
-            if stay is not None:
-                stays = stay[:, row, column].to(device)
-                drawn = torch.where(stays >= 0, stays, drawn)
-            maps[:, row, column] = drawn
-            if cached:
-                state.tell(column, torch.cat([drawn] * twice))
-            on_code()
+    uniform = _uniform(seed, level, numbers, candidates or [0] * len(numbers), positions).to(choosing)
+    stay = torch.full((len(numbers), height, width), -1) if stay is None else stay
+    to_draw = (stay < 0).any(0).flatten().tolist()
+    # A code that stays is known from the start, and nothing needs to be computed after the last that is drawn.
+    end = positions - to_draw[::-1].index(True) if True in to_draw else 0
+    stay = stay.to(device)
+    stays, some_stay = stay >= 0, bool((stay >= 0).any())
+    maps = stay.clamp(min=0)
+    logits = _Logits(prior, len(numbers), top_codes, known, taste.guidance, cached) if end else None
+    for position in range(end):
+        row, column = divmod(position, width)
+        here = logits.step(maps, row, column)
+        if to_draw[position]:
+            drawn = choose(here.to(choosing), uniform[position], taste).to(device)
+            maps[:, row, column] = torch.where(stays[:, row, column], maps[:, row, column], drawn) if some_stay \
+                else drawn
+        logits.tell(column, maps[:, row, column])
+        on_code()
+    for _ in range(end, positions):
+        on_code()
+    return maps
+
+
+def _uniform(seed: int, level: str, numbers: Sequence[int], candidates: Sequence[int], positions: int) -> torch.Tensor:
+    """Return `[positions, batch]` in [0, 1); candidate 0 has the numbers of an image without candidates."""
+    purposes = [f"{level} codes" + (f" of candidate {one}" if one else "") for one in candidates]
+    return torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
+                        for purpose, number in zip(purposes, numbers)], 1).contiguous()
+
+
+def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, tastes: Mapping[str, Taste],
+              facts: Mapping[str, torch.Tensor], on_code: Callable[[], object] = lambda: None,
+              stay: Mapping[str, torch.Tensor] | None = None, candidates: Sequence[int] | None = None,
+              ) -> dict[str, torch.Tensor]:
+    """Return each level's code maps `[batch, height, width]`, the bottom's drawn given the top's.
+
+    Args:
+        facts: for each level `[batch, columns]`, what its prior is told (see `known_of`).
+        stay, candidates: for each level, and for each image, as for `draw_codes`.
+    """
+    maps: dict[str, torch.Tensor] = {}
+    for level, prior in priors.items():  # top first: `load_models` has them in this order
+        maps[level] = draw_codes(prior, numbers, seed, level, tastes[level], maps.get("top"),
+                                 None if stay is None else stay[level], facts[level], on_code, candidates=candidates)
     return maps
 
 
@@ -140,12 +193,30 @@ def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed
 
     `known` is what is known of all images, as NAME=VALUE of the columns that at least one of the priors was told.
     """
-    facts = known_of(priors, known, numbers, seed)
-    maps = {"top": draw_codes(priors["top"], numbers, seed, "top", tastes["top"], known=facts["top"], on_code=on_code)}
-    if "bottom" in vqvae.levels:
-        maps["bottom"] = draw_codes(priors["bottom"], numbers, seed, "bottom", tastes["bottom"], maps["top"],
-                                    known=facts["bottom"], on_code=on_code)
+    own = {level: priors[level] for level in vqvae.levels}
+    maps = draw_maps(own, numbers, seed, tastes, known_of(priors, known, numbers, seed), on_code)
     return vqvae.decode(maps), maps
+
+
+@torch.no_grad()
+def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor], facts: Mapping[str, torch.Tensor],
+                  ) -> torch.Tensor:
+    """Return float64 `[batch]`: -log2 p of all of an image's codes, at temperature 1, divided by their number.
+
+    Args:
+        maps: for each level `[batch, height, width]`, without -1; facts: for each level `[batch, columns]`.
+    The least is the likeliest: p is the product over the levels, p(top) p(bottom | top). No guidance is in it. Images
+    go through the networks one by one, so that the last bits do not depend on the batch.
+    """
+    bits = [sum(_bits(prior, maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1])
+                for level, prior in priors.items()) for i in range(len(maps["top"]))]
+    return torch.tensor(bits, dtype=torch.float64) / sum(math.prod(prior.shape) for prior in priors.values())
+
+
+def _bits(prior: Prior, codes: torch.Tensor, top_codes: torch.Tensor, known: torch.Tensor) -> float:
+    """-log2 p of one image's map `[1, height, width]` of one level."""
+    logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
+    return functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum().item() / math.log(2)
 
 
 def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[int], seed: int,
@@ -156,8 +227,13 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
     Raises: UserError if no prior was told of a column, or a value does not fit.
     """
     columns = {column.name: column for prior in priors.values() for column in prior.columns}
-    draws = torch.stack([random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns], 1
-                        ) if columns else torch.zeros(len(numbers), 0)
-    table = conditions.given(tuple(columns.values()), texts, draws)
-    places = {name: number for number, name in enumerate(columns)}
-    return {level: table[:, [places[column.name] for column in prior.columns]] for level, prior in priors.items()}
+    draws = {name: random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns}
+
+    def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
+        return conditions.given(told, texts, torch.stack([draws[one.name] for one in told], 1) if told else
+                                torch.zeros(len(numbers), 0))
+
+    table(tuple(columns.values()), texts)  # raises for a column that none of them was told
+    # Each in its own unit: priors that were trained on other images have other means.
+    return {level: table(prior.columns, [text for text in texts if text.partition("=")[0] in
+                                         {one.name for one in prior.columns}]) for level, prior in priors.items()}

@@ -1,0 +1,126 @@
+"""Position by position is the same as the whole map: logits, codes drawn, and nothing else is touched."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqvae2.cached import CachedPrior
+from vqvae2.conditions import Column
+from vqvae2.config import PriorSettings
+from vqvae2.prior import Prior
+from vqvae2.samples import Taste, choose, draw_codes
+
+CODES, DIM = 12, 5
+COLUMNS = (Column("age", (), 60.0, 10.0, 40.0, 80.0), Column("sex", ("F", "M")))
+AGES, SEXES = [math.nan, -1.5, 0.0, 0.5], [math.nan, 0.0, 1.0]
+
+
+def prior(level: str = "top", shape: tuple[int, int] = (4, 6), network: str = "snail", told: bool = False,
+          layers: int = 3, attention_every: int = 2, seed: int = 0) -> Prior:
+    """A prior in float64 whose codes are far from even, so that a wrong logit would be seen in what is drawn."""
+    torch.manual_seed(seed)
+    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
+                            layers=layers, attention_every=attention_every, network=network)
+    top = (torch.randn(CODES, DIM), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
+    made = Prior(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
+    torch.nn.init.normal_(made.bias)
+    return made
+
+
+def top_maps(model: Prior, batch: int) -> torch.Tensor | None:
+    return None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
+
+
+def both_ways(model: Prior, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
+              **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[batch, codebook_size, height, width]` of the cached way and of the slow one, for the same codes."""
+    with torch.no_grad():
+        state, fast = CachedPrior(model, len(codes), top, known, **options), []
+        for row in range(model.shape[0]):
+            for column in range(model.shape[1]):
+                fast.append(state.step(row, column))
+                state.tell(column, codes[:, row, column])
+        return torch.stack(fast, 2).unflatten(2, model.shape), model(codes, top, known)
+
+
+PRIORS = st.builds(prior, level=st.sampled_from(["top", "bottom"]),
+                   shape=st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 4, 6])),
+                   network=st.sampled_from(["snail", "gated"]), told=st.booleans(), layers=st.integers(1, 3),
+                   attention_every=st.integers(0, 2), seed=st.integers(0, 99))
+FACTS = st.lists(st.tuples(st.sampled_from(AGES), st.sampled_from(SEXES)), min_size=1, max_size=3)
+
+
+@given(model=PRIORS, facts=FACTS, nothing=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, seed):
+    """Over sizes, levels, networks, batches, and what is known: a number, a category, NaN, or nothing at all."""
+    torch.manual_seed(seed)
+    numbers, known = list(range(len(facts))), torch.tensor(facts) if model.columns and not nothing else None
+    top = top_maps(model, len(facts))
+    drawn, expected = (draw_codes(model, numbers, seed, "any", top_codes=top, known=known, cached=cached)
+                       for cached in (True, False))
+    assert torch.equal(drawn, expected)
+    torch.testing.assert_close(*both_ways(model, drawn, top, known), atol=1e-12, rtol=0)
+
+
+@given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_in_float32_logits_agree_to_1e_4_and_draws_differ_only_at_a_boundary(model, facts, seed):
+    """A draw may differ where its uniform number is nearer than 1e-4 to where one code ends and the next begins."""
+    torch.manual_seed(seed)
+    model, known = model.float(), torch.tensor(facts) if model.columns else None
+    codes, top = torch.randint(CODES, (len(facts), *model.shape)), top_maps(model, len(facts))
+    fast, slow = (logits.movedim(1, -1).reshape(-1, CODES) for logits in both_ways(model, codes, top, known))
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=0)
+    uniform = torch.rand(len(slow), dtype=torch.float64)
+    boundaries = Taste().probabilities(slow).cumsum(1)
+    close = (boundaries - uniform[:, None]).abs().amin(1) < 1e-4
+    assert (choose(fast, uniform, Taste()) == choose(slow, uniform, Taste()))[~close].all()
+
+
+def test_one_column_and_one_row_are_maps_too():
+    for shape in [(1, 1), (1, 5), (5, 1)]:
+        model = prior(shape=shape)
+        torch.testing.assert_close(*both_ways(model, torch.randint(CODES, (2, *shape))), atol=1e-12, rtol=0)
+
+
+def test_sampling_leaves_the_weights_as_they_were():
+    """They are used where they lie, and much is computed in place."""
+    model = prior("bottom", told=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    draw_codes(model, [0, 1], 7, "bottom", top_codes=top_maps(model, 2), known=torch.tensor([[0.5, 1.0]] * 2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_state_is_allocated_once():
+    model = prior()
+    state, places = CachedPrior(model, 2), []
+    for row in range(4):
+        for column in range(6):
+            state.step(row, column)
+            state.tell(column, torch.tensor([1, 2]))
+        places.append(addresses(state))
+    assert len(places[0]) > 20
+    assert places.count(places[0]) == 4
+
+
+def addresses(thing: object) -> list[int]:
+    """Where each tensor of `thing`, and of its parts of this package, lies in memory."""
+    if isinstance(thing, torch.Tensor):
+        return [thing.data_ptr()]
+    if isinstance(thing, (list, tuple, dict)):
+        return [place for part in (thing.values() if isinstance(thing, dict) else thing) for place in addresses(part)]
+    return addresses(vars(thing)) if type(thing).__module__ == "vqvae2.cached" else []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("network", ["snail", "gated"])
+def test_in_16_bits_logits_agree_to_some_hundredths(network, batch):
+    """bfloat16 has 8 bits of precision, 2e-3 to 4e-3 for each product; here logits spread over about 4."""
+    model = prior(network=network, shape=(4, 4)).float()
+    fast, slow = both_ways(model, torch.randint(CODES, (batch, 4, 4)), half=True)
+    assert 0 < (fast - slow).abs().max() < 0.05
+    assert fast.dtype == torch.float32

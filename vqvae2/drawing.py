@@ -1,0 +1,145 @@
+"""Models and the settings of sample.py -> finished images: new ones or completions, the best of several candidates.
+
+With `--reject N` each image is drawn N times, with random numbers of (seed, image, candidate), and the best is kept:
+- likelihood: the candidate whose codes are the likeliest, -log2 p of both maps at temperature 1 in bits per code. Of a
+  completion the codes that stay count too: those after the drawn ones say how well they fit.
+- agreement: the one that, decoded to 8 bit and encoded again, has the most of its codes back (share of all codes, 0…1):
+  codes that come back lie where the autoencoder has learned to put images.
+
+NOTE The likeliest image is not the most typical one: of a thousand throws of a coin that shows heads in six of ten,
+the likeliest are all heads. Measured with one small prior (64 x 64 pixels, 32 images): the best of 8 by likelihood have
+brains that cover 24 % of the picture and not 30 %, are darker, and vary less (standard deviation of a pixel over images
+0.042 and not 0.056); by agreement 25 % and 0.047. Both favour background, which is easy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vqvae2 import samples
+from vqvae2.autoencoder import TrainedVqvae, Vqvae
+from vqvae2.codes import CodeMaps
+from vqvae2.images import to_bytes
+from vqvae2.inpainting import Unfinished
+from vqvae2.prior import Prior
+from vqvae2.sample_config import SampleSettings
+from vqvae2.sample_folder import Finished
+
+SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
+"""What --reject-by compares. Of bits the least is best, of agreement the most."""
+OF_ALL = "_of_all"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One image that is to be drawn."""
+
+    name: str
+    """Of its file, without the ending."""
+    number: int
+    """Whose random numbers it has; of a completion, the completion's."""
+    item: int | None = None
+    """Which image it completes."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that has been drawn, and how good it is."""
+
+    image: torch.Tensor
+    """uint8 `[channels, height, width]`, as decoded."""
+    codes: dict[str, torch.Tensor]
+    """For each level `[height, width]`, on the CPU."""
+    score: float
+    """Bits per code, or agreement; 0 where nothing is to be chosen."""
+
+
+def wishes_of(settings: SampleSettings, unfinished: Unfinished | None) -> list[Wish]:
+    """Return all images that the settings ask for; the completions of one image stand together."""
+    if unfinished is None:
+        return [Wish(f"{number:06d}", number) for number in range(settings.count)]
+    return [Wish(f"{name}-{number:06d}", number, item) for item, name in enumerate(unfinished.names)
+            for number in range(settings.count)]
+
+
+class Drawer:
+    """Draws what is wished for.
+
+    Args:
+        priors: of each level that the VQ-VAE has.
+        unfinished: images to be completed; None for new ones.
+    """
+
+    def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
+                 unfinished: Unfinished | None = None):
+        self.model, self.settings, self.unfinished = vqvae.model, settings, unfinished
+        self.priors = {level: priors[level] for level in vqvae.model.levels}
+        self.tastes = {level: samples.Taste(*(settings.of_level(name, level) for name in (
+            "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
+
+    def draw(self, wishes: Sequence[Wish], on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
+        """Yield each image as soon as it is finished, in order.
+
+        `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
+        """
+        tries = [(wish, candidate) for wish in wishes for candidate in range(self.settings.reject)]
+        candidates: list[Candidate] = []
+        for first in range(0, len(tries), self.settings.batch):
+            batch = tries[first:first + self.settings.batch]
+            for (wish, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
+                candidates.append(drawn)
+                if number == self.settings.reject - 1:
+                    yield self._finish(wish, candidates)
+                    candidates = []
+
+    @torch.no_grad()
+    def _draw_batch(self, batch: Sequence[tuple[Wish, int]], on_codes: Callable[[int], object]) -> list[Candidate]:
+        """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
+        numbers = [wish.number for wish, _ in batch]
+        facts = samples.known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
+        stay = None if self.unfinished is None else {
+            level: maps[[wish.item for wish, _ in batch]] for level, maps in self.unfinished.codes.items()}
+        maps = samples.draw_maps(self.priors, numbers, self.settings.seed, self.tastes, facts,
+                                 lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
+        alone = [{level: one[i:i + 1] for level, one in maps.items()} for i in range(len(batch))]
+        images = [to_bytes(self.model.decode(one)) for one in alone]
+        scores = [0.0] * len(batch)
+        if self.settings.reject > 1:
+            scores = samples.bits_per_code(self.priors, maps, facts).tolist() \
+                if self.settings.reject_by == "likelihood" else \
+                [agreement(self.model, image, one) for image, one in zip(images, alone)]
+        return [Candidate(image[0], {level: codes[0].cpu() for level, codes in one.items()}, score)
+                for image, one, score in zip(images, alone, scores)]
+
+    def _finish(self, wish: Wish, candidates: Sequence[Candidate]) -> Finished:
+        """Keep the best; of equals the first."""
+        choose = min if self.settings.reject_by == "likelihood" else max
+        best = choose(candidates, key=lambda one: one.score)
+        image = best.image if self.unfinished is None else self.unfinished.completed(wish.item, best.image)
+        score = SCORES[self.settings.reject_by]
+        mean = sum(one.score for one in candidates) / len(candidates)
+        return Finished(wish.name, image, best.codes,
+                        {score: best.score, score + OF_ALL: mean} if len(candidates) > 1 else {})
+
+
+@torch.no_grad()
+def agreement(model: Vqvae, image: torch.Tensor, codes: Mapping[str, torch.Tensor]) -> float:
+    """Return the share, 0…1, of an image's codes, all levels together, that encoding it again gives back.
+
+    Args:
+        image: uint8 `[1, channels, height, width]`; codes: for each level `[1, height, width]`.
+    """
+    again = model.encode(image.to(next(iter(codes.values())).device).to(torch.float32).div_(255))
+    same = torch.cat([(again[level] == one).flatten() for level, one in codes.items()])
+    return same.double().mean().item()
+
+
+def rejection_report(settings: SampleSettings, maps: CodeMaps) -> dict:
+    """Return what --reject came to, for sample.json; {} without it."""
+    if settings.reject == 1:
+        return {}
+    score = SCORES[settings.reject_by]
+    kept, of_all = (maps.scores[name].mean().item() for name in (score, score + OF_ALL))
+    return {"rejection": {"by": settings.reject_by, "candidates": settings.reject, "share_kept": 1 / settings.reject,
+                          "unit": score, "mean_kept": kept, "mean_of_all": of_all}}

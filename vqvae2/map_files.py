@@ -1,0 +1,84 @@
+"""What each code costs -> files for each image: maps as .npy, pictures, and a table of the images.
+
+<out>/likelihood/index.csv        image, subject, file, bits per code of each level, bits per pixel
+<out>/likelihood/<file>.npy       float32 [levels, height, width], coarse first: NLL in bits per code, a code's value in
+                                  all pixels of its cell
+<out>/likelihood/<file>.png       the image, each level's map, and their sum in bits per pixel
+<out>/likelihood.png              the same of evenly chosen images
+"""
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vqvae2 import checkpoints, likelihood, maps_plots, plots
+from vqvae2.images import ImageSet, to_bytes
+from vqvae2.likelihood import CodeBits
+
+INDEX = "index.csv"
+BIT_DIGITS = 6
+
+
+def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
+    """Write each image's maps and picture, then index.csv; files that an earlier index.csv names are removed.
+
+    `folder` is <out>/likelihood. One image at a time: all maps at once would be as large as the data set, as floats.
+    Raises: UserError if a file cannot be written.
+    """
+    old = _files_of(folder)
+    rows = []
+    for number, name in enumerate(tqdm(safe_names(split.names), desc="likelihood maps", unit="image", leave=False)):
+        nll = {level: one.nll[number:number + 1] for level, one in bits.items()}
+        maps, total = _maps(nll, split)
+        array = torch.stack([one[0] for one in maps.values()]).numpy()
+        checkpoints.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
+        picture = maps_plots.likelihood_panels(to_bytes(split.batch([number]))[0],
+                                               {level: one[0] for level, one in maps.items()}, total[0])
+        plots.save_picture(picture, folder / f"{name}.png")
+        rows.append({"image": split.names[number], "subject": split.subjects[number], "file": name,
+                     **{f"{level}_bits_per_code": round(one.mean().item(), BIT_DIGITS) for level, one in nll.items()},
+                     "bits_per_pixel": round(total.mean().item(), BIT_DIGITS)})
+    for name in old - {row["file"] for row in rows}:
+        for ending in (".npy", ".png"):
+            (folder / f"{name}{ending}").unlink(missing_ok=True)
+    checkpoints.write_rows(folder / INDEX, rows)
+
+
+def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, CodeBits], items: Sequence[int]) -> None:
+    """Draw the maps of the images with these numbers, their bits per pixel under each."""
+    maps, total = _maps({level: one.nll[items] for level, one in bits.items()}, split)
+    captions = [f"{one.mean():.3f} bits per pixel" for one in total]
+    plots.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions), path)
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Return a file's name without ending for each image: its own, and where two would clash (also where capitals count
+    for nothing) with 8 hex digits of the hash of its path.
+
+    `names` are paths relative to the data folder, all different.
+    """
+    stems = [PurePosixPath(name).stem for name in names]
+    times = Counter(stem.lower() for stem in stems)
+    return [stem if times[stem.lower()] == 1 else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            for stem, name in zip(stems, names)]
+
+
+def _maps(nll: Mapping[str, torch.Tensor], split: ImageSet) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Each level's bits per code, and the bits per pixel of all, `[n, height, width]`."""
+    size = tuple(split.pixels.shape[2:])
+    return (dict(zip(nll, likelihood.pixel_maps(nll, size).unbind(1))), likelihood.bits_per_pixel_maps(nll, size))
+
+
+def _files_of(folder: Path) -> set[str]:
+    """Names in the index.csv of an earlier report, such as cannot lead out of the folder."""
+    try:
+        with (folder / INDEX).open(newline="", encoding="utf-8") as file:
+            return {Path(row["file"]).name for row in csv.DictReader(file) if row.get("file")}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return set()

@@ -1,0 +1,62 @@
+"""Bits of the codes under their priors -> the priors' part of metrics.json, beside models that only count.
+
+Bits per code are each level's own. Both levels together are given in bits per pixel, which is an upper bound on the
+code length of the decoded image (see `likelihood.py`), and is called that.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from vqvae2 import conditions, metrics
+from vqvae2.images import ImageSet
+from vqvae2.likelihood import CodeBits
+from vqvae2.prior import Prior
+
+REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
+              "position_histogram_bits": "position_histogram"}
+BOUND = "upper bound on the code length of the decoded image"
+
+
+def judge(priors: Mapping[str, Prior], bits: Mapping[str, CodeBits], levels: Sequence[str], split: ImageSet,
+          references: Mapping[str, Mapping[str, float]], seed: int) -> dict | None:
+    """Return the priors' part of metrics.json, or None without priors.
+
+    Args:
+        bits: what each code of the split costs, for each level that has a prior.
+        levels: of the VQ-VAE; bits per pixel are given where each has a prior.
+        references: level -> what `metrics.context_model_bits` says of the same codes; may lack a level.
+        seed: of the intervals over subjects.
+
+    below_best_reference: by which share the prior's bits are below the best reference's; negative if they are above.
+    condition: columns of the manifest that the prior is told; condition_known: how many of these values are known.
+    """
+    if not priors:
+        return None
+    report = {level: _of_level(prior, bits[level], split, references.get(level, {}), seed)
+              for level, prior in priors.items()}
+    if set(priors) == set(levels):
+        cells = {level: one.nll[0].numel() for level, one in bits.items()}
+        report["bits_per_pixel"] = metrics.bits_per_pixel(
+            report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
+            cells.get("bottom", 0), math.prod(split.pixels.shape[2:]))
+        report["bits_per_pixel_is"] = BOUND
+    return report
+
+
+def below_best(bits: float, references: Mapping[str, float | None]) -> float | None:
+    """Return by which share of it `bits` lie below the least of the references: 0.25 for 6 beside 8 and 9.
+
+    Below 0 where they lie above it; None where there is no reference, or it costs nothing.
+    """
+    best = min((one for one in references.values() if one is not None), default=None)
+    return 1 - bits / best if best else None
+
+
+def _of_level(prior: Prior, bits: CodeBits, split: ImageSet, references: Mapping[str, float], seed: int) -> dict:
+    of_images = metrics.summarise(bits.nll.double().mean((1, 2)), split.subjects, seed)
+    counted = {name: references.get(kind) for name, kind in REFERENCES.items()}
+    known = conditions.numbers(prior.columns, [file.facts for file in split.files])
+    return {"bits_per_code": of_images["mean"], "ci_low": of_images["ci_low"], "ci_high": of_images["ci_high"],
+            **counted, "below_best_reference": below_best(of_images["mean"], counted),
+            "condition": [column.name for column in prior.columns],
+            "condition_known": 1 - known.isnan().double().mean().item() if prior.columns else None}

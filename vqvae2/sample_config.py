@@ -1,0 +1,100 @@
+"""Command line of sample.py -> a frozen dataclass, as config.py has one for most other scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vqvae2.config import check_finite, check_seed, expect, flag
+
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
+CODE_FILE = ".npz"
+DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Settings of sample.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    top: str
+    """The top prior, likewise."""
+    bottom: str | None = None
+    """The bottom prior, likewise; a one-level VQ-VAE has none."""
+    out: Path
+    """Folder that receives the images and a grid of them. One that holds some of them already is gone on with."""
+    count: Annotated[int | None, SAID] = None
+    """Number of images, 64 if not given; with --inpaint the number of completions of each image, 4 if not given."""
+    temperature: tuple[float, ...] = (1.0,)
+    """One value for both levels, or two: top, bottom. Below 1 draws likelier codes."""
+    top_k: tuple[int, ...] = (0,)
+    """Draw among the K likeliest codes only; 0 for all. One value or two."""
+    top_p: tuple[float, ...] = (1.0,)
+    """Draw among the likeliest codes that together have this probability. One value or two."""
+    condition: tuple[str, ...] = ()
+    """What is known of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
+    position_mm=-20..30 gives each image its own value. What is not given is unknown."""
+    guidance: tuple[float, ...] = (1.0,)
+    """How far --condition counts: 1 as learned, 2 twice as far (each code then costs two). One value or two."""
+    inpaint: Annotated[Path | None, SAID] = None
+    """Complete these images instead of drawing new ones: a folder of images, with --mask; or a code file (.npz, like
+    codes/<split>.npz), whose codes marked -1 are drawn."""
+    mask: Annotated[str | None, SAID] = None
+    """What is drawn anew of each image of --inpaint: left, right, upper or lower half of the picture as it is seen, or
+    an image file of the same size, white where it is to be drawn."""
+    blend: int = 0
+    """Pixels beside the mask over which a completion fades into the original; 0 leaves every visible pixel alone."""
+    reject: int = 1
+    """Draw N candidates for each image and keep the best of them. The likeliest is not the most typical: see above."""
+    reject_by: Literal["likelihood", "agreement"] = "likelihood"
+    """The best has the likeliest codes (both levels, temperature 1), or has most of its codes back when it is encoded
+    again."""
+    seed: int = 0
+    """Image (or completion) N depends on (seed, N) only, not on the batch or the number of processes."""
+    batch: int = 16
+    """Images drawn at the same time by each process."""
+
+    def __post_init__(self) -> None:
+        if self.count is None:
+            object.__setattr__(self, "count", DEFAULT_COUNT if self.inpaint is None else DEFAULT_COMPLETIONS)
+        for name in ("count", "batch", "reject"):
+            expect(getattr(self, name) >= 1, flag(name), "at least 1", getattr(self, name), "Give a larger number.")
+        check_seed(self.seed)
+        for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
+                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1"),
+                               ("guidance", lambda v: v >= 0, "0 or more")):
+            check_finite(self, name)
+            values = getattr(self, name)
+            expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
+                   f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
+                   "See --help.")
+        expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
+               f"--reject {self.reject}", "For example --reject 4.")
+        self._check_inpainting()
+
+    def _check_inpainting(self) -> None:
+        expect(self.blend >= 0, "--blend", "0 or more pixels", self.blend, "For example 4.")
+        if self.inpaint is None:
+            expect(self.mask is None, "--mask", "--inpaint beside it", f"--mask {self.mask} alone",
+                   "Give --inpaint DIR too.")
+            expect(self.blend == 0, "--blend", "--inpaint beside it", f"--blend {self.blend} alone",
+                   "Give --inpaint DIR too.")
+            return
+        object.__setattr__(self, "inpaint", self.inpaint.expanduser())
+        if self.inpaint.suffix == CODE_FILE:
+            for name, given in (("mask", self.mask), ("blend", self.blend or None)):
+                expect(given is None, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked -1 are "
+                       "drawn", given, "Leave it out.")
+        else:
+            expect(self.mask is not None, "--mask", "left, right, upper, lower or an image file beside --inpaint",
+                   "none", "For example --mask left.")
+
+    def of_level(self, name: str, level: Literal["top", "bottom"]) -> float:
+        """Return what temperature, top_k, top_p or guidance is for a level: the only value, or the level's own."""
+        values = getattr(self, name)
+        return values[-1] if level == "bottom" else values[0]
