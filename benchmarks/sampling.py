@@ -1,7 +1,7 @@
 """How fast vqvae2/cached.py draws codes, as ratios to the slow way and to reading the weights, in the same run.
 
-    python benchmarks/sampling.py                    # 8 images at a time, a few minutes
-    python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time: half an hour
+    python benchmarks/sampling.py                    # 8 images at a time; 4 minutes of one core's time
+    python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time; half an hour of it
     python benchmarks/sampling.py --device cuda --full
 
 Priors with fresh weights and codes drawn as sample.py draws them, each number the time of one image:
@@ -171,7 +171,7 @@ def compare(name: str, prior: Prior, batch: int, least_seconds: float) -> float:
 def print_growth(kind: str, costs: dict[tuple[int, int], float]) -> None:
     """Print how much more a code costs in the largest map than in the smallest: 1 is growth linear in the codes."""
     sides, note = sorted({side for side, _ in costs}), "" if kind == "bottom" else ", with attention"
-    for batch in sorted({batch for _, batch in costs}):
+    for batch in sorted({batch for _, batch in costs}) if len(sides) > 1 else []:
         print(f"ratio {kind}, batch {batch}: cost of a code at {sides[-1]}² / at {sides[0]}²{note} "
               f"{costs[sides[-1], batch] / costs[sides[0], batch]:.2f}x")
 

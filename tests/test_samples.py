@@ -116,3 +116,12 @@ def test_bits_per_code_of_an_image_do_not_depend_on_its_batch():
     together = bits_per_code(models, {"top": maps}, {"top": nothing})
     alone = torch.cat([bits_per_code(models, {"top": one[None]}, {"top": nothing[:1]}) for one in maps])
     assert torch.equal(together, alone)
+
+
+def test_priors_draw_in_float64_and_stay_as_they_were():
+    model = prior("top")
+    model.float()
+    copied = samples.in_float64({"top": model})["top"]
+    assert (copied.bias.dtype, model.bias.dtype) == (torch.float64, torch.float32)
+    together, alone = (CachedPrior(copied, batch) for batch in (5, 1))
+    torch.testing.assert_close(together.step(0, 0)[:1], alone.step(0, 0), rtol=0, atol=1e-12)

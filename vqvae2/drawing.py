@@ -74,7 +74,8 @@ class Drawer:
     def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
                  unfinished: Unfinished | None = None):
         self.model, self.settings, self.unfinished = vqvae.model, settings, unfinished
-        self.priors = {level: priors[level] for level in vqvae.model.levels}
+        own = {level: priors[level] for level in vqvae.model.levels}
+        self.priors = samples.in_float64(own) if settings.precision == "auto" else own
         self.tastes = {level: samples.Taste(*(settings.of_level(name, level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
 
