@@ -36,9 +36,8 @@ from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
-    """Return one half of the channels times the sigmoid of the other."""
-    value, opening = x.chunk(2, 1)
-    return value * opening.sigmoid()
+    """Return one half of the channels (dimension 1) times the sigmoid of the other."""
+    return functional.glu(x, 1)
 
 
 def gate_of_tanh(x: torch.Tensor) -> torch.Tensor:
