@@ -3,8 +3,9 @@
     python benchmarks/sampling.py                    # 8 images at a time; 4 minutes of one core's time
     python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time; half an hour of it
     python benchmarks/sampling.py --device cuda --full
+    python benchmarks/sampling.py --precision fp64   # as sample.py draws unless it is told otherwise
 
-Priors with fresh weights and codes drawn as sample.py draws them, each number the time of one image:
+Priors with fresh weights and codes drawn as sample.py --precision fp32 draws them, each number the time of one image:
     cached     CachedPrior: a position is a step, a choice and telling it. Timed are the start and evenly spaced rows
     half       the same with the layers' weights in 16 bits
     slow       Prior.forward on the whole map for each position, and a choice. All positions cost the same: a few are
@@ -59,6 +60,8 @@ class BenchmarkSettings:
     """Which priors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
+    precision: Literal["fp32", "fp64"] = "fp32"
+    """fp64 is what sample.py draws in by default."""
     threads: int = 1
     """CPU threads; sampling uses one."""
     seconds: float = 10
@@ -70,6 +73,11 @@ class BenchmarkSettings:
                       " ".join(map(str, self.sides)), "For example 16 32.")
         config.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda", "a GPU that PyTorch can use",
                       "none", "Use --device cpu.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the priors."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property
     def place(self) -> torch.device:
@@ -84,15 +92,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(settings.threads)
     place = settings.place
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
-    print(f"{name}, torch {torch.__version__}, {settings.threads} thread(s), float32")
+    print(f"{name}, torch {torch.__version__}, {settings.threads} thread(s), {settings.precision}")
     for kind in settings.priors:
         costs = {}
         for side in settings.sides:
-            prior = make(kind, side, place)
+            prior = make(kind, side, place).to(settings.dtype)
             for batch in (1, 8, 64) if settings.full else (8,):
                 costs[side, batch] = compare(f"{kind} {side}²", prior, batch, settings.seconds)
         print_growth(kind, costs)
-        bound(kind, make(kind, min(32, max(settings.sides)), place), settings.seconds)
+        bound(kind, make(kind, min(32, max(settings.sides)), place).to(settings.dtype), settings.seconds)
 
 
 def make(kind: str, side: int, place: torch.device) -> Prior:
@@ -180,8 +188,8 @@ def bound(kind: str, prior: Prior, least_seconds: float) -> None:
     """Print how near one image at a time comes to reading each weight that a position needs once."""
     ways, place, began, least = Ways(prior, 1), prior.bias.device, time.perf_counter(), {}
     matrices = matrices_of(CachedPrior(prior, 1, ways.top_codes))
-    vectors = [torch.randn(1, len(matrix), device=place) for matrix in matrices]
-    results = [torch.empty(1, matrix.shape[1], device=place) for matrix in matrices]
+    vectors = [matrix.new_ones(1, len(matrix)) for matrix in matrices]
+    results = [matrix.new_empty(1, matrix.shape[1]) for matrix in matrices]
     timed = {"cached": lambda: ways.cached() / prior.shape[0] ** 2, "half": lambda: ways.half() / prior.shape[0] ** 2,
              "matvecs": lambda: seconds(place, lambda: [torch.mm(vector, matrix, out=result) for vector, matrix, result
                                                         in zip(vectors, matrices, results)]),

@@ -67,7 +67,7 @@ class TestColumns:
         assert column.categories == ("F", "M", "X")
         assert [column.number(text) for text in ("F", " M ", "X")] == [0, 1, 2]
 
-    @pytest.mark.parametrize("texts", [["1", "2", "90+"], ["1", "inf"], ["01", "x"]])
+    @pytest.mark.parametrize("texts", [["1", "2", "90+"], ["1", "inf"], ["01", "x"], ["-1e300", "1e300"]])
     def test_one_value_that_is_no_number_makes_a_column_of_categories(self, texts):
         assert column_of(*texts).categories == tuple(sorted(texts))
 
@@ -142,7 +142,14 @@ class TestCommandLine:
     def test_two_dots_in_a_category_are_no_range(self):
         assert self.numbers("where=a..b", columns=(Column("where", ("a", "a..b", "b")),)).tolist() == [[1]] * 3
 
+    def test_an_equals_sign_may_be_in_a_name_and_in_a_category(self):
+        columns = (Column("a", ("b=c", "c")), Column("a=b", ("c", "d")), AGE)
+        assert self.numbers("a=b=c", columns=columns).nan_to_num(-9).tolist() == [[-9, 0, -9]] * 3
+        assert self.numbers("a=b=d", "a=c", columns=columns).nan_to_num(-9).tolist() == [[1, 1, -9]] * 3
+        assert self.numbers("a=b=c", columns=columns[:1]).tolist() == [[0]] * 3
+
     @pytest.mark.parametrize(("text", "said"), [
+        ("age=60...80", r"found 60\.\.\.80\. Leave age out"), ("age=1e300", r"80 in training, found 1e300\. Leave"),
         ("plane=axial", r"^--condition plane=axial: expected NAME=VALUE for what the prior was trained with, age "
                         r"\(numbers, 40 to 80 in training\), sex \(F M\), found plane\. Correct it, or leave it out\."),
         ("age", r"^--condition age: expected NAME=VALUE .* found age\. Correct it"),
@@ -293,6 +300,13 @@ class TestBothLevels:
         alone = known_of(priors, ["age=50..70"], [4], seed=5)
         assert torch.equal(alone["bottom"], found["bottom"][2:])
         assert alone["top"].isnan().tolist() == [[True, False]]
+
+    def test_a_name_that_begins_like_another_levels_is_not_taken_for_it(self):
+        """The top is told "x" and the bottom "x=y"."""
+        priors = {"top": prior_of("top", (Column("x", ("y=1", "z")),)),
+                  "bottom": prior_of("bottom", (Column("x=y", ("1", "2")),))}
+        found = known_of(priors, ["x=y=2", "x=z"], [0], seed=5)
+        assert (found["top"].item(), found["bottom"].item()) == (1, 1)
 
     def test_a_level_that_is_told_nothing_may_stand_beside_one_that_is(self):
         priors = {"top": prior_of("top", ()), "bottom": prior_of("bottom", (SEX,))}

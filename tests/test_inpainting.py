@@ -145,7 +145,34 @@ class TestWhatIsDrawn:
             assert np.array_equal(made[~hidden], picture(path)[~hidden])
 
 
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+    def test_what_is_transparent_in_a_file_is_not_white(self, mode, complete, pictures, apart):
+        """Many programs save transparent pixels as white ones that cannot be seen."""
+        hidden = np.zeros((SIDE, SIDE), np.uint8)
+        hidden[8:16, 4:20] = 255
+        if mode == "P":
+            mask = Image.fromarray(hidden // 255, "P")
+            mask.putpalette([255] * 6)
+            mask.save(apart / "mask.png", transparency=0)
+        else:
+            white = [np.full_like(hidden, 255)] * (len(mode) - 1)
+            save(np.stack([*white, hidden], 2), apart / "mask.png")
+        out = complete(pictures, "--mask", "mask.png", "--count", 1)
+        for path in pictures.glob("*.png"):
+            made = picture(out / "images" / f"{path.stem}-000000.png")
+            assert np.array_equal(made[hidden == 0], picture(path)[hidden == 0])
+            assert not np.array_equal(made[hidden > 0], picture(path)[hidden > 0])
+
+
 class TestSeam:
+    def test_a_seam_wider_than_the_picture_costs_no_more_than_one_of_its_width(self, monkeypatch):
+        steps = []
+        grow = inpainting.functional.max_pool2d
+        monkeypatch.setattr(inpainting.functional, "max_pool2d", lambda *a, **b: steps.append(1) or grow(*a, **b))
+        hidden = torch.tensor([[[True, False, False, False]]])
+        assert inpainting._weights(hidden, 999)[0, 0].tolist() == pytest.approx([1, 0.999, 0.998, 0.997])
+        assert len(steps) <= 4
+
     def test_a_completion_fades_into_the_original_outside_of_the_mask_alone(self):
         """Over 2 pixels: 1, 1 | 2/3, 1/3, 0, 0. A white completion of a black image is 255 times that."""
         hidden = torch.tensor([[[True, True, False, False, False, False]]])
@@ -196,6 +223,46 @@ class TestCodeFiles:
         line = refusal(sample.main, *models, "--out", "out", "--inpaint", "gaps.npz")
         assert re.match(rf"--inpaint gaps\.npz: .*{said}", line), line
         assert set(files_in(apart)) == {"gaps.npz"}
+
+    @pytest.mark.parametrize(("name", "values", "said"), [
+        ("image", ["a", "b", "a"], r"a name for each image that a file can have, no two alike, found 'a'\. Rename"),
+        ("image", ["a", "b\0c", "d"], r"a name for each image that a file can have, .* found 'b\\x00c'\. Rename it"),
+        ("top", np.full((3, 4, 4), 0.7), r"expected top codes that are integers, found float64\. Make the file again"),
+        ("top", np.full((3, 4, 4), np.nan), r"expected top codes that are integers, found float64\. Make"),
+        ("bottom", np.full((3, 8, 8), True), r"expected bottom codes that are integers, found bool\. Make"),
+        ("bottom", np.full((3, 8, 8), "-1"), r"expected bottom codes that are integers, found <U2\. Make")])
+    def test_names_and_numbers_that_would_be_changed_in_silence_are_refused(self, name, values, said, models, vqvae,
+                                                                          refusal, apart):
+        given = {"image": list("abc"), "top": np.zeros((3, 4, 4), np.int16), "bottom": np.full((3, 8, 8), -1)}
+        np.savez("gaps.npz", **{**given, name: values}, vqvae_hash=vqvae.hash)
+        line = refusal(sample.main, *models, "--out", "out", "--inpaint", "gaps.npz")
+        assert re.match(rf"--inpaint gaps\.npz: .*{said}", line), line
+        assert set(files_in(apart)) == {"gaps.npz"}
+
+    @pytest.mark.parametrize(("place", "value"), [(6, 1), (8, 99)], ids=["encrypted", "packed in an unknown way"])
+    def test_a_damaged_file_is_refused(self, place, value, models, vqvae, refusal, apart):
+        """The bytes of the first entry in the archive's list."""
+        CodeMaps(["a"], {"top": torch.full((1, 4, 4), -1)}).save(Path("gaps.npz"), vqvae.hash, "")
+        content = bytearray(Path("gaps.npz").read_bytes())
+        content[content.index(b"PK\x01\x02") + 2 + place] = value
+        Path("gaps.npz").write_bytes(content)
+        line = refusal(sample.main, *models, "--out", "out", "--inpaint", "gaps.npz")
+        assert re.match(r"--inpaint gaps\.npz: expected a code file with image, top, bottom and vqvae_hash, found", line)
+
+    @pytest.mark.parametrize(("given", "more"), [
+        ("codes.npz", []), ("images", ["--mask", "left"]), ("images/000001.png", ["--mask", "grid.png"])])
+    def test_what_is_given_is_never_replaced(self, given, more, models, vqvae, pictures, refusal, apart, monkeypatch):
+        """Everything is in one folder, which is --out too."""
+        CodeMaps(["a"], {"top": torch.full((1, 4, 4), -1), "bottom": torch.full((1, 8, 8), -1)}).save(
+            apart / "in" / "codes.npz", vqvae.hash, "")
+        first = sorted(pictures.glob("*.png"))[0]
+        save(picture(first), pictures / "images" / "000001.png")
+        save(np.where(hidden_by("left"), 255, 0).astype(np.uint8), pictures / "grid.png")
+        monkeypatch.chdir(pictures)
+        before = files_in(pictures)
+        line = refusal(sample.main, *models, "--out", ".", "--inpaint", given, *more)
+        assert re.match(r"--out \.: expected .* sample\.py made, or one without images, codes\.npz, grid\.png, fo", line)
+        assert files_in(pictures) == before
 
     def test_codes_of_another_vqvae_are_refused(self, models, vqvae, refusal, apart):
         CodeMaps(["a"], {"top": torch.full((1, 4, 4), -1)}).save(Path("gaps.npz"), "0123456789", "")

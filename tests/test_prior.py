@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqvae2.config import PriorSettings
-from vqvae2.prior import Prior
+from vqvae2.prior import Prior, Spread
 from vqvae2.samples import Taste, choose, draw_codes
 
 CODES = 12
@@ -94,3 +94,17 @@ def test_dropout_drops_whole_channels_of_the_images_that_it_is_told():
     kept, plain = model(codes, keep=keep), model(codes)
     torch.testing.assert_close(kept[0], plain[0])
     assert (kept[1] - plain[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_a_rank_without_images_reaches_every_parameter(level):
+    """torch's PixelShuffle has no backward pass for an empty batch; a rank's share of a micro-batch may be one."""
+    model = prior(level)
+    codes, top = random_codes(model, batch=2)
+    model(codes[:0], None if top is None else top[:0]).sum().backward()
+    assert [name for name, one in model.named_parameters() if one.grad is None] == []
+
+
+def test_features_of_a_cell_are_spread_as_pixel_shuffle_does():
+    x = torch.randn(2, 12, 3, 5)
+    assert torch.equal(Spread(2)(x), torch.nn.functional.pixel_shuffle(x, 2))

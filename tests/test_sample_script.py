@@ -171,6 +171,53 @@ class TestGoingOn:
         assert re.search(r"^out/sample\.json: expected settings that sample\.py wrote, found .*\. Delete it", line)
 
 
+    @pytest.mark.parametrize("name", ["images/000000.png", "parts/thesis.tex", "codes.npz", "grid.png"])
+    def test_a_folder_of_something_else_is_refused_and_all_in_it_stays(self, name, models, refusal, apart):
+        path, first = apart / "mine" / name, name.split("/")[0]
+        path.parent.mkdir(parents=True)
+        path.write_text("precious")
+        line = refusal(sample.main, *models, "--count", 1, "--out", "mine")
+        assert line == (f"--out mine: expected a folder that sample.py made, or one without {first}, found {first} and no "
+                        "sample.json. Choose another --out.")
+        assert files_in(apart) == {f"mine/{name}": files_in(path.parent)[path.name]}
+
+    def test_other_files_in_the_folder_are_no_obstacle_and_stay(self, draw, apart):
+        (apart / "out").mkdir()
+        (apart / "out" / "notes.txt").write_text("precious")
+        assert (draw("--count", 1) / "notes.txt").read_text() == "precious"
+
+    @pytest.mark.parametrize("size", [0, 60])
+    def test_an_image_that_is_damaged_is_named(self, size, draw, models, refusal):
+        out = draw("--count", 2)
+        before, path = files_in(out), out / "images" / "000001.png"
+        path.write_bytes(path.read_bytes()[:size])
+        line = refusal(sample.main, *models, "--count", 2, "--out", "out")
+        assert re.search(r"^out/images/000001\.png: expected an image that sample\.py wrote, found .*\. Delete it and "
+                         r"run the same command", line), line
+        path.unlink()
+        draw("--count", 2)
+        assert files_in(out) == before
+
+    def test_codes_that_are_damaged_in_any_way_are_drawn_again(self, draw):
+        """Bytes 8 and 9 of an entry say how it is packed; with bit 0 of byte 6 it is encrypted."""
+        out = draw("--count", 1)
+        before, codes = files_in(out), (out / "codes.npz").read_bytes()
+        entry = codes.index(b"PK\x01\x02") + 2
+        for place, value in ((6, 1), (8, 99)):
+            spoiled = bytearray(codes)
+            spoiled[entry + place] = value
+            (out / "codes.npz").write_bytes(spoiled)
+            draw("--count", 1)
+            assert files_in(out) == before
+
+
+def test_guidance_without_anything_known_is_refused(models, refusal, apart):
+    line = refusal(sample.main, *models, "--out", "out", "--guidance", 1, 3)
+    assert line == ("--guidance: expected --condition beside it, found --guidance 1.0 3.0 alone. Give --condition "
+                    "NAME=VALUE too.")
+    assert not list(apart.iterdir())
+
+
 class TestInterruptions:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_finished_images_are_kept_and_the_same_command_goes_on(self, number, draw, models):

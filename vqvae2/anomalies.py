@@ -39,9 +39,8 @@ MOST_IMAGES = 300
 """More are not needed, and their scores would fill the memory: so many are chosen evenly."""
 RESAMPLES = 1000
 SCORES = ("likelihood", "intensity", "reconstruction_error")
-LIKELIHOOD = "bits_per_pixel_both_ways_smoothed"
-
-ERROR = "absolute"
+LIKELIHOOD, ERROR = "bits_per_pixel_both_ways_smoothed", "absolute"
+"""The only form of the likelihood, and the plain one of the reconstruction error."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ def score(model: Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str,
     """
     items = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_IMAGES)).round().astype(int))
     brains = metrics.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
-    made = [(item, brain, lesions.add(kind, split.batch([item])[0].numpy(), brain, seed, int(item)))
+    made = [lesions.add(kind, split.batch([item])[0].numpy(), brain, seed, int(item))
             for item, brain in zip(items, brains)]
-    made = [one for one in made if one[2] is not None]
-    if not made:
+    has_one = np.array([one is not None for one in made])
+    if not has_one.any():
         return None
-    chosen = [item for item, *_ in made]
-    brain, masks = np.stack([one[1] for one in made]), np.stack([one[2].mask for one in made])
-    pixels = np.stack([to_bytes(torch.from_numpy(one[2].image)).numpy() for one in made])
+    found, chosen, brain = [one for one in made if one is not None], items[has_one], brains[has_one]
+    masks = np.stack([one.mask for one in found])
+    pixels = np.stack([to_bytes(torch.from_numpy(one.image)).numpy() for one in found])
     images = ImageSet(tuple(split.files[item] for item in chosen), pixels)
     with tqdm(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image", leave=False) as bar:
         scores = _scores(model, priors, images, brain, batch, bar)

@@ -21,6 +21,8 @@ from vqvae2.images import ImageSet, to_bytes
 
 LEVELS = ("top", "bottom")
 OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy.load and the reading of its arrays raise where a file is none of ours, or damaged."""
 SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
 
 
@@ -54,7 +56,7 @@ class CodeMaps:
                 return cls([str(name) for name in file["image"]],
                            {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
                            {name: torch.from_numpy(file[name]) for name in file if name not in OTHERS})
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except UNREADABLE:
             return None
 
 

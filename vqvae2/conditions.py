@@ -6,7 +6,8 @@ has learned an embedding of its own: "unknown" is not 0, which would be the mean
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,7 +16,10 @@ from vqvae2.errors import UserError
 
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64
-RANGE = ".."
+RANGE = re.compile(r"(?<!\.)\.\.(?!\.)")
+"""Two dots between two numbers; of three nobody knows whether one belongs to a number."""
+LARGEST = 1e30
+"""Larger numbers are no measurements, and their spread could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,9 @@ def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) 
     table = torch.full(draws.shape, math.nan, dtype=torch.float64)
     seen: set[str] = set()
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or name not in by_name:
+        name = name_in(text, by_name)
+        value = text[len(name) + 1:]
+        if "=" not in text or name not in by_name:
             trained = ", ".join(f"{column.name} ({column.words()})" for column in columns) or "nothing"
             raise UserError(f"--condition {text}: expected NAME=VALUE for what the prior was trained with, {trained}, "
                             f"found {name}. Correct it, or leave it out.")
@@ -113,12 +118,18 @@ def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) 
         seen.add(name)
         number = by_name[name]
         column = columns[number]
-        ends = [column.number(end) for end in (value.split(RANGE) if not column.categories else [value])]
+        ends = [column.number(end) for end in (RANGE.split(value) if not column.categories else [value])]
         if len(ends) > 2 or any(math.isnan(end) for end in ends):
             raise UserError(f"--condition {text}: expected one of {column.words()}, found {value}. Leave {name} out "
                             "for an unknown one.")
         table[:, number] = ends[0] + (ends[-1] - ends[0]) * draws[:, number].double()
     return table.float()
+
+
+def name_in(text: str, names: Iterable[str]) -> str:
+    """Return the NAME of NAME=VALUE: the longest of `names` that it may be (a name may hold "=" itself, as in
+    "sex (1=F)"), else what stands before the first "="."""
+    return max((name for name in names if text.startswith(f"{name}=")), key=len, default=text.partition("=")[0])
 
 
 def as_json(columns: Sequence[Column]) -> list[dict]:
@@ -136,4 +147,4 @@ def _as_number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None  # nor is NaN

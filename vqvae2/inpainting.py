@@ -7,18 +7,17 @@ leaves 64 x 32 of 64 x 64 bottom codes and 32 x 16 of 32 x 32 top codes to be dr
 """
 
 import hashlib
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from vqvae2.autoencoder import TrainedVqvae
-from vqvae2.codes import LEVELS
+from vqvae2.codes import LEVELS, UNREADABLE
 from vqvae2.config import expect
 from vqvae2.errors import UserError
 from vqvae2.images import SUFFIXES, pictures_in, read_picture, to_bytes
@@ -150,12 +149,22 @@ def _mask(mask: str, shape: tuple[int, int]) -> torch.Tensor:
         {"left": hidden[:, :width // 2], "right": hidden[:, width // 2:], "upper": hidden[:height // 2],
          "lower": hidden[height // 2:]}[mask].fill_(True)
         return hidden
-    pixels = read_picture(Path(mask).expanduser())
+    path = Path(mask).expanduser()
+    pixels = read_picture(path)
     expect(pixels.shape[1:] == (height, width), f"--mask {mask}", f"the images' size, {width} by {height} pixels",
            f"{pixels.shape[2]} by {pixels.shape[1]}", "Draw the mask on one of the images.")
-    hidden = torch.from_numpy(pixels.mean(0) * 2 > (255 if pixels.dtype == np.uint8 else 65535))
+    white = pixels.mean(0) * 2 > (255 if pixels.dtype == np.uint8 else 65535)
+    hidden = torch.from_numpy(white & _opaque(path))
     expect(bool(hidden.any()), f"--mask {mask}", "at least one white pixel", "none", "What is white is drawn anew.")
     return hidden
+
+
+def _opaque(path: Path) -> np.ndarray:
+    """Return bool `[height, width]` or `[1, 1]`: where a picture can be seen. What cannot may be stored as white."""
+    with Image.open(path) as picture:
+        if not picture.has_transparency_data:
+            return np.ones((1, 1), bool)
+        return np.asarray(picture.convert("RGBA"))[..., 3] > 127
 
 
 def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
@@ -176,13 +185,18 @@ def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str
     try:
         with np.load(settings.inpaint, allow_pickle=False) as file:
             names, made_by = [str(name) for name in file["image"]], str(file["vqvae_hash"])
-            codes = {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {level: file[level] for level in LEVELS if level in file}
+    except UNREADABLE as error:
         raise UserError(f"{what}: expected a code file with image, {', '.join(vqvae.model.levels)} and vqvae_hash, "
                         f"found {' '.join(str(error).split())[:120]}. sample.py and train_pixel_cnn.py write such "
                         "files.") from None
     expect(made_by == vqvae.hash, what, f"codes of --vqvae {settings.vqvae} ({vqvae.hash[:6]})", made_by[:6],
            "Give the VQ-VAE that made them.")
+    unfit = next((name for name, times in Counter(names).items() if times > 1 or "\0" in name), None)
+    expect(unfit is None, what, "a name for each image that a file can have, no two alike", repr(unfit), "Rename it.")
+    for level, array in arrays.items():
+        expect(array.dtype.kind in "iu", what, f"{level} codes that are integers", array.dtype, "Make the file again.")
+    codes = {level: torch.from_numpy(array.astype(np.int64)) for level, array in arrays.items()}
     for level, shape in vqvae_grids(vqvae).items():
         found = tuple(codes[level].shape) if level in codes else "none"
         expect(found == (len(names), *shape), what, f"{level} codes of shape {(len(names), *shape)}", found,
@@ -209,6 +223,8 @@ def _weights(hidden: torch.Tensor, blend: int) -> torch.Tensor:
     reached = weight = hidden.float()
     for step in range(1, blend + 1):
         further = functional.max_pool2d(reached[None], 3, stride=1, padding=1)[0]
+        if torch.equal(further, reached):
+            break
         weight = weight + (further - reached) * (1 - step / (blend + 1))
         reached = further
     return weight

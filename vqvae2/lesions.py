@@ -53,8 +53,8 @@ def add(kind: str, image: np.ndarray, brain: np.ndarray, seed: int, number: int)
         seed, number: of the draws, and of the image.
     Raises: KeyError for another kind.
     """
-    draws = random_numbers.uniform(seed, f"{kind} lesion", number, np.arange(6)).numpy()
-    changed = {"bright": _blob, "dark": _blob, "ventricle": _moved_ventricle}[kind](kind, image, brain, draws)
+    draws = random_numbers.uniform(seed, f"{kind} lesion", number, np.arange(5)).numpy()
+    changed = _moved_ventricle(image, brain, draws) if kind == "ventricle" else _blob(kind, image, brain, draws)
     if changed is None:
         return None
     picture = np.where(brain, changed[0], image).astype(np.float32)
@@ -105,7 +105,7 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
 
 
 def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """An ellipse with a soft edge, drawn towards white or black, in tissue where that shows."""
+    """An ellipse with a soft edge, drawn towards white or black, in tissue where that shows; and where it is."""
     extent = math.sqrt(brain.sum())
     radii = extent * (RADII[0] + (RADII[1] - RADII[0]) * draws[:2])
     local = ndimage.gaussian_filter(image.mean(0), radii.mean() / 2)
@@ -121,9 +121,8 @@ def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) ->
     return image + weight * ((kind == "bright") - image), weight > 0
 
 
-def _moved_ventricle(_: str, image: np.ndarray, brain: np.ndarray,
-                     draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The picture around the largest deep dark space, moved and widened."""
+def _moved_ventricle(image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The picture around the largest deep dark space, moved and widened, and where that space is now or was."""
     ventricle = find_ventricle(image, brain)
     if ventricle is None:
         return None

@@ -32,8 +32,9 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
     Raises: UserError if a file cannot be written.
     """
     old = _files_of(folder)
-    rows = []
-    for number, name in enumerate(tqdm(safe_names(split.names), desc="likelihood maps", unit="image", leave=False)):
+    rows, names = [], safe_names(split.names)
+    for number, (file, name) in enumerate(zip(split.files, tqdm(names, desc="likelihood maps", unit="image",
+                                                                leave=False))):
         nll = {level: one.nll[number:number + 1] for level, one in bits.items()}
         maps, total = _maps(nll, split)
         array = torch.stack([one[0] for one in maps.values()]).numpy()
@@ -41,7 +42,7 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
         picture = maps_plots.likelihood_panels(to_bytes(split.batch([number]))[0],
                                                {level: one[0] for level, one in maps.items()}, total[0])
         plots.save_picture(picture, folder / f"{name}.png")
-        rows.append({"image": split.names[number], "subject": split.subjects[number], "file": name,
+        rows.append({"image": file.name, "subject": file.subject, "file": name,
                      **{f"{level}_bits_per_code": round(one.mean().item(), BIT_DIGITS) for level, one in nll.items()},
                      "bits_per_pixel": round(total.mean().item(), BIT_DIGITS)})
     for name in old - {row["file"] for row in rows}:
@@ -76,7 +77,7 @@ def _maps(nll: Mapping[str, torch.Tensor], split: ImageSet) -> tuple[dict[str, t
 
 
 def _files_of(folder: Path) -> set[str]:
-    """Names in the index.csv of an earlier report, such as cannot lead out of the folder."""
+    """Names in the index.csv of an earlier report, without a path that could lead out of the folder."""
     try:
         with (folder / INDEX).open(newline="", encoding="utf-8") as file:
             return {Path(row["file"]).name for row in csv.DictReader(file) if row.get("file")}

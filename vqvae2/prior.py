@@ -85,6 +85,24 @@ class GatedLayer(nn.Module):
         return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
 
 
+class Spread(nn.Module):
+    """`[batch, channels x factor², height, width]` to `[batch, channels, height x factor, width x factor]`.
+
+    Sub-pixel convolution (Shi et al. 2016) of a 1 x 1 kernel. torch's PixelShuffle has no backward pass for an empty
+    batch (torch 2.13), which a rank may have.
+    """
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As above."""
+        batch, _, height, width = x.shape
+        cells = x.unflatten(1, (-1, self.factor, self.factor)).permute(0, 1, 4, 2, 5, 3)
+        return cells.reshape(batch, cells.shape[1], height * self.factor, width * self.factor)
+
+
 class ResidualBlock(nn.Module):
     """What sees 3 x 3 positions all around, added to its input; for features that need not be causal."""
 
@@ -102,8 +120,8 @@ class Conditioner(nn.Module):
     """Top codes -> features for every bottom code, each of which has seen all top codes ([3] section 3.2.2).
 
     Residual blocks see the neighbourhood, one full (not causal) attention sees the whole map. Each bottom code in the
-    cell of a top code has features of its own (sub-pixel convolution, Shi et al. 2016): features that were only
-    repeated would leave it to the masked layers to find out which of the cell's codes they are at.
+    cell of a top code has features of its own: features that were only repeated would leave it to the masked layers to
+    find out which of the cell's codes they are at.
     """
 
     def __init__(self, embeddings: torch.Tensor, channels: int, heads: int, shape: tuple[int, int], factor: int):
@@ -113,7 +131,7 @@ class Conditioner(nn.Module):
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(3)))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), nn.PixelShuffle(factor))
+        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), Spread(factor))
         self.fine_blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(2)))
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:

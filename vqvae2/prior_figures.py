@@ -1,7 +1,8 @@
 """Bits of the codes under their priors -> the priors' part of metrics.json, beside models that only count.
 
 Bits per code are each level's own. Both levels together are given in bits per pixel, which is an upper bound on the
-code length of the decoded image (see `likelihood.py`), and is called that.
+code length of the decoded image (see `likelihood.py`), and is called that. Where a prior is told something of the
+image, its bits are given that; the models that count are told nothing.
 """
 
 import math

@@ -76,6 +76,8 @@ class SampleSettings:
             expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
                    f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
                    "See --help.")
+        expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
+               f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
         self._check_inpainting()

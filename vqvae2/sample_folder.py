@@ -25,7 +25,7 @@ from vqvae2.codes import CodeMaps
 from vqvae2.config import flag
 from vqvae2.errors import UserError
 
-RECORD, CODES, PARTS, IMAGES = "sample.json", "codes.npz", "parts", "images"
+RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
 NAME = re.compile(r"(.+-)?\d{6,}")
 """What sample.py calls images: 000012, or with --inpaint brain-000003."""
 MAY_DIFFER = {"count", "batch", "out"}
@@ -55,11 +55,17 @@ class SampleFolder:
     Args:
         out: the folder; it need not exist.
         settings: what its images have in common, as JSON values, with "vqvae_hash" among them (see HASHED).
-    Raises: UserError if the folder holds images that were drawn with other settings. Nothing is written yet.
+    Raises: UserError if the folder holds images that were drawn with other settings, or what sample.py did not make and
+        would replace. Nothing is written yet.
     """
 
     def __init__(self, out: Path, settings: dict):
         self.out, self.settings = out, settings
+        foreign = [name for name in (IMAGES, CODES, GRID, PARTS) if (out / name).exists()]
+        if foreign and not (out / RECORD).exists():  # perhaps the very files that are to be completed
+            names = ", ".join(foreign)
+            raise UserError(f"--out {out}: expected a folder that sample.py made, or one without {names}, found "
+                            f"{names} and no {RECORD}. Choose another --out.")
         self.before = self._settings_before()
         changed = changed_settings(settings, self.before)
         if changed:
@@ -68,7 +74,7 @@ class SampleFolder:
 
     def begin(self) -> None:
         """Write what the images have in common, and remove what a killed run was just writing. For rank 0 alone."""
-        if not self.before:  # what an earlier version, or another program, has left here is drawn anew
+        if not self.before:  # what an earlier version has left here is drawn anew
             (self.out / CODES).unlink(missing_ok=True)
             shutil.rmtree(self.out / PARTS, ignore_errors=True)
         for folder in (self.out, self.out / IMAGES, self.out / PARTS):
@@ -110,14 +116,19 @@ class SampleFolder:
                         {score: torch.stack([maps.scores[score][i] for maps, i in chosen]) for score in first.scores})
 
     def picture(self, name: str) -> torch.Tensor:
-        """Return an image that is there, uint8 `[channels, height, width]`."""
-        with Image.open(self.out / _picture(name)) as picture:
-            pixels = torch.from_numpy(np.array(picture))
+        """Return an image that is there, uint8 `[channels, height, width]`. Raises: UserError if it cannot be read."""
+        path = self.out / _picture(name)
+        try:
+            with Image.open(path) as picture:
+                pixels = torch.from_numpy(np.array(picture))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: expected an image that sample.py wrote, found {error}. Delete it and run the "
+                            "same command again.") from None
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
     def finish(self, maps: CodeMaps, grid: Image.Image, report: dict) -> None:
         """Write the grid, the codes and the report; remove images of an earlier, larger run. For rank 0 alone."""
-        plots.save_picture(grid, self.out / "grid.png")
+        plots.save_picture(grid, self.out / GRID)
         maps.save(self.out / CODES, self.settings["vqvae_hash"], "")
         wanted = {Path(name).stem for name in maps.names}
         for path in (self.out / IMAGES).glob("*.png"):

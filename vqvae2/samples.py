@@ -245,5 +245,5 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
 
     table(tuple(columns.values()), texts)  # raises for a column that none of them was told
     # Each in its own unit: priors that were trained on other images have other means.
-    return {level: table(prior.columns, [text for text in texts if text.partition("=")[0] in
+    return {level: table(prior.columns, [text for text in texts if conditions.name_in(text, columns) in
                                          {one.name for one in prior.columns}]) for level, prior in priors.items()}
