@@ -5,6 +5,12 @@ The top prior, then the bottom prior, which is conditioned on the top codes (eit
         --dataset oasis --batch 16 --epochs 100 --savename brain-128-top
     python train_pixel_cnn.py --level bottom --vqvae brain-128 \
         --dataset oasis --batch 16 --epochs 60 --savename brain-128-bottom
+Told where a slice was taken, and more training maps, of images that are mirrored, shifted and scaled:
+    python train_pixel_cnn.py --level top --vqvae brain-128 --dataset oasis --batch 4 --epochs 30 \
+        --savename brain-128-top-told --condition position_mm --copies 5
+The one level of a plain VQ-VAE, by a gated PixelCNN without attention:
+    python train_pixel_cnn.py --level top --vqvae brain-128-plain --network gated \
+        --dataset oasis --batch 4 --epochs 30 --savename brain-128-plain-top
 One machine with 8 GPUs:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py \
         --level top --vqvae brain-256 --dataset oasis --batch 16 --epochs 100 --savename brain-256-top
@@ -69,7 +75,7 @@ class PriorTrainer(Trainer):
                             f"--vqvae {self.settings.vqvae} was trained with.")
         self._check_shape(loaded)
         self.data = loaded.describe()
-        facts = {split: [file.facts for file in loaded.splits[split].files] for split in ("train", "validate")}
+        facts = {split: loaded.splits[split].facts for split in ("train", "validate")}
         self.columns = conditions.fit(facts["train"], self.settings.condition)
         self.known = {split: conditions.numbers(self.columns, rows) for split, rows in facts.items()}
         self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}

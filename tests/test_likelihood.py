@@ -135,6 +135,8 @@ def test_maps_are_files_and_those_of_an_earlier_report_are_gone(tmp_path):
             "bottom": bits_of(torch.arange(8.0).view(2, 2, 2))}
     (tmp_path / "mine.png").write_bytes(b"not of a report")
     map_files.write(tmp_path, an_image_set(["test/old.png", "test/b.png"]), bits)
+    map_files.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     split = an_image_set(["test/a.png", "test/b.png"])
     map_files.write(tmp_path, split, bits)
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.png", "b.npy", "b.png", "index.csv", "mine.png"}
@@ -181,6 +183,9 @@ class TestEvaluate:
             assert report["priors"][level]["bits_per_code"] == pytest.approx(means, rel=1e-5)
         assert report["priors"]["top"]["condition"] == ["position_mm"]
         assert report["priors"]["top"]["condition_known"] == 1
+        assert report["priors"]["top"]["untold_bits_per_code"] != report["priors"]["top"]["bits_per_code"]
+        assert report["priors"]["bottom"]["untold_bits_per_code"] is None
+        assert report["priors"]["bits_per_pixel_is"].endswith("given what the priors are told")
         assert report["likelihood"] == {"folder": "likelihood", "levels": ["top", "bottom"], "unit": "bits per code"}
         assert {"bright", "dark", "all"} <= set(report["lesions"])
         assert all((apart / "out" / name).is_file() for name in ("likelihood.png", "lesions.png"))

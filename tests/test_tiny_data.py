@@ -67,12 +67,12 @@ def maps_of(field: Field, level: str, split: str, count: int | None = None) -> C
 
 @pytest.fixture(scope="module", params=["top snail", "top gated", "bottom snail"])
 def trained(request, tmp_path_factory) -> Trained:
-    """The best weights of a real run of seconds; the bottom's field depends on the top codes too."""
+    """The best weights of a real run of seconds; longer for the bottom, whose field depends on the top codes too."""
     level, network = request.param.split()
     settings = PriorSettings(
-        savename="field", epochs=3, batch=64, level=level, vqvae="none", network=network, channels=24, layers=3,
-        attention_every=2, heads=2, dropout=0, ema=0.98, learning_rate=0.01, warmup_steps=20, precision="fp32",
-        threads=1, results=tmp_path_factory.mktemp("field"))
+        savename="field", epochs=3 if level == "bottom" else 2, batch=64, level=level, vqvae="none", network=network,
+        channels=24, layers=3, attention_every=2, heads=2, dropout=0, ema=0.98, learning_rate=0.01, warmup_steps=20,
+        precision="fp32", threads=1, results=tmp_path_factory.mktemp("field"))
     trainer = FieldTrainer(settings, order_that_hides(CODES, CODES if level == "bottom" else 1))
     trainer.run()
     prior = load_prior(str(trainer.folder), level, HASH, torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_what_the_field_draws_costs_its_entropy(tops):
 
 def test_a_prior_comes_within_2_percent_of_the_entropy_and_never_below_it(trained):
     """Below it comes only what sees more than its past. The test maps' own luck is taken out by comparing with the
-    true probability of the very same maps; 0.3 to 0.5 % were measured."""
+    true probability of the very same maps; 0.3 to 0.7 % were measured."""
     maps = maps_of(trained.field, trained.level, "test").levels
     own = maps[trained.level]
     with torch.no_grad():
@@ -129,12 +129,11 @@ def test_models_that_count_miss_what_the_prior_has_learned(trained):
     assert min(trained.references.values()) > 1.2 * entropy
 
 
-@pytest.mark.parametrize("neighbour", ["left", "above"])
-def test_samples_have_the_exact_frequencies_of_pairs_and_those_of_a_wrong_temperature_do_not(trained, neighbour):
-    right, wrong = (p_of_pairs(trained.field, trained.draw(Taste(temperature=temperature)), neighbour)
-                    for temperature in (1, 0.7))
-    assert right > 0.001
-    assert wrong < 1e-6
+def test_samples_have_the_exact_frequencies_of_pairs_and_those_of_a_wrong_temperature_do_not(trained):
+    right, wrong = (trained.draw(Taste(temperature=temperature)) for temperature in (1, 0.7))
+    for neighbour in ("left", "above"):
+        assert p_of_pairs(trained.field, right, neighbour) > 0.001, neighbour
+        assert p_of_pairs(trained.field, wrong, neighbour) < 1e-6, neighbour
 
 
 def p_of_pairs(field: Field, maps: np.ndarray, neighbour: str) -> float:

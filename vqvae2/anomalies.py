@@ -116,7 +116,7 @@ def surprise(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch:
         on_batch: told how many images have been encoded, or been read by a prior, since.
     """
     def one_way(maps: codes.CodeMaps) -> np.ndarray:
-        bits = likelihood.code_bits(priors, maps.levels, [file.facts for file in images.files], batch, on_batch)
+        bits = likelihood.code_bits(priors, maps.levels, images.facts, batch, on_batch)
         return likelihood.bits_per_pixel_maps({level: one.nll for level, one in bits.items()},
                                               tuple(images.pixels.shape[2:])).numpy()
 

@@ -190,7 +190,7 @@ class PriorSettings(RunSettings):
     condition: tuple[str, ...] = ()
     """Columns of the manifest that the prior is told, such as age sex position_mm; a value may be unknown."""
     condition_dropout: float = 0.1
-    """Share of the values, and of the images as a whole, about which nothing is told while training."""
+    """While training, this share of the images is told nothing, and of the others' values this share is unknown."""
     copies: int = 0
     """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
     dropout: float = 0.2

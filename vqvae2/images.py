@@ -65,6 +65,11 @@ class ImageSet:
         """The subject of each image, in order."""
         return [file.subject for file in self.files]
 
+    @property
+    def facts(self) -> list[dict[str, str]]:
+        """What the manifest says of each image, in order."""
+        return [file.facts for file in self.files]
+
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
         """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default).
 

@@ -26,12 +26,11 @@ BIT_DIGITS = 6
 
 
 def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
-    """Write each image's maps and picture, then index.csv; files that an earlier index.csv names are removed.
+    """Write each image's maps and picture, then index.csv.
 
     `folder` is <out>/likelihood. One image at a time: all maps at once would be as large as the data set, as floats.
     Raises: UserError if a file cannot be written.
     """
-    old = _files_of(folder)
     rows, names = [], safe_names(split.names)
     for number, (file, name) in enumerate(zip(split.files, tqdm(names, desc="likelihood maps", unit="image",
                                                                 leave=False))):
@@ -45,10 +44,15 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
         rows.append({"image": file.name, "subject": file.subject, "file": name,
                      **{f"{level}_bits_per_code": round(one.mean().item(), BIT_DIGITS) for level, one in nll.items()},
                      "bits_per_pixel": round(total.mean().item(), BIT_DIGITS)})
-    for name in old - {row["file"] for row in rows}:
+    checkpoints.write_rows(folder / INDEX, rows)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier report has written: the files that its index.csv names, and index.csv."""
+    for name in _files_of(folder):
         for ending in (".npy", ".png"):
             (folder / f"{name}{ending}").unlink(missing_ok=True)
-    checkpoints.write_rows(folder / INDEX, rows)
+    (folder / INDEX).unlink(missing_ok=True)
 
 
 def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, CodeBits], items: Sequence[int]) -> None:

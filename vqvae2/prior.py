@@ -117,7 +117,7 @@ class ResidualBlock(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """Top codes -> features for every bottom code, each of which has seen all top codes ([3] section 3.2.2).
+    """Top codes -> features for every bottom code, each of which has seen all top codes ([3] section 3.2).
 
     Residual blocks see the neighbourhood, one full (not causal) attention sees the whole map. Each bottom code in the
     cell of a top code has features of its own: features that were only repeated would leave it to the masked layers to
@@ -147,6 +147,7 @@ class Known(nn.Module):
     """What is known of an image -> one feature vector for all of its codes; unknown values have learned ones."""
 
     FREQUENCIES = (1.0, 2.0, 4.0)
+    """Of waves of a number, in radians for each standard deviation."""
 
     def __init__(self, columns: Sequence[conditions.Column], channels: int):
         super().__init__()

@@ -19,7 +19,8 @@ BOUND = "upper bound on the code length of the decoded image"
 
 
 def judge(priors: Mapping[str, Prior], bits: Mapping[str, CodeBits], levels: Sequence[str], split: ImageSet,
-          references: Mapping[str, Mapping[str, float]], seed: int) -> dict | None:
+          references: Mapping[str, Mapping[str, float]], seed: int, untold: Mapping[str, CodeBits] | None = None,
+          ) -> dict | None:
     """Return the priors' part of metrics.json, or None without priors.
 
     Args:
@@ -27,20 +28,24 @@ def judge(priors: Mapping[str, Prior], bits: Mapping[str, CodeBits], levels: Seq
         levels: of the VQ-VAE; bits per pixel are given where each has a prior.
         references: level -> what `metrics.context_model_bits` says of the same codes; may lack a level.
         seed: of the intervals over subjects.
+        untold: as `bits`, of the priors that are told something of the images, when they are told nothing.
 
     below_best_reference: by which share the prior's bits are below the best reference's; negative if they are above.
     condition: columns of the manifest that the prior is told; condition_known: how many of these values are known.
+    untold_bits_per_code: what the codes cost if nothing is known, as the references know nothing; None for a prior that
+    is told nothing anyway.
     """
     if not priors:
         return None
-    report = {level: _of_level(prior, bits[level], split, references.get(level, {}), seed)
-              for level, prior in priors.items()}
+    report = {level: _of_level(prior, bits[level], split, references.get(level, {}), seed,
+                               (untold or {}).get(level)) for level, prior in priors.items()}
     if set(priors) == set(levels):
         cells = {level: one.nll[0].numel() for level, one in bits.items()}
         report["bits_per_pixel"] = metrics.bits_per_pixel(
             report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
             cells.get("bottom", 0), math.prod(split.pixels.shape[2:]))
-        report["bits_per_pixel_is"] = BOUND
+        told = any(report[level]["condition"] for level in priors)
+        report["bits_per_pixel_is"] = BOUND + (", given what the priors are told" if told else "")
     return report
 
 
@@ -53,11 +58,13 @@ def below_best(bits: float, references: Mapping[str, float | None]) -> float | N
     return 1 - bits / best if best else None
 
 
-def _of_level(prior: Prior, bits: CodeBits, split: ImageSet, references: Mapping[str, float], seed: int) -> dict:
+def _of_level(prior: Prior, bits: CodeBits, split: ImageSet, references: Mapping[str, float], seed: int,
+              untold: CodeBits | None) -> dict:
     of_images = metrics.summarise(bits.nll.double().mean((1, 2)), split.subjects, seed)
     counted = {name: references.get(kind) for name, kind in REFERENCES.items()}
-    known = conditions.numbers(prior.columns, [file.facts for file in split.files])
+    known = conditions.numbers(prior.columns, split.facts)
     return {"bits_per_code": of_images["mean"], "ci_low": of_images["ci_low"], "ci_high": of_images["ci_high"],
             **counted, "below_best_reference": below_best(of_images["mean"], counted),
+            "untold_bits_per_code": None if untold is None else untold.nll.double().mean().item(),
             "condition": [column.name for column in prior.columns],
             "condition_known": 1 - known.isnan().double().mean().item() if prior.columns else None}

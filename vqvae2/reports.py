@@ -36,7 +36,6 @@ from vqvae2.errors import UserError
 from vqvae2.images import Images, ImageSet, load_images, pixel_hash, subject_hash, to_bytes
 from vqvae2.likelihood import CodeBits
 from vqvae2.prior import Prior
-from vqvae2.prior_figures import BOUND
 
 SCHEMA = 1
 PICTURED, PICTURED_LESIONS = 8, 3
@@ -74,14 +73,16 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     images, seen = _images(vqvae, settings)
     split = images.splits[settings.split]
     maps, made = _reconstruct(vqvae, split, settings.batch)
-    bits = _code_bits(priors, maps, split, settings.batch)
+    bits = _code_bits(priors, maps, split, settings.batch, split.facts)
+    told = {level: prior for level, prior in priors.items() if prior.columns}
     figures = metrics.image_figures(split.bytes(), made)
     report = {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
         "seen_in_training": seen, **_image_and_code_figures(vqvae, split, maps, figures, settings),
         "priors": prior_figures.judge(priors, bits, vqvae.model.levels, split,
-                                      _references(vqvae, images, maps, priors, settings.batch), settings.seed),
+                                      _references(vqvae, images, maps, priors, settings.batch), settings.seed,
+                                      _code_bits(told, maps, split, settings.batch, [{}] * len(split))),
         "samples": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
         "versions": checkpoints.versions()}
     drawn = _draw(vqvae, priors, settings) if settings.samples and not missing else None
@@ -93,6 +94,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     _draw_figures(judged, figures, vqvae, settings)
     if not missing:
         map_files.draw_overview(settings.out / "likelihood.png", split, bits, _evenly(len(split)))
+    map_files.clear(settings.out / "likelihood")
     if settings.likelihood:
         map_files.write(settings.out / "likelihood", split, bits)
         report["likelihood"] = {"folder": "likelihood", "levels": list(bits), "unit": "bits per code"}
@@ -148,7 +150,8 @@ def headline(report: dict) -> list[tuple[str, str]]:
     priors = report["priors"] or {}
     rows += [(f"{level} prior", _prior_text(priors[level])) for level in report["codes"] if level in priors]
     if "bits_per_pixel" in priors:
-        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel, {BOUND}; stored as they are "
+        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel, "
+                                  f"{priors['bits_per_pixel_is']}; stored as they are "
                                   f"{_text(report['raw_bits_per_pixel'], 4)}"))
     rows += [(f"lesions, {kind}", _lesion_text(report["lesions"][kind])) for kind in (*lesions.KINDS, "all")
              if kind in (report.get("lesions") or {})]
@@ -243,10 +246,11 @@ def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: codes.Co
             "ms_ssim_weights": metrics.ms_ssim_scales(min(shape))}
 
 
-def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, batch: int) -> dict[str, CodeBits]:
-    """What each code of the split costs, given what is known of its image."""
+def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, batch: int,
+               facts: Sequence[dict[str, str]]) -> dict[str, CodeBits]:
+    """What each code of the split costs, given these facts of its image."""
     with tqdm(total=len(priors) * len(split), desc="priors", unit="image", leave=False) as bar:
-        return likelihood.code_bits(priors, maps.levels, [file.facts for file in split.files], batch, bar.update)
+        return likelihood.code_bits(priors, maps.levels, facts, batch, bar.update)
 
 
 def _references(vqvae: TrainedVqvae, images: Images, maps: codes.CodeMaps, levels: Collection[str],
