@@ -113,13 +113,17 @@ def write_samples(drawer: drawing.Drawer, folder: SampleFolder) -> None:
     if distributed.rank() == 0 and len(missing) < len(wishes):
         print(f"{len(wishes) - len(missing)} of {len(wishes)} images are there already", flush=True)
     mine = [wish for wish in wishes if wish.name in missing][distributed.rank()::distributed.world_size()]
-    codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * settings.reject
-    with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,
-              disable=distributed.rank() != 0) as bar:
-        for image in drawer.draw(mine, bar.update):
-            folder.keep(image)
-    distributed.wait_for_all()
+    distributed.together(lambda: draw(drawer, mine, folder))
     distributed.on_rank_0(lambda: finish(drawer, folder, names))
+
+
+def draw(drawer: drawing.Drawer, wishes: list[drawing.Wish], folder: SampleFolder) -> None:
+    """Draw and write these images; progress is rank 0's own."""
+    codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * drawer.settings.reject
+    with tqdm(total=codes * len(wishes), desc="sampling", unit="code", leave=False,
+              disable=distributed.rank() != 0) as bar:
+        for image in drawer.draw(wishes, bar.update):
+            folder.keep(image)
 
 
 def finish(drawer: drawing.Drawer, folder: SampleFolder, names: list[str]) -> None:

@@ -177,8 +177,8 @@ class TestGoingOn:
         path.parent.mkdir(parents=True)
         path.write_text("precious")
         line = refusal(sample.main, *models, "--count", 1, "--out", "mine")
-        assert line == (f"--out mine: expected a folder that sample.py made, or one without {first}, found {first} and no "
-                        "sample.json. Choose another --out.")
+        assert line == (f"--out mine: expected a folder that sample.py made, or one without {first}, found {first} and "
+                        "no sample.json. Choose another --out.")
         assert files_in(apart) == {f"mine/{name}": files_in(path.parent)[path.name]}
 
     def test_other_files_in_the_folder_are_no_obstacle_and_stay(self, draw, apart):
@@ -255,6 +255,18 @@ class TestInterruptions:
         names = {path.stem for path in (out / "images").glob("0*.png")}
         assert 4 <= len(names) < 800
         assert len(names - {path.stem for path in (out / "parts").glob("0*.npz")}) <= 2  # one for each process
+
+
+def test_what_one_process_cannot_write_is_told_in_one_line_and_the_others_images_are_kept(draw, models):
+    """Image 0 is there; the other process is to draw 2, whose place is taken."""
+    out = draw("--count", 1)
+    (out / "images" / "000002.png" / "full").mkdir(parents=True)
+    running = process(models, "--count", 4, "--out", out, launcher=LAUNCHER)
+    said = running.communicate(timeout=90)[0]
+    assert running.returncode != 0
+    assert said.count("out/images/000002.png: expected to write this file, found Is a directory. Free some") == 1, said
+    assert said.count("Traceback") == 1, said  # torchrun's own
+    assert sorted(path.stem for path in (out / "parts").iterdir()) == ["000001", "000003"]
 
 
 @torch.no_grad()

@@ -181,13 +181,15 @@ def gather_objects(value: object) -> list:
 def together(work: Callable[[], Value]) -> Value:
     """Return `work()`; if it raises UserError on a rank, raise the first such rank's on all.
 
-    A rank that raised alone would leave the others waiting for it. Every rank must call this.
+    A rank that raised alone would leave the others waiting for it. Every rank must call this; while it waits for
+    the others, it hears signals.
     """
     value, found = None, None
     try:
         value = work()
     except UserError as error:
         found = str(error)
+    wait_for_all()
     for one in gather_objects(found):
         if one is not None:
             raise UserError(one)
