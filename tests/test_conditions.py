@@ -131,7 +131,7 @@ class TestCommandLine:
         assert self.numbers("sex=M").nan_to_num(-9).tolist() == [[-9, 1]] * 3
         assert self.numbers().isnan().all()
 
-    @given(st.floats(-100, 100), st.floats(-100, 100), st.lists(st.floats(0, 1, exclude_max=True), min_size=1))
+    @given(st.floats(0, 120), st.floats(0, 120), st.lists(st.floats(0, 1, exclude_max=True), min_size=1))
     def test_a_range_is_evenly_filled_from_one_end_to_the_other(self, first, last, draws):
         numbers = torch.tensor(draws, dtype=torch.float64)[:, None].expand(-1, 2)
         found = self.numbers(f"age={first}..{last}", draws=numbers)
@@ -151,13 +151,15 @@ class TestCommandLine:
     @pytest.mark.parametrize(("text", "said"), [
         ("age=60...80", r"found 60\.\.\.80\. Leave age out"), ("age=1e300", r"80 in training, found 1e300\. Leave"),
         ("plane=axial", r"^--condition plane=axial: expected NAME=VALUE for what the prior was trained with, age "
-                        r"\(numbers, 40 to 80 in training\), sex \(F M\), found plane\. Correct it, or leave it out\."),
+                        r"\(numbers, 40 to 80 in training\), sex \(F, M\), found plane\. Correct it, or leave it "
+                        r"out\."),
         ("age", r"^--condition age: expected NAME=VALUE .* found age\. Correct it"),
         ("age=old", r"^--condition age=old: expected one of numbers, 40 to 80 in training, found old\. Leave age out"),
         ("age=", r"^--condition age=: expected one of numbers, .* found \. Leave age out for an unknown one\.$"),
         ("age=inf", r"found inf\. Leave age out"), ("age=40..", r"found 40\.\.\. Leave age out"),
-        ("age=40..50..60", r"found 40\.\.50\.\.60\. Leave age out"), ("sex=f", r"expected one of F M, found f\. Leave"),
-        ("sex=F..M", r"expected one of F M, found F\.\.M\. Leave sex out")])
+        ("age=40..50..60", r"found 40\.\.50\.\.60\. Leave age out"),
+        ("sex=f", r"expected one of F, M, found f\. Leave"),
+        ("sex=F..M", r"expected one of F, M, found F\.\.M\. Leave sex out")])
     def test_what_a_prior_cannot_take_is_told_with_what_it_can(self, text, said):
         with pytest.raises(UserError, match=said):
             self.numbers(text)
@@ -312,7 +314,7 @@ class TestBothLevels:
         priors = {"top": prior_of("top", ()), "bottom": prior_of("bottom", (SEX,))}
         found = known_of(priors, ["sex=M"], [0, 1], seed=5)
         assert (found["top"].shape, found["bottom"].tolist()) == ((2, 0), [[1], [1]])
-        with pytest.raises(UserError, match=r"--condition age=5: .* trained with, sex \(F M\), found age\. Correct it"):
+        with pytest.raises(UserError, match=r"--condition age=5: .* with, sex \(F, M\), found age\. Correct it"):
             known_of(priors, ["age=5"], [0, 1], seed=5)
 
     def test_a_value_is_in_each_priors_own_unit_where_they_have_learned_from_other_images(self):
@@ -320,3 +322,11 @@ class TestBothLevels:
         priors = {"top": prior_of("top", (AGE,)), "bottom": prior_of("bottom", (replace(AGE, mean=50.0),))}
         found = known_of(priors, ["age=60"], [0], seed=5)
         assert (found["top"].item(), found["bottom"].item()) == (0, 1)
+
+
+@pytest.mark.parametrize("value", ["7000", "-3", "50..7000"])
+def test_a_value_far_outside_the_training_images_is_refused_and_tells_their_range(value):
+    """Ages of 40 to 80 in training: up to 40 years outside of them is taken, 7000 is another unit."""
+    with pytest.raises(UserError, match=rf"age={value}: .*40 to 80 in training, found {value}\. Look at its unit"):
+        conditions.given((AGE,), [f"age={value}"], torch.zeros(1, 1))
+    assert conditions.given((AGE,), ["age=119"], torch.zeros(1, 1)).item() == pytest.approx(5.9)

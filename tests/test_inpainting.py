@@ -16,7 +16,8 @@ from vqvae2 import inpainting, plots
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import VqvaeSettings
-from vqvae2.inpainting import Unfinished, encode_visible, unique_names
+from vqvae2.images import unique_names
+from vqvae2.inpainting import Unfinished, encode_visible
 
 SIDE = 32
 

@@ -117,8 +117,7 @@ def surprise(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch:
     """
     def one_way(maps: codes.CodeMaps) -> np.ndarray:
         bits = likelihood.code_bits(priors, maps.levels, images.facts, batch, on_batch)
-        return likelihood.bits_per_pixel_maps({level: one.nll for level, one in bits.items()},
-                                              tuple(images.pixels.shape[2:])).numpy()
+        return likelihood.bits_per_pixel_maps(bits, tuple(images.pixels.shape[2:])).numpy()
 
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
     as_it_is = maps or codes.extract(model, images, batch, on_batch)

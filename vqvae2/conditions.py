@@ -45,9 +45,17 @@ class Column:
         number = _as_number(text)
         return math.nan if number is None else (number - self.mean) / self.spread
 
+    def is_far(self, number: float) -> bool:
+        """Return whether a standardised number is farther outside the training images' range than that range is wide.
+
+        Networks make nothing sensible of it: 70 days for an age of 70 years is a mistake that must not pass.
+        """
+        width = max(self.most - self.least, self.spread) if not self.categories else math.inf
+        return not self.least - width <= number * self.spread + self.mean <= self.most + width
+
     def words(self) -> str:
         """Return which values the column takes, for a user."""
-        return " ".join(self.categories) if self.categories else f"numbers, {self.least:g} to {self.most:g} in training"
+        return ", ".join(self.categories) or f"numbers, {self.least:g} to {self.most:g} in training"
 
 
 def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Column, ...]:
@@ -122,6 +130,9 @@ def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) 
         if len(ends) > 2 or any(math.isnan(end) for end in ends):
             raise UserError(f"--condition {text}: expected one of {column.words()}, found {value}. Leave {name} out "
                             "for an unknown one.")
+        if any(column.is_far(end) for end in ends):
+            raise UserError(f"--condition {text}: expected a value near those of the training images, "
+                            f"{column.words()}, found {value}. Look at its unit.")
         table[:, number] = ends[0] + (ends[-1] - ends[0]) * draws[:, number].double()
     return table.float()
 

@@ -11,9 +11,10 @@ less than a millisecond, so that nothing needs to run ahead of the training (doc
 import csv
 import hashlib
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -223,6 +224,14 @@ def pixel_hash(pixels: np.ndarray) -> str:
 def subject_hash(subject: str) -> str:
     """Return 16 hex digits of the SHA-256 of a subject's name: enough to compare, without telling it."""
     return hashlib.sha256(subject.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names of files without folder and ending; where two would be alike, 8 hex digits of the hash of the
+    whole name are added. A file system may hold a and A to be the same."""
+    count = Counter(PurePosixPath(name).stem.casefold() for name in names)
+    return [stem if count[(stem := PurePosixPath(name).stem).casefold()] == 1
+            else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}" for name in names]
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.codes import LEVELS, UNREADABLE
 from vqvae2.config import expect
 from vqvae2.errors import UserError
-from vqvae2.images import SUFFIXES, pictures_in, read_picture, to_bytes
+from vqvae2.images import SUFFIXES, pictures_in, read_picture, to_bytes, unique_names
 from vqvae2.sample_config import CODE_FILE, SampleSettings
 
 HALVES = ("left", "right", "upper", "lower")
@@ -108,14 +108,6 @@ def encode_visible(originals: torch.Tensor, hidden: torch.Tensor, vqvae: Trained
     reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // one.shape[1])[0] > 0
                for level, one in codes.items()}
     return {level: one.masked_fill(reached[level], DRAWN) for level, one in codes.items()}
-
-
-def unique_names(names: list[str]) -> list[str]:
-    """Return the names of files without folder and ending; where two would be alike, 8 hex digits of the hash of the
-    whole name are added. A file system may hold a and A to be the same."""
-    count = Counter(Path(name).stem.casefold() for name in names)
-    return [stem if count[(stem := Path(name).stem).casefold()] == 1
-            else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}" for name in names]
 
 
 def _paths(given: Path) -> list[Path]:

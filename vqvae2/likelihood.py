@@ -14,28 +14,18 @@ autoencoders.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from vqvae2 import conditions
 from vqvae2.prior import Prior
 
 
-@dataclass(frozen=True)
-class CodeBits:
-    """One level's codes, as its prior sees them."""
-
-    nll: torch.Tensor
-    """float32 `[n, height, width]`: NLL of each code, in bits."""
-    entropy: torch.Tensor
-    """Likewise: what the prior expects the NLL to be there, before it sees the code."""
-
-
 @torch.no_grad()
 def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str, str]],
-              batch: int, on_batch: Callable[[int], object] = lambda _: None) -> dict[str, CodeBits]:
-    """Return for each level that has a prior what each code costs, on the CPU.
+              batch: int, on_batch: Callable[[int], object] = lambda _: None) -> dict[str, torch.Tensor]:
+    """Return for each level that has a prior the NLL of each code, float32 `[n, height, width]`, in bits, on the CPU.
 
     Args:
         priors: by level, in eval mode.
@@ -52,9 +42,10 @@ def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], f
             codes = levels[level][items].to(device)
             top = levels["top"][items].to(device) if level == "bottom" else None
             logits = prior(codes, top, None if known is None else known[items].to(device))
-            parts.append(_bits(logits.float(), codes))
+            nats = functional.cross_entropy(logits.float(), codes, reduction="none")
+            parts.append((nats / math.log(2)).cpu())
             on_batch(len(items))
-        found[level] = CodeBits(*(torch.cat(one) for one in zip(*parts)))
+        found[level] = torch.cat(parts)
     return found
 
 
@@ -72,11 +63,3 @@ def bits_per_pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, i
     that the mean of a map is the image's bits per pixel. Arguments as for `pixel_maps`."""
     shares = {level: one * (one.shape[1] * one.shape[2] / (size[0] * size[1])) for level, one in by_level.items()}
     return pixel_maps(shares, size).sum(1)
-
-
-def _bits(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL and entropy in bits, `[batch, height, width]` on the CPU, of logits `[batch, size, height, width]`."""
-    nats = logits.log_softmax(1)
-    nll = -nats.gather(1, codes[:, None])[:, 0]
-    entropy = -(nats.exp() * nats).sum(1)
-    return (nll / math.log(2)).cpu(), (entropy / math.log(2)).cpu()

@@ -8,33 +8,30 @@
 """
 
 import csv
-import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from vqvae2 import checkpoints, likelihood, maps_plots, plots
-from vqvae2.images import ImageSet, to_bytes
-from vqvae2.likelihood import CodeBits
+from vqvae2.images import ImageSet, to_bytes, unique_names
 
 INDEX = "index.csv"
 BIT_DIGITS = 6
 
 
-def write(folder: Path, split: ImageSet, bits: Mapping[str, CodeBits]) -> None:
+def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> None:
     """Write each image's maps and picture, then index.csv.
 
     `folder` is <out>/likelihood. One image at a time: all maps at once would be as large as the data set, as floats.
     Raises: UserError if a file cannot be written.
     """
-    rows, names = [], safe_names(split.names)
+    rows, names = [], unique_names(split.names)
     for number, (file, name) in enumerate(zip(split.files, tqdm(names, desc="likelihood maps", unit="image",
                                                                 leave=False))):
-        nll = {level: one.nll[number:number + 1] for level, one in bits.items()}
+        nll = {level: one[number:number + 1] for level, one in bits.items()}
         maps, total = _maps(nll, split)
         array = torch.stack([one[0] for one in maps.values()]).numpy()
         checkpoints.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
@@ -55,23 +52,11 @@ def clear(folder: Path) -> None:
     (folder / INDEX).unlink(missing_ok=True)
 
 
-def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, CodeBits], items: Sequence[int]) -> None:
+def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, torch.Tensor], items: Sequence[int]) -> None:
     """Draw the maps of the images with these numbers, their bits per pixel under each."""
-    maps, total = _maps({level: one.nll[items] for level, one in bits.items()}, split)
+    maps, total = _maps({level: one[items] for level, one in bits.items()}, split)
     captions = [f"{one.mean():.3f} bits per pixel" for one in total]
     plots.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions), path)
-
-
-def safe_names(names: Sequence[str]) -> list[str]:
-    """Return a file's name without ending for each image: its own, and where two would clash (also where capitals count
-    for nothing) with 8 hex digits of the hash of its path.
-
-    `names` are paths relative to the data folder, all different.
-    """
-    stems = [PurePosixPath(name).stem for name in names]
-    times = Counter(stem.lower() for stem in stems)
-    return [stem if times[stem.lower()] == 1 else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-            for stem, name in zip(stems, names)]
 
 
 def _maps(nll: Mapping[str, torch.Tensor], split: ImageSet) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

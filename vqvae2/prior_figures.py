@@ -8,9 +8,10 @@ image, its bits are given that; the models that count are told nothing.
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from vqvae2 import conditions, metrics
 from vqvae2.images import ImageSet
-from vqvae2.likelihood import CodeBits
 from vqvae2.prior import Prior
 
 REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
@@ -18,8 +19,8 @@ REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
 BOUND = "upper bound on the code length of the decoded image"
 
 
-def judge(priors: Mapping[str, Prior], bits: Mapping[str, CodeBits], levels: Sequence[str], split: ImageSet,
-          references: Mapping[str, Mapping[str, float]], seed: int, untold: Mapping[str, CodeBits] | None = None,
+def judge(priors: Mapping[str, Prior], bits: Mapping[str, torch.Tensor], levels: Sequence[str], split: ImageSet,
+          references: Mapping[str, Mapping[str, float]], seed: int, untold: Mapping[str, torch.Tensor] | None = None,
           ) -> dict | None:
     """Return the priors' part of metrics.json, or None without priors.
 
@@ -40,7 +41,7 @@ def judge(priors: Mapping[str, Prior], bits: Mapping[str, CodeBits], levels: Seq
     report = {level: _of_level(prior, bits[level], split, references.get(level, {}), seed,
                                (untold or {}).get(level)) for level, prior in priors.items()}
     if set(priors) == set(levels):
-        cells = {level: one.nll[0].numel() for level, one in bits.items()}
+        cells = {level: one[0].numel() for level, one in bits.items()}
         report["bits_per_pixel"] = metrics.bits_per_pixel(
             report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
             cells.get("bottom", 0), math.prod(split.pixels.shape[2:]))
@@ -58,13 +59,13 @@ def below_best(bits: float, references: Mapping[str, float | None]) -> float | N
     return 1 - bits / best if best else None
 
 
-def _of_level(prior: Prior, bits: CodeBits, split: ImageSet, references: Mapping[str, float], seed: int,
-              untold: CodeBits | None) -> dict:
-    of_images = metrics.summarise(bits.nll.double().mean((1, 2)), split.subjects, seed)
+def _of_level(prior: Prior, bits: torch.Tensor, split: ImageSet, references: Mapping[str, float], seed: int,
+              untold: torch.Tensor | None) -> dict:
+    of_images = metrics.summarise(bits.double().mean((1, 2)), split.subjects, seed)
     counted = {name: references.get(kind) for name, kind in REFERENCES.items()}
     known = conditions.numbers(prior.columns, split.facts)
     return {"bits_per_code": of_images["mean"], "ci_low": of_images["ci_low"], "ci_high": of_images["ci_high"],
             **counted, "below_best_reference": below_best(of_images["mean"], counted),
-            "untold_bits_per_code": None if untold is None else untold.nll.double().mean().item(),
+            "untold_bits_per_code": None if untold is None else untold.double().mean().item(),
             "condition": [column.name for column in prior.columns],
             "condition_known": 1 - known.isnan().double().mean().item() if prior.columns else None}

@@ -34,7 +34,6 @@ from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.config import EvaluateSettings, VqvaeSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.images import Images, ImageSet, load_images, pixel_hash, subject_hash, to_bytes
-from vqvae2.likelihood import CodeBits
 from vqvae2.prior import Prior
 
 SCHEMA = 1
@@ -247,7 +246,7 @@ def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: codes.Co
 
 
 def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, batch: int,
-               facts: Sequence[dict[str, str]]) -> dict[str, CodeBits]:
+               facts: Sequence[dict[str, str]]) -> dict[str, torch.Tensor]:
     """What each code of the split costs, given these facts of its image."""
     with tqdm(total=len(priors) * len(split), desc="priors", unit="image", leave=False) as bar:
         return likelihood.code_bits(priors, maps.levels, facts, batch, bar.update)
