@@ -8,21 +8,8 @@
 #   pip download --no-deps --only-binary=:all: -d .whl tyro docstring-parser typeguard typing-extensions python-dotenv
 # Each part has a time limit and the next one runs whatever becomes of it; a table at the end says how each went.
 
-set -u
-cd "$(dirname "$0")/.."
-OUT=${OUT:-/tmp/gpu}
-PYTHON=${PYTHON:-python3}
-QUICK=$([ "${1:-}" = --quick ] && echo 1 || echo 0)
+source "$(dirname "$0")/gpu_common.sh"
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
-WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
-mkdir -p "$OUT"
-: > "$OUT/summary.txt"
-
-if compgen -G ".whl/*.whl" > /dev/null; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" \
-        .whl/*.whl && export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
-fi
 
 part() {  # part NAME SECONDS COMMAND...
     local name=$1 limit=$2 began=$SECONDS

@@ -8,21 +8,8 @@
 # PYTHON chooses the interpreter; for missing packages see gpu.sh. A training that its limit stops has saved its state
 # and its best weights, and the next part goes on with those.
 
-set -u
-cd "$(dirname "$0")/.."
-OUT=${OUT:-/tmp/gpu}
-PYTHON=${PYTHON:-python3}
+source "$(dirname "$0")/gpu_common.sh"
 DATA=${DATA:-data/slices-256}
-QUICK=$([ "${1:-}" = --quick ] && echo 1 || echo 0)
-WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
-mkdir -p "$OUT"
-: > "$OUT/summary.txt"
-
-if compgen -G ".whl/*.whl" > /dev/null; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" \
-        .whl/*.whl && export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
-fi
 
 part() {  # part NAME SECONDS COMMAND...; SIGTERM lets a training save what it has
     local name=$1 limit=$2 began=$SECONDS
