@@ -108,7 +108,9 @@ def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[S
              processes),
         Step("prior of the bottom codes", "train_pixel_cnn.py",
              f"--level bottom {vqvae} {run} --savename bottom {recipe.bottom}", processes),
-        Step("new images", "sample.py", f"{models} --count {recipe.count} --out {out}/samples"),
+        # Priors of a minute each do not know much: their likelier codes are shown.
+        Step("new images", "sample.py",
+             f"{models} --count {recipe.count} --temperature 0.6 0.3 --top-p 0.8 --out {out}/samples"),
         Step("figures", "evaluate.py", f"{models} --data {out}/slices --samples {recipe.count} --out {out}/report"),
     ]
 
