@@ -29,6 +29,7 @@ from vqvae2.sample_folder import Finished
 SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
 """What --reject-by compares. Of bits the least is best, of agreement the most."""
 OF_ALL = "_of_all"
+"""Ends the name of a score's mean over all candidates, beside that of the one that was kept."""
 
 
 @dataclass(frozen=True)

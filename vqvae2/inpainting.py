@@ -26,7 +26,8 @@ from vqvae2.sample_config import CODE_FILE, SampleSettings
 HALVES = ("left", "right", "upper", "lower")
 GREY = 128
 """Of the hidden part in pictures of what was given: black would look like background."""
-DRAWN = -1
+TO_DRAW = -1
+"""Stands in a code map where a code is to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def encode_visible(originals: torch.Tensor, hidden: torch.Tensor, vqvae: Trained
     codes = {level: torch.cat([one[level] for one in maps]).cpu() for level in vqvae.model.levels}
     reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // one.shape[1])[0] > 0
                for level, one in codes.items()}
-    return {level: one.masked_fill(reached[level], DRAWN) for level, one in codes.items()}
+    return {level: one.masked_fill(reached[level], TO_DRAW) for level, one in codes.items()}
 
 
 def _paths(given: Path) -> list[Path]:
@@ -163,7 +164,8 @@ def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
     """Return the maps of a code file, and which pixels have a code that is to be drawn above them."""
     names, codes = _read_codes(settings, vqvae)
     height, width = vqvae.config["image_shape"][1:]
-    gaps = [functional.interpolate((maps == DRAWN)[:, None].float(), (height, width))[:, 0] for maps in codes.values()]
+    gaps = [functional.interpolate((maps == TO_DRAW)[:, None].float(), (height, width))[:, 0]
+            for maps in codes.values()]
     hidden = torch.stack(gaps).amax(0) > 0
     expect(bool(hidden.any()), f"--inpaint {settings.inpaint}", "at least one code marked -1", "none",
            "What is -1 is drawn.")
@@ -194,7 +196,7 @@ def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str
         expect(found == (len(names), *shape), what, f"{level} codes of shape {(len(names), *shape)}", found,
                "Make the file again.")
         least, most = (codes[level].min().item(), codes[level].max().item()) if len(names) else (0, 0)
-        expect(least >= DRAWN and most < size, what, f"{level} codes of 0 to {size - 1}, or -1", f"{least} to {most}",
+        expect(least >= TO_DRAW and most < size, what, f"{level} codes of 0 to {size - 1}, or -1", f"{least} to {most}",
                "Make the file again.")
     return names, {level: codes[level] for level in vqvae.model.levels}
 

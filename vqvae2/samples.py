@@ -195,14 +195,13 @@ def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, ta
 
 @torch.no_grad()
 def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed: int, tastes: dict[str, Taste],
-                known: Sequence[str] = (), on_code: Callable[[], object] = lambda: None,
-                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                on_code: Callable[[], object] = lambda: None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    `known` is what is known of all images, as NAME=VALUE of the columns that at least one of the priors was told.
+    Priors are told nothing of the images; `drawing.Drawer` has all that sample.py offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
-    maps = draw_maps(own, numbers, seed, tastes, known_of(priors, known, numbers, seed), on_code)
+    maps = draw_maps(own, numbers, seed, tastes, known_of(priors, (), numbers, seed), on_code)
     # One by one: the last bits of a decoded image depend on the batch too, and so might its bytes.
     return torch.cat([vqvae.decode({level: one[i:i + 1] for level, one in maps.items()})
                       for i in range(len(numbers))]), maps
