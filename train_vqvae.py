@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, images, metrics, plots
+from vqvae2 import codes, images, losses, metrics, plots
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings, parse, path_from_environment
+from vqvae2.config import VqvaeSettings, expect, parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.quantizer import Place
 
@@ -38,6 +38,10 @@ class VqvaeTrainer(Trainer):
     def start(self) -> None:
         """Read the images."""
         self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
+        smallest = min(self.images.shape[1:])
+        expect(self.settings.ssim_weight == 0 or smallest >= metrics.WINDOW, "--ssim-weight",
+               f"0 for images smaller than SSIM's window of {metrics.WINDOW} pixels", self.settings.ssim_weight,
+               f"These have a side of {smallest}: give a larger --size.")
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
@@ -65,8 +69,13 @@ class VqvaeTrainer(Trainer):
             pixels = images.augmented(pixels, share.items, self.settings.seed, share.epoch)
         place = Place(share.positions, share.global_batch, share.step) if training else None
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
-        mse = error_of_clipped(made.images.float(), pixels).square().flatten(1).mean(1)
+        reconstruction = made.images.float()
+        mse = losses.error_of_clipped(reconstruction, pixels).square().flatten(1).mean(1)
         loss = mse + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
+        if self.settings.ssim_weight:
+            loss = loss + self.settings.ssim_weight * losses.dissimilarity(reconstruction, pixels)
+        if self.settings.gradient_weight:
+            loss = loss + self.settings.gradient_weight * losses.gradient_error(reconstruction, pixels)
         figures = {"loss": loss, "mse": mse, "commitment": made.commitment, "prediction": made.prediction}
         if not training:
             figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
@@ -104,16 +113,6 @@ class VqvaeTrainer(Trainer):
             plots.save_picture(plots.code_map_picture(maps.cpu(), self.settings.codebook_size),
                                self.folder / "code_images" / f"{epoch:04d}_{level}.png")
         model.train()
-
-
-def error_of_clipped(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Return `made` - `pixels`, but 0 where a black pixel is made blacker or a white one whiter.
-
-    Pictures are clipped to 0…1, so that nobody sees the difference, and a network that is free to go below 0
-    gives exact black: half of a brain slice is background, on which SSIM counts the smallest noise.
-    """
-    unseen = ((pixels <= 0) & (made < 0)) | ((pixels >= 1) & (made > 1))
-    return (made - pixels).masked_fill(unseen, 0)
 
 
 def main(arguments: list[str] | None = None) -> None:

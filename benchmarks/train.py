@@ -49,8 +49,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from train_vqvae import VqvaeTrainer, error_of_clipped
-from vqvae2 import config, distributed, machine
+from train_vqvae import VqvaeTrainer
+from vqvae2 import config, distributed, losses, machine
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import VqvaeSettings
 from vqvae2.errors import run_script
@@ -261,7 +261,7 @@ class PlainSteps:
         first = self.number % BATCHES * self.batch
         pixels = self.images.batch(torch.arange(first, first + self.batch)).to(self.device)
         made, commitment, prediction = self.model(pixels)
-        loss = (error_of_clipped(made, pixels).square().mean()
+        loss = (losses.error_of_clipped(made, pixels).square().mean()
                 + self.settings.commitment * commitment + self.settings.prediction * prediction)
         self.optimizer.zero_grad()
         loss.backward()

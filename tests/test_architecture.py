@@ -13,7 +13,7 @@ ROWS = {  # a module imports only from lower rows; in row 0, only from the lines
     "headers": 1, "journal": 1, "scans": 1, "covariates": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1,
     "conditions": 1, "checkpoints": 1,
     "pixel_cache": 2, "run_folder": 2, "run_log": 2, "volumes": 2, "autoencoder": 2, "prior": 2, "plots": 2,
-    "lesions": 2,
+    "lesions": 2, "losses": 2,
     "brain": 3, "images": 3, "cached": 3, "likelihood": 3, "maps_plots": 3,
     "slices": 4, "codes": 4, "features": 4, "prior_figures": 4, "map_files": 4,
     "extraction": 5, "samples": 5, "inpainting": 5, "anomalies": 5, "sample_folder": 5,

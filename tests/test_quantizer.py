@@ -344,3 +344,13 @@ def test_a_compiled_network_quantises_and_restarts_as_one_that_is_not():
         plain.update()
         inside.update()
     assert torch.equal(inside.codebook, plain.codebook)
+
+
+@pytest.mark.parametrize(("every", "restarted_at"), [(4, 3), (0, None)])
+def test_dead_embeddings_are_restarted_every_so_many_steps_or_never(every, restarted_at):
+    layer = started(torch.cat([torch.randn(7, 2), torch.full((1, 2), 1e3)]), count=5.0).train()
+    layer.restart_every = every
+    for step in range(12):
+        layer(torch.randn(64, 2, 1, 1), place(64, step))
+        layer.update()
+        assert (layer.codebook[7].max() < 100) == (restarted_at is not None and step >= restarted_at), step

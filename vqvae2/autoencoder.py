@@ -146,7 +146,8 @@ class Vqvae(nn.Module):
         dim, width = settings.embedding_dim, settings.channels
         start = settings.start_steps if start_steps is None else start_steps
         self.quantizers = nn.ModuleDict({
-            level: EmaQuantizer(settings.codebook_size, dim, settings.decay, start, settings.seed * 2 + number)
+            level: EmaQuantizer(settings.codebook_size, dim, settings.decay, start, settings.seed * 2 + number,
+                                settings.restart_every)
             for number, level in enumerate(self.levels)})
         self.encoder = encoder(image_channels, settings.downsample[0], settings)
         if settings.levels == 2:

@@ -143,10 +143,16 @@ class VqvaeSettings(RunSettings):
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3)."""
     decay: float = 0.99
     """Share of its past that a codebook keeps at each step (gamma in its appendix A.1)."""
+    restart_every: int = 10
+    """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be."""
     start_steps: int = 100
     """Steps without quantising before k-means places the codebooks."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
+    ssim_weight: float = 0.0
+    """Weight of 1 - SSIM of the reconstruction, beside its squared error; 0.03 makes them about equal."""
+    gradient_weight: float = 0.0
+    """Weight of the absolute error of neighbouring pixels' differences."""
     augment: bool = False
     """Train on another picture of each image in each epoch: mirrored or not, a little shifted, scaled, brighter."""
 
@@ -163,7 +169,8 @@ class VqvaeSettings(RunSettings):
                "Codes are stored as int16. The default is 512.")
         expect(0 <= self.decay < 1, "--decay", "0 <= DECAY < 1", self.decay, "The default is 0.99.")
         for least, names in ((2, ("embedding_dim", "channels", "residual_channels")),
-                             (0, ("residual_layers", "commitment", "prediction", "start_steps"))):
+                             (0, ("residual_layers", "commitment", "prediction", "start_steps", "restart_every",
+                                  "ssim_weight", "gradient_weight"))):
             for name in names:
                 value = getattr(self, name)
                 expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")

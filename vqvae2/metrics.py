@@ -67,7 +67,7 @@ def ssim(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor
     first, second = _as_float64(originals, reconstructions)
     if min(first.shape[-2:]) < WINDOW:
         return torch.full((len(first),), math.nan, dtype=torch.float64)
-    return _similarity_maps(first, second)[0].mean((1, 2)).cpu()
+    return similarity_maps(first, second)[0].mean((1, 2)).cpu()
 
 
 def brain_mask(originals: torch.Tensor) -> torch.Tensor:
@@ -225,9 +225,10 @@ def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (values * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
-def _similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM and its contrast-structure factor (reference 1, equation 13), `[n, height - 10, width - 10]`: only places
-    where the whole window lies in the image; mean over channels."""
+def similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return SSIM and its contrast-structure factor (reference 1, equation 13) of two float images of one shape and
+    type, 0…1, `[n, channels, height, width]`: two maps `[n, height - 10, width - 10]`, only places where the whole
+    window lies in the image; mean over channels. Sides are at least 11."""
     n, channels, height, width = first.shape
     offsets = torch.arange(WINDOW, device=first.device, dtype=first.dtype) - BORDER
     window = torch.exp(-offsets.square() / (2 * SIGMA**2))
@@ -255,7 +256,7 @@ def _structural_similarities(first: torch.Tensor, second: torch.Tensor,
     product = dict.fromkeys(areas, torch.ones_like(nothing) if weights else nothing)
     covers = {area: weight[:, None] for area, weight in areas.items()}
     for scale, weight in enumerate(weights):
-        similarity, contrast = _similarity_maps(first, second)
+        similarity, contrast = similarity_maps(first, second)
         for area, cover in covers.items():
             inner = cover[:, 0, BORDER:-BORDER, BORDER:-BORDER]
             mean_similarity = _mean_over(similarity, inner)

@@ -92,16 +92,18 @@ class EmaQuantizer(nn.Module):
 
     Args:
         codebook_size: number of embeddings. dim: their dimension.
+        restart_every: steps between restarts of dead embeddings; 0 for none.
         decay: share of its past that the moving average keeps at each step.
         start_steps: steps without quantising before the codebook is placed; up to as many again where a step has too
             few vectors for that.
         seed: of the draws of candidates, which depend on (seed, step) and not on the ranks.
     """
 
-    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0):
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
+                 restart_every: int = RESTART_EVERY):
         super().__init__()
-        self.codebook_size, self.dim, self.decay, self.start_steps, self.seed = (
-            codebook_size, dim, decay, start_steps, seed)
+        self.codebook_size, self.dim, self.decay, self.start_steps, self.seed, self.restart_every = (
+            codebook_size, dim, decay, start_steps, seed, restart_every)
         self.register_buffer("codebook", torch.zeros(codebook_size, dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, dim))
@@ -182,7 +184,8 @@ class EmaQuantizer(nn.Module):
 
     def _draw_wanted(self, place: Place, cells: int, device: torch.device) -> tuple | None:
         starting = not self.started and place.step + 1 >= self.start_steps
-        if not (starting or (self.started and (place.step + 1) % RESTART_EVERY == 0)):
+        restarting = self.started and self.restart_every > 0 and (place.step + 1) % self.restart_every == 0
+        if not (starting or restarting):
             return None
         generator = random_numbers.generator(self.seed, "candidates", place.step)
         total, most = place.global_batch * cells, CANDIDATES_PER_CODE * self.codebook_size * 4 ** starting
