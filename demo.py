@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import checkpoints, reports
+from vqvae2 import checkpoints, report_text
 from vqvae2.config import expect, parse
 from vqvae2.errors import run_script
 
@@ -153,7 +153,7 @@ def run(command: list[str], processes: int) -> int:
 
 def show_results(out: Path, minutes: float) -> None:
     """Print where the pictures and figures are, and the first of the figures."""
-    figures = dict(reports.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
+    figures = dict(report_text.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
     print(f"\nDone in {minutes:.1f} minutes. Look at:")
     for path, what in (("report/strip.png", "real, reconstructed and new images"), ("samples/grid.png", "new images"),
                        ("report/reconstructions.png", "where reconstructions differ"),

@@ -11,16 +11,17 @@ What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over 
 What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqvae2/anomalies.py.
 """
 
-from vqvae2 import reports
-from vqvae2.config import EvaluateSettings, parse
+from vqvae2 import report_text, reports
+from vqvae2.config import parse
 from vqvae2.errors import run_script
+from vqvae2.evaluate_config import EvaluateSettings
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
     settings = parse(EvaluateSettings, __doc__, arguments)
     report = reports.evaluate(settings).metrics
-    print("\n".join(f"{name}: {value}" for name, value in reports.headline(report)))
+    print("\n".join(f"{name}: {value}" for name, value in report_text.headline(report)))
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")
 
 

@@ -7,19 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = {  # a module imports only from lower rows; in row 0, only from the lines above it
-    "errors": 0, "command_line": 0, "config": 0, "extract_config": 0, "sample_config": 0, "identities": 0, "inflate": 0,
+    "errors": 0, "command_line": 0, "config": 0, "extract_config": 0, "sample_config": 0,
+    "evaluate_config": 0, "predict_config": 0, "identities": 0, "inflate": 0,
     "random_numbers": 0, "machine": 0,
     "distributed": 0, "averaging": 0,
     "headers": 1, "journal": 1, "scans": 1, "covariates": 1, "quantizer": 1, "masked_conv": 1, "metrics": 1,
-    "conditions": 1, "checkpoints": 1,
+    "conditions": 1, "checkpoints": 1, "curve_plots": 1,
     "pixel_cache": 2, "run_folder": 2, "run_log": 2, "volumes": 2, "autoencoder": 2, "prior": 2, "plots": 2,
+    "context_model": 2,
     "lesions": 2, "losses": 2,
     "brain": 3, "images": 3, "cached": 3, "likelihood": 3, "maps_plots": 3,
-    "slices": 4, "codes": 4, "features": 4, "prior_figures": 4, "map_files": 4,
+    "slices": 4, "codes": 4, "features": 4, "leaks": 4, "prior_figures": 4, "map_files": 4,
     "extraction": 5, "samples": 5, "inpainting": 5, "anomalies": 5, "sample_folder": 5,
-    "reports": 6, "trainer": 6, "drawing": 6,
-    "extract_slices": 7, "train_vqvae": 7, "train_pixel_cnn": 7, "sample": 7, "evaluate": 7, "predict": 7,
-    "make_demo_scans": 7, "demo": 7,
+    "report_text": 6, "reports": 7, "trainer": 6, "drawing": 6,
+    "extract_slices": 8, "train_vqvae": 8, "train_pixel_cnn": 8, "sample": 8, "evaluate": 8, "predict": 8,
+    "make_demo_scans": 8, "demo": 8,
 }
 TRAINER_IMPORTS = {"errors", "config", "random_numbers", "machine", "distributed", "averaging", "metrics",
                    "checkpoints",

@@ -10,12 +10,12 @@ from make_demo_scans import DemoScansSettings
 from vqvae2 import config
 from vqvae2.config import (
     DataSettings,
-    EvaluateSettings,
     PriorSettings,
     VqvaeSettings,
     parse,
 )
 from vqvae2.errors import UserError
+from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.extract_config import ExtractSettings
 from vqvae2.sample_config import SampleSettings
 

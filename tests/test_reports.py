@@ -6,9 +6,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from vqvae2 import reports
-from vqvae2.config import EvaluateSettings
+from vqvae2 import leaks, report_text, reports
 from vqvae2.errors import UserError
+from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import pixel_hash, subject_hash
 
 SUMMARY = {"mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"}
@@ -74,7 +74,7 @@ def test_the_headline_says_how_a_prior_compares_with_each_model_that_counts(repo
     changed["priors"]["top"] |= {"bits_per_code": 3.0, "below_best_reference": 0.25, "context_model_bits": 4.0,
                                  "position_histogram_bits": 5.0, "histogram_bits": 6.0}
     changed["priors"]["bottom"] |= {"below_best_reference": -0.1}
-    rows = dict(reports.headline(changed))
+    rows = dict(report_text.headline(changed))
     assert rows["top prior"] == ("3.000 bits per code, 25.0 % below the best model that counts (neighbours 4.000, "
                                  "place 5.000, frequency 6.000)")
     assert "bits per code, 10.0 % above the best model that counts (" in rows["bottom prior"]
@@ -107,19 +107,19 @@ def test_what_a_prior_alone_has_seen_counts_too(judged):
     images = judged[1].images
     vqvae = {"training_images": [], "training_subjects": []}
     prior = {"training_images": [pixel_hash(images.pixels[0])], "training_subjects": [subject_hash(images.subjects[0])]}
-    assert reports.seen_in_training([vqvae], images) == {"images": 0, "subjects": 0}
-    assert reports.seen_in_training([vqvae, prior], images) == {"images": 1, "subjects": 1}
+    assert leaks.seen_in_training([vqvae], images) == {"images": 0, "subjects": 0}
+    assert leaks.seen_in_training([vqvae, prior], images) == {"images": 1, "subjects": 1}
 
 
 def test_without_priors_there_are_neither_their_figures_nor_samples(tiny_run, tmp_path):
     metrics = reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None)).metrics
-    assert (metrics["priors"], metrics["samples"], reports.prior_bits(metrics)) == (None, None, [])
+    assert (metrics["priors"], metrics["samples"], report_text.prior_bits(metrics)) == (None, None, [])
     assert not (tmp_path / "samples.png").exists()
-    assert not any("prior" in name or "samples" in name for name, _ in reports.headline(metrics))
+    assert not any("prior" in name or "samples" in name for name, _ in report_text.headline(metrics))
 
 
 def test_the_headline_names_split_interval_and_each_level(report):
-    rows = dict(reports.headline(report))
+    rows = dict(report_text.headline(report))
     ssim = report["reconstruction"]["full"]["ssim"]
     assert rows["SSIM, full picture"] == (f"{ssim['mean']:.4f} (95 % interval {ssim['ci_low']:.4f} to "
                                           f"{ssim['ci_high']:.4f}), minimum {ssim['min']:.4f}")
@@ -131,10 +131,10 @@ def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
     undefined = json.loads(json.dumps(report))
     undefined["codes"]["top"]["shuffle_drop"] = None
     undefined["reconstruction"]["brain"]["ssim"] = dict.fromkeys(SUMMARY)
-    rows = dict(reports.headline(undefined))
+    rows = dict(report_text.headline(undefined))
     assert rows["top codes"].endswith("shuffle drop –")
     assert rows["SSIM, inside the brain"] == "– (95 % interval – to –), minimum –"
 
 
 def test_a_table_in_markdown_has_a_rule_under_its_columns():
-    assert reports.markdown_table(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+    assert report_text.markdown_table(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]

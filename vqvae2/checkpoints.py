@@ -84,6 +84,14 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, such as a run's log.csv; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
     """Write `tensors` as safetensors with `config` in the metadata, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

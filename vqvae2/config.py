@@ -225,42 +225,6 @@ class PriorSettings(RunSettings):
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
-    """Settings of evaluate.py."""
-
-    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
-    top: str | None = None
-    """The top prior, likewise, for its bits per code and its samples."""
-    bottom: str | None = None
-    """The bottom prior, likewise."""
-    out: Path
-    """Folder that receives metrics.json and the figures."""
-    split: Literal["train", "validate", "test"] = "test"
-    """Split whose images are judged."""
-    data: Path | None = None
-    """Folder of the images. Default: the one that the VQ-VAE was trained on."""
-    batch: int = 32
-    """Images at a time."""
-    samples: int = 16
-    """Images drawn from the priors, where they are given; 0 for none."""
-    likelihood: bool = False
-    """Write for each image the NLL of its codes, brought up to pixels: <out>/likelihood/*.npy and *.png."""
-    lesions: bool = False
-    """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
-    seed: int = 0
-    """Seed of the samples, of the lesions and of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
-        expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
-        check_seed(self.seed)
-        for name in ("bottom", "likelihood", "lesions"):
-            expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
-                   f"{flag(name)} alone", "Give --top too.")
-
-
 def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:
     """Return the settings that the command line gives; `--help` prints `manual` first and exits 0.
 

@@ -5,11 +5,10 @@ Nothing is reported about images that a model has seen unless it says so: `seen_
 `--split test` is refused where there are any.
 """
 
-import csv
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +30,11 @@ from vqvae2 import (
     samples,
 )
 from vqvae2.autoencoder import TrainedVqvae
-from vqvae2.config import EvaluateSettings, VqvaeSettings, from_dict
+from vqvae2.config import VqvaeSettings, from_dict
 from vqvae2.errors import UserError
-from vqvae2.images import Images, ImageSet, load_images, pixel_hash, subject_hash, to_bytes
+from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.images import Images, ImageSet, load_images, to_bytes
+from vqvae2.leaks import check, seen_in_training
 from vqvae2.prior import Prior
 
 SCHEMA = 1
@@ -69,7 +70,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     if missing and (settings.likelihood or settings.lesions):
         raise UserError(f"--{'likelihood' if settings.likelihood else 'lesions'}: expected a prior for each level of "
                         f"--vqvae {settings.vqvae}, found none for {' and '.join(missing)}. Give --{missing[0]}.")
-    images, seen = _images(vqvae, settings)
+    images, seen, warnings = _images(vqvae, settings)
     split = images.splits[settings.split]
     maps, made = _reconstruct(vqvae, split, settings.batch)
     bits = _code_bits(priors, maps, split, settings.batch, split.facts)
@@ -78,7 +79,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     report = {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
-        "seen_in_training": seen, **_image_and_code_figures(vqvae, split, maps, figures, settings),
+        "seen_in_training": seen, "warnings": warnings, **_image_and_code_figures(vqvae, split, maps, figures, settings),
         "priors": prior_figures.judge(priors, bits, vqvae.model.levels, split,
                                       _references(vqvae, images, maps, priors, settings.batch), settings.seed,
                                       _code_bits(told, maps, split, settings.batch, [{}] * len(split))),
@@ -103,13 +104,6 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     return judged
 
 
-def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
-    """Return how many images and subjects of a split the models of these configs were trained on, by their hashes."""
-    images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
-    return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
-            "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
-
-
 def judge_samples(drawn: torch.Tensor, real: ImageSet, seed: int) -> dict:
     """Return how varied samples are, beside how varied real images of different subjects are.
 
@@ -124,76 +118,6 @@ def judge_samples(drawn: torch.Tensor, real: ImageSet, seed: int) -> dict:
             "real_pairwise_ms_ssim": _mean_ms_ssim(real.bytes(), np.array(others[:PAIRS]))}
 
 
-def read_log(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of a run's log.csv, none if there is no log."""
-    path = folder / "log.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def headline(report: dict) -> list[tuple[str, str]]:
-    """Return the figures of a metrics.json that come first, as (what, value with its unit)."""
-    seen, full, brain = report["seen_in_training"], *(report["reconstruction"][area] for area in ("full", "brain"))
-    rows = [("images", f"{report['images']} of {report['subjects']} subjects, split {report['split']}; "
-                       f"{seen['images']} of them and {seen['subjects']} subjects seen in training")]
-    for area, one in (("full picture", full), ("inside the brain", brain)):
-        ssim = one["ssim"]
-        rows.append((f"SSIM, {area}", f"{_text(ssim['mean'], 4)} (95 % interval {_text(ssim['ci_low'], 4)} to "
-                                      f"{_text(ssim['ci_high'], 4)}), minimum {_text(ssim['min'], 4)}"))
-    rows.append(("PSNR, full picture", f"{_text(full['psnr']['mean'], 2)} dB"))
-    for level, one in report["codes"].items():
-        rows.append((f"{level} codes", f"{one['used']} of {one['size']} used, perplexity "
-                                       f"{_text(one['perplexity'], 1)}, shuffle drop {_text(one['shuffle_drop'], 3)}"))
-    priors = report["priors"] or {}
-    rows += [(f"{level} prior", _prior_text(priors[level])) for level in report["codes"] if level in priors]
-    if "bits_per_pixel" in priors:
-        rows.append(("all codes", f"{_text(priors['bits_per_pixel'], 4)} bits per pixel, "
-                                  f"{priors['bits_per_pixel_is']}; stored as they are "
-                                  f"{_text(report['raw_bits_per_pixel'], 4)}"))
-    rows += [(f"lesions, {kind}", _lesion_text(report["lesions"][kind])) for kind in (*lesions.KINDS, "all")
-             if kind in (report.get("lesions") or {})]
-    if report["samples"]:
-        one = report["samples"]
-        rows.append(("variety of samples", f"MS-SSIM of pairs {_text(one['pairwise_ms_ssim'], 3)}; real pairs "
-                                           f"{_text(one['real_pairwise_ms_ssim'], 3)}"))
-    return rows
-
-
-def _prior_text(one: dict) -> str:
-    """A prior's bits per code, how far below the best model that only counts, and what those need."""
-    ahead, told = one["below_best_reference"], one["condition"]
-    lead = "" if ahead is None else (f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model "
-                                     "that counts")
-    return (f"{_text(one['bits_per_code'], 3)} bits per code{lead} (neighbours {_text(one['context_model_bits'], 3)}, "
-            f"place {_text(one['position_histogram_bits'], 3)}, frequency {_text(one['histogram_bits'], 3)})"
-            + (f", told {' '.join(told)}" if told else ""))
-
-
-def _lesion_text(one: dict) -> str:
-    found = (f"{name.replace('_', ' ')} {one[name]['auroc']:.3f} ({one[name]['ci_low']:.3f} to "
-             f"{one[name]['ci_high']:.3f})" for name in anomalies.SCORES)
-    return f"AUROC by {', '.join(found)}"
-
-
-def prior_bits(report: dict) -> list[tuple[str, ...]]:
-    """Return rows (level, prior, three models that only count) in bits per code, a blind guess last."""
-    names = ("bits_per_code", "context_model_bits", "position_histogram_bits", "histogram_bits")
-    return [(level, *(_text(one[name], 3) for name in names), _text(math.log2(report["codes"][level]["size"]), 3))
-            for level, one in (report["priors"] or {}).items() if level in report["codes"]]
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
-
-
 def _finite(value: float) -> float | None:
     """JSON has no NaN: where a figure is not defined, such as SSIM of images smaller than its window, None stands."""
     return value if math.isfinite(value) else None
@@ -205,7 +129,7 @@ def _folders(settings: EvaluateSettings) -> dict[str, Path]:
     return {flag: checkpoints.find_run(name, flag) for flag, name in given.items() if name}
 
 
-def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int]]:
+def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int], list[str]]:
     """The split that is judged, and for the reference models the training images, read as the VQ-VAE read them; and
     how much of the split was trained on."""
     trained = from_dict(VqvaeSettings, vqvae.config["settings"])
@@ -221,10 +145,7 @@ def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, di
     folders = _folders(settings)
     seen = seen_in_training([checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for folder in folders.values()],
                             split)
-    if settings.split == "test" and seen["images"]:
-        raise UserError(f"--split test: expected images that {' and '.join(folders)} were not trained on, found "
-                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
-    return images, seen
+    return images, seen, check(seen, split, settings.split, folders)
 
 
 def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[codes.CodeMaps, torch.Tensor]:
@@ -325,5 +246,5 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: 
         rows.append(("sample", judged.samples[:PICTURED]))
     plots.save_picture(plots.strip(rows), out / "strip.png")
     for name, folder in _folders(settings).items():
-        if log := read_log(folder):
+        if log := checkpoints.read_rows(folder / "log.csv"):
             plots.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png")

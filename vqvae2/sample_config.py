@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,9 @@ SAID = tyro.conf.arg(help_behavior_hint="")
 """For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 CODE_FILE = ".npz"
 DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
+TASTES = {"temperature": (lambda v: v > 0, "above 0"), "top_k": (lambda v: v >= 0, "0 or more"),
+          "top_p": (lambda v: 0 < v <= 1, "0 < P <= 1"), "guidance": (lambda v: v >= 0, "0 or more")}
+"""How freely codes are drawn (see samples.Taste): what values are possible, and that rule in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +72,7 @@ class SampleSettings:
         for name in ("count", "batch", "reject"):
             expect(getattr(self, name) >= 1, flag(name), "at least 1", getattr(self, name), "Give a larger number.")
         check_seed(self.seed)
-        for name, ok, rule in (("temperature", lambda v: v > 0, "above 0"), ("top_k", lambda v: v >= 0, "0 or more"),
-                               ("top_p", lambda v: 0 < v <= 1, "0 < P <= 1"),
-                               ("guidance", lambda v: v >= 0, "0 or more")):
-            check_finite(self, name)
-            values = getattr(self, name)
-            expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
-                   f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
-                   "See --help.")
+        check_tastes(self, TASTES)
         expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
@@ -100,6 +97,21 @@ class SampleSettings:
                    "none", "For example --mask left.")
 
     def of_level(self, name: str, level: Literal["top", "bottom"]) -> float:
-        """Return what temperature, top_k, top_p or guidance is for a level: the only value, or the level's own."""
-        values = getattr(self, name)
-        return values[-1] if level == "bottom" else values[0]
+        """Return what temperature, top_k, top_p or guidance is for a level."""
+        return of_level(getattr(self, name), level)
+
+
+def of_level(values: tuple[float, ...], level: Literal["top", "bottom"]) -> float:
+    """Return the only value, or the level's own of two."""
+    return values[-1] if level == "bottom" else values[0]
+
+
+def check_tastes(settings: object, names: Iterable[str]) -> None:
+    """Raise UserError unless each of these settings (see TASTES) has one or two values that can be."""
+    for name in names:
+        check_finite(settings, name)
+        ok, rule = TASTES[name]
+        values = getattr(settings, name)
+        expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
+               f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
+               "See --help.")

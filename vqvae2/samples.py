@@ -195,13 +195,15 @@ def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, ta
 
 @torch.no_grad()
 def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed: int, tastes: dict[str, Taste],
-                on_code: Callable[[], object] = lambda: None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                on_code: Callable[[], object] = lambda: None, facts: Mapping[str, torch.Tensor] | None = None,
+                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    Priors are told nothing of the images; `drawing.Drawer` has all that sample.py offers.
+    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `drawing.Drawer` has all that sample.py
+    offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
-    maps = draw_maps(own, numbers, seed, tastes, known_of(priors, (), numbers, seed), on_code)
+    maps = draw_maps(own, numbers, seed, tastes, facts or known_of(priors, (), numbers, seed), on_code)
     # One by one: the last bits of a decoded image depend on the batch too, and so might its bytes.
     return torch.cat([vqvae.decode({level: one[i:i + 1] for level, one in maps.items()})
                       for i in range(len(numbers))]), maps

@@ -1,0 +1,67 @@
+"""Command line of evaluate.py -> a frozen dataclass, as config.py has one for most other scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vqvae2.config import check_seed, expect, flag
+from vqvae2.sample_config import SAID, check_tastes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Settings of evaluate.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    top: str | None = None
+    """The top prior, likewise, for its bits per code and its samples."""
+    bottom: str | None = None
+    """The bottom prior, likewise."""
+    out: Path
+    """Folder that receives metrics.json and the figures."""
+    split: Literal["train", "validate", "test"] = "test"
+    """Split whose images are judged."""
+    data: Path | None = None
+    """Folder of the images. Default: the one that the VQ-VAE was trained on."""
+    batch: int = 32
+    """Images at a time."""
+    samples: int = 64
+    """Images drawn from the priors, where they are given; 0 for none. More make the figures of samples surer."""
+    sampled: Annotated[Path | None, SAID] = None
+    """Judge the samples in this folder, such as OUT/images of sample.py, instead of drawing some. They are of the size
+    of the images, and may come from any model."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Of the samples. One value for both levels, or two: top, bottom."""
+    top_k: tuple[int, ...] = (0,)
+    """Of the samples: the K likeliest codes only; 0 for all. One value or two."""
+    top_p: tuple[float, ...] = (1.0,)
+    """Of the samples: the likeliest codes that together have this probability. One value or two."""
+    features: Annotated[str | None, SAID] = None
+    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of train_features.py, or a
+    TorchScript file such as an Inception of yours. Default: the small one in pretrained/features."""
+    probe: bool = False
+    """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""
+    rates: bool = False
+    """Compare bits per pixel, PSNR and SSIM with JPEG, WebP and JPEG 2000."""
+    likelihood: bool = False
+    """Write for each image the NLL of its codes, brought up to pixels: <out>/likelihood/*.npy and *.png."""
+    lesions: bool = False
+    """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
+    seed: int = 0
+    """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
+        expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
+        check_seed(self.seed)
+        check_tastes(self, ("temperature", "top_k", "top_p"))
+        for name in ("bottom", "likelihood", "lesions"):
+            expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
+                   f"{flag(name)} alone", "Give --top too.")
+        expect(not self.probe or self.sampled is not None or (self.top is not None and self.samples > 0), "--probe",
+               "samples: --top and --samples above 0, or --sampled", "none", "Give one of them too.")

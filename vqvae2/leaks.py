@@ -1,0 +1,38 @@
+"""What models were trained on, and the images that are to be judged -> how many of these they have seen.
+
+A run keeps hashes of its training images (of their pixels, so that another name or another file format hides nothing) and
+of its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
+subject's name alone proves less: two studies may both have a sub-01. So that is a warning.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from vqvae2.errors import UserError
+from vqvae2.images import ImageSet, pixel_hash, subject_hash
+
+
+def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
+    """Return how many images and subjects of a split the models of these configs were trained on, by their hashes."""
+    images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
+    return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
+            "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
+
+
+def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[str]) -> list[str]:
+    """Return warnings about what was `seen_in_training` of the split `name`.
+
+    Args:
+        models: flags of the models, for the message.
+    Raises: UserError if the split is "test" and one of its images was trained on.
+    """
+    who = " and ".join(models)
+    if name == "test" and seen["images"]:
+        raise UserError(f"--split test: expected images that {who} were not trained on, found "
+                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
+    if seen["images"]:
+        return [f"{seen['images']} of {len(split)} images were trained on: these figures say how well {who} remember, "
+                "not how good they are."]
+    if seen["subjects"]:
+        return [f"{seen['subjects']} of {len(set(split.subjects))} subjects have names that {who} were trained on, "
+                "though none of the images was. If they are the same people, these figures are too good."]
+    return []
