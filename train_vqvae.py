@@ -37,11 +37,12 @@ class VqvaeTrainer(Trainer):
 
     def start(self) -> None:
         """Read the images."""
+        self.code_counts: dict[str, torch.Tensor] = {}
         self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
         smallest = min(self.images.shape[1:])
         expect(self.settings.ssim_weight == 0 or smallest >= metrics.WINDOW, "--ssim-weight",
                f"0 for images smaller than SSIM's window of {metrics.WINDOW} pixels", self.settings.ssim_weight,
-               f"These have a side of {smallest}: give a larger --size.")
+               f"These have a side of {smallest}: give --ssim-weight 0, or a larger --size.")
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
@@ -95,23 +96,35 @@ class VqvaeTrainer(Trainer):
             return {}
         split = self.images.splits["validate"]
         maps = codes.extract(self.model, split, self.settings.batch)
+        self.code_counts = {level: metrics.code_counts(one, self.settings.codebook_size)
+                            for level, one in maps.levels.items()}
         figures = codes.code_figures(self.model, split, maps, self.settings.batch)
         return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()
                 if name != "size"}
 
     @torch.no_grad()
     def pictures(self, epoch: int) -> None:
-        """Draw the curves, and the same images' reconstructions and code maps."""
-        plots.curves(self.rows, self.folder / "losses.png")
+        """Draw the curves, the same images' reconstructions, and a GIF of them, code maps, and how codes are used."""
+        when = f"Epoch {epoch} of {self.settings.epochs}"
+        plots.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
+        ssim = self.rows[-1].get("validate_ssim")
+        title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
         items = np.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
-        plots.save_picture(plots.reconstruction_rows(images.to_bytes(split.batch(items)), images.to_bytes(made.images)),
-                           self.folder / "reconstructions" / f"{epoch:04d}.png")
+        self.log.picture("reconstructions", epoch, plots.reconstruction_rows(
+            images.to_bytes(split.batch(items)), images.to_bytes(made.images), title=title))
+        plots.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
+                      columns=len(items))
         for level, maps in made.codes.items() if model.is_quantising() else ():
-            plots.save_picture(plots.code_map_picture(maps.cpu(), self.settings.codebook_size),
-                               self.folder / "code_images" / f"{epoch:04d}_{level}.png")
+            self.log.picture("code_images", epoch, plots.code_map_picture(
+                maps.cpu(), self.settings.codebook_size, title=f"{when}: {level} codes, a colour for each"), level)
+        if self.code_counts:
+            self.log.picture("code_histograms", epoch, plots.as_picture(plots.code_histogram(
+                self.code_counts, title=f"{when}: codes of all validation images")))
+        for level, counts in self.code_counts.items():
+            self.log.histogram(f"use_of_codes_percent/{level}", epoch, 100 * counts / counts.sum())
         model.train()
 
 

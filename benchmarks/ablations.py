@@ -27,9 +27,9 @@ IMAGES_SEEN, JUDGED_ON = 20_400, "20"
 DEFAULT = "default"
 VARIANTS = {  # group -> {what: flags}; a key "slices" chooses the data
     "seed": {"seed 1": "--seed 1", "seed 2": "--seed 2"},
-    "loss": {"squared error + 0.03 (1 - SSIM)": "--ssim-weight 0.03",
+    "loss": {"squared error alone": "--ssim-weight 0", "squared error + 0.01 (1 - SSIM)": "--ssim-weight 0.01",
              "squared error + 0.1 (1 - SSIM)": "--ssim-weight 0.1",
-             "squared error + 0.1 gradient": "--gradient-weight 0.1"},
+             "squared error + 0.1 gradient error": "--ssim-weight 0 --gradient-weight 0.1"},
     "codes": {"128 codes a level": "--codebook-size 128", "256 codes a level": "--codebook-size 256",
               "1024 codes a level": "--codebook-size 1024"},
     "dimension": {"16 dimensions": "--embedding-dim 16", "128 dimensions": "--embedding-dim 128"},

@@ -149,8 +149,8 @@ class VqvaeSettings(RunSettings):
     """Steps without quantising before k-means places the codebooks."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
-    ssim_weight: float = 0.0
-    """Weight of 1 - SSIM of the reconstruction, beside its squared error; 0.03 makes them about equal."""
+    ssim_weight: float = 0.03
+    """Weight of 1 - SSIM of the reconstruction, beside its squared error."""
     gradient_weight: float = 0.0
     """Weight of the absolute error of neighbouring pixels' differences."""
     augment: bool = False
