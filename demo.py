@@ -14,10 +14,7 @@ nothing about people. See make_demo_scans.py.
 """
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -25,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import checkpoints, report_text
+from vqvae2 import chain, checkpoints, report_text
+from vqvae2.chain import Step, run_steps
 from vqvae2.config import expect, parse
 from vqvae2.errors import run_script
 
-HERE = Path(__file__).parent
 PROCESSES = 2
 
 
@@ -75,24 +72,6 @@ TINY = Recipe(slices="--size 32 --per-scan 12",
               bottom="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2", count=4)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One script of the chain."""
-
-    heading: str
-    script: str
-    arguments: str
-    processes: int = 1
-    note: Path | None = None
-    """Where the finished command is noted, so that it is not run again: for a script that would begin anew."""
-
-    def command(self) -> list[str]:
-        """Return the words of the command line, under torchrun where there are to be several processes."""
-        launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
-        return [_short(sys.executable), *(launcher.split() if self.processes > 1 else ()), _short(HERE / self.script),
-                *shlex.split(self.arguments)]
-
-
 def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[Step]:
     """Return the whole chain, in order; training runs on `processes`, which divide the recipe's global batch."""
     out = shlex.quote(str(settings.out))
@@ -115,42 +94,6 @@ def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[S
     ]
 
 
-def run_steps(steps: list[Step]) -> None:
-    """Run the steps one after the other, their output going where ours goes.
-
-    Raises: SystemExit with the status of the first step that fails.
-    """
-    for number, step in enumerate(steps, 1):
-        title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
-        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == shlex.join(command):
-            print(f"\n{title}: there already", flush=True)
-            continue
-        print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
-        if status := run(command, step.processes):
-            print(f"{title}: {step.script} ended with status {status}; what it said stands above. "
-                  "The same command goes on from here.", file=sys.stderr, flush=True)
-            raise SystemExit(status)
-        if step.note:
-            checkpoints.write_text(step.note, shlex.join(command))
-
-
-def run(command: list[str], processes: int) -> int:
-    """Run a command to its end and return its exit status; as a shell says it, where a signal ended it."""
-    # torchrun would say that it sets this to 1; the scripts share the cores out by themselves.
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
-    child = None
-    # Ctrl-C reaches the child by itself, and SIGTERM is passed on: it saves its state, and we wait for that.
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child and child.send_signal(number)}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        child = subprocess.Popen(command, env={**threads, **os.environ})
-        status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 128 - status if status < 0 else status
-
-
 def show_results(out: Path, minutes: float) -> None:
     """Print where the pictures and figures are, and the first of the figures."""
     figures = dict(report_text.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
@@ -160,12 +103,7 @@ def show_results(out: Path, minutes: float) -> None:
                        ("report/curves.png", "the training; curves_top.png and curves_bottom.png: the priors"),
                        ("report/metrics.json", f"all figures; SSIM {figures['SSIM, full picture']}")):
         print(f"  {out / path}: {what}")
-    print(f"All of them on one page: {_short(sys.executable)} -m nbconvert --to html --execute evaluate.ipynb")
-
-
-def _short(path: Path | str) -> str:
-    """The path as it is or from here, whichever is shorter; both can be pasted."""
-    return min(str(path), os.path.relpath(path), key=len)
+    print(f"All of them on one page: {chain.short(sys.executable)} -m nbconvert --to html --execute evaluate.ipynb")
 
 
 def main(arguments: list[str] | None = None) -> None:

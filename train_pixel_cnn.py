@@ -205,8 +205,9 @@ class PriorTrainer(Trainer):
         return machine.to_device(kept.view(-1, *shape), self.device)
 
     def pictures(self, epoch: int) -> None:
-        """Draw the curves."""
-        plots.curves(self.rows, self.folder / "losses.png")
+        """Draw the curves, beside what models need that only count."""
+        title = f"{self.settings.savename}, {self.kind}: epoch {epoch} of {self.settings.epochs}"
+        plots.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -72,8 +72,9 @@ def measure(given: argparse.Namespace, data: Path, judged: Path, group: str, wha
         images = len(list((data / "train").glob("*.png")))
         print(f"{group} {what}: {flags or 'as it comes'}", flush=True)
         epochs = max(1, given.images_seen // images)
-        run_script("train_vqvae.py", f"--dataset oasis --data {data} --batch 16 --epochs {epochs} --pictures-every 1000 "
-                                     f"--results {given.out} --savename {name} {flags} {given.more}")
+        run_script("train_vqvae.py", f"--dataset oasis --data {data} --batch 16 --epochs {epochs} "
+                                     f"--pictures-every 1000 --results {given.out} --savename {name} {flags} "
+                                     f"{given.more}")
         run_script("evaluate.py", f"--vqvae {run} --data {judged} --split validate --out {report}")
     figures = json.loads((report / "metrics.json").read_text())
     log = checkpoints.read_rows(run / "log.csv")
@@ -81,7 +82,8 @@ def measure(given: argparse.Namespace, data: Path, judged: Path, group: str, wha
     return {"group": group, "what": what, "flags": flags, "seed": int(what.split()[1]) if group == "seed" else 0,
             "images_seen": int(log[-1]["images_seen"]), "seconds": sum(float(row["seconds"]) for row in log),
             "ssim": full["ssim"]["mean"], "ssim_min": full["ssim"]["min"], "ssim_brain": brain["ssim"]["mean"],
-            "psnr": full["psnr"]["mean"], "raw_bits_per_pixel": figures["raw_bits_per_pixel"], "codes": figures["codes"]}
+            "psnr": full["psnr"]["mean"], "raw_bits_per_pixel": figures["raw_bits_per_pixel"],
+            "codes": figures["codes"]}
 
 
 def run_script(script: str, arguments: str) -> None:

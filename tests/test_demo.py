@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import demo
+from vqvae2 import chain
 from vqvae2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -69,10 +70,10 @@ def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(ti
 
 
 def test_a_failing_step_ends_the_demo_with_its_status_and_says_which(capfd):
-    steps = [demo.Step("figures", "evaluate.py", "--vqvae no-such-run --out nowhere"),
-             demo.Step("never", "sample.py", "--help")]
+    steps = [chain.Step("figures", "evaluate.py", "--vqvae no-such-run --out nowhere"),
+             chain.Step("never", "sample.py", "--help")]
     with pytest.raises(SystemExit) as end:
-        demo.run_steps(steps)
+        chain.run_steps(steps)
     assert end.value.code == 2
     printed = capfd.readouterr()
     assert "--vqvae no-such-run: expected a folder" in printed.err
@@ -84,7 +85,7 @@ def test_a_finished_step_that_would_begin_anew_is_not_run_again_unless_its_comma
     script, note = tmp_path / "script.py", tmp_path / "out" / ".done"
     script.write_text("import sys\nprint('ran', sys.argv[1], flush=True)\n")
     for argument in ("a", "a", "b"):
-        demo.run_steps([demo.Step("scans", str(script), argument, note=note)])
+        chain.run_steps([chain.Step("scans", str(script), argument, note=note)])
     out = capfd.readouterr().out
     assert (out.count("ran a"), out.count("ran b"), out.count("there already")) == (1, 1, 1)
 
@@ -92,7 +93,7 @@ def test_a_finished_step_that_would_begin_anew_is_not_run_again_unless_its_comma
 def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    assert demo.run([sys.executable, str(script)], 1) == 137
+    assert chain.run([sys.executable, str(script)], 1) == 137
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):

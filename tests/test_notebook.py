@@ -12,7 +12,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "evaluate.ipynb"
 FIGURES = ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
-           "ssim_histogram", "likelihood", "samples", "curves", "curves_top", "curves_bottom")
+           "ssim_histogram", "rates", "likelihood", "samples", "closest", "curves", "curves_top", "curves_bottom")
 
 
 def execute(notebook, folder, **environment):
@@ -61,16 +61,23 @@ def test_the_notebooks_figures_are_those_of_metrics_json(executed):
     assert f"| SSIM, full picture | {ssim['mean']:.4f} (95 % interval {ssim['ci_low']:.4f}" in tables
     for level in ("top", "bottom"):
         prior = report["priors"][level]
-        assert f"| {level} | {prior['bits_per_code']:.3f} | {prior['context_model_bits']:.3f} |" in tables
+        assert f"| {level} | {prior['bits_per_code']:.3f} ({prior['ci_low']:.3f} to " in tables
+    assert f"| {report['samples']['pairwise_ms_ssim']:.3f} |" in tables
+    assert "does the probe count?" in tables
 
 
-def test_without_a_run_the_notebook_says_what_to_do(tmp_path):
-    copy = tmp_path / NOTEBOOK.name
-    copy.write_bytes(NOTEBOOK.read_bytes())  # beside no demo/
-    done = execute(copy, tmp_path / "out")
+def test_without_a_run_the_notebook_opens_the_published_weights_on_demo_slices():
+    first = "".join(cells(NOTEBOOK, "code")[0]["source"])
+    assert 'f"pretrained/{name}-128" for name in ("vqvae", "top", "bottom")' in first
+    assert 'chain.demo_slices(Path("demo"), size=128)' in first
+    for name in ("vqvae", "top", "bottom"):
+        assert (NOTEBOOK.parent / "pretrained" / f"{name}-128" / "model.safetensors").is_file()
+
+
+def test_a_run_that_is_not_there_is_said_in_one_line(tmp_path):
+    done = execute(NOTEBOOK, tmp_path, VQVAE="no-such-run")
     assert done.returncode != 0
-    assert "expected a run in the environment, or that of the demo in demo/, found neither. Run make demo" \
-        in done.stderr
+    assert "--vqvae no-such-run: expected a folder with model.safetensors, or a name" in done.stderr
 
 
 def test_the_notebook_is_shipped_without_outputs_and_without_paths_of_a_machine():
@@ -83,7 +90,8 @@ def test_the_notebook_is_shipped_without_outputs_and_without_paths_of_a_machine(
 def test_each_figure_has_a_title_and_a_caption():
     all_cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     for before, cell in itertools.pairwise(all_cells):
-        if "show(" in "".join(cell["source"]) and "def show" not in "".join(cell["source"]):
+        source = "".join(cell["source"])
+        if source.startswith(("show(", "table(")):
             title, *caption = "".join(before["source"]).splitlines()
             assert title.startswith("## ")
             assert len(" ".join(caption).split()) > 10, title

@@ -1,5 +1,7 @@
 """Pictures and charts: what stands where, and that a file is either whole or the old one."""
 
+import os
+
 import matplotlib
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from PIL import Image
 
-from vqvae2 import plots
+from vqvae2 import maps_plots, plots
 from vqvae2.errors import UserError
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
+           "train_mse": "0.25", "validate_mse": "0.02",
            "top_perplexity": "5.5", "top_shuffle_drop": "0.01", "bottom_used": "11", "learning_rate": "0.001"},
           {"epoch": "2", "train_loss": "0.4", "validate_loss": "", "validate_ssim": None, "top_used": "12",
            "top_perplexity": "6.5", "top_shuffle_drop": "0.02", "bottom_used": "10", "learning_rate": "0.001"}]
@@ -111,6 +114,113 @@ def test_captions_stand_under_their_columns():
     assert line[:, 130:].min() < 100
 
 
+ROWS_OF_PICTURES = {
+    "grid": lambda images, **more: plots.image_grid(images, 2, **more),
+    "strip": lambda images, **more: plots.strip([("real", images)], **more),
+    "reconstructions": lambda images, **more: plots.reconstruction_rows(images, images, captions=["a", "b"], **more),
+    "completions": lambda images, **more: plots.completion_rows([("one", images)], ["a", "b"], **more),
+    "code maps": lambda images, **more: plots.code_map_picture(images[:, 0] // 2, 128, **more),
+    "likelihood": lambda images, **more: maps_plots.likelihood_rows(
+        images, {"top": images[:, 0] / 9}, images[:, 0] / 255, **more),
+    "likelihood of one": lambda images, **more: maps_plots.likelihood_panels(
+        images[0], {"top": images[0, 0] / 9}, images[0, 0] / 255, **more),
+    "lesions": lambda images, **more: maps_plots.lesion_rows(
+        images, images, images[:, 0] > 9, images[:, 0] / 255, images[:, 0] / 255, ["a", "b"], **more)}
+
+
+@pytest.mark.parametrize("draw", ROWS_OF_PICTURES.values(), ids=ROWS_OF_PICTURES)
+def test_a_title_stands_above_a_picture_that_is_otherwise_as_without_it(draw):
+    images = random_images(2, height=128, width=128)
+    plain, titled = np.array(draw(images)), np.array(draw(images, title="Epoch 3, SSIM 0.9"))
+    above = len(titled) - len(plain)
+    assert above > plots.TEXT_SIZE
+    np.testing.assert_array_equal(titled[above:], plain)
+    assert titled[:above].min() < 100
+    assert (titled[:above, [0, -1]] == 255).all(), "the title is not cut off"
+
+
+def test_a_long_title_takes_more_lines_and_a_long_word_is_made_smaller():
+    picture = Image.new("L", (200, 10))
+    heights = [plots.titled(picture, title).height - 10 for title in ("two words", "two words " * 8, "word" * 9)]
+    assert heights[1] >= 2 * heights[0]
+    assert heights[2] == heights[0]
+    for title in ("two words " * 8, "word" * 9):
+        assert np.array(plots.titled(picture, title))[:, -3:][:-10].min() == 255
+    assert plots.titled(picture, None) is picture
+
+
+def frames_of(path):
+    """The frames of an animation in colour, and how long each stands, in ms."""
+    with Image.open(path) as gif:
+        frames = []
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            frames.append((np.array(gif.convert("RGB")).astype(int), gif.info["duration"]))
+    return [frame for frame, _ in frames], [duration for _, duration in frames]
+
+
+def written(folder, epochs, columns=2, height=128):
+    """Pictures of some epochs: the reconstruction is as bright as the epoch's number says."""
+    paths = []
+    for epoch in epochs:
+        images = torch.full((columns, 1, height, 128), 100, dtype=torch.uint8)
+        picture = plots.reconstruction_rows(images, images - 100 + epoch, title=f"Epoch {epoch}")
+        paths.append(folder / f"{epoch:04d}.png")
+        plots.save_picture(picture, paths[-1])
+    return paths
+
+
+def test_an_animation_shows_one_picture_after_the_other_and_holds_the_last(tmp_path):
+    paths = written(tmp_path, (10, 60, 100, 220))
+    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 4
+    frames, durations = frames_of(tmp_path / "all.gif")
+    assert len(set(durations[:3])) == 1
+    assert durations[3] >= 10 * durations[0]
+    for frame, path in zip(frames, paths):
+        np.testing.assert_allclose(frame, np.array(Image.open(path).convert("RGB")), atol=8)
+    assert frames[0][0, 0].tolist() == [255, 255, 255], "white stays white"
+
+
+def test_an_animation_keeps_as_many_whole_columns_as_fit(tmp_path):
+    plots.animate(written(tmp_path, (10, 60), columns=8), tmp_path / "all.gif", columns=8)
+    (first, _), _ = frames_of(tmp_path / "all.gif")
+    picture = np.array(Image.open(tmp_path / "0010.png").convert("RGB"))
+    assert plots.LABEL_WIDTH + 4 * 130 - 2 <= first.shape[1] <= plots.LABEL_WIDTH + 4 * 130 <= plots.GIF_WIDTH
+    np.testing.assert_allclose(first, picture[:, : first.shape[1]], atol=8)
+
+
+def test_an_animation_of_many_epochs_is_thinned_out_evenly_and_ends_with_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "GIF_FRAMES", 3)
+    paths = written(tmp_path, (10, 60, 100, 140, 180, 220, 240), columns=1)
+    for count, chosen in ((3, [10, 60, 100]), (4, [10, 100, 140]), (6, [10, 140, 220]), (7, [10, 140, 240])):
+        plots.animate(paths[:count], tmp_path / "all.gif")
+        frames, _ = frames_of(tmp_path / "all.gif")
+        middle = [frame[-64 - 130, plots.LABEL_WIDTH + 64, 0] for frame in frames]
+        np.testing.assert_allclose(middle, chosen, atol=8)
+
+
+def test_an_animation_leaves_out_what_is_no_picture_or_of_another_width_and_reads_a_changed_one_again(tmp_path):
+    paths = written(tmp_path, (10, 60, 100))
+    paths[0].write_bytes(b"half a pic")
+    written(tmp_path, (60,), columns=3)
+    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 1
+    written(tmp_path, (10, 60))
+    os.utime(paths[1], ns=(1, 1))
+    assert plots.animate([*paths, tmp_path / "0999.png"], tmp_path / "all.gif", columns=2) == 3
+    assert plots.animate([], tmp_path / "none.gif") == 0
+    assert not (tmp_path / "none.gif").exists()
+
+
+def test_pictures_of_other_heights_are_made_as_tall_as_the_tallest(tmp_path):
+    paths = written(tmp_path, (10, 60))
+    plain = Image.open(paths[1])
+    plots.save_picture(plain.crop((0, 24, *plain.size)), paths[1])  # as if it had no title
+    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 2
+    (_, second), _ = frames_of(tmp_path / "all.gif")
+    assert (second[:24] == 255).all()
+    np.testing.assert_allclose(second[24:], np.array(plain.convert("RGB"))[24:], atol=8)
+
+
 def test_equal_codes_have_equal_colours_in_every_picture_and_others_have_others():
     codes = np.arange(512).reshape(1, 16, 32)
     picture = np.array(plots.code_map_picture(codes, 512))
@@ -130,10 +240,13 @@ def test_codes_yet_to_be_drawn_are_black_and_no_other_code_is():
 
 
 def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(tmp_path):
-    figure = plots.curves(EPOCHS, tmp_path / "losses.png")
-    panels = {axis.get_title(): axis for axis in figure.axes}
-    assert list(panels) == ["Loss", "Structural similarity", "Codes in use", "Perplexity of the codes",
-                            "Shuffle drop: what a level carries"]
+    figure = plots.curves(EPOCHS, tmp_path / "losses.png", title="brain: epoch 2 of 2")
+    panels = {axis.get_title().removesuffix(" (validation images)"): axis for axis in figure.axes}
+    assert list(panels) == ["Loss", "Mean squared error", "Structural similarity", "Codes in use",
+                            "Perplexity of the codes", "Shuffle drop: what a level carries"]
+    assert figure.get_suptitle() == "brain: epoch 2 of 2"
+    assert lines_of(panels["Mean squared error"]) == {"train": ([1], [0.25]), "validate": ([1], [0.02])}
+    assert (panels["Mean squared error"].get_yscale(), panels["Loss"].get_yscale()) == ("log", "linear")
     assert lines_of(panels["Loss"]) == {"train": ([1, 2], [0.5, 0.4]), "validate": ([1], [0.6])}
     assert lines_of(panels["Structural similarity"]) == {"validate": ([1], [0.7])}
     assert lines_of(panels["Codes in use"]) == {"top": ([1, 2], [9, 12]), "bottom": ([1, 2], [11, 10])}
@@ -144,9 +257,11 @@ def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(t
 
 def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out(tmp_path):
     rows = [{"epoch": 1, "train_loss": 4.2, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
-    (axis,) = plots.curves(rows, tmp_path / "losses.png").axes
+    (axis,) = plots.curves(rows, tmp_path / "losses.png", references={"context": 6.2}).axes
     assert axis.get_ylabel() == "NLL (bits per code)"
-    assert lines_of(axis) == {"train": ([1], [6.0]), "validate": ([1], [6.5])}
+    lines = lines_of(axis)
+    assert lines.pop("counting: neighbours")[1] == [6.2, 6.2]
+    assert lines == {"train": ([1], [6.0]), "validate": ([1], [6.5])}
 
 
 def test_curves_before_the_first_epoch_are_an_empty_picture(tmp_path):
@@ -163,6 +278,15 @@ def test_a_code_histogram_names_codes_used_and_perplexity_of_each_level(tmp_path
         assert axis.collections[0].get_datalim(axis.transData).ymax == pytest.approx(highest)
         assert lines_of(axis)["even use"][1] == [25, 25]
         assert "%" in axis.get_ylabel()
+
+
+def test_a_chart_can_be_had_as_the_picture_that_would_be_written(tmp_path):
+    counts = {"top": torch.tensor([1, 6, 0, 6])}
+    figure = plots.code_histogram(counts, tmp_path / "codes.png", title="Epoch 3")
+    assert figure.get_suptitle() == "Epoch 3"
+    picture = plots.as_picture(plots.code_histogram(counts, title="Epoch 3"))
+    np.testing.assert_array_equal(np.array(picture), np.array(Image.open(tmp_path / "codes.png").convert("RGB")))
+    assert [file.name for file in tmp_path.iterdir()] == ["codes.png"]
 
 
 def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):

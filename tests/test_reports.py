@@ -113,7 +113,7 @@ def test_what_a_prior_alone_has_seen_counts_too(judged):
 
 def test_without_priors_there_are_neither_their_figures_nor_samples(tiny_run, tmp_path):
     metrics = reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None)).metrics
-    assert (metrics["priors"], metrics["samples"], report_text.prior_bits(metrics)) == (None, None, [])
+    assert (metrics["priors"], metrics["samples"], report_text.tables(metrics)["priors"][1]) == (None, None, [])
     assert not (tmp_path / "samples.png").exists()
     assert not any("prior" in name or "samples" in name for name, _ in report_text.headline(metrics))
 
@@ -137,4 +137,5 @@ def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
 
 
 def test_a_table_in_markdown_has_a_rule_under_its_columns():
-    assert report_text.markdown_table(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+    table = report_text.markdown_table(("a", "b"), [("1", "2")])
+    assert table.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]

@@ -164,7 +164,8 @@ def picture(scored: Mapping[str, Scored], each: int) -> Image.Image:
         parts.append((one.healthy[chosen], one.images.bytes()[chosen],
                       *(torch.from_numpy(values[chosen]) for values in maps), [kind] * len(chosen)))
     *pictures, kinds = zip(*parts)
-    return maps_plots.lesion_rows(*(torch.cat(one) for one in pictures), [kind for one in kinds for kind in one])
+    return maps_plots.lesion_rows(*(torch.cat(one) for one in pictures), [kind for one in kinds for kind in one],
+                                  title="Synthetic lesions, and what two scores make of them")
 
 
 def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:

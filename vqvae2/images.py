@@ -10,6 +10,7 @@ less than a millisecond, so that nothing needs to run ahead of the training (doc
 
 import csv
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -123,10 +124,20 @@ class Images:
         return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
                 "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
                          "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
-                         "subjects_known": self.subjects_known},
+                         "subjects_known": self.subjects_known, "extraction": _extraction(self.folder)},
                 "image_shape": list(self.shape),
                 "training_images": pictures,
                 "training_subjects": sorted({subject_hash(subject) for subject in train.subjects})}
+
+
+def _extraction(folder: Path) -> dict | None:
+    """How extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise; None if it has
+    not, or its record cannot be read: nothing else depends on it."""
+    try:
+        settings = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["settings"]
+        return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:

@@ -1,8 +1,8 @@
 """What models were trained on, and the images that are to be judged -> how many of these they have seen.
 
-A run keeps hashes of its training images (of their pixels, so that another name or another file format hides nothing) and
-of its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
-subject's name alone proves less: two studies may both have a sub-01. So that is a warning.
+A run keeps hashes of its training images (of their pixels, so that another name or file format hides nothing) and of
+its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
+subject's name alone proves less, since two studies may both have a sub-01: that is a warning.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,13 @@ def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]
     images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
     return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
             "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
+
+
+def trained_on(configs: Iterable[dict], split: ImageSet) -> ImageSet:
+    """Return those images of a split that the models of these configs were trained on, by their pixels' hashes."""
+    known = set().union(*(one["training_images"] for one in configs))
+    items = [item for item, picture in enumerate(split.pixels) if pixel_hash(picture) in known]
+    return ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
 
 
 def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[str]) -> list[str]:

@@ -56,7 +56,8 @@ def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, torch.Tensor],
     """Draw the maps of the images with these numbers, their bits per pixel under each."""
     maps, total = _maps({level: one[items] for level, one in bits.items()}, split)
     captions = [f"{one.mean():.3f} bits per pixel" for one in total]
-    plots.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions), path)
+    plots.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions,
+                                                  title="NLL of the codes: bits per code, all in bits per pixel"), path)
 
 
 def _maps(nll: Mapping[str, torch.Tensor], split: ImageSet) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

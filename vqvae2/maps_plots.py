@@ -12,19 +12,20 @@ BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
 
 
 def likelihood_rows(originals: torch.Tensor, maps: Mapping[str, torch.Tensor], total: torch.Tensor, *,
-                    captions: Sequence[str] | None = None) -> Image.Image:
+                    captions: Sequence[str] | None = None, title: str | None = None) -> Image.Image:
     """Return labelled rows: original, NLL of each level's codes, all levels together.
 
     Args:
         originals: uint8 `[n, channels, height, width]`.
         maps: for each level, bits per code `[n, height, width]`.
         total: bits per pixel `[n, height, width]`.
-        captions: one for each image.
+        captions: one for each image. title: stands above all.
     """
-    return plots.strip(_rows(originals, maps, total), captions=captions)
+    return plots.strip(_rows(originals, maps, total), captions=captions, title=title)
 
 
-def likelihood_panels(original: torch.Tensor, maps: Mapping[str, torch.Tensor], total: torch.Tensor) -> Image.Image:
+def likelihood_panels(original: torch.Tensor, maps: Mapping[str, torch.Tensor], total: torch.Tensor, *,
+                      title: str | None = None) -> Image.Image:
     """Return the same of one image side by side; no argument has the first axis `n`."""
     rows = _rows(original[None], {level: one[None] for level, one in maps.items()}, total[None])
     panels = [plots.strip([row]).convert("RGB") for row in rows]
@@ -33,22 +34,22 @@ def likelihood_panels(original: torch.Tensor, maps: Mapping[str, torch.Tensor], 
     for panel in panels:
         canvas.paste(panel, (left, 0))
         left += panel.width
-    return canvas
+    return plots.titled(canvas, title)
 
 
 def lesion_rows(healthy: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, surprise: torch.Tensor,
-                error: torch.Tensor, captions: Sequence[str]) -> Image.Image:
+                error: torch.Tensor, captions: Sequence[str], *, title: str | None = None) -> Image.Image:
     """Return labelled rows: healthy image, with a lesion, where it is, the likelihood map, the reconstruction error.
 
     Args:
         healthy, images: uint8 `[n, channels, height, width]`.
         masks: bool `[n, height, width]`.
         surprise: bits per pixel `[n, height, width]`. error: absolute, images being 0…1, likewise.
-        captions: one for each image.
+        captions: one for each image. title: stands above all.
     """
     return plots.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
                         ("bits per pixel", plots.Scaled(surprise, BITS_PER_PIXEL)),
-                        ("|difference|", plots.Scaled(error, plots.DIFFERENCE_SCALE))], captions=captions)
+                        ("|difference|", plots.Scaled(error, plots.DIFFERENCE_SCALE))], captions=captions, title=title)
 
 
 def _rows(originals: torch.Tensor, maps: Mapping[str, torch.Tensor],

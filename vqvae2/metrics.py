@@ -8,9 +8,9 @@ original is above 0, holes filled, because a black background that is easy to re
 3. Efron, Tibshirani 1993, An introduction to the bootstrap.
 4. MacKay, Peto 1995, A hierarchical Dirichlet language model.
 
-NOTE: SSIM is computed here in float64 by two 1-D windows (matrix products), not by torchmetrics. In float32 the small difference
-E[x²] - E[x]² suffers where convolutions are rounded: on five 128² slices SSIM fell by 0.0004 to 0.0008 with inputs
-rounded as TF32 does (the default on recent GPUs; imitated on a CPU) and by 0.001 to 0.011 under bf16 autocast.
+NOTE: SSIM is computed here in float64 by two 1-D windows (matrix products), not by torchmetrics. In float32 the small
+difference E[x²] - E[x]² suffers where convolutions are rounded: on five 128² slices SSIM fell by 0.0004 to 0.0008 with
+inputs rounded as TF32 does (the default on recent GPUs; imitated on a CPU) and by 0.001 to 0.011 under bf16 autocast.
 torchmetrics in float64 takes 25 times as long on a CPU, and does not give the contrast map that the brain's MS-SSIM
 needs. The tests hold ours to scikit-image and torchmetrics.
 NOTE: MS-SSIM leaves the 5-pixel border out at every scale; torchmetrics keeps it, mirrored, at the coarsest.
@@ -265,8 +265,8 @@ def similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Te
 
 
 def _window_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
-    """`[size - 10, size]`: row i has the Gaussian window around place i + 5, so that a product with it is a weighted mean
-    of neighbours. Faster than a convolution of one channel, forward and backward, and never rounded to TF32."""
+    """`[size - 10, size]`: row i has the Gaussian window around place i + 5, so that a product with it is a weighted
+    mean of neighbours. Faster than a convolution of one channel, forward and backward, and never rounded to TF32."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - BORDER
     window = torch.exp(-offsets.square() / (2 * SIGMA**2))
     rows = torch.arange(size - 2 * BORDER)[:, None]

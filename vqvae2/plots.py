@@ -2,11 +2,18 @@
 
 Nothing here computes a figure or touches pyplot's global state, so that it can be called anywhere in a training
 run. Every file is written beside its place and then renamed: whoever looks sees the old picture or the new one.
+
+    python -m vqvae2.plots RUN... --out curves.png
+
+draws the curves of several runs on one plot; --help says more.
 """
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
@@ -15,9 +22,12 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vqvae2 import checkpoints, metrics
+from vqvae2 import checkpoints, curve_plots, metrics
+from vqvae2.config import parse
+from vqvae2.curve_plots import COLOURS, CompareSettings, Run, panels
+from vqvae2.errors import run_script
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -25,25 +35,18 @@ DIFFERENCE_SCALE = 0.2
 SMALLEST_SIDE = 128
 """Images with fewer pixels are enlarged by a whole number, nearest neighbour, where text stands beside them."""
 LABEL_WIDTH, TEXT_SIZE = 116, 14
-COLOURS = {"train": "#999999", "validate": "#0072B2", "top": "#0072B2", "bottom": "#D55E00", "full": "#0072B2",
-           "brain": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers too
-NLL = "NLL of the codes"
-PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend)]
-    ("Loss", "loss (no unit, images 0…1)", [("train_loss", "train"), ("validate_loss", "validate")]),
-    (NLL, "NLL (bits per code)", [("train_bits_per_code", "train"), ("validate_bits_per_code", "validate")]),
-    ("Structural similarity", "SSIM (1 is equal)", [("train_ssim", "train"), ("validate_ssim", "validate")]),
-    ("Codes in use", "codes used (number)", [("top_used", "top"), ("bottom_used", "bottom")]),
-    ("Perplexity of the codes", "perplexity (number of codes)", [("top_perplexity", "top"),
-                                                                 ("bottom_perplexity", "bottom")]),
-    ("Shuffle drop: what a level carries", "SSIM lost by the exchange", [("top_shuffle_drop", "top"),
-                                                                         ("bottom_shuffle_drop", "bottom")]),
-)
+DPI = 120
+GIF_WIDTH, GIF_FRAMES = 640, 60
+"""Most pixels and frames of an animation."""
+GIF_GREYS, GIF_COLOURS = 64, 64
+"""Of grey and of `inferno`: all that rows of images have; room is left for the colour that means "as before"."""
+FRAME_MS, LAST_FRAME_MS = 150, 3000
 METRIC_TITLES = {"ssim": ("SSIM", "SSIM (1 is equal)"), "ms_ssim": ("MS-SSIM", "MS-SSIM (1 is equal)"),
                  "psnr": ("PSNR", "PSNR (dB)"), "mae": ("Mean absolute error", "mean absolute error (images 0…1)")}
 
 
-def image_grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """Return images side by side, row by row, `gap` white pixels between them.
+def image_grid(images: torch.Tensor, columns: int, gap: int = 2, *, title: str | None = None) -> Image.Image:
+    """Return images side by side, row by row, `gap` white pixels between them, a title above them if one is given.
 
     `images` is uint8 `[n, channels, height, width]` with 1 or 3 channels and n at least 1.
     """
@@ -55,7 +58,27 @@ def image_grid(images: torch.Tensor, columns: int, gap: int = 2) -> Image.Image:
     for number, picture in enumerate(pictures):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         grid[top:top + height, left:left + width] = picture
-    return Image.fromarray(grid)
+    return titled(Image.fromarray(grid), title)
+
+
+def titled(picture: Image.Image, title: str | None) -> Image.Image:
+    """Return `picture` below its title, in as many lines as its width asks for; without a title as it is."""
+    if not title:
+        return picture
+    lines, room = [""], picture.width - 8
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if _font(longer, room).size == TEXT_SIZE or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    above = len(lines) * (TEXT_SIZE + 4) + 6
+    canvas = Image.new(picture.mode, (picture.width, above + picture.height), "white")
+    canvas.paste(picture, (0, above))
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(canvas).text((4, 3 + (number + 0.5) * (TEXT_SIZE + 4)), line, _ink(picture), _font(line, room),
+                                    anchor="lm")
+    return canvas
 
 
 def enlarged(images: torch.Tensor) -> torch.Tensor:
@@ -80,11 +103,11 @@ class Scaled:
 
 
 def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,
-          captions: Sequence[str] | None = None) -> Image.Image:
+          captions: Sequence[str] | None = None, title: str | None = None) -> Image.Image:
     """Return labelled rows of images, such as real | reconstruction | sample: label at the left, one row each.
 
     Each row is (label, uint8 `[n, channels, height, width]`) or (label, Scaled), all of one height; rows may differ in
-    n. A caption may stand under each column.
+    n. A caption may stand under each column, a title above all.
     """
     parts = []
     for label, images in rows:
@@ -94,31 +117,33 @@ def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,
         column = enlarged(pictures).shape[-1] + gap
     if captions is not None:
         parts.append(_captions(captions, column=column))
-    return _stack(parts, gap)
+    return titled(_stack(parts, gap), title)
 
 
 def reconstruction_rows(originals: torch.Tensor, reconstructions: torch.Tensor, *,
-                        captions: Sequence[str] | None = None) -> Image.Image:
-    """Return three labelled rows: original, reconstruction, |difference|; a caption may stand under each column.
+                        captions: Sequence[str] | None = None, title: str | None = None) -> Image.Image:
+    """Return three labelled rows: original, reconstruction, |difference|; captions and title as in `strip`.
 
     Both are uint8 `[n, channels, height, width]`. The difference is the mean over channels, up to DIFFERENCE_SCALE.
     """
     distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1) / 255
     return strip([("original", originals), ("reconstruction", reconstructions),
-                  ("|difference|", Scaled(distance, DIFFERENCE_SCALE))], captions=captions)
+                  ("|difference|", Scaled(distance, DIFFERENCE_SCALE))], captions=captions, title=title)
 
 
-def completion_rows(rows: Sequence[tuple[str, torch.Tensor]], columns: Sequence[str]) -> Image.Image:
+def completion_rows(rows: Sequence[tuple[str, torch.Tensor]], columns: Sequence[str], *,
+                    title: str | None = None) -> Image.Image:
     """Return a labelled row of pictures for each image that was completed, below the names of the columns.
 
     Each row is (the image's name, uint8 `[columns, channels, height, width]`): such as original, masked, completions.
     """
     gap = 2
     header = _captions(columns, column=enlarged(rows[0][1]).shape[-1] + gap)
-    return _stack([header, *(_label(_row(pictures, gap), name) for name, pictures in rows)], gap)
+    return titled(_stack([header, *(_label(_row(pictures, gap), name) for name, pictures in rows)], gap), title)
 
 
-def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8) -> Image.Image:
+def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8, *,
+                     title: str | None = None) -> Image.Image:
     """Return code maps as pictures in a grid: equal codes have equal colours, in every picture of every run.
 
     `codes` is integer `[n, height, width]` in [0, size), or -1 (to be drawn), which is black. Colours are drawn at
@@ -127,42 +152,69 @@ def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int =
     codes = np.asarray(codes)
     palette = np.concatenate([_palette(size), [BLACK]]).astype(np.uint8)  # -1 finds the last
     pictures = torch.from_numpy(palette[codes]).permute(0, 3, 1, 2)
-    return image_grid(enlarged(pictures), columns, gap=4)
+    return image_grid(enlarged(pictures), columns, gap=4, title=title)
 
 
-def curves(rows: Sequence[Mapping[str, object]], out: Path | str) -> Figure:
+def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
+    """Write pictures that `strip` has made as an animated GIF, one frame each, the last one held; return the frames.
+
+    Args:
+        pictures: files, in order. Of more than GIF_FRAMES every second, third, … and the last are taken. One that
+            cannot be read, or has another width than the last, is left out.
+        columns: images in a row of each. As many of them as fit into GIF_WIDTH are kept, and at least one.
+    The files are read again only where they have changed: a call for each epoch costs about 5 ms a frame.
+    """
+    kept = [*pictures[:-1:max(1, math.ceil((len(pictures) - 1) / (GIF_FRAMES - 1)))], *pictures[-1:]]
+    frames = []
+    for path in kept:
+        with suppress(OSError):
+            frames.append(_frame(path, path.stat().st_mtime_ns, columns))
+    frames = [frame for frame in frames if frame.width == frames[-1].width]
+    if frames:
+        tallest = max(frame.height for frame in frames)  # a title may take a line more as its numbers grow
+        frames = [ImageOps.expand(frame, (0, tallest - frame.height, 0, 0), GIF_GREYS - 1) for frame in frames]
+        milliseconds = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+        checkpoints.write_atomically(Path(out), lambda temporary: frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0))
+    return len(frames)
+
+
+def curves(rows: Sequence[Mapping[str, object]], out: Path | str, *, title: str | None = None,
+           references: Mapping[str, float] | None = None) -> Figure:
     """Draw the columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.
 
-    `rows` are dicts as csv.DictReader gives them, numbers or text; empty values are left out. See PANELS.
+    Args:
+        rows: dicts as csv.DictReader gives them, numbers or text; empty values are left out. See curve_plots.PANELS.
+        title: stands above all panels.
+        references: bits per code of other models, by name, drawn as horizontal lines beside a prior's NLL.
     """
-    def points(column: str) -> list[tuple[float, float]]:
-        return [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column) not in (None, "")]
-
-    found = [(title, unit, [(points(column), name) for column, name in lines if points(column)])
-             for title, unit, lines in PANELS]
-    found = [panel for panel in found if panel[2]]
-    # A prior's loss is its NLL in another unit, which would only ask to be mistaken for it.
-    found = [panel for panel in found if panel[0] != "Loss" or NLL not in [title for title, *_ in found]]
-    figure, axes = _panels(len(found))
-    for axis, (title, unit, lines) in zip(axes, found):
-        for line, name in lines:
-            epochs, values = zip(*line)
-            axis.plot(epochs, values, color=COLOURS[name], label=name, marker="." if len(line) < 30 else None)
-        axis.set(title=title, xlabel="epoch", ylabel=unit)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        values = [value for line, _ in lines for _, value in line]
-        if title == "Loss" and 0 < 20 * min(values) < max(values):
-            axis.set_yscale("log")
-        axis.legend()
-    return _save_chart(figure, out)
+    return save_chart(curve_plots.draw(rows, title, references), out)
 
 
-def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str) -> Figure:
-    """Draw how often each code is used, the most used first, a panel for each level; write and return it.
+def compare_curves(runs: Sequence[Run], out: Path | str, *, x: str = "images_seen",
+                   title: str | None = None) -> Figure:
+    """Draw several runs' figures of the validation images, a panel for each, a line for each run; write and return it.
+
+    Where no run has a figure of the validation images, that of the training images stands in.
+
+    Args:
+        runs: as `curve_plots.read_runs` finds them, at most curve_plots.MOST_RUNS; names differ. VQ-VAEs and priors may
+            be mixed: a run is in the panels whose figures it has.
+        x: what the lines are drawn over: "images_seen", "epoch", or "seconds" (training time, without validation).
+        title: stands above all panels.
+    Raises: UserError if there is nothing to draw.
+    """
+    return save_chart(curve_plots.draw_comparison(runs, x, title), out)
+
+
+def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str | None = None, *,
+                   title: str | None = None) -> Figure:
+    """Draw how often each code is used, the most used first, a panel for each level; write it to `out`, and return it.
 
     `counts_by_level`: "top" or "bottom" -> `metrics.code_counts` over a whole split, `[size]`, not all 0.
+    `as_picture` makes a picture of what is returned, and `title` stands above all panels.
     """
-    figure, axes = _panels(len(counts_by_level))
+    figure, axes = panels(len(counts_by_level))
     for axis, (level, counts) in zip(axes, counts_by_level.items()):
         figures = metrics.codebook_figures(counts)
         share = counts.cpu().double().sort(descending=True).values / counts.sum().item() * 100
@@ -173,16 +225,18 @@ def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str)
                  xlabel="codes, the most used first (number)", ylabel="share of all codes (%)",
                  xlim=(0.5, len(share) + 0.5), ylim=(0, None))
         axis.legend()
-    return _save_chart(figure, out)
+    if title:
+        figure.suptitle(title)
+    return figure if out is None else save_chart(figure, out)
 
 
 def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path | str,
-                      names: Sequence[str] = ("ssim",)) -> Figure:
-    """Draw how a metric is spread over images, a panel for each of `names`, mean and minimum marked.
+                      names: Sequence[str] = ("ssim",), *, title: str | None = None) -> Figure:
+    """Draw how a metric is spread over images, a panel for each of `names`, mean and minimum marked, a title above all.
 
     `figures` is what `metrics.image_figures` gives: area -> metric -> `[n]`; nan values are left out.
     """
-    figure, axes = _panels(len(names))
+    figure, axes = panels(len(names))
     for axis, name in zip(axes, names):
         title, unit = METRIC_TITLES[name]
         spread = {area: values[name][~values[name].isnan()].cpu().numpy() for area, values in figures.items()}
@@ -197,7 +251,22 @@ def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Pa
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         if spread:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")
-    return _save_chart(figure, out)
+    if title:
+        figure.suptitle(title)
+    return save_chart(figure, out)
+
+
+def as_picture(figure: Figure) -> Image.Image:
+    """Return a chart as it would be written to a PNG file."""
+    made = io.BytesIO()
+    figure.savefig(made, format="png", dpi=DPI)
+    return Image.open(made).convert("RGB")
+
+
+def save_chart(figure: Figure, out: Path | str) -> Figure:
+    """Write a chart, in the format of the name's ending, and return it; the folder is made."""
+    checkpoints.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=DPI))
+    return figure
 
 
 def _as_pictures(images: torch.Tensor) -> np.ndarray:
@@ -230,7 +299,7 @@ def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Ima
     canvas = Image.new(row.mode, (LABEL_WIDTH + row.width, row.height), "white")
     canvas.paste(row, (LABEL_WIDTH, 0))
     draw, middle = ImageDraw.Draw(canvas), row.height // 2
-    ink = INK if row.mode == "RGB" else INK[0]
+    ink = _ink(row)
     centre = LABEL_WIDTH // 2
     if scale is None:
         draw.text((centre, middle), text, ink, _font(text), anchor="mm")
@@ -241,6 +310,10 @@ def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Ima
     for where, value in ((16, "0"), (LABEL_WIDTH - 16, f"{scale:g}+")):
         draw.text((where, middle + 16), value, ink, _font(value), anchor="mm")
     return canvas
+
+
+def _ink(picture: Image.Image) -> int | tuple[int, int, int]:
+    return INK if picture.mode == "RGB" else INK[0]
 
 
 def _captions(captions: Sequence[str], column: int) -> Image.Image:
@@ -275,14 +348,28 @@ def _palette(size: int) -> np.ndarray:
     return (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()
 
 
-def _panels(number: int) -> tuple[Figure, list]:
-    """A figure of `number` panels, at most three in a row."""
-    columns = min(3, max(1, number))
-    rows = max(1, math.ceil(number / columns))
-    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, panel + 1) for panel in range(number)]
+@lru_cache(maxsize=2 * GIF_FRAMES)
+def _frame(path: Path, changed: int, columns: int) -> Image.Image:
+    """A picture, as it was when last changed, with fixed colours, cut behind its last whole column within GIF_WIDTH."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    column = (picture.width - LABEL_WIDTH) / columns
+    width = LABEL_WIDTH + column * max(1, (GIF_WIDTH - LABEL_WIDTH) // column)
+    greys = np.linspace(0, 256, GIF_GREYS, endpoint=False).astype(np.uint8)[:, None].repeat(3, 1)
+    greys[-1] = 255  # Pillow finds a colour's neighbour by its upper six bits: so black and white stay what they are
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate([greys, _inferno(np.linspace(0, 1, GIF_COLOURS))]).tobytes())
+    return picture.crop((0, 0, min(round(width), picture.width), picture.height)).quantize(
+        palette=palette, dither=Image.Dither.NONE)
 
 
-def _save_chart(figure: Figure, out: Path | str) -> Figure:
-    checkpoints.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=120))
-    return figure
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the curves of the runs that the command line names on one plot."""
+    settings = parse(CompareSettings, curve_plots.MANUAL, arguments)
+    runs = curve_plots.read_runs(settings.runs, settings.results)
+    figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
+    print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")
+
+
+if __name__ == "__main__":
+    run_script(main)

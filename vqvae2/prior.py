@@ -281,9 +281,11 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
         raise UserError(f"--vqvae: expected the VQ-VAE whose codes {flag} {name} learned "
                         f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
                         f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-    top = (tensors["conditioner.table"], config["top_shape"]) if level == "bottom" else (None, None)
+    # Weights may be stored in 16 bit; the model is built in 32.
+    table, *of_top = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
+    top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
     columns = conditions.from_json(config.get("columns", []))
-    prior = Prior(from_dict(PriorSettings, config["settings"]), tensors["table"], config["shape"], *top, columns)
+    prior = Prior(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
     try:
         prior.load_state_dict(tensors)
     except RuntimeError as error:

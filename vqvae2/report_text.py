@@ -3,7 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from vqvae2 import anomalies, lesions
+from vqvae2 import anomalies, lesions, memorisation, probe, rates, sample_figures
+
+FIGURES = (("ssim", "SSIM", 4), ("ms_ssim", "MS-SSIM", 4), ("psnr", "PSNR in dB", 2),
+           ("mae", "mean absolute error, images 0…1", 4))
+QUANTILES = (("min", "minimum"), ("q05", "5th percentile"), ("median", "median"), ("q95", "95th percentile"),
+             ("max", "maximum"))
 
 
 def headline(report: dict) -> list[tuple[str, str]]:
@@ -28,10 +33,7 @@ def headline(report: dict) -> list[tuple[str, str]]:
                                   f"{_text(report['raw_bits_per_pixel'], 4)}"))
     rows += [(f"lesions, {kind}", _lesion_text(report["lesions"][kind])) for kind in (*lesions.KINDS, "all")
              if kind in (report.get("lesions") or {})]
-    if report["samples"]:
-        one = report["samples"]
-        rows.append(("variety of samples", f"MS-SSIM of pairs {_text(one['pairwise_ms_ssim'], 3)}; real pairs "
-                                           f"{_text(one['real_pairwise_ms_ssim'], 3)}"))
+    rows += _sample_lines(report["samples"]) if report["samples"] else []
     return rows
 
 
@@ -51,10 +53,67 @@ def _lesion_text(one: dict) -> str:
     return f"AUROC by {', '.join(found)}"
 
 
-def prior_bits(report: dict) -> list[tuple[str, ...]]:
-    """Return rows (level, prior, three models that only count) in bits per code, a blind guess last."""
-    names = ("bits_per_code", "context_model_bits", "position_histogram_bits", "histogram_bits")
-    return [(level, *(_text(one[name], 3) for name in names), _text(math.log2(report["codes"][level]["size"]), 3))
+def _sample_lines(one: dict) -> list[tuple[str, str]]:
+    """What samples come to, each beside what real slices reach."""
+    lines = [(f"samples, {figure}", f"{value}; reconstructions {again}; real slices {floor}")
+             for figure, value, again, floor in _samples(one)]
+    if one["memorisation"]:
+        lines += [(f"closer to training than 99 % of unseen slices, by {what}", share)
+                  for what, *_, share in memorisation.rows(one["memorisation"])]
+    if one["probe"]:
+        lines += [(f"AUROC of the probe, {what}", value) for what, value in probe.rows(one["probe"])]
+    return lines
+
+
+def tables(report: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Return the tables of a metrics.json by name, (columns, rows) each; those that lack their figures are empty.
+
+    reconstruction, codes, priors, samples, memorisation, probe, rates, lesions.
+    """
+    found, parts = report["samples"] or {}, {
+        "reconstruction": (("figure", "full picture", "inside the brain"), _reconstruction(report)),
+        "codes": (("level", "used", "perplexity", "shuffle drop (SSIM)"), [
+            (level, f"{one['used']} of {one['size']}", _text(one["perplexity"], 1), _text(one["shuffle_drop"], 3))
+            for level, one in report["codes"].items()]),
+        "priors": (("level", "prior", "told nothing", "neighbours", "place", "frequency", "blind guess"),
+                   _priors(report))}
+    parts["samples"] = (("figure", "samples", "reconstructions of training slices", "real slices"),
+                        _samples(found) if found else [])
+    given = {"memorisation": (("distance to the nearest training slice", "samples, median", "unseen slices, median",
+                               "1st percentile of these", "share of samples closer"), memorisation,
+                              found.get("memorisation")),
+             "probe": (("what is told from what", "AUROC"), probe, found.get("probe")),
+             "rates": (rates.COLUMNS, rates, report.get("rates"))}
+    parts |= {name: (columns, module.rows(one) if one else []) for name, (columns, module, one) in given.items()}
+    parts["lesions"] = (("lesions", "images", *(name.replace("_", " ") for name in anomalies.SCORES)), [
+        (kind, str(one["images"]), *(_with_interval(one[name], "auroc", 3) for name in anomalies.SCORES))
+        for kind, one in (report.get("lesions") or {}).items() if kind in (*lesions.KINDS, "all")])
+    return parts
+
+
+def _samples(one: dict) -> list[tuple[str, ...]]:
+    """Rows (figure, samples, what perfect priors would reach, what real slices reach)."""
+    again = sample_figures.rows(one["reconstructions"]) if one["reconstructions"] else None
+    return [(figure, value, again[number][1] if again else "–", floor)
+            for number, (figure, value, floor) in enumerate(sample_figures.rows(one))]
+
+
+def _reconstruction(report: dict) -> list[tuple[str, ...]]:
+    areas, rows = [report["reconstruction"][area] for area in ("full", "brain")], []
+    for name, title, digits in FIGURES:
+        rows.append((f"{title}, mean (95 % interval over subjects)",
+                     *(_with_interval(area[name], "mean", digits) for area in areas)))
+        if name == "ssim":
+            rows += [(f"{title}, {what}", *(_text(area[name][key], digits) for area in areas))
+                     for key, what in QUANTILES]
+    return rows
+
+
+def _priors(report: dict) -> list[tuple[str, ...]]:
+    """Rows (level, prior, the same told nothing, three models that only count, a blind guess) in bits per code."""
+    names = ("untold_bits_per_code", "context_model_bits", "position_histogram_bits", "histogram_bits")
+    return [(level, _with_interval(one, "bits_per_code", 3), *(_text(one[name], 3) for name in names),
+             _text(math.log2(report["codes"][level]["size"]), 3))
             for level, one in (report["priors"] or {}).items() if level in report["codes"]]
 
 
@@ -66,3 +125,10 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 def _text(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
+
+
+def _with_interval(one: dict, key: str, digits: int) -> str:
+    """A figure, and its 95 % interval where there is one."""
+    if one.get("ci_low") is None:
+        return _text(one[key], digits)
+    return f"{_text(one[key], digits)} ({_text(one['ci_low'], digits)} to {_text(one['ci_high'], digits)})"

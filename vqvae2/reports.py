@@ -1,14 +1,13 @@
 """A run's folder -> metrics.json and figures, for evaluate.py and the notebook alike.
 
-What each figure means is in `metrics.py`; here the figures of one split are gathered, and pictures drawn.
-Nothing is reported about images that a model has seen unless it says so: `seen_in_training` counts them, and
-`--split test` is refused where there are any.
+What each figure means is in `metrics.py`; here the figures of one split are gathered, and pictures drawn. Those of
+samples are gathered in `sample_report.py`. Nothing is reported of images that a model has seen unless it says so
+(`leaks.py`).
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,27 +20,29 @@ from vqvae2 import (
     checkpoints,
     codes,
     distributed,
+    leaks,
     lesions,
     likelihood,
     map_files,
     metrics,
     plots,
     prior_figures,
+    rates,
+    sample_report,
     samples,
 )
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.config import VqvaeSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import Images, ImageSet, load_images, to_bytes
-from vqvae2.leaks import check, seen_in_training
+from vqvae2.images import Images, ImageSet, load_images
 from vqvae2.prior import Prior
 
 SCHEMA = 1
-PICTURED, PICTURED_LESIONS = 8, 3
+PICTURED, PICTURED_LESIONS, MOST_SAMPLES = 8, 3, 64
 FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
-           "ssim_histogram", "samples", "strip", "likelihood", "lesions", "curves", "curves_top", "curves_bottom")
-PAIRS = 200
+           "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
+           "curves_bottom")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Judged:
     """uint8 `[n, channels, height, width]`."""
     code_maps: codes.CodeMaps
     samples: torch.Tensor | None
-    """uint8 `[samples, channels, height, width]`, where there are priors for them."""
+    """uint8 `[samples, channels, height, width]`, where there are any."""
 
 
 def evaluate(settings: EvaluateSettings) -> Judged:
@@ -65,34 +66,33 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     Raises: UserError if models and data do not fit each other, or test images were trained on.
     """
     checkpoints.check_folder(settings.out, "--out")
-    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
-    missing = [level for level in vqvae.model.levels if level not in priors]
-    if missing and (settings.likelihood or settings.lesions):
-        raise UserError(f"--{'likelihood' if settings.likelihood else 'lesions'}: expected a prior for each level of "
-                        f"--vqvae {settings.vqvae}, found none for {' and '.join(missing)}. Give --{missing[0]}.")
+    vqvae, priors = _models(settings)
+    has_all_priors = set(priors) == set(vqvae.model.levels)
     images, seen, warnings = _images(vqvae, settings)
     split = images.splits[settings.split]
     maps, made = _reconstruct(vqvae, split, settings.batch)
     bits = _code_bits(priors, maps, split, settings.batch, split.facts)
-    told = {level: prior for level, prior in priors.items() if prior.columns}
     figures = metrics.image_figures(split.bytes(), made)
+    training_codes = _training_codes(vqvae, images, settings)
+    references = _references(vqvae, training_codes, maps)
     report = {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
-        "seen_in_training": seen, "warnings": warnings, **_image_and_code_figures(vqvae, split, maps, figures, settings),
-        "priors": prior_figures.judge(priors, bits, vqvae.model.levels, split,
-                                      _references(vqvae, images, maps, priors, settings.batch), settings.seed,
-                                      _code_bits(told, maps, split, settings.batch, [{}] * len(split))),
-        "samples": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
+        "seen_in_training": seen, "warnings": warnings,
+        **_image_and_code_figures(vqvae, split, maps, figures, settings),
+        "priors": _judge_priors(vqvae, priors, bits, maps, split, references, settings), "samples": None,
+        "rates": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
         "versions": checkpoints.versions()}
-    drawn = _draw(vqvae, priors, settings) if settings.samples and not missing else None
-    if drawn is not None:
-        report["samples"] = judge_samples(drawn, split, settings.seed)
     for name in FIGURES:  # of an earlier report in this folder, which may have had models that this one lacks
         (settings.out / f"{name}.png").unlink(missing_ok=True)
+    drawn = _samples(vqvae, priors if has_all_priors else {}, images, settings)
+    if drawn is not None and not seen["images"]:  # else real images would be compared with themselves
+        report["samples"] = _judge_samples(drawn, made, images, training_codes, vqvae, warnings, settings)
     judged = Judged(report, split, made, maps, drawn)
     _draw_figures(judged, figures, vqvae, settings)
-    if not missing:
+    if settings.rates:
+        report["rates"] = _rates(report, made, maps, split, references, settings)
+    if has_all_priors:
         map_files.draw_overview(settings.out / "likelihood.png", split, bits, _evenly(len(split)))
     map_files.clear(settings.out / "likelihood")
     if settings.likelihood:
@@ -104,18 +104,16 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     return judged
 
 
-def judge_samples(drawn: torch.Tensor, real: ImageSet, seed: int) -> dict:
-    """Return how varied samples are, beside how varied real images of different subjects are.
-
-    Pairwise MS-SSIM near 1 means that all images are alike; samples should be about as far apart as real ones.
-    """
-    generator = np.random.default_rng(seed)
-    pairs = list(itertools.combinations(range(len(drawn)), 2))
-    others = [(i, j) for i, j in generator.integers(0, len(real), (4 * PAIRS, 2))
-              if real.subjects[i] != real.subjects[j]]
-    return {"count": len(drawn), "seed": seed,
-            "pairwise_ms_ssim": _mean_ms_ssim(drawn, generator.permutation(pairs)[:PAIRS]),
-            "real_pairwise_ms_ssim": _mean_ms_ssim(real.bytes(), np.array(others[:PAIRS]))}
+def _models(settings: EvaluateSettings) -> tuple[TrainedVqvae, dict[str, Prior]]:
+    """The VQ-VAE and the priors that are given, which are enough for what is asked for."""
+    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
+    missing = [level for level in vqvae.model.levels if level not in priors]
+    needing = ["likelihood", "lesions", *(() if settings.sampled else ("probe",))]
+    for name in needing if missing else ():
+        if getattr(settings, name):
+            raise UserError(f"--{name}: expected a prior for each level of --vqvae {settings.vqvae}, found none for "
+                            f"{' and '.join(missing)}. Give --{missing[0]}.")
+    return vqvae, priors
 
 
 def _finite(value: float) -> float | None:
@@ -130,11 +128,12 @@ def _folders(settings: EvaluateSettings) -> dict[str, Path]:
 
 
 def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int], list[str]]:
-    """The split that is judged, and for the reference models the training images, read as the VQ-VAE read them; and
-    how much of the split was trained on."""
+    """The split that is judged, and the training images where something is compared with them, read as the VQ-VAE read
+    them; how much of the split was trained on; and warnings."""
     trained = from_dict(VqvaeSettings, vqvae.config["settings"])
     trained = dataclasses.replace(trained, data=settings.data or trained.data)
-    images = load_images(trained, tuple({settings.split, "train"} if settings.top else {settings.split}))
+    needs_training = settings.top or settings.sampled or settings.rates
+    images = load_images(trained, tuple({settings.split, "train"} if needs_training else {settings.split}))
     split, expected = images.splits[settings.split], tuple(vqvae.config["image_shape"])
     if len(split) == 0:
         raise UserError(f"--split {settings.split}: expected at least 1 image, found 0 in {images.folder}. "
@@ -142,10 +141,15 @@ def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, di
     if images.shape != expected:
         raise UserError(f"--data {images.folder}: expected images of shape {expected} as --vqvae {settings.vqvae} "
                         f"was trained on, found {images.shape}. Give the data that it was trained with.")
-    folders = _folders(settings)
-    seen = seen_in_training([checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for folder in folders.values()],
-                            split)
-    return images, seen, check(seen, split, settings.split, folders)
+    configs = _configs(settings)
+    seen = leaks.seen_in_training(configs.values(), split)
+    return images, seen, leaks.check(seen, split, settings.split, configs)
+
+
+def _configs(settings: EvaluateSettings) -> dict[str, dict]:
+    """What each model that is given was trained with and on, by its flag."""
+    return {flag: checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for flag, folder in
+            _folders(settings).items()}
 
 
 def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[codes.CodeMaps, torch.Tensor]:
@@ -173,19 +177,62 @@ def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, 
         return likelihood.code_bits(priors, maps.levels, facts, batch, bar.update)
 
 
-def _references(vqvae: TrainedVqvae, images: Images, maps: codes.CodeMaps, levels: Collection[str],
-                batch: int) -> dict[str, dict[str, float]]:
-    """Bits per code of the models that only count, fitted on the training images' codes; none for no levels."""
-    if not levels:
-        return {}
-    train = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
-    if train is None:
-        if len(images.splits["train"]) == 0:
-            return {}
-        train = codes.extract(vqvae.model, images.splits["train"], batch)
+def _training_codes(vqvae: TrainedVqvae, images: Images, settings: EvaluateSettings) -> codes.CodeMaps | None:
+    """Codes of the training images, where something is to be compared with them and there are any."""
+    train = images.splits.get("train")
+    if train is None or len(train) == 0:
+        return None
+    stored = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
+    return stored or codes.extract(vqvae.model, train, settings.batch)
+
+
+def _references(vqvae: TrainedVqvae, train: codes.CodeMaps | None, maps: codes.CodeMaps) -> dict[str, dict[str, float]]:
+    """For each level bits per code of the models that only count, fitted on the training images' codes, if any."""
     size = vqvae.model.settings.codebook_size
-    return {level: metrics.context_model_bits(train.levels[level].numpy(), maps.levels[level].numpy(), size)
-            for level in levels}
+    return {} if train is None else {
+        level: metrics.context_model_bits(one.numpy(), maps.levels[level].numpy(), size)
+        for level, one in train.levels.items()}
+
+
+def _rates(report: dict, made: torch.Tensor, maps: codes.CodeMaps, split: ImageSet,
+           references: dict[str, dict[str, float]], settings: EvaluateSettings) -> dict:
+    """Rate and distortion beside common codecs, and rates.png."""
+    pixels = math.prod(split.pixels.shape[2:])
+    context = sum(references[level]["context"] * one[0].numel() for level, one in maps.levels.items()) / pixels \
+        if references else None
+    found = rates.measure(split, made, raw=report["raw_bits_per_pixel"], context=context,
+                          prior=(report["priors"] or {}).get("bits_per_pixel"), seed=settings.seed)
+    rates.picture(found, settings.out / "rates.png")
+    return found
+
+
+def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], bits: dict[str, torch.Tensor], maps: codes.CodeMaps,
+                  split: ImageSet, references: dict, settings: EvaluateSettings) -> dict | None:
+    told = {level: prior for level, prior in priors.items() if prior.columns}
+    untold = _code_bits(told, maps, split, settings.batch, [{}] * len(split))
+    return prior_figures.judge(priors, bits, vqvae.model.levels, split, references, settings.seed, untold)
+
+
+def _samples(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
+             settings: EvaluateSettings) -> torch.Tensor | None:
+    """The samples that are to be judged: given, or drawn where there are priors."""
+    if settings.sampled:
+        return sample_report.read(settings.sampled, images.shape)
+    if not priors or not settings.samples:
+        return None
+    return sample_report.draw(settings, vqvae, priors, images.splits["train"])
+
+
+def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, training_codes: codes.CodeMaps | None,
+                   vqvae: TrainedVqvae, warnings: list[str], settings: EvaluateSettings) -> dict:
+    """The samples' part of metrics.json; a warning is added where the train split is not what was trained on."""
+    train = images.splits["train"]
+    trained = leaks.trained_on(_configs(settings).values(), train)
+    if len(trained) < len(train):
+        warnings.append(f"{len(train) - len(trained)} of {len(train)} images of the train split were not trained on: "
+                        "copies are looked for among the others alone.")
+    return sample_report.judge(drawn, made, images.splits[settings.split], train, trained, training_codes, vqvae,
+                               settings)
 
 
 def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet,
@@ -200,22 +247,6 @@ def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet
     return {"seed": settings.seed, "score": anomalies.LIKELIHOOD, **anomalies.judge(scored, settings.seed)}
 
 
-def _draw(vqvae: TrainedVqvae, priors: dict[str, Prior], settings: EvaluateSettings) -> torch.Tensor:
-    tastes = dict.fromkeys(priors, samples.Taste())
-    with tqdm(total=sum(math.prod(one.shape) for one in priors.values()), desc="sampling", unit="code",
-              leave=False) as bar:
-        images, _ = samples.draw_images(vqvae.model, priors, list(range(settings.samples)), settings.seed, tastes,
-                                        on_code=bar.update)
-    return to_bytes(images)
-
-
-def _mean_ms_ssim(images: torch.Tensor, pairs: np.ndarray) -> float | None:
-    if len(pairs) == 0:
-        return None
-    first, second = (images[pairs[:, i]] for i in (0, 1))
-    return _finite(metrics.image_figures(first, second)["full"]["ms_ssim"].mean().item())
-
-
 def _evenly(images: int) -> np.ndarray:
     """Numbers of the images that are pictured."""
     return np.linspace(0, images - 1, min(PICTURED, images)).round().astype(int)
@@ -223,28 +254,34 @@ def _evenly(images: int) -> np.ndarray:
 
 def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: EvaluateSettings) -> None:
     """Pictures of even choice, of the worst and the best images, of codes and samples; curves of the trainings."""
-    out = settings.out
+    out, split = settings.out, f"{settings.split} images"
     originals, made = judged.images.bytes(), judged.reconstructions
     even = _evenly(len(originals))
-    plots.save_picture(plots.reconstruction_rows(originals[even], made[even]), out / "reconstructions.png")
     ssim = figures["full"]["ssim"]
     order = ssim.argsort().numpy()
-    for name, chosen in (("worst", order[:PICTURED]), ("best", order[::-1][:PICTURED].copy())):
-        captions = [f"SSIM {ssim[i]:.3f}" for i in chosen]
-        plots.save_picture(plots.reconstruction_rows(originals[chosen], made[chosen], captions=captions),
-                           out / f"{name}.png")
+    for name, title, chosen in (("reconstructions", f"Evenly chosen {split}", even),
+                                ("worst", f"Lowest SSIM of {len(order)} {split}", order[:PICTURED]),
+                                ("best", f"Highest SSIM of {len(order)} {split}", order[::-1][:PICTURED].copy())):
+        picture = plots.reconstruction_rows(originals[chosen], made[chosen], title=f"{title}; difference on images 0…1",
+                                            captions=[f"SSIM {ssim[i]:.3f}" for i in chosen])
+        plots.save_picture(picture, out / f"{name}.png")
     size = vqvae.model.settings.codebook_size
+    counts = {}
     for level, maps in judged.code_maps.levels.items():
-        plots.save_picture(plots.code_map_picture(maps[even], size), out / f"code_images_{level}.png")
-    plots.code_histogram({level: metrics.code_counts(maps, size) for level, maps in judged.code_maps.levels.items()},
-                         out / "code_histogram.png")
+        title = f"{level.capitalize()} codes of evenly chosen {split}: a colour for each of {size}"
+        plots.save_picture(plots.code_map_picture(maps[even], size, title=title), out / f"code_images_{level}.png")
+        counts[level] = metrics.code_counts(maps, size)
+    plots.code_histogram(counts, out / "code_histogram.png")
     plots.metric_histograms(figures, out / "ssim_histogram.png")
     rows = [("real", originals[even]), ("reconstruction", made[even])]
     if judged.samples is not None:
-        grid = plots.image_grid(plots.enlarged(judged.samples), round(len(judged.samples)**0.5))
+        shown = judged.samples[:MOST_SAMPLES]
+        title = f"{len(shown)} samples, the first of seed {settings.seed}" if not settings.sampled else "Samples"
+        grid = plots.image_grid(plots.enlarged(shown), round(len(shown)**0.5), title=title)
         plots.save_picture(grid, out / "samples.png")
-        rows.append(("sample", judged.samples[:PICTURED]))
+        rows.append(("sample", shown[:PICTURED]))
     plots.save_picture(plots.strip(rows), out / "strip.png")
     for name, folder in _folders(settings).items():
         if log := checkpoints.read_rows(folder / "log.csv"):
-            plots.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png")
+            plots.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png",
+                         title=f"Training of {folder.name}")

@@ -1,9 +1,12 @@
-"""What a training run has to say -> the terminal, log.csv and TensorBoard; rank 0 speaks for all."""
+"""What a training run has to say -> the terminal, log.csv, pictures and TensorBoard; rank 0 speaks for all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -12,6 +15,10 @@ from vqvae2.errors import UserError
 
 SHOWN = ("train_loss", "validate_", "top_", "bottom_")
 """Figures of an epoch that the terminal shows begin with one of these; log.csv has all."""
+BOARD_WIDTH = 800
+"""Wider pictures are shrunk for TensorBoard, by a whole number: its file keeps those of all epochs."""
+BOARD_BINS = 30
+"""As many as TensorBoard shows."""
 
 
 def say(line: str) -> None:
@@ -46,6 +53,36 @@ class RunLog:
             self.board.flush()
         say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
             f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith(SHOWN)))
+
+    def picture(self, name: str, epoch: int, picture: Image.Image, part: str = "") -> Path | None:
+        """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it in TensorBoard.
+
+        Returns its path; None on ranks other than 0, which do nothing. Raises: UserError if it cannot be written.
+        """
+        if self.board is None:
+            return None
+        path = self.folder / name / f"{epoch:04d}{part and '_' + part}.png"
+        checkpoints.write_atomically(path, lambda temporary: picture.save(temporary))
+        shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
+        with self._writing():
+            self.board.add_image(f"{name}/{part}" if part else name, np.array(shown), epoch, dataformats="HWC")
+            self.board.flush()
+        return path
+
+    def pictures_until(self, name: str, epoch: int) -> list[Path]:
+        """Return the pictures without a part in <folder>/<name>/, in order, up to this epoch.
+
+        Later ones may be there: of a run that went on from an older state, or was copied.
+        """
+        found = {int(path.stem): path for path in (self.folder / name).glob("*.png") if path.stem.isdecimal()}
+        return [path for number, path in sorted(found.items()) if number <= epoch]
+
+    def histogram(self, name: str, epoch: int, values: torch.Tensor) -> None:
+        """Show in TensorBoard how numbers of an epoch, of any shape, are spread."""
+        if self.board is not None:
+            with self._writing():
+                self.board.add_histogram(name, values.cpu(), epoch, bins=BOARD_BINS)
+                self.board.flush()
 
     def close(self) -> None:
         """Close TensorBoard's file."""

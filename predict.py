@@ -1,0 +1,49 @@
+"""A VQ-VAE and any images or scans -> their reconstructions, code maps, figures, and pictures side by side.
+
+    python predict.py --vqvae vqvae-128 brain.png --out predicted
+    python predict.py -m results/oasis/brain-128 photo.jpg slices/test more.tif --out predicted
+Scans (NIfTI, Analyze, MGH) and folders of them are cut into slices as extract_slices.py does it; 1 a scan unless told:
+    python predict.py --vqvae vqvae-128 sub-01_T1w.nii.gz --out predicted
+    python predict.py --vqvae vqvae-128 ~/data/oasis --out predicted --per-scan 5 --extent 0.4 0.7
+At another size than the model was trained on, which its factors must divide:
+    python predict.py --vqvae vqvae-128 brain-256.png --out predicted --size 256
+
+--vqvae is a folder that train_vqvae.py made, or a name in results/*/ or pretrained/; one or two levels. No manifest, no
+split and no training data are needed. It runs on CUDA or MPS where there is one, else on the CPU.
+
+    <out>/reconstructions/<name>.png         what the codes alone give back
+    <out>/originals/<name>.png               what the model was given, where it is not the file itself: slices of
+                                             scans, resized images, colours made grey
+    <out>/codes.npz                          image (names), top, bottom (int16), vqvae_hash: as sample.py writes them
+    <out>/code_images/<name>_<level>.png     the same as colours
+    <out>/pictures/<name>.png, grid.png      original, reconstruction, |difference|, codes; the grid has the first 8
+    <out>/metrics.csv, metrics.json          SSIM, MS-SSIM, PSNR, MAE of each image, of the whole picture and inside the
+                                             brain (where the original is not black); means, and what was compared
+    <out>/rejected.csv                       files in folders that cannot be read, with the reason
+    <out>/predict.json                       settings and versions; says that this folder is predict.py's
+
+An image of another size is resized to the size that the model was trained on, in its proportions, with black borders
+where they differ (stretched, where the model was trained with --size). 16-bit images are read over their whole range;
+of a file with several pages the first is read. A folder is searched to any depth; one that holds scans is
+read for its scans. A file that is named and cannot be read is an error, before anything is written.
+
+The figures are no benchmark: nothing is known of whose images these are. evaluate.py judges a model on unseen subjects.
+An image that the model was trained on, and a scan of a subject of such a name, is warned about and counted.
+"""
+
+from vqvae2 import prediction
+from vqvae2.config import parse
+from vqvae2.errors import run_script
+from vqvae2.predict_config import PredictSettings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Predict as the command line says."""
+    settings = parse(PredictSettings, __doc__, arguments)
+    report = prediction.predict(settings)
+    print("\n".join(prediction.headline(report)))
+    print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,190 @@
+"""Curves of several runs on one plot: which lines stand where, how a run is found, and what is refused."""
+
+import csv
+import json
+import re
+import shlex
+
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from vqvae2 import config, curve_plots, plots
+from vqvae2.errors import UserError
+
+VQVAE = [{"epoch": "1", "images_seen": "40", "seconds": "5", "train_loss": "0.5", "validate_loss": "0.3",
+          "validate_ssim": "0.7", "top_used": "", "top_perplexity": ""},
+         {"epoch": "2", "images_seen": "80", "seconds": "7.5", "train_loss": "0.4", "validate_loss": "0.2",
+          "validate_ssim": "0.8", "top_used": "9", "top_perplexity": "5.5"}]
+PRIOR = [{"epoch": "1", "images_seen": "20", "seconds": "3", "train_loss": "4.2", "validate_loss": "4.4",
+          "train_bits_per_code": "6.0", "validate_bits_per_code": "6.4"}]
+
+
+def lines_of(axis):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
+
+
+def panels_of(figure):
+    return {axis.get_title(): lines_of(axis) for axis in figure.axes}
+
+
+def write_log(folder, rows, kind=None):
+    folder.mkdir(parents=True)
+    with (folder / "log.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if kind:
+        (folder / "config.json").write_text(json.dumps({"kind": kind}))
+    return folder
+
+
+@pytest.fixture
+def runs(apart):
+    """Two VQ-VAEs and a prior in results/, one of which has only just begun."""
+    write_log(apart / "results" / "oasis" / "one", VQVAE, "vqvae")
+    write_log(apart / "results" / "oasis" / "two", VQVAE[:1])
+    write_log(apart / "results" / "oasis" / "top", PRIOR, "top prior")
+    return apart
+
+
+def test_each_panel_has_a_line_for_each_run_that_has_its_figure(tmp_path):
+    other = [{**row, "images_seen": 10 * int(row["images_seen"])} for row in VQVAE]
+    figure = plots.compare_curves([curve_plots.Run("one", VQVAE), curve_plots.Run("two", other),
+                                   curve_plots.Run("top", PRIOR)], tmp_path / "curves.png", title="Three runs")
+    assert panels_of(figure) == {
+        "Loss (validation images)": {"one": ([40, 80], [0.3, 0.2]), "two": ([400, 800], [0.3, 0.2])},
+        "NLL of the codes (validation images)": {"top": ([20], [6.4])},
+        "Structural similarity (validation images)": {"one": ([40, 80], [0.7, 0.8]), "two": ([400, 800], [0.7, 0.8])},
+        "Top codes in use (validation images)": {"one": ([80], [9]), "two": ([800], [9])},
+        "Perplexity of the top codes (validation images)": {"one": ([80], [5.5]), "two": ([800], [5.5])}}
+    assert {axis.get_xlabel() for axis in figure.axes} == {"training images seen (number)"}
+    assert [axis.get_ylabel() for axis in figure.axes[1:4]] == ["NLL (bits per code)", "SSIM (1 is equal)",
+                                                                "codes used (number)"]
+    assert figure.get_suptitle() == "Three runs"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "top"]
+    assert Image.open(tmp_path / "curves.png").width > 500
+
+
+@pytest.mark.parametrize(("x", "places", "label"), [
+    ("epoch", [1, 2], "epoch"), ("images_seen", [40, 80], "training images seen (number)"),
+    ("seconds", [5, 12.5], "training time (seconds)")])
+def test_lines_are_drawn_over_what_is_asked_for_and_seconds_add_up(x, places, label):
+    figure = curve_plots.draw_comparison([curve_plots.Run("one", VQVAE)], x=x)
+    assert figure.axes[0].get_xlabel() == label
+    assert panels_of(figure)["Structural similarity (validation images)"]["one"] == (places, [0.7, 0.8])
+
+
+@pytest.mark.parametrize(("seconds", "place", "clock"), [(100, 100, "seconds"), (600, 10, "minutes"),
+                                                         (36000, 10, "hours")])
+def test_a_long_time_is_in_minutes_or_hours_for_all_panels(seconds, place, clock):
+    rows = [{**VQVAE[1], "seconds": seconds}]
+    figure = curve_plots.draw_comparison([curve_plots.Run("one", rows)], x="seconds")
+    assert {axis.get_xlabel() for axis in figure.axes} == {f"training time ({clock})"}
+    assert all(lines["one"][0] == [place] for lines in panels_of(figure).values())
+
+
+def test_training_images_stand_in_where_no_run_has_validation_images():
+    alone = [{"epoch": 1, "images_seen": 40, "train_loss": 0.5}]
+    figure = curve_plots.draw_comparison([curve_plots.Run("alone", alone)])
+    assert panels_of(figure) == {"Loss (training images)": {"alone": ([40], [0.5])}}
+    figure = curve_plots.draw_comparison([curve_plots.Run("alone", alone), curve_plots.Run("one", VQVAE)])
+    assert list(panels_of(figure)["Loss (validation images)"]) == ["one"]
+
+
+def test_a_run_looks_the_same_in_all_panels_and_no_two_look_alike():
+    runs = [curve_plots.Run(f"run {number}", VQVAE) for number in range(curve_plots.MOST_RUNS)]
+    figure = curve_plots.draw_comparison(runs)
+    looks = [{line.get_label(): (to_rgb(line.get_color()), line.get_linestyle()) for line in axis.get_lines()}
+             for axis in figure.axes]
+    assert all(look == looks[0] for look in looks)
+    assert len(set(looks[0].values())) == len(runs) == 28
+    assert len({colour for colour, _ in list(looks[0].values())[:7]}) == 7
+
+
+@pytest.mark.parametrize("names", [["one"], [f"a-run-with-a-rather-long-name-{number}" for number in range(10)]])
+def test_the_legend_covers_no_panel_and_is_not_cut_off(names):
+    figure = curve_plots.draw_comparison([curve_plots.Run(name, VQVAE) for name in names])
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert all(not legend.overlaps(axis.get_tightbbox()) for axis in figure.axes)
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1
+
+
+def test_no_panel_is_an_error_that_names_the_runs(tmp_path):
+    with pytest.raises(UserError, match=r"RUN: expected a log with a figure .*found none in bare, bald\. Wait"):
+        plots.compare_curves([curve_plots.Run("bare", [{"epoch": 1, "images_seen": 40}]),
+                              curve_plots.Run("bald", [{"epoch": 1, "images_seen": 40, "train_loss": ""}])],
+                             tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_draws_runs_by_name_and_by_folder(runs, capsys):
+    plots.main(["one", "results/oasis/two/", "top", "--out", "new/curves.png", "--x", "epoch"])
+    assert capsys.readouterr().out == "new/curves.png: 3 run(s), 5 panel(s)\n"
+    assert Image.open(runs / "new" / "curves.png").width > 500
+
+
+def test_runs_are_called_by_their_folders_and_what_they_learned(runs):
+    assert [run.name for run in curve_plots.read_runs(["one", "two", "top"])] == ["one", "two", "top (top prior)"]
+    assert curve_plots.read_runs(["top"])[0].rows == PRIOR
+
+
+def test_runs_of_one_name_are_called_by_their_paths(runs):
+    write_log(runs / "results" / "folder" / "one", VQVAE)
+    with pytest.raises(UserError, match=r"RUN one: expected one run of this name, found results/folder/one, "
+                                        r"results/oasis/one\. Give the path"):
+        curve_plots.read_runs(["one"])
+    both = ["results/folder/one", "results/oasis/one"]
+    assert [run.name for run in curve_plots.read_runs(both)] == both
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg"])
+def test_a_plot_for_print_is_made_of_lines(runs, ending):
+    plots.main(["one", "--out", f"curves.{ending}"])
+    assert (runs / f"curves.{ending}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ("three", r"RUN three: expected a folder with log\.csv, or a name in results/\*/ or pretrained/, found only one, "
+              r"top, two\. Check the name"),
+    ("one --results elsewhere", r"RUN one: .* found no log at all\. Check the name"),
+    ("one results/oasis/one", r"RUN results/oasis/one: expected each run once, found results/oasis/one twice\. Drop"),
+    ("", r"RUN: expected 1 to 28 runs, found 0\. Name some"),
+    ("one --out curves.gif", r"--out: expected a name that ends in \.png, \.pdf, \.svg, found curves\.gif\. Try"),
+    ("one --x minutes", r"--x: expected one of images_seen, epoch, seconds, found minutes\."),
+    ("one --out results", r"--out: .* found results\."),
+    ("one --out results/oasis/one/log.csv/curves.png", r"log\.csv/curves\.png: expected to write this file, found ")])
+def test_what_cannot_be_drawn_is_one_line(runs, refusal, arguments, said):
+    line = refusal(plots.main, *shlex.split(arguments))
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", r"log\.csv: expected a table with a row for each epoch, found 0 rows\. Point"),
+    (b"epoch,train_loss\n", r"found 0 rows"), (b"name,size\nx,3\n", r"found 1 rows"),
+    (b"\xff\xfe\x00", r"found Unicode"),
+    (b"epoch,images_seen,train_loss\n1,40,0.5\n2,80,abc\n",
+     r"log\.csv: expected numbers in row 2, column train_loss, found abc\. Point at"),
+    (b"epoch,train_loss\n1,0.5,9\n", r"log\.csv: expected numbers in row 1, column None, found \['9'\]\. Point at")])
+def test_a_log_that_is_none_is_told(runs, content, said):
+    (runs / "results" / "oasis" / "one" / "log.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        curve_plots.read_runs(["one"])
+    assert len(curve_plots.read_runs(["two"])) == 1
+
+
+def test_help_is_the_manual_and_its_commands_are_taken(capsys):
+    with pytest.raises(SystemExit) as end:
+        plots.main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert shown.startswith(curve_plots.MANUAL)
+    for flag in ("--out", "--x", "--title", "--results"):
+        assert flag in shown
+    commands = [shlex.split(line) for line in curve_plots.MANUAL.splitlines() if "python -m" in line]
+    assert len(commands) == 2
+    for words in commands:
+        assert words[:3] == ["python", "-m", "vqvae2.plots"]
+        assert config.parse(curve_plots.CompareSettings, "", words[3:]).runs

@@ -1,0 +1,326 @@
+"""predict.py as it is run: any images and scans in; codes, reconstructions, figures and pictures out."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_VQVAE, files_in, picture_of
+from PIL import Image
+from scan_files import ellipsoid, save, save_analyze
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import extract_slices
+import predict
+import train_vqvae
+from vqvae2 import plots, prediction
+from vqvae2.autoencoder import load_vqvae
+from vqvae2.config import UserError
+from vqvae2.predict_config import PredictSettings
+from vqvae2.predict_inputs import Source, read_all, resized
+
+
+@pytest.fixture
+def run(tiny_run, apart):
+    """Run predict.py with the tiny model; return its folder, the rows of metrics.csv by image, and metrics.json."""
+    def call(*arguments, out="out", vqvae=tiny_run.vqvae):
+        predict.main(["--vqvae", str(vqvae), *map(str, arguments), "--out", out])
+        with (apart / out / "metrics.csv").open(newline="") as file:
+            rows = {row["image"]: row for row in csv.DictReader(file)}
+        return apart / out, rows, json.loads((apart / out / "metrics.json").read_text())
+    return call
+
+
+@pytest.fixture
+def test_images(tiny_slices):
+    return sorted((tiny_slices / "test").glob("*.png"))
+
+
+def picture(path, pixels=None, **options):
+    """Write a picture, the head of subject 90 unless told; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture_of(90, 0) if pixels is None else pixels).save(path, **options)
+    return path
+
+
+def scan(path, seed=0, write=save, **options):
+    """Write a small head: values within an ellipsoid, 0 around it."""
+    values = np.random.default_rng(seed).integers(100, 900, (24, 28, 22)).astype(np.int16)
+    return write(path, values * ellipsoid(values.shape, (9, 11, 8)), (6.0, 6.0, 7.0), **options)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+class TestWhatIsMade:
+    def test_reconstructions_are_what_the_codes_alone_give_back(self, run, tiny_run, test_images):
+        out, rows, _ = run(*test_images[:3], "--batch", 2)
+        model = load_vqvae(str(tiny_run.vqvae), torch.device("cpu")).model
+        stored = np.load(out / "codes.npz")
+        assert list(stored["image"]) == [f"reconstructions/{path.stem}.png" for path in test_images[:3]]
+        assert list(rows) == [path.stem for path in test_images[:3]]
+        for number, path in enumerate(test_images[:3]):
+            with torch.no_grad():
+                codes = model.encode(torch.tensor(pixels(path) / 255, dtype=torch.float32)[None, None])
+                made = (model.decode(codes)[0, 0] * 255).round().byte().numpy()
+            for level in ("top", "bottom"):
+                assert np.array_equal(stored[level][number], codes[level][0].numpy())
+            assert np.array_equal(pixels(out / "reconstructions" / path.name), made)
+
+    def test_figures_are_those_of_scikit_image_on_the_files(self, run, test_images):
+        out, rows, report = run(*test_images)
+        similar = []
+        for path in test_images:
+            one, other = pixels(path), pixels(out / "reconstructions" / path.name)
+            similar.append(structural_similarity(one, other, gaussian_weights=True, sigma=1.5, data_range=255,
+                                                 use_sample_covariance=False))
+            row = rows[path.stem]
+            assert float(row["ssim"]) == pytest.approx(similar[-1], abs=1e-5)
+            assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(one, other), abs=1e-3)
+            assert float(row["brain_mae"]) > float(row["mae"]) > 0  # the background is easy
+        assert report["images"] == len(similar) == 9
+        assert report["reconstruction"]["full"]["ssim"]["mean"] == pytest.approx(np.mean(similar), abs=1e-6)
+        assert report["reconstruction"]["full"]["ssim"]["min"] == pytest.approx(min(similar), abs=1e-6)
+
+    def test_every_image_has_its_pictures_and_the_grid_the_first_eight(self, run, test_images):
+        out, _, _ = run(*test_images)
+        for path in test_images:
+            assert Image.open(out / "pictures" / path.name).width == 5 * (plots.LABEL_WIDTH + 130)
+            for level in ("top", "bottom"):
+                assert Image.open(out / "code_images" / f"{path.stem}_{level}.png").size == (128, 128)
+        assert Image.open(out / "grid.png").width == plots.LABEL_WIDTH + 8 * 130
+        assert not (out / "originals").exists()  # nothing was changed
+        assert not (out / "rejected.csv").exists()
+
+    def test_one_level_has_one_map(self, run, tiny_slices, tmp_path_factory, test_images):
+        results = tmp_path_factory.mktemp("one") / "results"
+        train_vqvae.main(["--data", str(tiny_slices), "--results", str(results), *TINY, *TINY_VQVAE, "--levels", "1",
+                          "--epochs", "1", "--savename", "one", "--start-steps", "1"])
+        out, _, report = run(test_images[0], vqvae=results / "oasis" / "one")
+        assert list(report["codes"]) == ["top"]
+        assert sorted(np.load(out / "codes.npz")) == ["data_hash", "image", "top", "vqvae_hash"]
+        assert [path.name for path in (out / "code_images").iterdir()] == [f"{test_images[0].stem}_top.png"]
+
+
+class TestScans:
+    def test_slices_are_those_of_extract_slices(self, run, apart):
+        for seed, subject in enumerate(("p1", "p2")):
+            scan(apart / "scans" / f"{subject}.nii.gz", seed, storage=("RAS", "PIL")[seed])
+        chosen = ["--per-scan", "2", "--planes", "axial", "sagittal", "--extent", "0.2", "0.9",
+                  "--field-of-view", "150"]
+        extract_slices.main(["--scans", "scans", "--out", "slices", "--size", "32", "--workers", "1", *chosen])
+        expected = {path.stem: pixels(path) for path in (apart / "slices").rglob("*.png")}
+        out, rows, report = run("scans", *chosen)
+        assert set(rows) == set(expected)
+        assert len(expected) == 8
+        for name, one in expected.items():
+            assert np.array_equal(pixels(out / "originals" / f"{name}.png"), one)
+        assert {(row["subject"], row["plane"]) for row in rows.values()} == {
+            (subject, plane) for subject in ("p1", "p2") for plane in ("axial", "sagittal")}
+        assert (report["subjects"], report["subjects_known"]) == (2, True)
+        assert report["slices"]["extent"] == {"value": [0.2, 0.9], "from": "flag"}
+
+    def test_a_named_scan_may_have_any_name_and_a_pair_is_one_scan(self, run, apart):
+        header = scan(apart / "OAS1_0007_MR1" / "T88_111" / "lesion_mask.hdr", write=save_analyze)
+        out, rows, _ = run(header, header.with_suffix(".img"))
+        assert [(row["subject"], row["input"]) for row in rows.values()] == [("OAS1_0007", str(header))]
+        assert next(iter(rows)).startswith("lesion_mask_axial")  # its layout says how it is stored: nothing was assumed
+        assert (out / "originals").is_dir()
+
+    def test_without_an_orientation_the_flag_is_asked_for(self, run, refusal, tiny_run, apart):
+        header = scan(apart / "p1.hdr", write=save_analyze)
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, header, "--out", "out")
+        assert "p1.hdr: expected an orientation in its header, found none" in said
+        assert "--assume-orientation" in said
+        assert len(run(header, "--assume-orientation", "LAS")[1]) == 1
+
+    def test_the_model_says_how_its_slices_were_cut_and_a_flag_beats_it(self):
+        settings = PredictSettings(vqvae="m", input=(Path("a"),), out=Path("out"), field_of_view=100)
+        recorded = {"planes": ["coronal"], "extent": [0.1, 0.2], "field_of_view": 180, "bits": 16, "size": 512}
+        cutting = settings.cutting(recorded, 64)
+        assert (cutting.planes, cutting.extent, cutting.field_of_view, cutting.bits, cutting.size) == (
+            ("coronal",), (0.1, 0.2), 100, 16, 64)
+        assert settings.cutting({}, 64).extent == (0.3, 0.8)
+
+    def test_pictures_beside_scans_are_left_out_and_said_so(self, run, apart, capsys):
+        scan(apart / "scans" / "p1.nii")
+        picture(apart / "scans" / "preview.png")
+        _, rows, _ = run("scans")
+        assert [row["subject"] for row in rows.values()] == ["p1"]
+        assert "left out 1 pictures" in capsys.readouterr().out
+
+
+class TestForm:
+    def test_resizing_averages_areas_and_keeps_proportions(self):
+        wide = np.array([[[10, 20, 200, 200], [30, 40, 100, 100]]], np.uint8)
+        assert resized(wide, 2, 2).tolist() == [[[25, 150], [0, 0]]]
+        assert resized(np.full((1, 2, 4), 60000, np.uint16), 8, 8)[0, :, 3].tolist() == [0, 0, *4 * [60000], 0, 0]
+
+    def test_colours_are_averaged_for_a_grey_model_and_grey_is_repeated_for_colours(self, apart):
+        colours = np.zeros((32, 32, 3), np.uint8)
+        colours[..., 0], colours[..., 1] = 200, 40
+        paths = [picture(apart / "colours.png", colours), picture(apart / "grey.png")]
+        [grey, same] = read_all([Source(path, None, True) for path in paths], None, (1, 32, 32), None)[0]
+        assert (np.unique(grey.pixels).tolist(), grey.changes) == ([80], ("colours made grey",))
+        assert (same.pixels.shape, same.changes) == ((1, 32, 32), ())
+        [_, repeated] = read_all([Source(path, None, True) for path in paths], None, (3, 32, 32), None)[0]
+        assert np.array_equal(repeated.pixels, np.repeat(picture_of(90, 0)[None], 3, 0))
+
+    def test_where_training_stretched_images_they_are_read_as_it_read_them(self, apart):
+        path = picture(apart / "wide.png", np.tile(np.arange(96, dtype=np.uint8), (64, 1)))
+        [one] = read_all([Source(path, None, True)], None, (1, 32, 32), 32)[0]
+        assert one.changes == ("stretched from 96 by 64",)
+        expected = Image.open(path).resize((32, 32), Image.Resampling.BOX)
+        assert np.array_equal(one.pixels[0], np.asarray(expected))
+
+    def test_16_bits_give_the_codes_of_8_bits_alone_and_mixed(self, run, apart):
+        shallow = picture_of(90, 0)
+        picture(apart / "shallow.png", shallow)
+        picture(apart / "deep.png", shallow.astype(np.uint16) * 257)
+        mixed = np.load(run("shallow.png", "deep.png")[0] / "codes.npz")
+        alone = np.load(run("deep.png", out="alone")[0] / "codes.npz")
+        for level in ("top", "bottom"):
+            assert np.array_equal(mixed[level][0], mixed[level][1])
+            assert np.array_equal(mixed[level][1], alone[level][0])
+
+    def test_images_of_other_kinds_are_brought_to_the_models_size_with_a_word(self, run, apart, capsys):
+        picture(apart / "photo.jpg", np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+        out, rows, report = run("photo.jpg")
+        assert rows["photo"]["changes"] == "colours made grey; resized from 60 by 40, black borders"
+        assert pixels(out / "originals" / "photo.png").shape == (32, 32)
+        assert report["changes"]["resized"] == 1
+        said = capsys.readouterr().out
+        assert "resized: 1 of 1 image(s), to the size that the model was trained at; --size N for another" in said
+
+    def test_another_size_must_be_divided_by_the_factors(self, run, refusal, tiny_run, apart):
+        path = picture(apart / "brain.png", picture_of(90, 0, 64))
+        out, _, report = run(path, "--size", 64)
+        assert (report["size"], report["trained_at"]) == ([64, 64], [32, 32])
+        assert np.load(out / "codes.npz")["bottom"].shape == (1, 16, 16)
+        assert "--size: expected a multiple of 8, the pixels of a top code" in refusal(
+            predict.main, "--vqvae", tiny_run.vqvae, path, "--out", "other", "--size", 60)
+
+
+class TestWhatCannotBeRead:
+    @pytest.fixture
+    def damaged(self, apart):
+        path = picture(apart / "good" / "whole.png")
+        cut = apart / "good" / "cut.png"
+        cut.write_bytes(path.read_bytes()[:200])
+        return cut
+
+    def test_named_it_is_an_error_before_anything_is_written(self, refusal, tiny_run, damaged, apart):
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, damaged.with_name("whole.png"), damaged, "--out", "out")
+        assert f"{damaged}: expected a readable image, found" in said
+        assert not (apart / "out").exists()
+
+    def test_in_a_folder_it_is_a_row_and_the_rest_is_done(self, run, damaged, capsys):
+        out, rows, report = run(damaged.parent)
+        assert (list(rows), report["rejected"]) == (["whole"], 1)
+        [row] = csv.DictReader((out / "rejected.csv").read_text().splitlines())
+        assert row["input"] == str(damaged)
+        assert row["reason"].startswith("expected a readable image, found")
+        assert f"not read: {damaged}: expected a readable image" in capsys.readouterr().out
+
+    def test_a_folder_of_nothing_else_is_an_error(self, refusal, tiny_run, damaged, apart):
+        damaged.with_name("whole.png").unlink()
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, damaged.parent, "--out", "out")
+        assert "INPUT: expected at least one image or scan that can be read, found none among 1, such as" in said
+        assert not (apart / "out").exists()
+
+    @pytest.mark.parametrize(("name", "said"), [
+        ("notes.txt", "a folder of them, found a file of another kind. Leave it out"),
+        ("empty", "expected images or scans in this folder, found none. Correct the path."),
+        ("texts", "expected images or scans in this folder, found none. Correct the path."),
+        ("masks", "found only 1 scans whose names are not of T1-weighted ones. Give --suffix, or name the files."),
+        ("absent.png", "a folder of them, found nothing. Correct the path."),
+        ("text.nii", "text.nii: expected a NIfTI, Analyze or MGH image, found text ('hello')")])
+    def test_other_things_are_named_with_what_to_do(self, refusal, tiny_run, apart, name, said):
+        for folder in ("empty", "texts", "masks"):
+            (apart / folder).mkdir()
+        for path in ("notes.txt", "texts/a.csv", "text.nii", "masks/p1_mask.nii"):
+            (apart / path).write_text("hello")
+        assert said in refusal(predict.main, "--vqvae", tiny_run.vqvae, name, "--out", "out")
+        assert not (apart / "out").exists()
+
+    def test_no_input_is_an_error(self):
+        with pytest.raises(UserError, match=r"INPUT: expected at least one image, scan or folder, found none\. Na"):
+            predict.main(["--vqvae", "m", "--out", "out"])
+
+    def test_a_prior_is_not_taken_for_a_vqvae(self, refusal, tiny_run, apart):
+        path = picture(apart / "brain.png")
+        assert "expected a VQ-VAE, found a" in refusal(predict.main, "-m", tiny_run.top, path, "--out", "out")
+
+
+class TestFolder:
+    def test_its_own_folder_is_replaced_and_what_is_no_longer_there_goes(self, run, test_images):
+        run(*test_images[:2])
+        (fresh, _, _), (again, _, _) = run(test_images[1], out="fresh"), run(test_images[1])
+        old, new = files_in(again), files_in(fresh)
+        assert set(old) == set(new)
+        assert {name for name in new if old[name] != new[name]} <= {"predict.json", "metrics.json"}  # they name --out
+
+    def test_what_a_killed_run_left_is_replaced_too(self, run, test_images, monkeypatch):
+        def killed(*_):
+            raise KeyboardInterrupt
+        with monkeypatch.context() as patched:
+            patched.setattr(prediction, "table_of", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(*test_images[:2])
+        _, rows, _ = run(test_images[0])
+        assert list(rows) == [test_images[0].stem]
+
+    @pytest.mark.parametrize("name", ["metrics.json", "codes.npz", "reconstructions/mine.png"])
+    def test_others_files_are_never_replaced(self, refusal, tiny_run, apart, test_images, name):
+        path = apart / "out" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, test_images[0], "--out", "out")
+        assert f"found {name.split('/')[0]} and no predict.json. Choose another --out." in said
+        assert files_in(apart / "out").keys() == {name}
+
+    def test_a_damaged_record_leads_nowhere_else(self, run, apart, test_images):
+        run(test_images[0])
+        victim = picture(apart / "victim.png")
+        (apart / "out" / "predict.json").write_text(json.dumps({"images": ["../../victim", 7]}))
+        run(test_images[0])
+        assert victim.exists()
+
+    def test_inputs_in_the_folder_that_receives_are_refused(self, refusal, tiny_run, run, test_images, apart):
+        out, _, _ = run(test_images[0])
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, out / "reconstructions", "--out", "out")
+        assert "--out out: expected a folder that holds none of the inputs, found" in said
+
+    def test_a_folder_above_is_read_without_what_was_written_into_it(self, run, apart, test_images):
+        shutil.copy(test_images[0], apart)
+        for _ in range(2):
+            _, rows, _ = run(apart)
+        assert list(rows) == [test_images[0].stem]
+
+    def test_equal_names_get_a_hash_and_a_file_given_twice_counts_once(self, run, apart, tiny_slices):
+        for folder in ("a", "b"):
+            picture(apart / folder / "brain.png", picture_of(len(folder) + ord(folder), 0))
+        out, rows, _ = run("a", "b/brain.png", "a/brain.png")
+        assert len(rows) == 2
+        assert all(name.startswith("brain_") for name in rows)
+        assert {path.stem for path in (out / "reconstructions").iterdir()} == set(rows)
+
+
+class TestTrainedOn:
+    def test_images_of_the_training_are_counted_and_warned_about(self, run, tiny_slices, test_images, capsys):
+        train = sorted((tiny_slices / "train").glob("*.png"))
+        _, rows, report = run(*train[:2], test_images[0])
+        assert report["seen_in_training"] == {"images": 2, "subjects": 0}
+        assert [row["seen_in_training"] for row in rows.values()] == ["1", "1", "0"]
+        assert "warning: the model was trained on 2 of these images" in capsys.readouterr().out
+        assert run(test_images[0])[2]["seen_in_training"]["images"] == 0
+        assert "warning" not in capsys.readouterr().out
+
+    def test_scans_of_subjects_of_these_names_are_counted(self, run, apart):
+        scan(apart / "scans" / "OAS1_0001_MR1.nii.gz")  # of train
+        scan(apart / "scans" / "OAS1_0011_MR1.nii.gz", 1)  # of test
+        assert run("scans")[2]["seen_in_training"] == {"images": 0, "subjects": 1}

@@ -1,0 +1,64 @@
+"""A published model is the run's model, without paths of the machine, and half as large where that is asked for."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from vqvae2 import checkpoints, model_cards, publishing, samples
+from vqvae2.errors import UserError
+
+
+def weights(folder):
+    return checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+
+
+def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp_path):
+    tensors, _ = weights(tiny_run.vqvae)
+    assert publishing.publish(tiny_run.vqvae, tmp_path / "out") == checkpoints.weights_hash(tensors)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "log.csv",
+                                                                   "curves.png"}
+    for text in (json.dumps(weights(tmp_path / "out")[1]), (tmp_path / "out" / "config.json").read_text()):
+        assert not re.search(r"(?<![\w.])/\w+/", text), text[:300]
+    assert (tmp_path / "out" / "log.csv").read_text() == (tiny_run.vqvae / "log.csv").read_text()
+
+
+def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_run, tmp_path):
+    for name in ("vqvae", "top", "bottom"):
+        publishing.publish(getattr(tiny_run, name), tmp_path / name, bf16=name != "vqvae")
+    _, priors = samples.load_models(*(str(tmp_path / name) for name in ("vqvae", "top", "bottom")),
+                                    torch.device("cpu"))
+    assert all(one.dtype == torch.float32 for prior in priors.values() for one in prior.parameters())
+    original, rounded = (weights(folder)[0] for folder in (tiny_run.top, tmp_path / "top"))
+    for name, tensor in rounded.items():
+        assert tensor.dtype == torch.bfloat16, name
+        torch.testing.assert_close(tensor.float(), original[name], rtol=2**-8, atol=0)
+
+
+def test_the_codebook_of_a_16_bit_vqvae_keeps_every_digit(tiny_run, tmp_path):
+    publishing.publish(tiny_run.vqvae, tmp_path, bf16=True)
+    original, rounded = (weights(folder)[0] for folder in (tiny_run.vqvae, tmp_path))
+    assert torch.equal(rounded["quantizers.top.codebook"], original["quantizers.top.codebook"])
+    assert rounded["to_top.weight"].dtype == torch.bfloat16
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"expected a run with model\.safetensors, found none\. Give the folder"):
+        publishing.PublishSettings(run=tmp_path, out=tmp_path / "out")
+
+
+def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):
+    for name in ("vqvae", "top"):
+        publishing.publish(getattr(tiny_run, name), tmp_path / name)
+    text = model_cards.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
+    assert text.startswith("# vqvae: VQ-VAE-2, two levels of 16 codes, 32 by 32 pixels\n")
+    assert "18 images of 6 subjects to train, 6 images of 2 subjects to choose the best weights, 9 images of 3" in text
+    assert "--channels 16" in text
+    assert "--codebook-size 16" in text
+    assert "--commitment" not in text  # a default
+    assert "10 epochs, 180 images seen" in text
+    assert "Not for diagnosis" in text
+    top = model_cards.card(tmp_path / "top", "Made-up ellipses.", {}, "")
+    assert top.startswith("# top: top prior of 4 by 4 codes")
+    assert weights(tiny_run.top)[1]["vqvae_hash"][:12] in top

@@ -1,0 +1,130 @@
+r"""Images -> a small feature network in results/<dataset>/<savename>/, in whose features samples are judged.
+
+One process, on the CPU or on one GPU:
+    python train_features.py --dataset oasis --batch 32 --epochs 20 --savename features
+One machine with 8 GPUs:
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_features.py \
+        --dataset oasis --batch 4 --epochs 20 --savename features
+
+Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
+the one in pretrained/features judges. The same command goes on where a run was stopped. --batch is for each process.
+harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import Share, Trainer
+from vqvae2 import checkpoints, distributed, features, images, machine, plots, random_numbers, sample_figures
+from vqvae2.config import parse, path_from_environment
+from vqvae2.errors import run_script
+from vqvae2.feature_config import FeatureSettings
+
+JUDGED = 400
+"""Validation images, at most, that are harmed for harms.csv."""
+
+
+class FeatureTrainer(Trainer):
+    """Trains a network to tell which harm was done to a picture, and to redraw it small, from a few features.
+
+    The loss is the squared error of the strengths told plus --redraw times that of the pixels redrawn.
+    """
+
+    kind = features.KIND
+
+    def start(self) -> None:
+        """Read the images, and make them the pictures that the network sees."""
+        self.images = images.load_images(self.settings, ("train", "validate"))
+        self.pictures_of = {split: self._as_seen(self.images.splits[split]) for split in ("train", "validate")}
+
+    @staticmethod
+    def _as_seen(split: images.ImageSet) -> torch.Tensor:
+        """All pictures of a split, float16: 8 bits of grey are exact to a tenth of a step, in half of the memory."""
+        made = [features.as_seen(split.batch(items)).half() for items in torch.arange(len(split)).split(256)]
+        return torch.cat(made) if len(split) else torch.zeros(0, 1, features.SIDE, features.SIDE).half()
+
+    def describe(self) -> dict:
+        """Return the data's hashes and sizes."""
+        return self.images.describe()
+
+    def count(self, split: str) -> int:
+        """Return the number of images."""
+        return len(self.images.splits[split])
+
+    def build(self) -> nn.Module:
+        """Return the network."""
+        return features.FeatureNet(self.settings)
+
+    def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
+        """Return loss, squared error of the harms told and of the pixels redrawn, of each image."""
+        pictures, harms = self._harmed(share, model.training)
+        made = model(machine.to_device(pictures, self.device))
+        told = (made.harms.float() - machine.to_device(harms, self.device)).square().mean(1)
+        redrawn = (made.pictures.float() - features.small(machine.to_device(pictures, self.device))).square().mean(1)
+        return {"loss": told + self.settings.redraw * redrawn, "harm_mse": told, "redrawn_mse": redrawn}
+
+    def _harmed(self, share: Share, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures `[n, 1, 128, 128]` with harm done to them, and how much of each, `[n, 6]`.
+
+        What becomes of an image depends on (seed, epoch, its number) only. Validation harms alike in every epoch.
+        """
+        split, kinds = self.pictures_of["train" if training else "validate"], len(features.HARMS)
+        purpose, epoch = ("harm", share.epoch) if training else ("validation harm", 0)
+        items = share.items.numpy()
+        draws = random_numbers.uniform(self.settings.seed, purpose, epoch, items[:, None],
+                                       np.arange(2 * kinds + 7)[None]).float()
+        strengths = draws[:, kinds:2 * kinds] * (draws[:, :kinds] < self.settings.harm)
+        intensity = features.HARMS.index("intensity")
+        strengths[:, intensity] *= torch.where(draws[:, -1] < 0.5, -1.0, 1.0)
+        pictures = split[share.items].float()
+        if training:
+            pictures = images.moved(pictures, draws[:, 2 * kinds:2 * kinds + 5])
+        others = split[(draws[:, -2] * len(split)).long()].float()
+        for i, item in enumerate(items):
+            for kind, name in enumerate(features.HARMS):
+                generator = random_numbers.generator(self.settings.seed, purpose, epoch, int(item), kind)
+                pictures[i, 0] = features.harmed(pictures[i, 0], name, strengths[i, kind].item(), generator,
+                                                 others[i, 0])
+        return pictures, strengths
+
+    def after_step(self) -> None:
+        """At the end of an epoch measure mean and covariance of the training pictures' features, over all ranks."""
+        if self.step_in_epoch < self.steps_per_epoch - 1:
+            return
+        model, dims = self.model.eval(), self.settings.dims
+        sums = torch.zeros(dims + dims**2, dtype=self.sum_type, device=self.device)
+        with torch.no_grad():
+            for share in self.shares_of(self.count("train")):
+                made = model(machine.to_device(self.pictures_of["train"][share.items].float(), self.device))
+                own = made.features.to(self.sum_type)
+                sums += torch.cat([own.sum(0), (own.T @ own).flatten()])
+        means = distributed.sum_over_ranks(sums) / self.count("train")
+        model.mean.copy_(means[:dims])
+        model.covariance.copy_(means[dims:].view(dims, dims) - torch.outer(means[:dims], means[:dims]))
+        model.train()
+
+    def pictures(self, epoch: int) -> None:
+        """Draw the curves; write what the best weights so far make of harm that is done to validation images."""
+        plots.curves(self.rows, self.folder / "losses.png")
+        if self.count("validate") == 0:
+            return
+        split = self.images.splits["validate"]
+        items = np.linspace(0, len(split) - 1, min(JUDGED, len(split))).round().astype(int)
+        checkpoints.write_rows(self.folder / "harms.csv", sample_figures.harm_figures(
+            features.load_extractor(str(self.folder), self.device), split.bytes()[items],
+            [split.subjects[i] for i in items], self.settings.seed))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    settings = parse(FeatureSettings, __doc__, arguments)
+    # The folder is kept in config.json, whether a flag or the environment named it.
+    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
+    FeatureTrainer(dataclasses.replace(settings, data=data)).run()
+
+
+if __name__ == "__main__":
+    run_script(main)

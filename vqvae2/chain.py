@@ -1,0 +1,85 @@
+"""Scripts and their arguments -> the same chain run step by step, each command printed so that it can be pasted."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqvae2 import checkpoints
+
+HERE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One script of the chain."""
+
+    heading: str
+    script: str
+    arguments: str
+    processes: int = 1
+    note: Path | None = None
+    """Where the finished command is noted, so that it is not run again: for a script that would begin anew."""
+
+    def command(self) -> list[str]:
+        """Return the words of the command line, under torchrun where there are to be several processes."""
+        launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
+        return [short(sys.executable), *(launcher.split() if self.processes > 1 else ()), short(HERE / self.script),
+                *shlex.split(self.arguments)]
+
+
+def run_steps(steps: list[Step]) -> None:
+    """Run the steps one after the other, their output going where ours goes.
+
+    Raises: SystemExit with the status of the first step that fails.
+    """
+    for number, step in enumerate(steps, 1):
+        title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
+        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == shlex.join(command):
+            print(f"\n{title}: there already", flush=True)
+            continue
+        print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
+        if status := run(command, step.processes):
+            print(f"{title}: {step.script} ended with status {status}; what it said stands above. "
+                  "The same command goes on from here.", file=sys.stderr, flush=True)
+            raise SystemExit(status)
+        if step.note:
+            checkpoints.write_text(step.note, shlex.join(command))
+
+
+def run(command: list[str], processes: int) -> int:
+    """Run a command to its end and return its exit status; as a shell says it, where a signal ended it."""
+    # torchrun would say that it sets this to 1; the scripts share the cores out by themselves.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
+    child = None
+    # Ctrl-C reaches the child by itself, and SIGTERM is passed on: it saves its state, and we wait for that.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child and child.send_signal(number)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        child = subprocess.Popen(command, env={**threads, **os.environ})
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
+def short(path: Path | str) -> str:
+    """Return the path as it is or from here, whichever is shorter; both can be pasted."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def demo_slices(folder: Path, size: int, subjects: int = 24, per_scan: int = 16) -> Path:
+    """Make synthetic scans and their slices of `size` by `size` pixels below `folder`, where they are not there yet.
+
+    Returns the folder of the slices, for --data. About a minute the first time.
+    """
+    scans, slices = folder / "scans", folder / f"slices-{size}"
+    from_, to = shlex.quote(str(scans)), shlex.quote(str(slices))
+    run_steps([Step("synthetic scans", "make_demo_scans.py", f"--out {from_} --subjects {subjects}",
+                    note=scans / ".done"),
+               Step("slices", "extract_slices.py", f"--scans {from_} --out {to} --size {size} --per-scan {per_scan}")])
+    return slices

@@ -1,0 +1,264 @@
+"""Rows of log.csv -> charts of what changes as training goes: of one run, or of several runs on one plot.
+
+Nothing here writes: `plots.curves` and `plots.compare_curves` do.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from vqvae2.config import expect
+
+MANUAL = r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
+
+Two runs, by name or by folder; a run that is still going is drawn as far as it is:
+    python -m vqvae2.plots brain-128 results/oasis/brain-256 --out curves.png
+All runs of a data set over the hours that they took:
+    python -m vqvae2.plots results/oasis/* --x seconds --out curves.png
+
+Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
+a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
+"""
+LOG = "log.csv"
+FORMATS = (".png", ".pdf", ".svg")
+COLOURS = {"train": "#999999", "validate": "#0072B2", "top": "#0072B2", "bottom": "#D55E00", "full": "#0072B2",
+           "brain": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers too
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Okabe and Ito again, without yellow, which is hard to see on white."""
+RUN_STYLES, RUN_MARKERS = ("-", "--", ":", "-."), "osD^v"
+MOST_RUNS = len(RUN_COLOURS) * len(RUN_STYLES)
+"""Two numbers without a common divisor: so many runs have a colour and a line style that no other has together."""
+FEW_POINTS = 30
+"""Lines with fewer points have markers."""
+LOSS, ERROR, NLL = "Loss", "Mean squared error", "NLL of the codes"
+LOG_SCALED = (LOSS, ERROR)
+COUNTING = {"histogram": "counting: frequency", "position_histogram": "counting: place",
+            "context": "counting: neighbours"}
+"""What the models of metrics.context_model_bits are called in a legend."""
+PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend)]
+    (LOSS, "loss (no unit, images 0…1)", [("train_loss", "train"), ("validate_loss", "validate")]),
+    (ERROR, "MSE (images 0…1)", [("train_mse", "train"), ("validate_mse", "validate")]),
+    (NLL, "NLL (bits per code)", [("train_bits_per_code", "train"), ("validate_bits_per_code", "validate")]),
+    ("Structural similarity", "SSIM (1 is equal)", [("train_ssim", "train"), ("validate_ssim", "validate")]),
+    ("Codes in use (validation images)", "codes used (number)", [("top_used", "top"), ("bottom_used", "bottom")]),
+    ("Perplexity of the codes (validation images)", "perplexity (number of codes)",
+     [("top_perplexity", "top"), ("bottom_perplexity", "bottom")]),
+    ("Shuffle drop: what a level carries", "SSIM lost by the exchange", [("top_shuffle_drop", "top"),
+                                                                         ("bottom_shuffle_drop", "bottom")]),
+)
+COMPARED = (  # title, unit on the y axis, columns of log.csv of which the first is taken that any run has
+    (LOSS, "loss (no unit, images 0…1)", ("validate_loss", "train_loss")),
+    (ERROR, "MSE (images 0…1)", ("validate_mse", "train_mse")),
+    (NLL, "NLL (bits per code)", ("validate_bits_per_code", "train_bits_per_code")),
+    ("Structural similarity", "SSIM (1 is equal)", ("validate_ssim", "train_ssim")),
+    ("Top codes in use", "codes used (number)", ("top_used",)),
+    ("Bottom codes in use", "codes used (number)", ("bottom_used",)),
+    ("Perplexity of the top codes", "perplexity (number of codes)", ("top_perplexity",)),
+    ("Perplexity of the bottom codes", "perplexity (number of codes)", ("bottom_perplexity",)),
+    ("Shuffle drop of the top codes", "SSIM lost by the exchange", ("top_shuffle_drop",)),
+    ("Shuffle drop of the bottom codes", "SSIM lost by the exchange", ("bottom_shuffle_drop",)),
+)
+X_LABELS = {"images_seen": "training images seen (number)", "epoch": "epoch"}
+CLOCKS = ((3 * 3600, 3600, "hours"), (3 * 60, 60, "minutes"), (0, 1, "seconds"))
+"""From so many seconds on, seconds in the unit, its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Settings of python -m vqvae2.plots."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Runs: folders that have a log.csv, or names in <results>/*/ or pretrained/."""
+    out: Path = Path("curves.png")
+    """The plot: .png, .pdf or .svg."""
+    x: Literal["images_seen", "epoch", "seconds"] = "images_seen"
+    """What the lines are drawn over: runs of other batches and data compare by images seen, or by the time taken."""
+    title: str = "Training curves"
+    """Stands above the plot."""
+    results: Path = Path("results")
+    """Folder that holds all runs."""
+
+    def __post_init__(self) -> None:
+        expect(1 <= len(self.runs) <= MOST_RUNS, "RUN", f"1 to {MOST_RUNS} runs", len(self.runs),
+               "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
+        expect(self.out.suffix.lower() in FORMATS, "--out", f"a name that ends in {', '.join(FORMATS)}", self.out,
+               "Try curves.png.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has logged so far."""
+
+    name: str
+    """In the legend."""
+    rows: Sequence[Mapping[str, object]]
+    """One an epoch, as csv.DictReader gives them: numbers or text, "" or None where there is no value."""
+
+
+def find_log(name: str, results: Path = Path("results")) -> Path:
+    """Return the folder of a run that has a log: `name` as a path, or looked up in <results>/*/ and pretrained/.
+
+    Unlike `checkpoints.find_run` it asks for no weights: a VQ-VAE has none before its codebooks are placed.
+    Raises: UserError, naming what was found, if there is none or more than one.
+    """
+    path = Path(name).expanduser()
+    if (path / LOG).is_file():
+        return path
+    logs = sorted([*results.glob(f"*/*/{LOG}"), *Path("pretrained").glob(f"*/{LOG}")])
+    found = [log.parent for log in logs if log.parent.name == name]
+    expect(len(found) <= 1, f"RUN {name}", "one run of this name", ", ".join(map(str, found)), "Give the path of one.")
+    known = sorted({log.parent.name for log in logs})
+    expect(len(found) == 1, f"RUN {name}", f"a folder with {LOG}, or a name in {results}/*/ or pretrained/",
+           f"only {', '.join(known)}" if known else "no log at all",
+           "Check the name, or wait for the first epoch to end.")
+    return found[0]
+
+
+def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run]:
+    """Return the logs of some runs; a run is called by its folder, by its whole path where two have the same name.
+
+    Raises: UserError if a run is not found or given twice, or its log is empty or not one of numbers.
+    """
+    folders = [find_log(name, results) for name in names]
+    for number, folder in enumerate(folders):
+        before = [one.resolve() for one in folders[:number]]
+        expect(folder.resolve() not in before, f"RUN {names[number]}", "each run once", f"{folder} twice", "Drop one.")
+    short = [folder.resolve().name for folder in folders]
+    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / LOG))
+            for name, folder in zip(short, folders)]
+
+
+def draw(rows: Sequence[Mapping[str, object]], title: str | None = None,
+         references: Mapping[str, float] | None = None) -> Figure:
+    """Draw one run's figures over its epochs: see `plots.curves`."""
+    found = [(name, unit, [(points(rows, column), label) for column, label in lines if points(rows, column)])
+             for name, unit, lines in PANELS]
+    found = [panel for panel in found if panel[2]]
+    # A prior's loss is its NLL in another unit, which would only ask to be mistaken for it.
+    found = [panel for panel in found if panel[0] != LOSS or NLL not in [name for name, *_ in found]]
+    figure, axes = panels(len(found))
+    for axis, (name, unit, lines) in zip(axes, found):
+        for line, label in lines:
+            axis.plot(*zip(*line), color=COLOURS[label], label=label, marker="." if len(line) < FEW_POINTS else None)
+        others = references if references and name == NLL else {}
+        for number, (label, value) in enumerate(others.items()):
+            axis.axhline(value, color="black", linewidth=1, linestyle=RUN_STYLES[1 + number % 3],
+                         label=COUNTING.get(label, label))
+        axis.set(title=name, xlabel="epoch", ylabel=unit)
+        _set_scales(axis, name, [value for line, _ in lines for _, value in line], "epoch")
+        axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2} if others else {})
+    if title and found:
+        figure.suptitle(title)
+    return figure
+
+
+def draw_comparison(runs: Sequence[Run], x: str = "images_seen", title: str | None = None) -> Figure:
+    """Draw figures of several runs, a panel for each figure, a line for each run: see `plots.compare_curves`."""
+    lines = {column: {run.name: found for run in runs if (found := points(run.rows, column, x))}
+             for _, _, columns in COMPARED for column in columns}
+    for run in runs:
+        if points(run.rows, "validate_bits_per_code", x) or points(run.rows, "train_bits_per_code", x):
+            for column in ("validate_loss", "train_loss"):  # the same in nats: see `draw`
+                lines[column].pop(run.name, None)
+    chosen = [(name, unit, next((column for column in columns if lines[column]), None))
+              for name, unit, columns in COMPARED]
+    chosen = [panel for panel in chosen if panel[2] is not None]
+    expect(bool(chosen), "RUN", "a log with a figure that can be drawn", f"none in {_names(runs)}",
+           "Wait for the first epoch to end.")
+    longest = max(place for _, _, column in chosen for line in lines[column].values() for place, _ in line)
+    seconds, clock = next((one, name) for least, one, name in CLOCKS if longest >= least)
+    figure, axes = panels(len(chosen))
+    for axis, (name, unit, column) in zip(axes, chosen):
+        for number, run in enumerate(runs):
+            if line := lines[column].get(run.name):
+                places, values = zip(*line)
+                axis.plot([place / seconds for place in places] if x == "seconds" else places, values,
+                          color=RUN_COLOURS[number % len(RUN_COLOURS)], linestyle=RUN_STYLES[number % len(RUN_STYLES)],
+                          marker=RUN_MARKERS[number % len(RUN_MARKERS)] if len(line) < FEW_POINTS else None,
+                          markersize=3, linewidth=1.4, label=run.name)
+        whose = "training" if column.startswith("train_") else "validation"
+        axis.set(title=f"{name} ({whose} images)", ylabel=unit, xlabel=X_LABELS.get(x, f"training time ({clock})"))
+        axis.title.set_fontsize("medium")
+        _set_scales(axis, name, [value for line in lines[column].values() for _, value in line], x)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    names = [run.name for run in runs if run.name in handles]
+    widest = max(len(name) for name in names)
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", handlelength=4,
+                  ncols=max(1, min(len(names), 5, int(figure.get_figwidth() * 10) // (widest + 10))))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def points(rows: Sequence[Mapping[str, object]], column: str, x: str = "epoch") -> list[tuple[float, float]]:
+    """Return (place, value) of each row that has a value in `column`; "seconds" add up over all rows before it."""
+    found, seconds = [], 0.0
+    for row in rows:
+        seconds += float(row.get("seconds") or 0)
+        place = seconds if x == "seconds" else row.get(x)
+        if row.get(column) not in (None, "") and place not in (None, ""):
+            found.append((float(place), float(row[column])))
+    return found
+
+
+def panels(number: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `number` panels, at most three in a row (four from ten on), and its axes.
+
+    pyplot's global state is left alone.
+    """
+    columns = min(3 if number <= 9 else 4, max(1, number))
+    rows = max(1, math.ceil(number / columns))
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, panel + 1) for panel in range(number)]
+
+
+def _set_scales(axis: Axes, name: str, values: Sequence[float], x: str) -> None:
+    if x == "images_seen":
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=x != "seconds", min_n_ticks=1, nbins=6))
+    if name in LOG_SCALED and 0 < 10 * min(values) < max(values):
+        axis.set_yscale("log")
+
+
+def _read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log.csv, all cells of which are numbers or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows, found = [], f"{type(error).__name__}: {error}"
+    else:
+        found = f"{len(rows)} rows"
+    advice = "Point at a folder in which a training script is running or has run."
+    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", found, advice)
+    for number, row in enumerate(rows):
+        for column, cell in row.items():
+            try:
+                float(cell or 0)
+            except (TypeError, ValueError):
+                expect(False, str(path), f"numbers in row {number + 1}, column {column}", cell, advice)
+    return rows
+
+
+def _kind(folder: Path) -> str:
+    """What a run has learned, for the legend, where its config.json says so and it is no VQ-VAE."""
+    with suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")
+        return f" ({kind})" if kind and kind != "vqvae" else ""
+    return ""
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(run.name for run in runs)

@@ -1,0 +1,317 @@
+"""Images -> features: a few numbers for each image, in which sets of images are compared.
+
+The network of this project needs no download: `train_features.py` trains it in minutes on the training subjects, and
+one stands in pretrained/features. Pictures are harmed in six ways, each more or less (HARMS), and from its features
+alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the picture on
+32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it shows; and
+since both layers are linear, what they read lies open to a kernel or a Gaussian.
+
+Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
+every direction, so that the scale of a kernel means something, and no direction counts more than another. Pictures of
+another study, or of 64² pixels, which look soft to the network, lie far from that mean: a report whitens anew, by the
+training slices of the models that it judges (`sample_figures.judge`).
+
+NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger ones are averaged over areas, smaller
+ones interpolated, and a picture that is not square is made so. Features of sets of one size can be compared.
+
+A network of others serves as well, as a TorchScript file: Inception as NVIDIA publishes it for the usual Fréchet
+distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns `[n, dims]`.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vqvae2 import checkpoints, random_numbers
+from vqvae2.config import expect, from_dict
+from vqvae2.errors import UserError
+from vqvae2.feature_config import FeatureSettings
+
+KIND = "features"
+SIDE, SMALL_SIDE, SMALLEST = 128, 32, 32
+"""Pixels of the picture that the network sees, of the one that it redraws, and of the smallest that it takes."""
+OCTAVES = 3
+FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0), (-0.5, 0, 0, 0, 1, 0, 0, 0, -0.5),
+           (0, 0, -0.5, 0, 1, 0, -0.5, 0, 0))  # 3 by 3, row by row: across, down, both diagonals
+HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
+SHIPPED = (Path(__file__).parents[1] / "pretrained" / "features", Path("pretrained") / "features")
+NEED = "a folder or name of a run of train_features.py, or a TorchScript file"
+LEAST_VARIANCE = 1e-3
+"""Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
+
+
+class Made(NamedTuple):
+    """What the network makes of n pictures."""
+
+    features: torch.Tensor
+    """`[n, dims]`, not whitened."""
+    harms: torch.Tensor
+    """`[n, 6]`: how much of each of HARMS it believes was done, 0…1; of intensity -1…1."""
+    pictures: torch.Tensor
+    """`[n, 32 * 32]`, about 0…1: the picture redrawn."""
+
+
+class FeatureNet(nn.Module):
+    """Fixed band-pass filters, three small convolutions, and a linear layer to the features.
+
+    128² pictures -> 13 channels on 32² (`bands`) -> 16² -> 8² -> 8² -> features, from the last one's answers on a 4 by
+    4 grid, for what is where, and from the means of all others over the whole picture, for texture.
+
+    NOTE: the filters are not learned. A network of about this size that learned its own from the pixels told noise and
+    ghosts much worse after 16,000 pictures (share of variance explained 0.11 and 0.29, here 0.89 and 0.62), the others
+    alike, and took longer.
+    """
+
+    def __init__(self, settings: FeatureSettings):
+        super().__init__()
+        width = settings.channels
+        widths = [1 + len(FILTERS) * OCTAVES, width, 2 * width, 2 * width]
+        self.convolutions = nn.ModuleList(nn.Conv2d(one, other, 3, stride, 1)
+                                          for one, other, stride in zip(widths, widths[1:], (2, 2, 1)))
+        # None in the first layer: the network would be blind to contrast.
+        self.norms = nn.ModuleList([nn.Identity(), *(nn.GroupNorm(4, 2 * width) for _ in range(2))])
+        self.gather = nn.Linear(sum(widths[:-1]) + 16 * widths[-1], settings.dims)
+        self.tell = nn.Linear(settings.dims, len(HARMS))
+        self.redraw = nn.Linear(settings.dims, SMALL_SIDE**2)
+        # Of the features of the training pictures: set by the trainer, used by `extractor_of`.
+        self.register_buffer("mean", torch.zeros(settings.dims))
+        self.register_buffer("covariance", torch.eye(settings.dims))
+
+    def forward(self, pictures: torch.Tensor) -> Made:
+        """Return what is made of `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
+        answers = [bands(pictures)]
+        for convolution, norm in zip(self.convolutions, self.norms):
+            answers.append(functional.silu(norm(convolution(answers[-1]))))
+        texture = [answer.mean((2, 3)) for answer in answers[:-1]]
+        form = functional.avg_pool2d(answers[-1], SMALL_SIDE // 16).flatten(1)
+        features = self.gather(torch.cat([*texture, form], 1))
+        return Made(features, self.tell(features), self.redraw(features))
+
+
+def bands(pictures: torch.Tensor) -> torch.Tensor:
+    """Return what lies in a picture at which fineness and in which direction, `[n, 13, 32, 32]`.
+
+    Three times the picture itself; then, for details of about 2, 4 and 8 pixels, second differences across, down and
+    along both diagonals: log(1 + 100 |difference|) / 2 of the mean over each cell. `pictures` is `[n, 1, 128, 128]`.
+    """
+    kernels = torch.tensor(FILTERS, dtype=pictures.dtype, device=pictures.device).view(-1, 1, 3, 3)
+    found = [3 * functional.avg_pool2d(pictures, SIDE // SMALL_SIDE)]
+    for octave in range(OCTAVES):
+        answers = functional.conv2d(pictures, kernels, padding=1).abs()
+        found.append(torch.log1p(100 * functional.avg_pool2d(answers, SIDE // SMALL_SIDE >> octave)) / 2)
+        pictures = functional.avg_pool2d(pictures, 2)
+    return torch.cat(found, 1)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network that is ready for use."""
+
+    name: str
+    """For the report."""
+    hash: str
+    """SHA-256 of the weights, 64 hex digits."""
+    dims: int
+    embed: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
+    """uint8 `[n, channels, height, width]` on the CPU -> `[n, dims]`."""
+    is_own: bool = False
+    """Whether it is a network of this project, whose features may be made white; those of others stay as they are."""
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
+        """Return float64 `[n, dims]` of uint8 images `[n, channels, height, width]`, `batch` of them at a time.
+
+        An image's features do not depend on the others, nor, beyond rounding, on `batch`.
+        Raises: UserError for images that the network cannot take, or features that are no numbers.
+        """
+        made = [self.embed(some).double().cpu().numpy() for some in images.split(batch)] if len(images) else []
+        features = np.concatenate(made) if made else np.zeros((0, self.dims))
+        expect(bool(np.isfinite(features).all()), f"--features {self.name}", "finite features",
+               f"{np.count_nonzero(~np.isfinite(features))} that are not", "Choose another network.")
+        return features
+
+
+def load_extractor(spec: str | None, device: torch.device) -> Extractor:
+    """Return the feature network that `--features SPEC` names; None is the one in pretrained/features.
+
+    Args:
+        spec: a folder or a name of a run of train_features.py, or a TorchScript file: uint8 `[n, 3, height, width]`
+            in, `[n, dims]` out, called with return_features=True where its forward has such an argument. A file is a
+            program: load only what you trust.
+    Raises: UserError if there is none, or it is something else.
+    """
+    if spec is None:
+        folder = next((one for one in SHIPPED if (one / checkpoints.WEIGHTS).is_file()), None)
+        expect(folder is not None, "--features", f"the feature network in {SHIPPED[0]}", "none",
+               f"Get it from the project, or give {NEED}.")
+        return _own(folder, str(folder), device)
+    path = Path(spec).expanduser()
+    if path.is_file() or path.suffix == ".pt":
+        return _torch_script(path, device)
+    return _own(checkpoints.find_run(spec, "--features"), spec, device)
+
+
+def as_seen(images: torch.Tensor) -> torch.Tensor:
+    """Return images `[n, channels, height, width]` in 0…1 as the network sees them: grey, `[n, 1, 128, 128]`.
+
+    Colours become their mean. Averaged over areas when shrinking, linear when enlarging. On the CPU, since MPS does
+    not average over areas of broken size.
+    Raises: UserError for images under 32 pixels high or wide.
+    """
+    height, width = images.shape[2:]
+    expect(min(height, width) >= SMALLEST, "images", f"at least {SMALLEST} pixels high and wide for the feature "
+           "network", f"{height} by {width}", "Extract larger ones, or give --features another network.")
+    grey = images.mean(1, keepdim=True)
+    for side, shape in ((height, (SIDE, width)), (width, (SIDE, SIDE))):  # one direction may shrink, the other grow
+        if side > SIDE:
+            grey = functional.interpolate(grey, shape, mode="area")
+        elif side < SIDE:
+            grey = functional.interpolate(grey, shape, mode="bilinear", align_corners=False)
+    return grey
+
+
+def small(pictures: torch.Tensor) -> torch.Tensor:
+    """Return pictures `[n, 1, 128, 128]` on 32 by 32 pixels, `[n, 1024]`: what is to be redrawn."""
+    return functional.avg_pool2d(pictures, SIDE // SMALL_SIDE).flatten(1)
+
+
+def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Generator,
+           other: torch.Tensor) -> torch.Tensor:
+    """Return a picture to which harm was done.
+
+    Args:
+        picture: float `[128, 128]` in 0…1.
+        kind: one of HARMS. strength: 0 (the picture itself) … 1; of intensity from -1 (brighter) to 1 (darker).
+        draws: of what is random in it. other: another picture, for ghost.
+
+    blur: Gaussian of up to 2.5 pixels. noise: Gaussian, up to 0.12. warp: a smooth field of displacements, up to 4
+    pixels (standard deviation). swap: four pairs of squares change places, up to 24 pixels wide. intensity: gamma up
+    to 2, or its inverse. ghost: up to half of the other picture laid over it, as one who cannot decide draws.
+    """
+    if strength == 0:
+        return picture
+    harm = {"blur": _blur, "noise": _noise, "warp": _warp, "swap": _swap, "intensity": _intensity}.get(kind)
+    return torch.lerp(picture, other, strength / 2) if harm is None else harm(picture, strength, draws).clamp(0, 1)
+
+
+def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) -> torch.Tensor:
+    """Return pictures `[n, 1, 128, 128]`, each harmed by the same strength, for judging a network.
+
+    The ghost is the picture halfway round the set; intensity makes every other picture brighter.
+    """
+    others = pictures.roll(len(pictures) // 2, 0)
+    return torch.stack([harmed(one[0], kind, strength * (-1)**(i % 2 * (kind == "intensity")),
+                               random_numbers.generator(seed, "harm", HARMS.index(kind), i), others[i, 0])[None]
+                        for i, one in enumerate(pictures)])
+
+
+def _blur(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
+    sigma = 2.5 * strength
+    reach = max(1, math.ceil(3 * sigma))
+    window = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))
+    window = window / window.sum()
+    rows = functional.conv2d(picture[None, None], window.view(1, 1, -1, 1), padding=(reach, 0))
+    return functional.conv2d(rows, window.view(1, 1, 1, -1), padding=(0, reach))[0, 0]
+
+
+def _noise(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
+    return picture + 0.12 * strength * torch.randn(picture.shape, generator=draws) * (picture > 0)
+
+
+def _warp(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
+    field = torch.randn(1, 2, 8, 8, generator=draws) * (4 * strength * 2 / SIDE)
+    field = functional.interpolate(field, (SIDE, SIDE), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+    line = torch.linspace(-1, 1, SIDE) * (SIDE - 1) / SIDE
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) + field
+    return functional.grid_sample(picture[None, None], places[None], mode="bicubic", align_corners=False)[0, 0]
+
+
+def _swap(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
+    made, side = picture.clone(), max(2, round(24 * strength))
+    corners = torch.randint(SIDE // 4 - side // 2, 3 * SIDE // 4 - side // 2, (4, 4), generator=draws).tolist()
+    for top, left, other_top, other_left in corners:
+        one, other = (made[y:y + side, x:x + side].clone() for y, x in ((top, left), (other_top, other_left)))
+        made[top:top + side, left:left + side] = other
+        made[other_top:other_top + side, other_left:other_left + side] = one
+    return made
+
+
+def _intensity(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
+    return picture ** 2.0**strength
+
+
+def whitening(covariance: np.ndarray) -> np.ndarray:
+    """Return the symmetric matrix `[dims, dims]`, float64, that makes features of this covariance white (ZCA).
+
+    Symmetric, since then it is one and the same on every machine: eigenvectors alone are known up to their sign.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 0) + LEAST_VARIANCE * values.mean() + 1e-12
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def extractor_of(model: FeatureNet, name: str, weights_hash: str, device: torch.device) -> Extractor:
+    """Return the extractor of a network of this project, in eval mode and on `device`."""
+    mean = model.mean.double().cpu()
+    white = torch.from_numpy(whitening(model.covariance.double().cpu().numpy()))
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        seen = as_seen(images.cpu().float() / 255)
+        return (model(seen.to(device)).features.cpu().double() - mean) @ white
+
+    return Extractor(name, weights_hash, len(mean), embed, is_own=True)
+
+
+def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
+    tensors, config = checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+    expect(config.get("kind") == KIND, f"--features {spec}", "a feature network", f"a {config.get('kind')} in {folder}",
+           f"Give {NEED}.")
+    model = FeatureNet(from_dict(FeatureSettings, config["settings"]))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"--features {spec}: expected weights that this version of the code reads, found others "
+                        f"({' '.join(str(error).split())[:150]}). Train the network again.") from None
+    return extractor_of(model.to(device).eval(), folder.name, checkpoints.weights_hash(tensors), device)
+
+
+def _torch_script(path: Path, device: torch.device) -> Extractor:
+    what = f"--features {path}"
+    expect(path.is_file(), what, "a TorchScript file", "no such file", f"Give {NEED}.")
+    try:
+        with warnings.catch_warnings():  # that TorchScript is old; files of the past are what it is for here
+            warnings.simplefilter("ignore")
+            module = torch.jit.load(path, map_location=device).eval()
+        names = {argument.name for argument in module.forward.schema.arguments}
+    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        raise UserError(f"{what}: expected a TorchScript file, found something else ({_first_line(error)}). "
+                        f"Give {NEED}.") from None
+    options = {"return_features": True} if "return_features" in names else {}
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        return module(images.expand(-1, 3, -1, -1).to(device), **options)
+
+    try:
+        with torch.no_grad():
+            made = embed(torch.zeros(2, 1, 64, 64, dtype=torch.uint8))
+        found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+    except (RuntimeError, torch.jit.Error) as error:
+        raise UserError(f"{what}: expected a network that takes uint8 [n, 3, height, width], found an error "
+                        f"({_first_line(error)}). Give {NEED}.") from None
+    expect(isinstance(found, list) and len(found) == 2 and found[0] == 2 and made.is_floating_point(), what,
+           "a network that returns [n, dims]", f"{found} for 2 images", f"Give {NEED}.")
+    return Extractor(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), found[1], embed)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:150]

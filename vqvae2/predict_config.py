@@ -1,0 +1,76 @@
+"""Command line of predict.py -> a frozen dataclass, as config.py has one for most other scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vqvae2.config import expect
+from vqvae2.extract_config import ExtractSettings, Plane
+
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
+OF_SLICES = ("planes", "extent", "field_of_view", "bits")
+"""What a model's config may say of how its slices were cut; the flags beat it, extract_slices.py's defaults follow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """Settings of predict.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    input: Annotated[tuple[Path, ...], tyro.conf.Positional,
+                     tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
+    """Images, scans, and folders of images or of scans; any number."""
+    out: Path
+    """Folder that receives everything. One that predict.py made before is replaced."""
+    size: Annotated[int | None, SAID] = None
+    """Height and width in pixels at which images go through the model. Without it: those it was trained on."""
+    batch: int = 32
+    """Images at a time."""
+    planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
+    """Of scans: one or more anatomical planes. Without it: as the model's own slices, if it knows, or axial."""
+    per_scan: int = 1
+    """Of scans: slices per plane; 1 is the centre of the extent, more are evenly spaced in it."""
+    extent: Annotated[tuple[float, float] | None, SAID] = None
+    """Of scans: part of the brain that planes come from, as fractions from inferior, posterior or left. Without it: as
+    the model's own slices, if it knows, or 0.3 0.8."""
+    field_of_view: Annotated[float | None, SAID] = None
+    """Of scans: height and width of a slice in mm. Without it: as the model's own slices, if it knows, or 224."""
+    assume_orientation: Annotated[str | None, SAID] = None
+    """Of scans: what their indices grow towards (RAS, LAS, …) where neither header nor known layout says it."""
+    volume: Annotated[int | None, SAID] = None
+    """Of scans: which volume, from 0, to take of a series. Without it: a series is not read."""
+    suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
+    """Of scans in folders: what their names end with (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
+    named itself may be called anything."""
+
+    def __post_init__(self) -> None:
+        expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
+               "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
+        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
+        object.__setattr__(self, "input", tuple(path.expanduser() for path in self.input))
+        self.cutting({}, 256)
+
+    def cutting(self, recorded: dict, size: int) -> ExtractSettings:
+        """Return how slices are cut out of scans, as extract_slices.py takes it.
+
+        Args:
+            recorded: what the model's config says of its own slices; see OF_SLICES.
+            size: height and width in pixels, where --size does not say it.
+        Raises: UserError where a flag does not fit.
+        """
+        own = {name: tuple(value) if isinstance(value := recorded[name], list) else value
+               for name in OF_SLICES if name in recorded}
+        given = {name: getattr(self, name) for name in OF_SLICES if self.is_given(name)}
+        return ExtractSettings(**(own | given), per_scan=self.per_scan, volume=self.volume, suffix=self.suffix,
+                               size=size if self.size is None else self.size,
+                               assume_orientation=self.assume_orientation)
+
+    def is_given(self, name: str) -> bool:
+        """Return whether a flag says one of OF_SLICES."""
+        return getattr(self, name, None) not in (None, ())

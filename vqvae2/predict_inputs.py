@@ -1,0 +1,192 @@
+"""Images, scans and folders as they come -> images in a VQ-VAE's form: its size, its channels.
+
+Scans are cut into slices by extract_slices.py's own code; pictures are resized in their proportions, colours made grey
+for a grey model. What cannot be read is an error where it was named, and a row in a table where a folder holds it.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae2.config import expect
+from vqvae2.errors import UserError
+from vqvae2.extract_config import ExtractSettings
+from vqvae2.headers import UnusableScan
+from vqvae2.identities import File, identify, stem_of
+from vqvae2.images import SUFFIXES, pictures_in, read_picture
+from vqvae2.predict_config import PredictSettings
+from vqvae2.scans import Scan, find_scans
+from vqvae2.slices import extract_scan
+from vqvae2.volumes import files_of
+
+WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP), a scan (NIfTI, Analyze, MGH) or a folder of them"
+SLICE, RESIZED, STRETCHED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "colours made grey")
+"""How the words begin that say what was done to an image."""
+FACTS = ("subject", "plane", "index", "position_mm")
+MOST_SAID = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that is to be read."""
+
+    path: Path
+    scan: Scan | None
+    """None for a picture."""
+    named: bool
+    """By the user, and not found in a folder: then it must be readable."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One image in the model's form."""
+
+    source: str
+    """The file that it comes from, as the user would write it."""
+    file_name: str
+    """Of a picture its path; of a slice its scan's path and the name that extract_slices.py gives it."""
+    pixels: np.ndarray = field(repr=False)
+    """uint8 or uint16 `[channels, height, width]`."""
+    changes: tuple[str, ...]
+    """What was done to it, none for one that fitted."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Of a slice: subject, plane, index, position_mm."""
+
+
+def find_sources(settings: PredictSettings) -> list[Source]:
+    """Return the files that the inputs are, or hold, each once, in order.
+
+    Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
+    """
+    found: dict[tuple[Path, ...], Source] = {}
+    for given in settings.input:
+        expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
+        if given.is_dir():
+            sources = _in_folder(given, settings)
+        elif stem_of(given.name) is not None:
+            sources = [Source(given, _named_scan(given), True)]
+        else:
+            expect(given.suffix.lower() in SUFFIXES, str(given), WHAT_IS_READ, "a file of another kind",
+                   "Leave it out, or convert it (DICOM with dcm2niix, for instance).")
+            sources = [Source(given, None, True)]
+        for source in sources:  # a pair's two files are one scan
+            key = tuple(path.resolve() for path in (files_of(source.path) if source.scan else (source.path,)))
+            if key not in found or source.named:
+                found[key] = source
+    return list(found.values())
+
+
+def _in_folder(folder: Path, settings: PredictSettings) -> list[Source]:
+    inside = find_scans(folder, suffixes=settings.suffix)
+    pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(settings.out.resolve())]
+    left_out = [(len(pictures), "pictures, as in a folder of scans they are previews"),
+                (inside.further, "further scans of the same sessions"),
+                (inside.other, "scans whose names are not of T1-weighted ones (--suffix)")]
+    if inside.scans:
+        if said := [f"{number} {what}" for number, what in left_out if number]:
+            print(f"{folder}: left out {', '.join(said)}; name a file itself to have it read", flush=True)
+        return [Source(scan.path, scan, False) for scan in inside.scans]
+    found = f"only {inside.other} scans whose names are not of T1-weighted ones" if inside.other else "none"
+    expect(bool(pictures), str(folder), "images or scans in this folder", found,
+           "Give --suffix, or name the files." if inside.other else "Correct the path.")
+    return [Source(path, None, False) for path in pictures]
+
+
+def _named_scan(path: Path) -> Scan:
+    """A scan that may have any name; its layout and its subject are told by where it lies."""
+    header = files_of(path)[0]
+    header = header if header.exists() else path
+    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")], None)
+    return Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
+
+
+def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],
+             stretched: int | None) -> tuple[list[Given], list[dict[str, str]]]:
+    """Return all images in the model's form, and rows (input, reason) of files in folders that cannot be read.
+
+    Args:
+        cutting: how slices are cut out of scans.
+        shape: (channels, height, width) of the model's images.
+        stretched: --size that the model was trained with, None without: then proportions are kept.
+    Raises: UserError for the first file that was named itself and cannot be read, or if none could be.
+    """
+    given: list[Given] = []
+    rejected: list[dict[str, str]] = []
+    with tqdm(sources, desc="reading", unit="file", leave=False) as bar:
+        for source in bar:
+            try:
+                given += (_read_picture(source.path, shape, stretched) if source.scan is None
+                          else _read_scan(source.scan, cutting, shape))
+            except UserError as error:
+                if source.named:
+                    raise
+                reason = getattr(error, "reason", str(error).removeprefix(f"{source.path}: "))
+                rejected.append({"input": str(source.path), "reason": reason})
+    for row in rejected[:MOST_SAID]:
+        print(f"not read: {row['input']}: {row['reason']}", flush=True)
+    expect(bool(given), "INPUT", "at least one image or scan that can be read",
+           f"none among {len(rejected)}" + (f", such as {rejected[0]['input']}" if rejected else ""),
+           "See the lines above.")
+    return given, rejected
+
+
+def _read_picture(path: Path, shape: tuple[int, int, int], stretched: int | None) -> list[Given]:
+    pixels = read_picture(path)
+    changes = []
+    if pixels.shape[1:] != shape[1:] and (stretched, stretched) == shape[1:]:
+        changes.append(f"{STRETCHED} from {_size(pixels)}")
+        pixels = read_picture(path, stretched)  # bit for bit as it was read for training
+    return [_given(str(path), str(path), pixels, shape, changes, {})]
+
+
+def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[Given]:
+    """Return the slices that extract_slices.py would cut. Raises: UnusableScan."""
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+        Path(folder, "test").mkdir()
+        try:
+            rows, _ = extract_scan(scan, cutting, Path(folder), "test", [])
+        except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
+            raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
+                               "Repair the scan, or leave it out.") from None
+        return [_given(str(scan.path), f"{scan.path}/{Path(row['image']).name}",
+                       read_picture(Path(folder, row["image"])), shape, [SLICE],
+                       {name: row[name] for name in FACTS}) for row in rows]
+
+
+def _given(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
+           facts: dict[str, str]) -> Given:
+    """Give an image the model's channels and size."""
+    if len(pixels) == 3 and shape[0] == 1:
+        changes.append(GREY)
+        pixels = pixels.mean(0, keepdims=True).round().astype(pixels.dtype)
+    elif len(pixels) == 1 and shape[0] == 3:
+        pixels = pixels.repeat(3, 0)
+    if pixels.shape != shape:
+        square = pixels.shape[1] * shape[2] == pixels.shape[2] * shape[1]
+        changes.append(f"{RESIZED} from {_size(pixels)}" + ("" if square else ", black borders"))
+        pixels = resized(pixels, shape[1], shape[2])
+    return Given(source, file_name, pixels, tuple(changes), facts)
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `[channels, height, width]` of pixels `[channels, h, w]`, in their proportions, black borders where these
+    differ; uint8 or uint16 as given. Shrinking averages areas, enlarging is linear, as when training resizes."""
+    _, old_height, old_width = pixels.shape
+    scale = min(height / old_height, width / old_width)
+    inner = max(1, round(old_height * scale)), max(1, round(old_width * scale))
+    kind = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    made = np.zeros((len(pixels), height, width), pixels.dtype)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    for one, into in zip(pixels, made):
+        picture = Image.fromarray(one.astype(np.float32)).resize(inner[::-1], kind)
+        into[top:top + inner[0], left:left + inner[1]] = np.asarray(picture).round()
+    return made
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[2]} by {pixels.shape[1]}"

@@ -1,0 +1,284 @@
+"""Images and scans as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
+
+What the model is given (predict_inputs.py) is the original that its reconstruction is compared with. Images are written
+as they are made; the record of what is in the folder is written before, the figures of all of them last.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae2 import checkpoints, distributed, metrics, plots
+from vqvae2.autoencoder import TrainedVqvae, load_vqvae
+from vqvae2.codes import CodeMaps, reconstruct
+from vqvae2.config import as_dict, expect
+from vqvae2.images import ImageFile, ImageSet, pixel_hash, subject_hash, unique_names
+from vqvae2.predict_config import OF_SLICES, PredictSettings
+from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
+
+SCHEMA = 1
+RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
+                                                 "codes.npz", "grid.png")
+ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
+IN_GRID = 8
+COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
+            "images that were given, whoever they are of: no benchmark.")
+
+
+def predict(settings: PredictSettings) -> dict:
+    """Send all inputs through the model; write everything to settings.out, and return what is in metrics.json.
+
+    Raises: UserError, before anything is written, if something that was named cannot be read, nothing could be, or
+        --out holds what predict.py did not make.
+    """
+    checkpoints.check_folder(settings.out, "--out")
+    check_out(settings)
+    vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
+    shape = shape_for(vqvae, settings)
+    recorded = vqvae.config["data"].get("extraction") or {}
+    given, rejected = read_all(find_sources(settings), settings.cutting(recorded, max(shape[1:])), shape,
+                               vqvae.config["settings"].get("size"))
+    names = unique_names([one.file_name for one in given])
+    record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
+                                               "out": settings.out.name},
+              "vqvae_hash": vqvae.hash, "images": names, "versions": checkpoints.versions()}
+    begin(settings.out, record)
+    maps, figures = reconstruct_all(vqvae, given, names, settings)
+    maps.save(settings.out / CODES, vqvae.hash, "")
+    if rejected:
+        checkpoints.write_rows(settings.out / REJECTED, rejected)
+    checkpoints.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
+    report = summary(vqvae, given, maps, figures, rejected) | {"device": str(next(vqvae.model.parameters()).device),
+                                                               "slices": _slices_said(given, recorded, settings)}
+    checkpoints.write_json(settings.out / SUMMARY, report | {"settings": record["settings"],
+                                                             "versions": record["versions"]})
+    return report
+
+
+def check_out(settings: PredictSettings) -> None:
+    """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves."""
+    out = settings.out
+    own = (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
+    foreign = ", ".join(name for name in own if (out / name).exists()) if not (out / RECORD).exists() else ""
+    expect(not foreign, f"--out {out}", f"a folder that predict.py made, or one without {', '.join(own)}",
+           f"{foreign} and no {RECORD}", "Choose another --out.")
+    inside = next((path for path in settings.input if path.resolve().is_relative_to(out.resolve())), None)
+    expect(inside is None, f"--out {out}", "a folder that holds none of the inputs", f"{inside} in it",
+           "Choose another --out.")
+
+
+def shape_for(vqvae: TrainedVqvae, settings: PredictSettings) -> tuple[int, int, int]:
+    """Return (channels, height, width) of what the model is given. Raises: UserError if --size does not fit it."""
+    channels, height, width = vqvae.config["image_shape"]
+    if settings.size is None:
+        return channels, height, width
+    cell = math.prod(vqvae.model.settings.downsample)
+    expect(settings.size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
+           f"{settings.vqvae}", settings.size, f"For example {max(cell, settings.size // cell * cell)}.")
+    return channels, settings.size, settings.size
+
+
+def begin(out: Path, record: dict) -> None:
+    """Remove what an earlier run wrote, as its record tells, and write the new record before any image."""
+    try:
+        before = json.loads((out / RECORD).read_text(encoding="utf-8"))["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    for name in (str(one) for one in before):
+        if name == Path(name).name:  # a damaged record must not lead elsewhere
+            for path in [out / folder / f"{name}.png" for folder in (ORIGINALS, MADE, PICTURES)] + [
+                    out / MAPS / f"{name}_{level}.png" for level in ("top", "bottom")]:
+                path.unlink(missing_ok=True)
+    for name in (SUMMARY, TABLE, REJECTED, CODES, GRID):
+        (out / name).unlink(missing_ok=True)
+    checkpoints.write_json(out / RECORD, record)
+
+
+def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[Given], names: Sequence[str],
+                    settings: PredictSettings) -> tuple[CodeMaps, dict[str, dict[str, torch.Tensor]]]:
+    """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each."""
+    codes, figures, first = [], [], []
+    with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
+        for start in range(0, len(given), settings.batch):
+            part = given[start:start + settings.batch]
+            split = ImageSet(tuple(ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
+                             _stacked([one.pixels for one in part]))
+            maps, made = reconstruct(vqvae.model, split, settings.batch)
+            originals = split.bytes()
+            codes.append(maps)
+            figures.append(metrics.image_figures(originals, made))
+            for item, one in enumerate(part):
+                _write(settings.out, one, _Shown(split.names[item], originals[item], made[item],
+                                                 {level: each[item] for level, each in maps.levels.items()},
+                                                 vqvae.model.settings.codebook_size),
+                       {name: values[item].item() for name, values in figures[-1]["full"].items()})
+                bar.update()
+            first += list(zip(split.names, originals, made, *maps.levels.values()))[:IN_GRID - len(first)]
+    labels, originals, made, *maps = zip(*first)
+    levels = dict(zip(vqvae.model.levels, map(torch.stack, maps)))
+    plots.save_picture(_grid(labels, torch.stack(originals), torch.stack(made), levels,
+                             vqvae.model.settings.codebook_size), settings.out / GRID)
+    return (CodeMaps([f"{MADE}/{name}.png" for name in names],
+                     {level: torch.cat([one.levels[level] for one in codes]) for level in vqvae.model.levels}),
+            {area: {name: torch.cat([one[area][name] for one in figures]) for name in figures[0][area]}
+             for area in figures[0]})
+
+
+def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
+    """One array of 8-bit and 16-bit images; 255 and 65535 are both white, and x / 255 = 257 x / 65535."""
+    if len({one.dtype for one in pixels}) > 1:
+        pixels = [one.astype(np.uint16) * 257 if one.dtype == np.uint8 else one for one in pixels]
+    return np.stack(pixels)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What there is of one image."""
+
+    name: str
+    original: torch.Tensor
+    """uint8 `[channels, height, width]`, as is the reconstruction."""
+    made: torch.Tensor
+    levels: dict[str, torch.Tensor]
+    size: int
+    """Of the codebooks."""
+
+
+def _write(out: Path, given: Given, shown: _Shown, figures: dict[str, float]) -> None:
+    """Write the pictures of one image."""
+    if given.changes:
+        grey = given.pixels[0] if len(given.pixels) == 1 else given.pixels.transpose(1, 2, 0)
+        plots.save_picture(Image.fromarray(grey), out / ORIGINALS / f"{shown.name}.png")
+    plots.save_picture(plots.image_grid(shown.made[None], 1, gap=0), out / MADE / f"{shown.name}.png")
+    for level, codes in shown.levels.items():
+        plots.save_picture(plots.code_map_picture(codes[None].numpy(), shown.size),
+                           out / MAPS / f"{shown.name}_{level}.png")
+    plots.save_picture(_side_by_side(shown, figures), out / PICTURES / f"{shown.name}.png")
+
+
+def _side_by_side(shown: _Shown, figures: dict[str, float]) -> Image.Image:
+    rows = _rows(shown.original[None], shown.made[None], {level: one[None] for level, one in shown.levels.items()},
+                 shown.size)
+    texts = [shown.name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB",
+             f"mean {figures['mae']:.4f} of 0…1",
+             *(f"{one.shape[1]} by {one.shape[0]} codes" for one in shown.levels.values())]
+    panels = [plots.strip([row], captions=[text]).convert("RGB") for row, text in zip(rows, texts)]
+    canvas = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
+    left = 0
+    for panel in panels:
+        canvas.paste(panel, (left, 0))
+        left += panel.width
+    return canvas
+
+
+def _grid(names: Sequence[str], originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
+          size: int) -> Image.Image:
+    return plots.strip(_rows(originals, made, levels, size), captions=names)
+
+
+def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
+          size: int) -> list[tuple[str, torch.Tensor | plots.Scaled]]:
+    """Rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
+    distance = (originals.float() - made.float()).abs().mean(1) / 255
+    rows = [("original", originals), ("reconstruction", made),
+            ("|difference|", plots.Scaled(distance, plots.DIFFERENCE_SCALE))]
+    for level, maps in levels.items():
+        cell = originals.shape[-1] // maps.shape[-1]
+        large = maps.repeat_interleave(cell, 1).repeat_interleave(cell, 2).numpy()
+        pictures = [np.asarray(plots.code_map_picture(one[None], size)) for one in large]
+        rows.append((f"{level} codes", torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)))
+    return rows
+
+
+def table_of(given: Sequence[Given], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
+             config: dict) -> list[dict]:
+    """Return the rows of metrics.csv; a figure that is not defined is empty."""
+    def text(value: torch.Tensor) -> str:
+        return "" if value.isnan() else f"{value.item():.6g}"
+
+    seen = set(config["training_images"])
+    columns = {f"{'' if area == 'full' else f'{area}_'}{name}": values for area, of_area in figures.items()
+               for name, values in of_area.items()}
+    return [{"image": name, "input": one.source, **{column: text(values[i]) for column, values in columns.items()},
+             "seen_in_training": int(pixel_hash(one.pixels) in seen), "changes": "; ".join(one.changes), **one.facts}
+            for i, (name, one) in enumerate(zip(names, given))]
+
+
+def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures: dict[str, dict[str, torch.Tensor]],
+            rejected: Sequence[dict]) -> dict:
+    """Return what metrics.json says of all images together; names as in evaluate.py's."""
+    size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
+    known = all("subject" in one.facts for one in given)
+    subjects = [one.facts.get("subject", one.file_name) for one in given]
+    seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
+    grids = [tuple(one.shape[1:]) for one in maps.levels.values()]
+    changes = [change for one in given for change in one.changes]
+    return {
+        "schema": SCHEMA, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
+        "rejected": len(rejected),
+        "subjects": len(set(subjects)), "subjects_known": known, "size": [height, width],
+        "trained_at": list(vqvae.config["image_shape"][1:]),
+        "changes": {what: sum(change.startswith(what) for change in changes)
+                    for what in CHANGES},
+        "seen_in_training": {
+            "images": sum(pixel_hash(one.pixels) in seen["training_images"] for one in given),
+            "subjects": len({one.facts["subject"] for one in given if "subject" in one.facts
+                             and subject_hash(one.facts["subject"]) in seen["training_subjects"]})},
+        "reconstruction": {area: {name: metrics.summarise(values, subjects, 0) for name, values in of_area.items()}
+                           for area, of_area in figures.items()},
+        "codes": {level: metrics.codebook_figures(metrics.code_counts(one, size))
+                  for level, one in maps.levels.items()},
+        "raw_bits_per_pixel": metrics.raw_bits_per_pixel([size] * len(grids), grids, height * width),
+        "ms_ssim_weights": metrics.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
+
+
+def _slices_said(given: Sequence[Given], recorded: dict, settings: PredictSettings) -> dict | None:
+    """How slices were cut out of scans, and who says so; None where there was no scan."""
+    if not any(one.facts for one in given):
+        return None
+    cutting = as_dict(settings.cutting(recorded, max(given[0].pixels.shape[1:])))
+    told = {name: "flag" if settings.is_given(name) else "model" if name in recorded else "default"
+            for name in OF_SLICES}
+    return {name: {"value": cutting[name], "from": told[name]} for name in OF_SLICES} | {
+        "per_scan": {"value": settings.per_scan, "from": "flag"}}
+
+
+def headline(report: dict) -> list[str]:
+    """Return what is printed in the end: figures, what was done to the inputs, warnings."""
+    full, seen, changes = report["reconstruction"]["full"], report["seen_in_training"], report["changes"]
+    height, width = report["size"]
+
+    def said(name: str, form: Callable[[float], str]) -> str:
+        one = full[name]
+        return "not defined" if one["mean"] is None else f"{form(one['mean'])} mean, {form(one['min'])} minimum"
+
+    lines = [f"{report['images']} image(s) of {width} by {height} pixels on {report['device']}; "
+             f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}'.format)}",
+             f"PSNR, full picture: {said('psnr', '{:.2f} dB'.format)}"]
+    if slices := report["slices"]:
+        how = ", ".join(f"{name.replace('_', ' ')} {_words(one['value'])}" for name, one in slices.items())
+        guessed = any(one["from"] == "default" for one in slices.values())
+        lines.append(f"slices: {how}" + ("; the model does not say how its own were cut, so these are "
+                                         "extract_slices.py's defaults" if guessed else ""))
+    to_size = ", to the size that the model was trained at; --size N for another"
+    if report["trained_at"] != report["size"]:
+        to_size = ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
+    for what, number in changes.items():
+        if number and what != SLICE:
+            lines.append(f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} "
+                         f"(see {TABLE})")
+    if seen["images"] or seen["subjects"]:
+        lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
+                     "subjects of these names: its figures on them say nothing about new ones")
+    return lines
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

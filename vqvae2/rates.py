@@ -1,0 +1,286 @@
+"""Reconstructions and what their codes cost -> rate and distortion, beside JPEG, WebP and JPEG 2000 at the same rates.
+
+A VQ-VAE has one distortion, and as many rates as there are ways to write its codes down: as they are; by an ideal
+entropy coder that asks the order-2 context model (`context_model_bits`); by one that asks the priors. The last two are
+code lengths, -log2 p, not files; an arithmetic coder needs at most 2 bits more for a whole image [1]. The codecs' rates
+are sizes of real files. They are given twice, since a picture of 128 x 128 pixels is small beside what a format says
+before it begins (222 of JPEG's bytes are 0.11 bits per pixel):
+
+- bits_per_pixel: the whole file.
+- without_header: the file less the smallest file of the same format, at any of the settings, for an image of the same
+  size that is all black or all mid-grey. That file also holds the few bytes in which a constant image is coded, so that
+  this errs in the codec's favour.
+
+Every codec is given what makes its files small: JPEG its own Huffman tables for each image, WebP its slowest search,
+JPEG 2000 the bare codestream. NOTE What both sides must have beforehand counts for neither: the model's weights, the
+codecs' programs. The codecs know nothing of brains, and the model knows nothing else.
+NOTE A finer setting may do worse: where JPEG's step for a block's mean does not divide its range, a black background
+becomes 1 or 2 of 255, which the eye misses and SSIM does not: with K1 = 0.01 it is 0.62 where 0 became 2, and the mean
+over brain slices fell from 0.96 at quality 30 to 0.89 at 40. So a codec is taken at the best of its settings that
+cost no more, and SSIM inside the brain stands beside that of the full picture.
+
+1. Cover and Thomas 2006, Elements of information theory, section 13.3.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, features
+from tqdm import tqdm
+
+from vqvae2 import checkpoints, metrics
+from vqvae2.images import ImageSet
+
+JPEG_QUALITIES = (1, 3, 5, 10, 20, 30, 45, 60, 80, 90, 95)
+WEBP_QUALITIES = (0, 1, 3, 5, 10, 20, 35, 50, 70, 90, 99)
+BITS_ASKED_FOR = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
+CONSTANTS = (0, 128)
+"""Levels of the images whose smallest file counts as header."""
+KINDS = ("bits_per_pixel", "without_header")
+FIGURES = {"psnr": ("PSNR, full picture", "PSNR (dB)"), "ssim": ("SSIM, full picture", "SSIM (1 is equal)"),
+           "brain_ssim": ("SSIM inside the brain", "SSIM (1 is equal)"),
+           "brain_psnr": ("PSNR inside the brain", "PSNR (dB)")}
+"""As in `metrics.image_figures`, with title and unit."""
+DRAWN = ("psnr", "ssim", "brain_ssim")
+AT_A_TIME = 16
+"""Images whose figures are taken together: more need longer, since they do not fit into the processor's cache."""
+POINTS = {"raw": "codes as they are", "context": "order-2 context model", "prior": "priors"}
+"""How the codes are written down, in the words of figures and tables."""
+COLUMNS = ("what", "bits per pixel", "PSNR (dB)", "SSIM", "SSIM inside the brain")
+MARKERS = {"raw": "s", "context": "^", "prior": "o"}
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A format that Pillow writes, and the settings at which it is judged."""
+
+    name: str
+    feature: str
+    """What Pillow calls the library, for its version and for whether it is there."""
+    options: tuple[tuple[float, dict], ...]
+    """(quality, or bits per pixel asked for; arguments of Image.save)."""
+    colour: str
+    """Okabe and Ito's, told apart by colour-blind readers too."""
+
+
+CODECS = {
+    "jpeg": Codec("JPEG", "jpg", tuple(
+        (quality, {"format": "JPEG", "quality": quality, "optimize": True}) for quality in JPEG_QUALITIES), "#0072B2"),
+    "webp": Codec("WebP", "webp", tuple(
+        (quality, {"format": "WEBP", "quality": quality, "method": 6}) for quality in WEBP_QUALITIES), "#D55E00"),
+    "jpeg_2000": Codec("JPEG 2000", "jpg_2000", tuple(
+        (bits, {"format": "JPEG2000", "no_jp2": True, "irreversible": True, "quality_mode": "rates",
+                "quality_layers": [8 / bits]}) for bits in BITS_ASKED_FOR), "#009E73"),
+}
+
+
+def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float | torch.Tensor | None = None,
+            prior: float | torch.Tensor | None = None, seed: int = 0, most_images: int = 240) -> dict:
+    """Return rate and distortion of a VQ-VAE and of the codecs on the same images, as JSON values.
+
+    Args:
+        split: the originals; judged on 8 bit.
+        made: their reconstructions from the codes, uint8 `[n, channels, height, width]`.
+        raw: bits per pixel of the codes as they are (`metrics.raw_bits_per_pixel`).
+        context: bits per pixel of all levels' codes by the order-2 context model; None where it was not fitted.
+        prior: likewise by the priors; one number, or one for each image `[n]`.
+        seed: of the bootstrap.
+        most_images: so many are chosen evenly.
+    Returns: {"images", "subjects", "pixels", "model", "codecs", "headers", "at_equal_rate", "at_equal_ssim", …,
+        "versions"}. Rates are in bits per pixel, PSNR in dB; means over the images, `*_ci_low` and `*_ci_high` the 95 %
+        interval over subjects. Figures are those of FIGURES: psnr, ssim, brain_ssim, brain_psnr.
+        model: {"psnr", …, "points": {"raw", "context", "prior": {"bits_per_pixel", "ci_low", "ci_high"}}}.
+        codecs: codec -> points {"setting", "bits_per_pixel", "without_header", "psnr", …}, by rate.
+        headers: codec -> bytes that `without_header` leaves out.
+        at_equal_rate: point -> codec -> "bits_per_pixel" and "without_header" -> figures at the point's rate, so
+            counted: see `at_rate`.
+        at_equal_ssim and so on for each figure: codec -> "bits_per_pixel" and "without_header" -> see `rate_needed`.
+        versions: codec -> that of its library; a codec that this Pillow lacks has None, and no other figures.
+    Raises: ValueError without images, or for reconstructions of another number or shape.
+    """
+    if len(split) == 0 or tuple(made.shape) != split.pixels.shape:
+        raise ValueError(f"made: expected {list(split.pixels.shape)} with at least 1 image, found {list(made.shape)}.")
+    items = np.unique(np.linspace(0, len(split) - 1, min(len(split), most_images)).round().astype(int))
+    chosen = ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
+    originals, subjects = chosen.bytes(), chosen.subjects
+    distortion = _distortion(originals, made[items].cpu(), subjects, seed)
+    points = {name: _cost(value, items, subjects, seed)
+              for name, value in (("raw", raw), ("context", context), ("prior", prior)) if value is not None}
+    there = {key: codec for key, codec in CODECS.items() if features.check(codec.feature)}
+    pictures = [_picture(one) for one in originals]
+    headers = {key: _header(codec, pictures[0]) for key, codec in there.items()}
+    with tqdm(total=sum(len(codec.options) for codec in there.values()), desc="codecs", leave=False) as bar:
+        curves = {}
+        for key, codec in there.items():
+            measured = []
+            for setting, options in codec.options:
+                sizes, decoded = zip(*(_through(picture, options) for picture in pictures))
+                bits = np.mean(sizes) * 8 / math.prod(originals.shape[2:])
+                measured.append({"setting": setting, "bits_per_pixel": float(bits),
+                                 "without_header": float(bits - headers[key] * 8 / math.prod(originals.shape[2:])),
+                                 **_distortion(originals, torch.stack(decoded), subjects, seed)})
+                bar.update()
+            curves[key] = sorted(measured, key=lambda point: point["bits_per_pixel"])
+    return {"images": len(chosen), "subjects": len(set(subjects)), "pixels": math.prod(originals.shape[2:]),
+            "model": distortion | {"points": points}, "codecs": curves, "headers": headers,
+            "at_equal_rate": {name: {key: _at_rate(curve, point["bits_per_pixel"]) for key, curve in curves.items()}
+                              for name, point in points.items()},
+            **{f"at_equal_{figure}": {key: {kind: rate_needed(curve, kind, figure, distortion[figure])
+                                            for kind in KINDS} for key, curve in curves.items()}
+               for figure in FIGURES},
+            "versions": {key: features.version(codec.feature) if key in there else None
+                         for key, codec in CODECS.items()}}
+
+
+def frontier(curve: Sequence[Mapping[str, float]], kind: str, figure: str) -> list[tuple[float, float]]:
+    """Return (rate, figure) of those points of a curve that are better than all cheaper ones, by rate.
+
+    Args:
+        curve: points as in `measure`. kind: which rate, one of KINDS. figure: one of FIGURES.
+    """
+    points = sorted((point[kind], point[figure]) for point in curve if point[figure] is not None)
+    return [point for number, point in enumerate(points) if all(point[1] > other[1] for other in points[:number])]
+
+
+def at_rate(curve: Sequence[Mapping[str, float]], kind: str, figure: str, rate: float) -> float | None:
+    """Return a curve's figure at a rate, linear between the points of its `frontier`; None below the cheapest of its
+    points and above the dearest."""
+    best, rates = frontier(curve, kind, figure), [point[kind] for point in curve]
+    if not best or not min(rates) <= rate <= max(rates):
+        return None
+    return float(np.interp(rate, *zip(*best)))
+
+
+def rate_needed(curve: Sequence[Mapping[str, float]], kind: str, figure: str, wanted: float | None) -> float | None:
+    """Return the least rate at which a curve has this figure, linear between the points of its `frontier`; None where
+    that is below the first of them or above the last."""
+    best = frontier(curve, kind, figure)
+    if wanted is None or not best or not best[0][1] <= wanted <= best[-1][1]:
+        return None
+    rates, values = zip(*best)
+    return float(np.interp(wanted, values, rates))
+
+
+def picture(report: dict, path: Path | str) -> Figure:
+    """Draw the figures of DRAWN over the rate, a panel each, from `measure`'s report; write and return it.
+
+    Dots are codecs at their settings, joined where they are the best for their rate: solid for whole files, dashed
+    without headers. Markers are the model's rates, with the 95 % interval of its one distortion.
+    """
+    figure = Figure(figsize=(5.2 * len(DRAWN), 5.6), layout="constrained")
+    panels = figure.subplots(1, len(DRAWN))
+    for axis, name in zip(panels, DRAWN):
+        _draw(axis, report, name)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    figure.suptitle(f"Rate and distortion on {report['images']} images of {report['subjects']} subjects; bars are 95 % "
+                    "intervals over subjects")
+    checkpoints.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+    return figure
+
+
+def _draw(axis: Axes, report: dict, name: str) -> None:
+    """One panel of `picture`."""
+    model, costs = report["model"], report["model"]["points"]
+    whole = [point["bits_per_pixel"] for curve in report["codecs"].values() for point in curve]
+    least = min([*whole, *(cost["bits_per_pixel"] for cost in costs.values())]) / 1.5
+    for key, curve in report["codecs"].items():
+        for kind, style, what in zip(KINDS, ("-", "--"), ("whole files", "without headers")):
+            shown = [point for point in curve if point[kind] >= least and point[name] is not None]
+            if best := frontier(shown, kind, name):
+                axis.plot(*zip(*best), style, color=CODECS[key].colour, linewidth=1.4,
+                          label=f"{CODECS[key].name}, {what}")
+                axis.plot([point[kind] for point in shown], [point[name] for point in shown], ".",
+                          color=CODECS[key].colour, markersize=4)
+    for point, cost in costs.items():
+        if model[name] is not None:
+            bar = [[model[name] - model[f"{name}_ci_low"]], [model[f"{name}_ci_high"] - model[name]]]
+            axis.errorbar(cost["bits_per_pixel"], model[name], yerr=bar, fmt=MARKERS[point], color="black",
+                          markersize=7, capsize=4, label=f"VQ-VAE, {POINTS[point]}: {cost['bits_per_pixel']:.3f}")
+    title, unit = FIGURES[name]
+    axis.set(title=title, xlabel="rate (bits per pixel, log scale)", ylabel=unit, xscale="log")
+    axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axis.minorticks_off()
+    axis.set_xlim(least, 1.2 * max([*whole, *(cost["bits_per_pixel"] for cost in costs.values())]))
+    axis.grid(alpha=0.3)
+
+
+def rows(report: dict) -> list[tuple[str, ...]]:
+    """Return the rows of a table, see COLUMNS: the model, each codec at the model's rates, and at the model's SSIM."""
+    def row(what: str, rate: float | None, figures: Mapping[str, float | None]) -> tuple[str, ...]:
+        return what, _text(rate, 3), *(_text(figures[name], 2 if name == "psnr" else 4) for name in DRAWN)
+
+    model = report["model"]
+    table = []
+    for name, point in model["points"].items():
+        rate = point["bits_per_pixel"]
+        table.append(row(f"VQ-VAE, {POINTS[name]}", rate, model))
+        table += [row(f"{CODECS[key].name}, {_kind(kind)}", rate, reached[kind])
+                  for key, reached in report["at_equal_rate"][name].items() for kind in KINDS]
+    for key, needed in report["at_equal_ssim"].items():
+        for kind, rate in needed.items():
+            figures = {name: None if rate is None else at_rate(report["codecs"][key], kind, name, rate)
+                       for name in DRAWN}
+            table.append(row(f"{CODECS[key].name} at the VQ-VAE's SSIM, {_kind(kind)}", rate, figures))
+    return table
+
+
+def _at_rate(curve: Sequence[dict], rate: float) -> dict[str, dict[str, float | None]]:
+    return {kind: {figure: at_rate(curve, kind, figure, rate) for figure in FIGURES} for kind in KINDS}
+
+
+def _cost(value: float | torch.Tensor, items: np.ndarray, subjects: Sequence[str], seed: int) -> dict:
+    """A rate of the model: its mean over the chosen images, and the interval where each image's is known."""
+    if not isinstance(value, torch.Tensor):
+        return {"bits_per_pixel": float(value), "ci_low": None, "ci_high": None}
+    found = metrics.summarise(value[items], subjects, seed)
+    return {"bits_per_pixel": found["mean"], "ci_low": found["ci_low"], "ci_high": found["ci_high"]}
+
+
+def _distortion(originals: torch.Tensor, made: torch.Tensor, subjects: Sequence[str], seed: int) -> dict:
+    """Means of FIGURES over uint8 images, with their intervals; None where they are not defined."""
+    parts = [metrics.image_figures(*pair) for pair in zip(originals.split(AT_A_TIME), made.split(AT_A_TIME))]
+    report = {}
+    for name in FIGURES:
+        area, figure = ("brain", name.removeprefix("brain_")) if name.startswith("brain_") else ("full", name)
+        found = metrics.summarise(torch.cat([part[area][figure] for part in parts]), subjects, seed)
+        report |= {name: found["mean"], f"{name}_ci_low": found["ci_low"], f"{name}_ci_high": found["ci_high"]}
+    return report
+
+
+def _picture(pixels: torch.Tensor) -> Image.Image:
+    """uint8 `[channels, height, width]` -> L or RGB."""
+    array = pixels.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def _through(image: Image.Image, options: Mapping[str, object]) -> tuple[int, torch.Tensor]:
+    """Return the size of an image's file in bytes, and what is in it, uint8 `[channels, height, width]`."""
+    file = io.BytesIO()
+    image.save(file, **options)
+    size = file.tell()
+    with Image.open(file) as decoded:  # WebP gives colours for a grey image
+        pixels = torch.from_numpy(np.array(decoded.convert(image.mode)))
+    return size, pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _header(codec: Codec, like: Image.Image) -> int:
+    """Bytes of the smallest file of a constant image of this size and kind."""
+    constants = [Image.new("L", like.size, level).convert(like.mode) for level in CONSTANTS]
+    return min(_through(image, options)[0] for image in constants for _, options in codec.options)
+
+
+def _kind(kind: str) -> str:
+    return "whole file" if kind == "bits_per_pixel" else "without header"
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
