@@ -1,4 +1,4 @@
-# make demo | make test | make soak | make lint | make venv
+# make demo | make test | make results SCANS=folder | make soak | make lint | make venv
 # PIP_FLAGS goes to pip as it is, to choose another build of torch, for example
 #   make venv PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: venv demo test soak lint clean
+.PHONY: venv demo test results soak lint clean
 
 venv: $(VENV)/installed
 
@@ -22,6 +22,11 @@ demo: venv
 
 test: venv
 	$(PY) -m pytest -n 2
+
+# Every figure, picture and model card of the documentation, from the weights in pretrained/ and your scans.
+results: venv
+	@test -n "$(SCANS)" || { echo "SCANS: expected a folder of scans, found nothing. make results SCANS=folder" >&2; exit 2; }
+	$(PY) make_results.py --scans "$(SCANS)"
 
 # Trainings killed 100 times at random moments end bit for bit like those that never were; at most 20 minutes.
 soak: venv
