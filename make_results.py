@@ -22,12 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
-from vqvae2 import checkpoints, model_cards, report_text
+from vqvae2 import (
+    checkpoints,
+    codes,
+    distributed,
+    likelihood,
+    maps_plots,
+    model_cards,
+    plots,
+    report_text,
+    samples,
+)
 from vqvae2.chain import Step, run_steps
 from vqvae2.config import expect, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
-from vqvae2.images import pictures_in
+from vqvae2.images import ImageFile, ImageSet, pictures_in, read_picture
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
@@ -140,6 +152,31 @@ def told_of(top: Path | None) -> str:
                    if one["name"] == "position_mm")
 
 
+def overview(size: int, settings: ResultsSettings) -> Image.Image:
+    """Return the README's picture: some test images, what the models make of them, and new images, a row each."""
+    out, models = settings.out / str(size), models_of(size)
+    paths = pictures_in(out / "to-complete")
+    real = _stacked(paths)
+    vqvae, priors = samples.load_models(*(str(models[what]) for what in ("vqvae", "top", "bottom")),
+                                        distributed.pick_device())
+    split = ImageSet(tuple(ImageFile(path.name, "test", path.name, "") for path in paths), real.numpy())
+    maps, made = codes.reconstruct(vqvae.model, split, len(paths))
+    bits = likelihood.code_bits(priors, maps.levels, [{}] * len(paths), len(paths))
+    unusual = likelihood.bits_per_pixel_maps(bits, real.shape[2:])
+    masked = real.clone()
+    masked[..., size // 2:] = 0
+    completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
+    new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
+    return plots.strip([("real, unseen", real), ("reconstruction", made),
+                        ("unusual, bits", plots.Scaled(unusual, maps_plots.BITS_PER_PIXEL)),
+                        ("half hidden", masked), ("completed", completed), ("new", new)])
+
+
+def _stacked(paths: list[Path]) -> torch.Tensor:
+    """Pictures as uint8 `[n, channels, height, width]`."""
+    return torch.from_numpy(np.stack([read_picture(path) for path in paths]))
+
+
 def read_report(path: Path) -> dict | None:
     """Return a metrics.json, None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -198,6 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_steps(steps)
         if "top" in models_of(size) and not settings.quick:
             run_steps(drawing(size, settings, told_of(models_of(size).get("top"))))
+            plots.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
         write_documents(size, settings)
         if not settings.quick:
             write_cards(size, settings, steps)

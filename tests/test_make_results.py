@@ -1,10 +1,10 @@
 """What the documentation shows is made again, on synthetic scans, and is what it was.
 
-tests/stored/demo-64.json holds the figures; `python tests/test_make_results.py` writes it anew, when they are to change.
+tests/stored/demo-64.json holds the figures; `PYTHONPATH=. python tests/test_make_results.py` writes it
+anew.
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from vqvae2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "tests" / "stored" / "demo-64.json"
-TOLERANCES = {"reconstruction": (0.004, 0.01), "codes": (0.02, 0.05), "priors": (0.03, 0.02), "samples": (0.02, 0.25)}
-"""Absolute and relative: other CPUs round otherwise, a code here and there is then another one, and few samples move a
-figure far."""
+TOLERANCES = {"reconstruction": (0.004, 0.01), "codes": (0.02, 0.05), "priors": (0.03, 0.02)}
+"""Absolute and relative: other CPUs round otherwise, and a code here and there is then another one."""
 PAGE = "# Results\n\n<!-- reconstruction-64 -->\nold\n<!-- end -->\n\nwords\n\n<!-- priors-64 -->\n<!-- end -->\n"
 
 
@@ -60,6 +59,14 @@ def test_the_figures_made_from_the_published_weights_are_the_stored_ones(made, p
     assert len(numbers) > 5
     for name in numbers:
         assert found[name] == pytest.approx(stored[name], abs=absolute, rel=relative), name
+
+
+def test_the_figures_of_samples_are_all_there_and_those_that_few_samples_allow_are_the_stored_ones(made):
+    """Another code near the beginning of a sample makes another sample, and of 40 one counts."""
+    stored, found = json.loads(STORED.read_text())["samples"], made[1]["samples"]
+    assert dict(leaves(stored)).keys() == dict(leaves(found)).keys()
+    assert found["pairwise_ms_ssim"] == pytest.approx(stored["pairwise_ms_ssim"], abs=0.05)
+    assert found["features"] == stored["features"]
 
 
 def test_the_stored_figures_are_of_unseen_subjects(made):
@@ -110,6 +117,5 @@ def test_each_published_card_has_data_split_settings_curve_figures_and_limits(na
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         STORED.write_text(json.dumps(make(Path(folder)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

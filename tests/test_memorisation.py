@@ -206,7 +206,8 @@ def test_the_report_fits_json_and_a_table_and_the_pairs_a_picture(training, unse
     features = tuple(np.random.default_rng(0).normal(size=(n, 3)) for n in (6, len(unseen), len(training)))
     report, pairs = memorisation.judge(drawn, unseen, training, features, seed=0)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert [row[0] for row in memorisation.rows(report)] == ["pixels, RMS, images 0…1", "features, Euclidean"]
+    assert [row[0] for row in memorisation.rows(report)] == ["samples, pixels (RMS, images 0…1)",
+                                                                  "samples, features (Euclidean)"]
     assert all("%" in row[-1] and len(row) == 5 for row in memorisation.rows(report))
     assert len(pairs) == memorisation.PICTURED
     picture = memorisation.picture(pairs)
@@ -217,3 +218,12 @@ def test_the_report_fits_json_and_a_table_and_the_pairs_a_picture(training, unse
 def test_images_of_another_shape_are_refused(training, unseen):
     with pytest.raises(ValueError, match=r"one shape, found .*\(1, 16, 16\)"):
         memorisation.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), unseen, training, None, seed=0)
+
+
+def test_reconstructions_are_judged_beside_the_samples(training, unseen):
+    drawn, soft = (torch.from_numpy(brains(seed, people=2, slices=2)) for seed in (9000, 9500))
+    alone, _ = memorisation.judge(soft, unseen, training, None, seed=0)
+    beside, _ = memorisation.judge(drawn, unseen, training, None, seed=0, reconstructions=soft)
+    for name in ("samples_median", "threshold", "closer_share", "ci_high"):
+        assert beside["reconstructions"]["pixels"][name] == alone["pixels"][name], name
+    assert [row[0].split(",")[0] for row in memorisation.rows(beside)] == ["samples", "reconstructions"]

@@ -198,20 +198,24 @@ class Gallery:
 
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
-          features: tuple[np.ndarray, np.ndarray, np.ndarray] | None, seed: int,
-          on_image: Callable[[int], object] = lambda _: None) -> tuple[dict, list[Pair]]:
+          features: Sequence[np.ndarray] | None, seed: int, on_image: Callable[[int], object] = lambda _: None,
+          reconstructions: torch.Tensor | None = None) -> tuple[dict, list[Pair]]:
     """Return what metrics.json says of memorisation, and the PICTURED closest pairs, the closest first.
 
     Args:
         drawn: samples, uint8 `[m, channels, height, width]`, m at least 1.
         unseen: slices of people who were not trained on, of the same shape.
         training: slices that were trained on, of the same shape.
-        features: of `drawn`, `unseen` and `training`, in this order, float `[number of images, d]`; or None.
+        features: of `drawn`, `unseen`, `training` and, where given, `reconstructions`, in this order, float
+            `[number of images, d]`; or None.
         seed: of the bootstrap. on_image: told how many images have been compared since.
-    Returns: {"samples", "unseen", "unseen_subjects", "training", "shift_pixels", "percentile", "pixels", "features"};
-        the last two are {"samples_median", "samples_min", "unseen_median", "threshold", "closer_share", "ci_low",
-        "ci_high", "closest"} (see `compare`) or None; closest names for each of the closest pairs sample, training
-        image and distance, in pixels also whether it is mirrored and how far it is shifted.
+        reconstructions: of unseen slices, uint8 as `drawn`: a soft image is nearer to every other, and this is what
+            softness alone comes to.
+    Returns: {"samples", "unseen", "unseen_subjects", "training", "shift_pixels", "percentile", "pixels", "features",
+        "reconstructions"}. pixels and features are {"samples_median", "samples_min", "unseen_median", "threshold",
+        "closer_share", "ci_low", "ci_high", "closest"} (see `compare`), features perhaps None; closest names for each
+        of the closest pairs sample, training image and distance, in pixels also whether it is mirrored and how far it
+        is shifted. reconstructions: {"samples", "pixels", "features"} likewise, or None.
     Raises: ValueError if shapes or numbers do not fit each other.
 
     Cost: 40 ms an image on one core for 2,040 training slices of 128².
@@ -223,13 +227,15 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
     subjects = [unseen.subjects[item] for item in chosen]
     gallery = Gallery(training.bytes().numpy())
     samples = drawn.cpu().numpy()
-    matches, of_unseen = [], []
-    for images, found in ((samples, matches), (unseen.bytes().numpy()[chosen], of_unseen)):
+    matches, of_unseen, of_soft = [], [], []
+    soft = samples[:0] if reconstructions is None else reconstructions.cpu().numpy()
+    for images, found in ((samples, matches), (unseen.bytes().numpy()[chosen], of_unseen), (soft, of_soft)):
         for image in images:
             found.append(gallery.nearest(image))
             on_image(1)
-    distances = np.array([one.distance for one in matches])
-    pixels = compare(distances, np.array([one.distance for one in of_unseen]), subjects, seed)
+    distances, unseen_distances, soft_distances = (np.array([one.distance for one in found])
+                                                   for found in (matches, of_unseen, of_soft))
+    pixels = compare(distances, unseen_distances, subjects, seed)
     closest = distances.argsort(kind="stable")[:PICTURED]
     pixels["closest"] = [{"sample": int(i), "training": training.names[matches[i].item],
                           "distance": matches[i].distance, "mirrored": matches[i].mirrored,
@@ -238,7 +244,13 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
                   matches[i].distance, pixels["threshold"]) for i in closest]
     report = {"samples": len(drawn), "unseen": len(chosen), "unseen_subjects": len(set(subjects)),
               "training": len(training), "shift_pixels": gallery.reach, "percentile": PERCENTILE, "pixels": pixels,
-              "features": None if features is None else _judge_features(features, chosen, subjects, training, seed)}
+              "features": None if features is None else _judge_features(features[:3], chosen, subjects, training, seed),
+              "reconstructions": None}
+    if len(soft):
+        of_features = None if features is None else _judge_features((features[3], *features[1:3]), chosen, subjects,
+                                                                    training, seed)
+        report["reconstructions"] = {"samples": len(soft), "features": of_features,
+                                     "pixels": compare(soft_distances, unseen_distances, subjects, seed)}
     return report, pairs
 
 
@@ -289,13 +301,14 @@ def picture(pairs: Sequence[Pair]) -> Image.Image:
 
 
 def rows(report: dict) -> list[tuple[str, ...]]:
-    """Return rows for a table: (distance, median of samples, of unseen slices, 1st percentile of these, share closer).
-    """
+    """Return rows (what, its median, that of unseen slices, 1st percentile of these, share closer) for a table."""
     found = []
     for name, unit in (("pixels", "RMS, images 0…1"), ("features", "Euclidean")):
-        if one := report[name]:
+        for one, who in ((report[name], "samples"), ((report["reconstructions"] or {}).get(name), "reconstructions")):
+            if one is None:
+                continue
             interval = "" if one["ci_low"] is None else f" ({one['ci_low']:.1%} to {one['ci_high']:.1%})"
-            found.append((f"{name}, {unit}", *(f"{one[key]:.3f}" for key in (
+            found.append((f"{who}, {name} ({unit})", *(f"{one[key]:.3f}" for key in (
                 "samples_median", "unseen_median", "threshold")), f"{one['closer_share']:.1%}{interval}"))
     return found
 

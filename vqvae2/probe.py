@@ -16,7 +16,8 @@ step; this is no news and would hide everything else. Nothing else is taken away
 softness, anatomy and variety may all be used. Batches hold as many samples as slices, whatever their numbers are.
 
 NOTE The interval is over the subjects and samples that were judged. That another training of the classifier, or other
-folds, would give another number is not in it: SEEDS
+folds, would give another number is not in it. Measured at 128²: 128 samples against reconstructions of 12 subjects
+0.66, 0.68 and 0.66 with three seeds; real slices of 17 training subjects against those of 17 others 0.55 (0.42, 0.68).
 
 References
 1. Lopez-Paz, Oquab 2017, Revisiting classifier two-sample tests.

@@ -79,8 +79,8 @@ def tables(report: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...
                    _priors(report))}
     parts["samples"] = (("figure", "samples", "reconstructions of training slices", "real slices"),
                         _samples(found) if found else [])
-    given = {"memorisation": (("distance to the nearest training slice", "samples, median", "unseen slices, median",
-                               "1st percentile of these", "share of samples closer"), memorisation,
+    given = {"memorisation": (("distance to the nearest training slice", "median", "median of unseen slices",
+                               "1st percentile of these", "share closer than that"), memorisation,
                               found.get("memorisation")),
              "probe": (("what is told from what", "AUROC"), probe, found.get("probe")),
              "rates": (rates.COLUMNS, rates, report.get("rates"))}

@@ -95,11 +95,13 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
         again = _some_reconstructions(training_codes, vqvae, len(drawn))
         report["reconstructions"] = sample_figures.judge(again, unseen, training, extractor, settings.seed)
     if len(trained):
-        vectors = tuple(extractor(images) for images in (drawn, unseen.bytes(), trained.bytes()))
+        soft = reconstructions[_evenly(len(reconstructions), len(drawn))]
+        vectors = [extractor(images) for images in (drawn, unseen.bytes(), trained.bytes(), soft)]
         with tqdm(desc="nearest training slices", unit="image", leave=False) as bar:
             report["memorisation"], pairs = memorisation.judge(drawn, unseen, trained, vectors, settings.seed,
-                                                               bar.update)
-        plots.save_picture(memorisation.picture(pairs), settings.out / CLOSEST)
+                                                               bar.update, soft)
+        title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
+        plots.save_picture(plots.titled(memorisation.picture(pairs), title), settings.out / CLOSEST)
     if settings.probe:
         fakes = None if training_codes is None else probe.context_model_fakes(
             vqvae.model, training_codes, len(drawn), settings.seed, settings.batch)
@@ -113,10 +115,15 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
 def _some_reconstructions(training_codes: codes.CodeMaps, vqvae: TrainedVqvae, most: int) -> torch.Tensor:
     """What evenly chosen training images come back as: samples of perfect priors would be like these."""
     device, number = next(vqvae.model.parameters()).device, len(training_codes.names)
-    items = torch.from_numpy(np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int)))
+    items = _evenly(number, most)
     return torch.cat([to_bytes(vqvae.model.decode({level: maps[some].to(device)
                                                    for level, maps in training_codes.levels.items()}))
                       for some in items.split(AT_A_TIME)])
+
+
+def _evenly(number: int, most: int) -> torch.Tensor:
+    """At most `most` of so many numbers, evenly chosen."""
+    return torch.from_numpy(np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int)))
 
 
 def _source(settings: EvaluateSettings) -> dict:

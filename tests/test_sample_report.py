@@ -1,0 +1,93 @@
+"""Samples are drawn alike in any batch, or read from a folder of the right pictures, and judged beside real slices."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2 import codes, images, sample_report, samples
+from vqvae2.config import VqvaeSettings, from_dict
+from vqvae2.errors import UserError
+from vqvae2.evaluate_config import EvaluateSettings
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_run):
+    """Settings, models and images of the tiny run."""
+    vqvae, priors = samples.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom),
+                                        torch.device("cpu"))
+    settings = EvaluateSettings(vqvae=str(tiny_run.vqvae), top=str(tiny_run.top), bottom=str(tiny_run.bottom),
+                                out=tiny_run.results / "report", samples=6)
+    data = dataclasses.replace(from_dict(VqvaeSettings, vqvae.config["settings"]), data=tiny_run.data)
+    return settings, vqvae, priors, images.load_images(data).splits
+
+
+def judge(chain, out, drawn, trained=None, **changes):
+    settings, vqvae, _, splits = chain
+    train, test = splits["train"], splits["test"]
+    return sample_report.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
+                               codes.extract(vqvae.model, train, 8), vqvae,
+                               dataclasses.replace(settings, out=out, **changes))
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_a_time(chain, monkeypatch):
+    settings, vqvae, priors, splits = chain
+    whole = sample_report.draw(settings, vqvae, priors, splits["train"])
+    monkeypatch.setattr(sample_report, "AT_A_TIME", 4)
+    assert torch.equal(sample_report.draw(settings, vqvae, priors, splits["train"]), whole)
+    assert (whole.shape, whole.dtype) == ((6, 1, 32, 32), torch.uint8)
+
+
+def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_no_nan(chain, tmp_path):
+    _, _, _, splits = chain
+    report = judge(chain, tmp_path, splits["validate"].bytes(), probe=True)
+    json.dumps(report, allow_nan=False)
+    assert {"mmd", "frechet", "precision", "recall", "pairwise_ms_ssim", "real_pairwise_ms_ssim", "features"} <= set(
+        report)
+    assert report["count"] == 6
+    assert report["reconstructions"]["mmd"]["real_floor"] == report["mmd"]["real_floor"]
+    assert report["memorisation"]["training"] == 18
+    assert set(report["probe"]) >= {"samples", "context_model", "samples_against_reconstructions", "counts"}
+    assert (tmp_path / "closest.png").is_file()
+
+
+def test_copies_of_training_slices_are_found(chain, tmp_path):
+    copies = chain[3]["train"].bytes()[:5]
+    found = judge(chain, tmp_path, copies)["memorisation"]
+    assert found["pixels"]["closer_share"] == found["features"]["closer_share"] == 1
+    assert found["pixels"]["samples_median"] == 0
+
+
+def test_without_the_training_images_copies_are_not_looked_for(chain, tmp_path):
+    none = images.ImageSet((), chain[3]["train"].pixels[:0])
+    assert judge(chain, tmp_path, chain[3]["validate"].bytes(), trained=none)["memorisation"] is None
+    assert not (tmp_path / "closest.png").exists()
+
+
+def write_pictures(folder, *pictures):
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return folder
+
+
+def test_samples_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
+    pictures = [np.full((32, 32), value, np.uint8) for value in (7, 8)]
+    read = sample_report.read(write_pictures(tmp_path / "a", *pictures), (1, 32, 32))
+    assert read[:, 0, 0, 0].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(("picture", "found"), [(np.zeros((16, 32), np.uint8), r"uint8 and \(1, 16, 32\)"),
+                                                (np.zeros((32, 32), np.uint16), r"uint16 and \(1, 32, 32\)")])
+def test_samples_of_another_form_are_refused(tmp_path, picture, found):
+    folder = write_pictures(tmp_path / "a", np.zeros((32, 32), np.uint8), picture)
+    with pytest.raises(UserError, match=rf"--sampled .*1\.png: expected 8 bit and shape \(1, 32, 32\) .* {found}"):
+        sample_report.read(folder, (1, 32, 32))
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--sampled .*: expected a folder of pictures, found none\. Give OUT/images"):
+        sample_report.read(tmp_path, (1, 32, 32))
