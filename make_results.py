@@ -3,13 +3,13 @@ r"""The weights in pretrained/, and scans -> every figure, picture and model car
     python make_results.py --scans ~/data/oasis1
 or, with a fresh environment:
     make results SCANS=~/data/oasis1
-Without touching the documentation of this checkout, and of one size only:
-    python make_results.py --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine
+Without touching the documentation of this checkout, nor its cards, and of one size only:
+    python make_results.py --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine --no-cards
 
 For each size that has a VQ-VAE in pretrained/ it extracts slices, judges the models on subjects that they were not
-trained on, draws samples and completes images, with the project's own scripts, whose commands it prints. Reports
-and samples go to --out. Then it copies the pictures to <docs>/pictures, writes the tables into <docs>/results.md,
-between the lines <!-- NAME --> and <!-- end -->, and a card for each model. Run it again to go on where it stopped.
+trained on, draws samples and completes images, with the project's own scripts, whose commands it prints. Reports and
+samples go to --out. Then it copies the pictures to <docs>/pictures, writes the tables into <docs>/results.md, between
+the lines <!-- NAME --> and <!-- end -->, and a card for each model. Run it again to go on where it stopped.
 
 The published figures are of the 56 scans named in docs/results.md; with other scans they are figures of transfer.
 """
@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from vqvae2 import (
+    __version__,
     checkpoints,
     codes,
     distributed,
@@ -43,8 +44,8 @@ from vqvae2.images import ImageFile, ImageSet, pictures_in, read_picture
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
-FULL, PLAIN = "temperature 1", "temperature 0.9 and 0.7, top-p 0.9"
-REPORTS = {"report": FULL, "report-cool": PLAIN, "report-default": "the default of extraction, one slice a scan"}
+AT_1, COOLER = "temperature 1", "temperature 0.9 and 0.7, top-p 0.9"
+REPORTS = {"report": AT_1, "report-cool": COOLER, "report-default": "the default of extraction, one slice a scan"}
 """Folder of each report -> what it is called on a card."""
 PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end of the name
     "report/strip.png": "strip", "report/reconstructions.png": "reconstructions", "report/worst.png": "worst",
@@ -80,6 +81,9 @@ class ResultsSettings:
     """Leave out probe, rates, lesions, and the pictures of samples and completions: to see whether figures are the
     same."""
 
+    no_cards: bool = False
+    """Leave the model cards in pretrained/ as they are: they speak of the scans named in docs/results.md."""
+
     def __post_init__(self) -> None:
         expect(self.samples >= 2, "--samples", "at least 2", self.samples, "The default is 256.")
         expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "The default is 60.")
@@ -101,34 +105,41 @@ def models_of(size: int) -> dict[str, Path]:
 
 def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
-    out = settings.out / str(size)
+    out = shlex.quote(str(settings.out / str(size)))
     models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
+    key = " ".join(checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])
+                   for folder in models_of(size).values()) + __version__
+
+    def done(report: str) -> Path:
+        return settings.out / str(size) / report / ".done"
+
     has_priors, more = "--top" in models, "" if settings.quick else " --rates"
     if has_priors:
         more += f" --samples {settings.samples}" + ("" if settings.quick else " --probe --lesions")
     steps = [Step(f"slices of {size} by {size}", "extract_slices.py",
                   f"--scans {shlex.quote(str(scans))} --out {out}/slices --size {size} --per-scan {settings.per_scan}"),
              Step(f"figures, {size} by {size}", "evaluate.py", f"{models} --data {out}/slices --out {out}/report{more}",
-                  note=out / "report" / ".done")]
+                  note=done("report"), key=key)]
     if not settings.quick:
         steps += [Step(f"one slice of each scan, {size} by {size}", "extract_slices.py",
                        f"--scans {shlex.quote(str(scans))} --out {out}/slices-default --size {size}"),
                   Step(f"figures of these, {size} by {size}", "evaluate.py", f"--vqvae {models_of(size)['vqvae']} "
                        f"--data {out}/slices-default --out {out}/report-default",
-                       note=out / "report-default" / ".done")]
+                       note=done("report-default"), key=key)]
     if has_priors and not settings.quick:
         steps.append(Step(f"figures of likelier samples, {size} by {size}", "evaluate.py",
                           f"{models} --data {out}/slices --samples {settings.samples} {COOL} --probe --out "
-                          f"{out}/report-cool", note=out / "report-cool" / ".done"))
+                          f"{out}/report-cool", note=done("report-cool"), key=key))
     return steps
 
 
 def drawing(size: int, settings: ResultsSettings, told: str) -> list[Step]:
     """Return the steps that draw and complete images of one size, once its slices are there."""
-    out = settings.out / str(size)
+    out = shlex.quote(str(settings.out / str(size)))
     models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
-    some = _some_test_images(out / "slices" / "test", out / "to-complete")
-    complete = f"{models} --inpaint {some} --count 4 {COOL}"
+    folder = settings.out / str(size)
+    some = _some_test_images(folder / "slices" / "test", folder / "to-complete")
+    complete = f"{models} --inpaint {shlex.quote(str(some))} --count 4 {COOL}"
     return [Step("samples", "sample.py", f"{models} --count 64{told} --out {out}/samples"),
             Step("likelier samples", "sample.py", f"{models} --count 64{told} {COOL} --out {out}/samples-cool"),
             Step("completions of the right half", "sample.py", f"{complete} --mask right --out {out}/completed"),
@@ -139,7 +150,8 @@ def drawing(size: int, settings: ResultsSettings, told: str) -> list[Step]:
 def _some_test_images(source: Path, folder: Path) -> Path:
     """Copy evenly chosen images to a folder of their own, and return it."""
     paths = pictures_in(source)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for number in np.unique(np.linspace(0, len(paths) - 1, COMPLETED).round().astype(int)):
         shutil.copyfile(paths[number], folder / paths[number].name)
     return folder
@@ -212,13 +224,15 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
     reports = {title: report for folder, title in REPORTS.items()
                if (report := read_report(out / folder / "metrics.json"))}
     said = "\n".join(f"python {step.script} {step.arguments}" for step in commands)
-    said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said)  # where they lie is this machine's business
+    # Where things lie is this machine's business.
+    said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said).replace(shlex.quote(str(settings.out)),
+                                                                           "results/published")
     for what, folder in models.items():
         about = DATA.format(size=size, pixel=224 / size)
-        left_out = PLAIN if what == "vqvae" else REPORTS["report-default"]
+        left_out = COOLER if what == "vqvae" else REPORTS["report-default"]
         model_cards.write(folder, about, {name: one for name, one in reports.items() if name != left_out}, said)
-    if FULL in reports:
-        checkpoints.write_json(models["vqvae"] / "metrics.json", reports[FULL])
+    if AT_1 in reports:
+        checkpoints.write_json(models["vqvae"] / "metrics.json", reports[AT_1])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -233,13 +247,14 @@ def main(arguments: list[str] | None = None) -> None:
     for size in sizes:
         steps = judging(size, settings, scans)
         run_steps(steps)
-        if "top" in models_of(size) and not settings.quick:
+        if len(models_of(size)) == 3 and not settings.quick:
             run_steps(drawing(size, settings, told_of(models_of(size).get("top"))))
             plots.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
         write_documents(size, settings)
-        if not settings.quick:
+        if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)
-    print(f"written: {settings.out}, {settings.docs}" + ("" if settings.quick else f" and the cards in {PRETRAINED}"))
+    cards = "" if settings.quick or settings.no_cards else f" and the cards in {PRETRAINED}"
+    print(f"written: {settings.out}, {settings.docs}{cards}")
 
 
 if __name__ == "__main__":

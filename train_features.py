@@ -82,7 +82,7 @@ class FeatureTrainer(Trainer):
         pictures = split[share.items].float()
         if training:
             pictures = images.moved(pictures, draws[:, 2 * kinds:2 * kinds + 5])
-        others = split[(draws[:, -2] * len(split)).long()].float()
+        others = split[(draws[:, -2] * len(split)).long().clamp(max=len(split) - 1)].float()
         for i, item in enumerate(items):
             for kind, name in enumerate(features.HARMS):
                 generator = random_numbers.generator(self.settings.seed, purpose, epoch, int(item), kind)
@@ -107,9 +107,9 @@ class FeatureTrainer(Trainer):
         model.train()
 
     def pictures(self, epoch: int) -> None:
-        """Draw the curves; write what the best weights so far make of harm that is done to validation images."""
+        """Draw the curves; in the end write what the best weights make of harm that is done to validation images."""
         plots.curves(self.rows, self.folder / "losses.png")
-        if self.count("validate") == 0:
+        if self.count("validate") == 0 or epoch < self.settings.epochs:
             return
         split = self.images.splits["validate"]
         items = np.linspace(0, len(split) - 1, min(JUDGED, len(split))).round().astype(int)

@@ -33,7 +33,7 @@ class VqvaeTrainer(Trainer):
     """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment + prediction."""
 
     kind = "vqvae"
-    best_by = "mse"
+    best_by = "reconstruction"
 
     def start(self) -> None:
         """Read the images."""
@@ -63,7 +63,7 @@ class VqvaeTrainer(Trainer):
         return self.model.convolutional_parts()
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
-        """Return loss, mean squared error and commitment of each image; SSIM too when validating."""
+        """Return the loss and its parts for each image; SSIM too when validating."""
         training = model.training
         pixels = self.images.splits["train" if training else "validate"].batch(share.items, self.device)
         if training and self.settings.augment:
@@ -72,12 +72,14 @@ class VqvaeTrainer(Trainer):
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
         reconstruction = made.images.float()
         mse = losses.error_of_clipped(reconstruction, pixels).square().flatten(1).mean(1)
-        loss = mse + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
+        error = mse
         if self.settings.ssim_weight:
-            loss = loss + self.settings.ssim_weight * losses.dissimilarity(reconstruction, pixels)
+            error = error + self.settings.ssim_weight * losses.dissimilarity(reconstruction, pixels)
         if self.settings.gradient_weight:
-            loss = loss + self.settings.gradient_weight * losses.gradient_error(reconstruction, pixels)
-        figures = {"loss": loss, "mse": mse, "commitment": made.commitment, "prediction": made.prediction}
+            error = error + self.settings.gradient_weight * losses.gradient_error(reconstruction, pixels)
+        loss = error + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
+        figures = {"loss": loss, "reconstruction": error, "mse": mse, "commitment": made.commitment,
+                   "prediction": made.prediction}
         if not training:
             figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
         return figures

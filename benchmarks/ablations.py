@@ -109,7 +109,8 @@ def write(rows: list[dict], out: Path) -> None:
     """Write ablations.json and ablations.md."""
     (out / "ablations.json").write_text(json.dumps(rows, indent=1) + "\n")
     key = "processor_seconds_per_1000_images"
-    costs = [row[key] / rows[0][key] if row[key] and rows[0][key] else None for row in rows]
+    default = next((row[key] for row in rows if row["what"] == DEFAULT), None)
+    costs = [row[key] / default if row[key] and default else None for row in rows]
     table = [(row["what"], str(row["seed"]), f"{row['ssim']:.3f}", f"{row['ssim_min']:.3f}", f"{row['ssim_brain']:.3f}",
               f"{row['psnr']:.2f}", f"{row['raw_bits_per_pixel']:.3f}",
               *(f"{row['codes'][level]['used']:.0f}, {row['codes'][level]['perplexity']:.0f}, "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2 import codes, images, sample_report, samples
+from vqvae2 import codes, features, images, sample_report, samples
 from vqvae2.config import VqvaeSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
@@ -30,7 +30,8 @@ def judge(chain, out, drawn, trained=None, **changes):
     train, test = splits["train"], splits["test"]
     return sample_report.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
                                codes.extract(vqvae.model, train, 8), vqvae,
-                               dataclasses.replace(settings, out=out, **changes))
+                               dataclasses.replace(settings, out=out, **changes),
+                               features.load_extractor(None, torch.device("cpu")))
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_a_time(chain, monkeypatch):

@@ -23,6 +23,8 @@ class Step:
     processes: int = 1
     note: Path | None = None
     """Where the finished command is noted, so that it is not run again: for a script that would begin anew."""
+    key: str = ""
+    """What else the result depends on, such as weights: with another one it is run again."""
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
@@ -38,7 +40,8 @@ def run_steps(steps: list[Step]) -> None:
     """
     for number, step in enumerate(steps, 1):
         title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
-        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == shlex.join(command):
+        done = f"{shlex.join(command)}\n{step.key}" if step.key else shlex.join(command)
+        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == done:
             print(f"\n{title}: there already", flush=True)
             continue
         print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
@@ -47,7 +50,7 @@ def run_steps(steps: list[Step]) -> None:
                   "The same command goes on from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
         if step.note:
-            checkpoints.write_text(step.note, shlex.join(command))
+            checkpoints.write_text(step.note, done)
 
 
 def run(command: list[str], processes: int) -> int:

@@ -85,11 +85,18 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, such as a run's log.csv; none where there is no file."""
+    """Return the rows of a CSV file, such as a run's log.csv; none where there is no file.
+
+    Raises: UserError if it is none.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a table that a training has written, found {_short(error)}. "
+                        "Delete it, or train again.") from None
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
@@ -107,6 +114,8 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             config = json.loads((file.metadata() or {})["config"])
+            if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+                raise KeyError("settings in its config")
             return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: expected a weights file of this project, found {_short(error)}. "

@@ -137,10 +137,11 @@ def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[
 def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], batch: int) -> float:
     device = next(model.parameters()).device
     mine = torch.arange(len(images))[distributed.rank()::distributed.world_size()]
-    total = 0.0
+    parts = []
     for items in mine.split(batch) if len(mine) else ():
         decoded = model.decode({level: codes[items].to(device) for level, codes in levels.items()})
-        total += metrics.ssim(to_bytes(images.batch(items)), to_bytes(decoded)).sum().item()
+        parts.append(metrics.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
+    total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)
 
 

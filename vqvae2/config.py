@@ -118,6 +118,8 @@ class RunSettings(DataSettings):
 NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "global_batch", "data", "results", "resume", "pictures_every",
                      "threads", "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
+BEFORE = {"ssim_weight": 0.0}
+"""What runs did whose config.json lacks a setting, where that is not today's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +281,7 @@ def changed_settings(new: RunSettings, old: dict) -> list[str]:
     def words(value: object) -> str:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
+    old = BEFORE | old
     return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
             if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
 

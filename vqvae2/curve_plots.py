@@ -160,7 +160,7 @@ def draw(rows: Sequence[Mapping[str, object]], title: str | None = None,
         _set_scales(axis, name, [value for line, _ in lines for _, value in line], "epoch")
         axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2} if others else {})
     if title and found:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     return figure
 
 
@@ -187,19 +187,24 @@ def draw_comparison(runs: Sequence[Run], x: str = "images_seen", title: str | No
                 axis.plot([place / seconds for place in places] if x == "seconds" else places, values,
                           color=RUN_COLOURS[number % len(RUN_COLOURS)], linestyle=RUN_STYLES[number % len(RUN_STYLES)],
                           marker=RUN_MARKERS[number % len(RUN_MARKERS)] if len(line) < FEW_POINTS else None,
-                          markersize=3, linewidth=1.4, label=run.name)
+                          markersize=3, linewidth=1.4, label=plain(run.name))
         whose = "training" if column.startswith("train_") else "validation"
         axis.set(title=f"{name} ({whose} images)", ylabel=unit, xlabel=X_LABELS.get(x, f"training time ({clock})"))
         axis.title.set_fontsize("medium")
         _set_scales(axis, name, [value for line in lines[column].values() for _, value in line], x)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    names = [run.name for run in runs if run.name in handles]
+    names = [name for name in (plain(run.name) for run in runs) if name in handles]
     widest = max(len(name) for name in names)
     figure.legend([handles[name] for name in names], names, loc="outside lower center", handlelength=4,
                   ncols=max(1, min(len(names), 5, int(figure.get_figwidth() * 10) // (widest + 10))))
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     return figure
+
+
+def plain(text: str) -> str:
+    """Return a user's text as matplotlib shows it literally: two $ would be a formula, a leading _ hides a label."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def points(rows: Sequence[Mapping[str, object]], column: str, x: str = "epoch") -> list[tuple[float, float]]:

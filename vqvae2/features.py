@@ -18,10 +18,12 @@ A network of others serves as well, as a TorchScript file: Inception as NVIDIA p
 distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns `[n, dims]`.
 """
 
+import dataclasses
 import hashlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +47,8 @@ FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0),
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
 SHIPPED = (Path(__file__).parents[1] / "pretrained" / "features", Path("pretrained") / "features")
 NEED = "a folder or name of a run of train_features.py, or a TorchScript file"
+TRIED = (64, 128, 256, 299)
+"""Sides of the images with which a network of others is tried: some take one size only."""
 LEAST_VARIANCE = 1e-3
 """Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
 
@@ -125,6 +129,8 @@ class Extractor:
     """uint8 `[n, channels, height, width]` on the CPU -> `[n, dims]`."""
     is_own: bool = False
     """Whether it is a network of this project, whose features may be made white; those of others stay as they are."""
+    config: dict = field(default_factory=dict, repr=False)
+    """What a network of this project was trained with and on; {} of others, whose images are not known."""
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
@@ -133,7 +139,14 @@ class Extractor:
         An image's features do not depend on the others, nor, beyond rounding, on `batch`.
         Raises: UserError for images that the network cannot take, or features that are no numbers.
         """
-        made = [self.embed(some).double().cpu().numpy() for some in images.split(batch)] if len(images) else []
+        try:
+            made = [self.embed(some).double().cpu().numpy() for some in images.split(batch)] if len(images) else []
+        except (RuntimeError, torch.jit.Error) as error:
+            if self.is_own:  # then it is our mistake
+                raise
+            raise UserError(f"--features {self.name}: expected a network that takes images of {images.shape[2]} by "
+                            f"{images.shape[3]} pixels, found an error ({_first_line(error)}). Choose another network."
+                            ) from None
         features = np.concatenate(made) if made else np.zeros((0, self.dims))
         expect(bool(np.isfinite(features).all()), f"--features {self.name}", "finite features",
                f"{np.count_nonzero(~np.isfinite(features))} that are not", "Choose another network.")
@@ -281,7 +294,8 @@ def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
     except RuntimeError as error:
         raise UserError(f"--features {spec}: expected weights that this version of the code reads, found others "
                         f"({' '.join(str(error).split())[:150]}). Train the network again.") from None
-    return extractor_of(model.to(device).eval(), folder.name, checkpoints.weights_hash(tensors), device)
+    made = extractor_of(model.to(device).eval(), folder.name, checkpoints.weights_hash(tensors), device)
+    return dataclasses.replace(made, config=config)
 
 
 def _torch_script(path: Path, device: torch.device) -> Extractor:
@@ -302,7 +316,7 @@ def _torch_script(path: Path, device: torch.device) -> Extractor:
 
     try:
         with torch.no_grad():
-            made = embed(torch.zeros(2, 1, 64, 64, dtype=torch.uint8))
+            made = _first_that_works(embed, [torch.zeros(2, 1, side, side, dtype=torch.uint8) for side in TRIED])
         found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
     except (RuntimeError, torch.jit.Error) as error:
         raise UserError(f"{what}: expected a network that takes uint8 [n, 3, height, width], found an error "
@@ -310,6 +324,14 @@ def _torch_script(path: Path, device: torch.device) -> Extractor:
     expect(isinstance(found, list) and len(found) == 2 and found[0] == 2 and made.is_floating_point(), what,
            "a network that returns [n, dims]", f"{found} for 2 images", f"Give {NEED}.")
     return Extractor(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), found[1], embed)
+
+
+def _first_that_works(embed: Callable[[torch.Tensor], torch.Tensor], tried: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What `embed` makes of the first images that it takes; the error of the first if it takes none."""
+    for images in tried[1:]:
+        with suppress(RuntimeError, torch.jit.Error):
+            return embed(images)
+    return embed(tried[0])
 
 
 def _first_line(error: Exception) -> str:

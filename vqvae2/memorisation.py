@@ -249,8 +249,10 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
     if len(soft):
         of_features = None if features is None else _judge_features((features[3], *features[1:3]), chosen, subjects,
                                                                     training, seed)
-        report["reconstructions"] = {"samples": len(soft), "features": of_features,
-                                     "pixels": compare(soft_distances, unseen_distances, subjects, seed)}
+        beside = {"pixels": compare(soft_distances, unseen_distances, subjects, seed), "features": of_features}
+        # Their interval is not known: they are many slices of the very people who make the threshold.
+        report["reconstructions"] = {"samples": len(soft), **{
+            name: one and one | {"ci_low": None, "ci_high": None} for name, one in beside.items()}}
     return report, pairs
 
 

@@ -5,16 +5,16 @@ what was not measured; only what the data are, and what the model is not for, ar
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 from vqvae2 import checkpoints, report_text
-from vqvae2.config import PriorSettings, VqvaeSettings, flag
+from vqvae2.config import BEFORE, PriorSettings, VqvaeSettings, as_dict, flag
 
 CARD = "MODEL_CARD.md"
 OF_KIND = {"vqvae": ("reconstruction", "codes", "rates"),
            "prior": ("priors", "samples", "memorisation", "probe", "lesions")}
 """Tables of a metrics.json that belong on the card of a VQ-VAE, and of a prior."""
+UNSAID = {"data", "results", "savename", "vqvae", "threads", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
           "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel"}
@@ -86,13 +86,14 @@ def _split(config: dict) -> str:
 
 
 def _settings(config: dict) -> str:
-    """The settings that are not the defaults of today."""
-    known = {field.name: field.default for field in fields(VqvaeSettings if config["kind"] == "vqvae" else
-                                                           PriorSettings)}
-    found = config["settings"]
-    other = [f"{flag(name)} {value}" for name, value in found.items() if name in known and name not in (
-        "data", "results", "savename", "vqvae") and value not in (known[name], None, False) and
-        tuple(value if isinstance(value, list) else [value]) != known[name]]
+    """The settings that are not the defaults of today; what an old run lacks is what runs then did."""
+    found = (BEFORE if config["kind"] == "vqvae" else {}) | config["settings"]
+    if config["kind"] == "vqvae":
+        default = as_dict(VqvaeSettings(savename="x", epochs=1, batch=1, levels=found["levels"]))
+    else:
+        default = as_dict(PriorSettings(savename="x", epochs=1, batch=1, vqvae="x", level=found["level"]))
+    other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+             for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]
     return (f"Global batch {config['global_batch']}. Apart from defaults: {', '.join(other) or 'none'}. "
             f"torch {config['versions']['torch']}.")
 

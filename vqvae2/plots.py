@@ -238,7 +238,7 @@ def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Pa
     """
     figure, axes = panels(len(names))
     for axis, name in zip(axes, names):
-        title, unit = METRIC_TITLES[name]
+        what, unit = METRIC_TITLES[name]
         spread = {area: values[name][~values[name].isnan()].cpu().numpy() for area, values in figures.items()}
         spread = {area: values for area, values in spread.items() if len(values)}
         bins = np.histogram_bin_edges(np.concatenate([*spread.values(), []]), bins=40)
@@ -247,7 +247,7 @@ def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Pa
             axis.hist(values, bins=bins, color=colour, alpha=0.5, label=f"{area}: {len(values)} images")
             axis.axvline(values.mean(), color=colour, label=f"mean {values.mean():.4g}")
             axis.axvline(values.min(), color=colour, linestyle=":", label=f"minimum {values.min():.4g}")
-        axis.set(title=f"{title} of the images", xlabel=unit, ylabel="images (number)")
+        axis.set(title=f"{what} of the images", xlabel=unit, ylabel="images (number)")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         if spread:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")

@@ -154,8 +154,11 @@ class _Shown:
 def _write(out: Path, given: Given, shown: _Shown, figures: dict[str, float]) -> None:
     """Write the pictures of one image."""
     if given.changes:
-        grey = given.pixels[0] if len(given.pixels) == 1 else given.pixels.transpose(1, 2, 0)
-        plots.save_picture(Image.fromarray(grey), out / ORIGINALS / f"{shown.name}.png")
+        if len(given.pixels) == 1:
+            original = Image.fromarray(given.pixels[0])
+        else:  # PNG files that Pillow writes have no colours of 16 bit
+            original = plots.image_grid(shown.original[None], 1, gap=0)
+        plots.save_picture(original, out / ORIGINALS / f"{shown.name}.png")
     plots.save_picture(plots.image_grid(shown.made[None], 1, gap=0), out / MADE / f"{shown.name}.png")
     for level, codes in shown.levels.items():
         plots.save_picture(plots.code_map_picture(codes[None].numpy(), shown.size),

@@ -130,10 +130,12 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
         return judge(fakes, against, seed, device=device, on_step=on_step)
 
     made = dataclasses.replace(reals, pixels=reconstructions.cpu().numpy())
-    baseline = None if context_model_fakes is None else of(context_model_fakes, reals)
+    baseline, against = (None, None) if context_model_fakes is None else (
+        of(context_model_fakes, one) for one in (reals, made))
     return {"samples": of(samples, reals), "samples_against_reconstructions": of(samples, made),
-            "context_model": baseline,
-            "counts": bool(baseline and baseline["auroc"] is not None and baseline["auroc"] >= CAPABLE)}
+            "context_model": baseline, "context_model_against_reconstructions": against,
+            "counts": all(one is not None and one["auroc"] is not None and one["auroc"] >= CAPABLE
+                          for one in (baseline, against))}
 
 
 def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, batch: int) -> torch.Tensor:
@@ -152,9 +154,10 @@ def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, ba
 def rows(report: dict) -> list[tuple[str, str]]:
     """Return rows (what is told from what, AUROC) of a report of `judge_all` for a table."""
     names = (("samples", "samples, real slices"), ("samples_against_reconstructions", "samples, reconstructions"),
-             ("context_model", "images of the order-2 context model, real slices"))
+             ("context_model", "images of the order-2 context model, real slices"),
+             ("context_model_against_reconstructions", "images of the order-2 context model, reconstructions"))
     return [(what, _text(report[name])) for name, what in names] + [
-        ("does the probe count?", f"{'yes' if report['counts'] else 'no'}: it has to reach {CAPABLE} on the last")]
+        ("does the probe count?", f"{'yes' if report['counts'] else 'no'}: it has to reach {CAPABLE} on the last two")]
 
 
 def auroc(fake_scores: np.ndarray, real_scores: np.ndarray, fake_fold: np.ndarray, real_fold: np.ndarray,

@@ -10,6 +10,7 @@ to have 16-bit weights, else as it is.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,8 @@ from vqvae2.config import expect, parse
 from vqvae2.errors import run_script
 
 LOG, CURVES = "log.csv", "curves.png"
+SAID = ("MODEL_CARD.md", "metrics.json")
+"""What stands beside published weights and speaks of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class PublishSettings:
     def __post_init__(self) -> None:
         expect((self.run / checkpoints.WEIGHTS).is_file(), str(self.run), f"a run with {checkpoints.WEIGHTS}", "none",
                "Give the folder of a finished training.")
-        checkpoints.check_folder(self.out, str(self.out))
+        expect(not self.out.is_file(), "out", "a folder or nothing", f"a file, {self.out}", "Choose another one.")
+        expect(self.out.resolve() != self.run.resolve(), str(self.out), "another folder than the run's",
+               "the run itself, whose weights and state belong together", "Choose another one.")
 
 
 def publish(run: Path, out: Path, bf16: bool = False) -> str:
@@ -48,10 +53,13 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     keep their type: a code's embedding is compared with vectors, and there every digit counts.
     """
     tensors, config = checkpoints.load_weights(run / checkpoints.WEIGHTS)
+    _check_same_run(out, config)
     config = without_paths(config)
     if bf16:
         tensors = {name: tensor.bfloat16() if tensor.dtype == torch.float32 and not name.startswith("quantizers.")
                    else tensor for name, tensor in tensors.items()}
+    for name in SAID:  # they may speak of other weights
+        (out / name).unlink(missing_ok=True)
     checkpoints.save_weights(out / checkpoints.WEIGHTS, tensors, config)
     checkpoints.write_json(out / checkpoints.CONFIG, config)
     if rows := checkpoints.read_rows(run / LOG):
@@ -60,12 +68,24 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     return checkpoints.weights_hash(tensors)
 
 
+def _check_same_run(out: Path, config: dict) -> None:
+    """Raise UserError if `out` holds another model: priors may belong to it."""
+    if (out / checkpoints.WEIGHTS).is_file():
+        there = checkpoints.load_weights(out / checkpoints.WEIGHTS)[1]
+        same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
+        expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",
+               "Choose another folder, or delete that one.")
+
+
 def without_paths(config: dict) -> dict:
     """Return a run's config without the folders of the machine that it was trained on, of which only names stay."""
     settings = {name: Path(value).name if name in ("data", "results", "vqvae") and value else value
                 for name, value in config["settings"].items()}
-    words = [Path(word).name if "/" in word else word for word in config.get("command", "").split()]
-    return config | {"settings": settings, "command": " ".join(words)}
+    def short(word: str) -> str:
+        name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{name}{is_flag}{Path(value).name}" if "/" in value else word
+
+    return config | {"settings": settings, "command": shlex.join(map(short, shlex.split(config.get("command", ""))))}
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ before it begins (222 of JPEG's bytes are 0.11 bits per pixel):
 
 Every codec is given what makes its files small: JPEG its own Huffman tables for each image, WebP its slowest search,
 JPEG 2000 the bare codestream. NOTE What both sides must have beforehand counts for neither: the model's weights, the
-codecs' programs. The codecs know nothing of brains, and the model knows nothing else.
+codecs' programs. The codecs know nothing of brains, and the model knows nothing else. Of the image itself nothing is
+known beforehand: the priors' rate is that of priors that are told nothing.
 NOTE A finer setting may do worse: where JPEG's step for a block's mean does not divide its range, a black background
 becomes 1 or 2 of 255, which the eye misses and SSIM does not: with K1 = 0.01 it is 0.62 where 0 became 2, and the mean
 over brain slices fell from 0.96 at quality 30 to 0.89 at 40. So a codec is taken at the best of its settings that
@@ -58,6 +59,10 @@ MARKERS = {"raw": "s", "context": "^", "prior": "o"}
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
 
 
+MOST_IMAGES = 240
+"""More are not needed, and each is coded seventy times."""
+
+
 @dataclass(frozen=True)
 class Codec:
     """A format that Pillow writes, and the settings at which it is judged."""
@@ -83,7 +88,7 @@ CODECS = {
 
 
 def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float | torch.Tensor | None = None,
-            prior: float | torch.Tensor | None = None, seed: int = 0, most_images: int = 240) -> dict:
+            prior: float | torch.Tensor | None = None, seed: int = 0, most_images: int = MOST_IMAGES) -> dict:
     """Return rate and distortion of a VQ-VAE and of the codecs on the same images, as JSON values.
 
     Args:
@@ -108,7 +113,7 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
     """
     if len(split) == 0 or tuple(made.shape) != split.pixels.shape:
         raise ValueError(f"made: expected {list(split.pixels.shape)} with at least 1 image, found {list(made.shape)}.")
-    items = np.unique(np.linspace(0, len(split) - 1, min(len(split), most_images)).round().astype(int))
+    items = chosen_items(len(split), most_images)
     chosen = ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
     originals, subjects = chosen.bytes(), chosen.subjects
     distortion = _distortion(originals, made[items].cpu(), subjects, seed)
@@ -148,6 +153,11 @@ def frontier(curve: Sequence[Mapping[str, float]], kind: str, figure: str) -> li
     """
     points = sorted((point[kind], point[figure]) for point in curve if point[figure] is not None)
     return [point for number, point in enumerate(points) if all(point[1] > other[1] for other in points[:number])]
+
+
+def chosen_items(images: int, most: int = MOST_IMAGES) -> np.ndarray:
+    """Return the numbers of the images that are measured: at most so many, evenly chosen."""
+    return np.unique(np.linspace(0, images - 1, min(images, most)).round().astype(int))
 
 
 def at_rate(curve: Sequence[Mapping[str, float]], kind: str, figure: str, rate: float) -> float | None:
@@ -203,6 +213,7 @@ def _draw(axis: Axes, report: dict, name: str) -> None:
     for point, cost in costs.items():
         if model[name] is not None:
             bar = [[model[name] - model[f"{name}_ci_low"]], [model[f"{name}_ci_high"] - model[name]]]
+            bar = np.clip(bar, 0, None)  # one subject's interval has no width, and may miss the mean by rounding
             axis.errorbar(cost["bits_per_pixel"], model[name], yerr=bar, fmt=MARKERS[point], color="black",
                           markersize=7, capsize=4, label=f"VQ-VAE, {POINTS[point]}: {cost['bits_per_pixel']:.3f}")
     title, unit = FIGURES[name]

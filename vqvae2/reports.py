@@ -6,6 +6,7 @@ samples are gathered in `sample_report.py`. Nothing is reported of images that a
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vqvae2 import (
     checkpoints,
     codes,
     distributed,
+    features,
     leaks,
     lesions,
     likelihood,
@@ -38,7 +40,7 @@ from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import Images, ImageSet, load_images
 from vqvae2.prior import Prior
 
-SCHEMA = 1
+SCHEMA, METRICS = 1, "metrics.json"
 PICTURED, PICTURED_LESIONS, MOST_SAMPLES = 8, 3, 64
 FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
            "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
@@ -65,16 +67,25 @@ def evaluate(settings: EvaluateSettings) -> Judged:
 
     Raises: UserError if models and data do not fit each other, or test images were trained on.
     """
-    checkpoints.check_folder(settings.out, "--out")
+    check_out(settings.out)
     vqvae, priors = _models(settings)
+    judges_samples = settings.split != "train" and bool(
+        settings.sampled or (settings.samples and set(priors) == set(vqvae.model.levels)))
+    extractor = features.load_extractor(settings.features, distributed.pick_device()) if judges_samples else None
     has_all_priors = set(priors) == set(vqvae.model.levels)
     images, seen, warnings = _images(vqvae, settings)
     split = images.splits[settings.split]
+    if extractor is not None and extractor.is_own and min(images.shape[1:]) < features.SMALLEST:
+        warnings.append(f"samples are not judged: the feature network takes images of {features.SMALLEST} pixels or "
+                        f"more, these have {images.shape[1]} by {images.shape[2]}. Give --features another one.")
+        extractor = None
+    if settings.split == "train" and (settings.probe or settings.sampled):
+        warnings.append("samples are not judged: the train split would be compared with itself. Choose another split.")
     maps, made = _reconstruct(vqvae, split, settings.batch)
     bits = _code_bits(priors, maps, split, settings.batch, split.facts)
     figures = metrics.image_figures(split.bytes(), made)
     training_codes = _training_codes(vqvae, images, settings)
-    references = _references(vqvae, training_codes, maps)
+    references = _references(vqvae, training_codes, maps.levels)
     report = {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
@@ -83,15 +94,15 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         "priors": _judge_priors(vqvae, priors, bits, maps, split, references, settings), "samples": None,
         "rates": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
         "versions": checkpoints.versions()}
-    for name in FIGURES:  # of an earlier report in this folder, which may have had models that this one lacks
-        (settings.out / f"{name}.png").unlink(missing_ok=True)
-    drawn = _samples(vqvae, priors if has_all_priors else {}, images, settings)
-    if drawn is not None and not seen["images"]:  # else real images would be compared with themselves
-        report["samples"] = _judge_samples(drawn, made, images, training_codes, vqvae, warnings, settings)
+    drawn = _samples(vqvae, priors if has_all_priors else {}, images, settings) if extractor is not None else None
+    (settings.out / METRICS).unlink(missing_ok=True)  # from here on it is no longer true of the pictures beside it
+    before = {path: checkpoints.file_number(path) for path in (settings.out / f"{name}.png" for name in FIGURES)}
+    if drawn is not None:
+        report["samples"] = _judge_samples(drawn, made, images, training_codes, vqvae, warnings, settings, extractor)
     judged = Judged(report, split, made, maps, drawn)
     _draw_figures(judged, figures, vqvae, settings)
     if settings.rates:
-        report["rates"] = _rates(report, made, maps, split, references, settings)
+        report["rates"] = _rates(vqvae, priors if has_all_priors else {}, made, maps, split, training_codes, settings)
     if has_all_priors:
         map_files.draw_overview(settings.out / "likelihood.png", split, bits, _evenly(len(split)))
     map_files.clear(settings.out / "likelihood")
@@ -100,8 +111,25 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         report["likelihood"] = {"folder": "likelihood", "levels": list(bits), "unit": "bits per code"}
     if settings.lesions:
         report["lesions"] = _find_lesions(vqvae, priors, split, settings)
-    checkpoints.write_json(settings.out / "metrics.json", report)
+    for path, number in before.items():  # of an earlier report, which may have had models that this one lacks
+        if number is not None and checkpoints.file_number(path) == number:
+            path.unlink()
+    checkpoints.write_json(settings.out / METRICS, report)
     return judged
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError unless `out` is a folder for a report: nothing else in it is to be written over."""
+    checkpoints.check_folder(out, "--out")
+    if (out / checkpoints.WEIGHTS).exists():
+        raise UserError(f"--out {out}: expected a folder for figures, found a model in it. Choose another --out.")
+    try:
+        there = json.loads((out / METRICS).read_text(encoding="utf-8")) if (out / METRICS).exists() else {"split": ""}
+    except (OSError, ValueError):
+        there = {}
+    if "split" not in there:
+        raise UserError(f"--out {out}: expected no {METRICS} but that of evaluate.py, found another one. Choose "
+                        "another --out.")
 
 
 def _models(settings: EvaluateSettings) -> tuple[TrainedVqvae, dict[str, Prior]]:
@@ -160,14 +188,18 @@ def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[code
 def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: codes.CodeMaps, figures: dict,
                             settings: EvaluateSettings) -> dict:
     """What metrics.json says of the VQ-VAE alone."""
-    size, shape = vqvae.model.settings.codebook_size, split.pixels.shape[2:]
+    shape = split.pixels.shape[2:]
     of_codes = codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed)
     return {"reconstruction": {area: {name: metrics.summarise(values, split.subjects, settings.seed)
                                       for name, values in one.items()} for area, one in figures.items()},
             "codes": {level: {name: _finite(value) for name, value in one.items()} for level, one in of_codes.items()},
-            "raw_bits_per_pixel": metrics.raw_bits_per_pixel(
-                [size] * len(maps.levels), [tuple(one.shape[1:]) for one in maps.levels.values()], math.prod(shape)),
+            "raw_bits_per_pixel": _raw_bits_per_pixel(vqvae, maps.levels, math.prod(shape)),
             "ms_ssim_weights": metrics.ms_ssim_scales(min(shape))}
+
+
+def _raw_bits_per_pixel(vqvae: TrainedVqvae, levels: dict[str, torch.Tensor], pixels: int) -> float:
+    return metrics.raw_bits_per_pixel([vqvae.model.settings.codebook_size] * len(levels),
+                                      [tuple(one.shape[1:]) for one in levels.values()], pixels)
 
 
 def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, batch: int,
@@ -180,28 +212,34 @@ def _code_bits(priors: dict[str, Prior], maps: codes.CodeMaps, split: ImageSet, 
 def _training_codes(vqvae: TrainedVqvae, images: Images, settings: EvaluateSettings) -> codes.CodeMaps | None:
     """Codes of the training images, where something is to be compared with them and there are any."""
     train = images.splits.get("train")
-    if train is None or len(train) == 0:
+    if train is None or len(train) == 0 or settings.split == "train":  # then they would be judged by themselves
         return None
     stored = codes.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
     return stored or codes.extract(vqvae.model, train, settings.batch)
 
 
-def _references(vqvae: TrainedVqvae, train: codes.CodeMaps | None, maps: codes.CodeMaps) -> dict[str, dict[str, float]]:
+def _references(vqvae: TrainedVqvae, train: codes.CodeMaps | None,
+                levels: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """For each level bits per code of the models that only count, fitted on the training images' codes, if any."""
     size = vqvae.model.settings.codebook_size
-    return {} if train is None else {
-        level: metrics.context_model_bits(one.numpy(), maps.levels[level].numpy(), size)
-        for level, one in train.levels.items()}
+    return {} if train is None else {level: metrics.context_model_bits(one.numpy(), levels[level].numpy(), size)
+                                     for level, one in train.levels.items()}
 
 
-def _rates(report: dict, made: torch.Tensor, maps: codes.CodeMaps, split: ImageSet,
-           references: dict[str, dict[str, float]], settings: EvaluateSettings) -> dict:
-    """Rate and distortion beside common codecs, and rates.png."""
-    pixels = math.prod(split.pixels.shape[2:])
-    context = sum(references[level]["context"] * one[0].numel() for level, one in maps.levels.items()) / pixels \
-        if references else None
-    found = rates.measure(split, made, raw=report["raw_bits_per_pixel"], context=context,
-                          prior=(report["priors"] or {}).get("bits_per_pixel"), seed=settings.seed)
+def _rates(vqvae: TrainedVqvae, priors: dict[str, Prior], made: torch.Tensor, maps: codes.CodeMaps, split: ImageSet,
+           training_codes: codes.CodeMaps | None, settings: EvaluateSettings) -> dict:
+    """Rate and distortion beside common codecs, and rates.png. All is of the same images; the priors are told nothing
+    of them, as the codecs are not."""
+    pixels, items = math.prod(split.pixels.shape[2:]), rates.chosen_items(len(split))
+    chosen = ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
+    levels = {level: one[items] for level, one in maps.levels.items()}
+    counted = _references(vqvae, training_codes, levels)
+    context = sum(counted[level]["context"] * one[0].numel() for level, one in levels.items()) / pixels \
+        if counted else None
+    bits = _code_bits(priors, codes.CodeMaps(chosen.names, levels), chosen, settings.batch, [{}] * len(chosen))
+    prior = sum(one.double().sum((1, 2)) for one in bits.values()) / pixels if bits else None
+    found = rates.measure(chosen, made[items], raw=_raw_bits_per_pixel(vqvae, levels, pixels), context=context,
+                          prior=prior, seed=settings.seed)
     rates.picture(found, settings.out / "rates.png")
     return found
 
@@ -224,15 +262,20 @@ def _samples(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
 
 
 def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, training_codes: codes.CodeMaps | None,
-                   vqvae: TrainedVqvae, warnings: list[str], settings: EvaluateSettings) -> dict:
-    """The samples' part of metrics.json; a warning is added where the train split is not what was trained on."""
-    train = images.splits["train"]
+                   vqvae: TrainedVqvae, warnings: list[str], settings: EvaluateSettings,
+                   extractor: features.Extractor) -> dict:
+    """The samples' part of metrics.json. Warnings are added where the train split is not what was trained on, and
+    where the feature network was trained on what it is to judge."""
+    train, split = images.splits["train"], images.splits[settings.split]
     trained = leaks.trained_on(_configs(settings).values(), train)
     if len(trained) < len(train):
         warnings.append(f"{len(train) - len(trained)} of {len(train)} images of the train split were not trained on: "
-                        "copies are looked for among the others alone.")
-    return sample_report.judge(drawn, made, images.splits[settings.split], train, trained, training_codes, vqvae,
-                               settings)
+                        + ("copies are looked for among the others alone." if len(trained) else
+                           "no copies are looked for."))
+    if extractor.config:
+        seen = leaks.seen_in_training([extractor.config], split)
+        warnings += leaks.check(seen, split, settings.split, ["--features"])
+    return sample_report.judge(drawn, made, split, train, trained, training_codes, vqvae, settings, extractor)
 
 
 def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet,

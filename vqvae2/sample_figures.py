@@ -143,7 +143,8 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
     return value if math.isfinite(value) else None
 
 
-def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int) -> dict:
+def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int,
+          drawn_subjects: Sequence[str] | None = None) -> dict:
     """Return the part `samples` of metrics.json: what is said of samples, each figure beside its real floor.
 
     Args:
@@ -153,6 +154,7 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
             a feature), features of a network of this project are made white by their mean and covariance, so that
             neither the size of the images nor the study decides on the scale of the kernel. Others stay as they are.
         seed: of the bootstrap and of the draws.
+        drawn_subjects: whose each of `drawn` is, if they are of people; samples are nobody's.
 
     mmd: the headline, with a 95 % interval by bootstrap over samples and over unseen subjects. It has no bias, so that
         its floor is taken from all training slices.
@@ -169,25 +171,24 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
         kept = np.sort(generator.choice(kept, MOST_TRAINING, replace=False))
     made, real = extractor(drawn), extractor(unseen.bytes())
     known = extractor(training.bytes()[kept]) if len(kept) else np.zeros((0, extractor.dims))
-    is_white = extractor.is_own and len(known) >= 2 * extractor.dims
-    if is_white:
-        made, real, known = _whitened(known, made, real, known)
+    is_white = may_be_white(extractor, known)
+    made, real, known = whitened(extractor, known, made, real, known)
     subjects, known_subjects = unseen.subjects, [training.subjects[i] for i in kept]
     report = {"count": len(drawn), "seed": seed,
               "compared_with": {"images": len(unseen), "subjects": len(set(subjects))},
               "features": {"name": extractor.name, "hash": extractor.hash, "dims": extractor.dims,
                            "whitened_by": "training slices" if is_white else None},
-              "mmd": _mmd_figures(made, real, known, subjects, known_subjects, seed)}
+              "mmd": _mmd_figures(made, real, known, drawn_subjects, subjects, known_subjects, seed)}
     compared = min(len(made), len(known)) if len(known) else len(made)
     draws = [tuple(np.sort(generator.permutation(len(one))[:compared]) for one in (made, known)) for _ in range(DRAWS)]
-    values = [_biased_figures(made[ours], real, None, subjects)
+    values = [_biased_figures(made[ours], real, drawn_subjects and [drawn_subjects[i] for i in ours], subjects)
               for ours, _ in draws[:1 if compared == len(made) else DRAWS]]  # all samples at once need no draws
     floors = [_biased_figures(known[theirs], real, [known_subjects[i] for i in theirs], subjects)
               for _, theirs in draws] if len(known) else []
     report["compared"] = compared
     for name in ("frechet", "precision", "recall"):
         report[name] = {"value": _mean(values, name), "real_floor": _mean(floors, name)}
-    report["pairwise_ms_ssim"] = pairwise_ms_ssim(drawn, None, seed)
+    report["pairwise_ms_ssim"] = pairwise_ms_ssim(drawn, drawn_subjects, seed)
     report["real_pairwise_ms_ssim"] = pairwise_ms_ssim(unseen.bytes(), subjects, seed)
     return report
 
@@ -215,6 +216,21 @@ def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[
     return table
 
 
+def may_be_white(extractor: Extractor, by: np.ndarray) -> bool:
+    """Return whether features are made white by those of the training slices `by`: a network of this project, and two
+    slices for each feature."""
+    return extractor.is_own and len(by) >= 2 * extractor.dims
+
+
+def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np.ndarray]:
+    """Return the sets `[n, dims]` less the mean of the training slices' features `by`, and of their covariance 1, where
+    `may_be_white`; else as they are."""
+    if not may_be_white(extractor, by):
+        return list(sets)
+    mean, white = by.mean(0), features.whitening(np.cov(by, rowvar=False))
+    return [(one - mean) @ white for one in sets]
+
+
 def rows(report: dict) -> list[tuple[str, str, str]]:
     """Return what `judge` made as rows (figure, samples, real floor) of a table."""
     mmd, dims = report["mmd"], report["features"]["dims"]
@@ -227,10 +243,10 @@ def rows(report: dict) -> list[tuple[str, str, str]]:
             ("MS-SSIM of pairs", _text(report["pairwise_ms_ssim"], 3), _text(report["real_pairwise_ms_ssim"], 3))]
 
 
-def _mmd_figures(made: np.ndarray, real: np.ndarray, known: np.ndarray, subjects: Sequence[str],
-                 known_subjects: Sequence[str], seed: int) -> dict:
-    low, high = mmd_interval(made, real, None, seed, subjects)
-    figures = {"value": kernel_mmd(made, real, None, subjects), "ci_low": low, "ci_high": high}
+def _mmd_figures(made: np.ndarray, real: np.ndarray, known: np.ndarray, made_subjects: Sequence[str] | None,
+                 subjects: Sequence[str], known_subjects: Sequence[str], seed: int) -> dict:
+    low, high = mmd_interval(made, real, made_subjects, seed, subjects)
+    figures = {"value": kernel_mmd(made, real, made_subjects, subjects), "ci_low": low, "ci_high": high}
     floor, floor_low, floor_high = None, None, None
     if len(known):
         floor = kernel_mmd(known, real, known_subjects, subjects)
@@ -243,11 +259,6 @@ def _biased_figures(made: np.ndarray, real: np.ndarray, groups: Sequence[str] | 
     precision, recall = precision_recall(real, made, NEIGHBOURS, subjects, groups)
     enough = min(len(made), len(real)) > made.shape[1]
     return {"frechet": frechet_distance(made, real) if enough else None, "precision": precision, "recall": recall}
-
-
-def _whitened(by: np.ndarray, *sets: np.ndarray) -> list[np.ndarray]:
-    mean, white = by.mean(0), features.whitening(np.cov(by, rowvar=False))
-    return [(one - mean) @ white for one in sets]
 
 
 def _mean(figures: list[dict[str, float | None]], name: str) -> float | None:

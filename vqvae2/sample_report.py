@@ -76,7 +76,7 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
 
 def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, training: ImageSet,
           trained: ImageSet, training_codes: codes.CodeMaps | None, vqvae: TrainedVqvae,
-          settings: EvaluateSettings) -> dict:
+          settings: EvaluateSettings, extractor: features.Extractor) -> dict:
     """Return the samples' part of metrics.json; write closest.png to settings.out.
 
     Args:
@@ -85,18 +85,19 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
         unseen: of the split that is judged; training: the data's train split, for what real slices reach.
         trained: what of it the models were really trained on: what a sample may be a copy of. Either may be empty.
         training_codes: of the train split, for what reconstructions reach, and for the fakes that judge the probe.
-    Raises: UserError if the feature network is none, or cannot take these images.
     """
     device = next(vqvae.model.parameters()).device
-    extractor = features.load_extractor(settings.features, device)
     report = {"source": _source(settings), **sample_figures.judge(drawn, unseen, training, extractor, settings.seed),
               "reconstructions": None, "memorisation": None, "probe": None}
     if training_codes is not None:
-        again = _some_reconstructions(training_codes, vqvae, len(drawn))
-        report["reconstructions"] = sample_figures.judge(again, unseen, training, extractor, settings.seed)
+        items = _evenly(len(training), len(drawn))
+        again = _reconstructions(training_codes, vqvae, items)
+        report["reconstructions"] = sample_figures.judge(again, unseen, training, extractor, settings.seed,
+                                                         [training.subjects[item] for item in items])
     if len(trained):
         soft = reconstructions[_evenly(len(reconstructions), len(drawn))]
         vectors = [extractor(images) for images in (drawn, unseen.bytes(), trained.bytes(), soft)]
+        vectors = sample_figures.whitened(extractor, vectors[2], *vectors)
         with tqdm(desc="nearest training slices", unit="image", leave=False) as bar:
             report["memorisation"], pairs = memorisation.judge(drawn, unseen, trained, vectors, settings.seed,
                                                                bar.update, soft)
@@ -112,10 +113,9 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
 
 
 @torch.no_grad()
-def _some_reconstructions(training_codes: codes.CodeMaps, vqvae: TrainedVqvae, most: int) -> torch.Tensor:
-    """What evenly chosen training images come back as: samples of perfect priors would be like these."""
-    device, number = next(vqvae.model.parameters()).device, len(training_codes.names)
-    items = _evenly(number, most)
+def _reconstructions(training_codes: codes.CodeMaps, vqvae: TrainedVqvae, items: torch.Tensor) -> torch.Tensor:
+    """What these training images come back as: samples of perfect priors would be like these."""
+    device = next(vqvae.model.parameters()).device
     return torch.cat([to_bytes(vqvae.model.decode({level: maps[some].to(device)
                                                    for level, maps in training_codes.levels.items()}))
                       for some in items.split(AT_A_TIME)])
