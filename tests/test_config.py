@@ -1,5 +1,6 @@
 """Flags, environment and .env become settings, or one line that says what would fit."""
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -212,3 +213,10 @@ def test_settings_of_a_later_version_are_read_without_what_is_not_known_here():
 def test_what_may_change_when_a_run_goes_on_are_settings():
     known = {name for kind in (VqvaeSettings, PriorSettings) for name in kind.__dataclass_fields__}
     assert known >= config.NOT_PART_OF_A_RUN
+
+
+def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
+    new = VqvaeSettings(savename="a", epochs=1, batch=1)
+    old = {name: value for name, value in config.as_dict(new).items() if name != "ssim_weight"}
+    assert config.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
+    assert config.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []

@@ -188,3 +188,12 @@ def test_help_is_the_manual_and_its_commands_are_taken(capsys):
     for words in commands:
         assert words[:3] == ["python", "-m", "vqvae2.plots"]
         assert config.parse(curve_plots.CompareSettings, "", words[3:]).runs
+
+
+def test_names_and_titles_are_shown_as_they_are():
+    """Two $ would be a formula, and matplotlib hides labels that begin with _."""
+    figure = curve_plots.draw_comparison([curve_plots.Run("_under", VQVAE), curve_plots.Run("a$_b^{$", VQVAE)],
+                                         title=r"$\frac$")
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_under", r"a\$_b^{\$"]

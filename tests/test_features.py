@@ -210,13 +210,19 @@ class TestTorchScript:
             if dims == 6:
                 np.testing.assert_allclose(made[:, 3:], means[:, None].repeat(3, 1) ** 2, rtol=1e-5)
 
-    @pytest.mark.parametrize(("module", "found"), [
-        (Maps(), r"returns \[n, dims\], found \[2, 3, 64, 64\] for 2 images"),
-        (Strict(), r"takes uint8 \[n, 3, height, width\], found an error \(.*299 pixels only")])
-    def test_a_module_that_gives_something_else_is_refused(self, module, found, tmp_path):
-        torch.jit.script(module).save(tmp_path / "net.pt")
-        with pytest.raises(UserError, match=rf"--features .*net\.pt: expected a network that {found}.*a TorchScript"):
+    def test_a_module_that_gives_something_else_is_refused(self, tmp_path):
+        torch.jit.script(Maps()).save(tmp_path / "net.pt")
+        with pytest.raises(UserError, match=r"--features .*net\.pt: expected a network that returns \[n, dims\], found "
+                                            r"\[2, 3, 64, 64\] for 2 images.*a TorchScript"):
             load_extractor(str(tmp_path / "net.pt"), CPU)
+
+    def test_a_module_for_images_of_one_size_is_taken_and_other_images_are_refused(self, tmp_path):
+        torch.jit.script(Strict()).save(tmp_path / "net.pt")
+        extractor = load_extractor(str(tmp_path / "net.pt"), CPU)
+        assert extractor(torch.zeros(2, 1, 299, 299, dtype=torch.uint8)).shape[0] == 2
+        with pytest.raises(UserError, match=r"--features net\.pt: expected a network that takes images of 64 by 64 "
+                                            r"pixels, found an error \(.*299 pixels only"):
+            extractor(torch.zeros(2, 1, 64, 64, dtype=torch.uint8))
 
     @pytest.mark.parametrize("content", [None, b"", b"no network", "state"])
     def test_a_file_that_is_none_is_refused(self, content, tmp_path):

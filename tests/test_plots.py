@@ -308,3 +308,9 @@ def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):
 def test_charts_leave_pyplot_alone(tmp_path):
     plots.curves(EPOCHS, tmp_path / "losses.png")
     assert pyplot.get_fignums() == []
+
+
+def test_a_title_stands_above_the_panels_of_metric_histograms_and_not_the_metrics_own(tmp_path):
+    figures = {"full": {"ssim": torch.tensor([0.8, 0.9])}}
+    assert plots.metric_histograms(figures, tmp_path / "a.png")._suptitle is None
+    assert plots.metric_histograms(figures, tmp_path / "a.png", title="Mine")._suptitle.get_text() == "Mine"

@@ -62,3 +62,32 @@ def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_pa
     top = model_cards.card(tmp_path / "top", "Made-up ellipses.", {}, "")
     assert top.startswith("# top: top prior of 4 by 4 codes")
     assert weights(tiny_run.top)[1]["vqvae_hash"][:12] in top
+
+
+def test_a_run_is_not_published_onto_itself(tiny_run):
+    with pytest.raises(UserError, match=r"expected another folder than the run's, found the run itself"):
+        publishing.PublishSettings(run=tiny_run.top, out=tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")
+
+
+def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_is(tiny_run, tmp_path):
+    publishing.publish(tiny_run.vqvae, tmp_path)
+    (tmp_path / "MODEL_CARD.md").write_text("of other weights")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"expected nothing, or an earlier form of the same run, found another vqvae"):
+        publishing.publish(tiny_run.top, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    publishing.publish(tiny_run.vqvae, tmp_path, bf16=True)
+    assert len((tmp_path / "model.safetensors").read_bytes()) < len(before)
+    assert not (tmp_path / "MODEL_CARD.md").exists()
+
+
+def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting(tiny_run, tmp_path):
+    publishing.publish(tiny_run.vqvae, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["settings"]["restart_every"] = 0
+    del config["settings"]["ssim_weight"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = model_cards.card(tmp_path, "", {}, "")
+    assert "--restart-every 0" in text
+    assert "--ssim-weight 0.0" in text
+    assert "--downsample" not in text

@@ -1,5 +1,6 @@
 """Rate and distortion: sizes of real files, figures at equal rates, and what a table and a plot say of them."""
 
+import dataclasses
 import io
 import json
 
@@ -217,3 +218,13 @@ class TestShown:
         pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8)).astype(np.uint8)
         rates.picture(rates.measure(image_set(pixels), torch.from_numpy(pixels), raw=1.0), tmp_path / "small.png")
         assert (tmp_path / "small.png").is_file()
+
+
+def test_the_figure_of_one_subject_is_drawn(split, made, tmp_path):
+    """Its interval has no width, and lies beside the mean by rounding."""
+    one = dataclasses.replace(split, files=tuple(dataclasses.replace(file, subject="a") for file in split.files))
+    report = rates.measure(one, made, raw=0.5)
+    for name in ("psnr", "ssim", "brain_ssim"):
+        report["model"][f"{name}_ci_low"] = report["model"][name] + 1e-16 * report["model"][name]
+    rates.picture(report, tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").stat().st_size > 1000

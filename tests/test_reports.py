@@ -139,3 +139,46 @@ def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
 def test_a_table_in_markdown_has_a_rule_under_its_columns():
     table = report_text.markdown_table(("a", "b"), [("1", "2")])
     assert table.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+
+
+def test_samples_are_not_compared_with_the_train_split_itself(tiny_run, tmp_path):
+    made = reports.evaluate(settings_for(tiny_run, tmp_path, split="train", probe=True)).metrics
+    assert made["samples"] is None
+    assert made["priors"]["top"]["context_model_bits"] is None
+    assert any("the train split would be compared with itself" in one for one in made["warnings"])
+
+
+def test_rates_are_measured_where_they_are_asked_for(tiny_run, tmp_path):
+    made = reports.evaluate(settings_for(tiny_run, tmp_path, samples=0, rates=True)).metrics
+    points = made["rates"]["model"]["points"]
+    assert points["raw"]["bits_per_pixel"] == pytest.approx(made["raw_bits_per_pixel"])
+    # The tiny priors are told nothing, and all nine images are measured: the same code lengths.
+    assert points["prior"]["bits_per_pixel"] == pytest.approx(made["priors"]["bits_per_pixel"], rel=1e-6)
+    context = sum(made["priors"][level]["context_model_bits"] * cells for level, cells in (("top", 16), ("bottom", 64)))
+    assert points["context"]["bits_per_pixel"] == pytest.approx(context / 1024)
+    assert (tmp_path / "rates.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "text", "found"), [
+    ("model.safetensors", "", r"a model in it"), ("metrics.json", '{"schema": 1, "made_by": "x"}', "another one"),
+    ("metrics.json", "words", "another one")])
+def test_a_folder_of_something_else_is_left_alone(tiny_run, tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"--out .*: expected .*, found {found}\. Choose another --out"):
+        reports.evaluate(settings_for(tiny_run, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_second_report_replaces_the_first_and_leaves_no_picture_of_it(tiny_run, tmp_path):
+    (tmp_path / "mine.png").write_text("not a figure")
+    reports.evaluate(settings_for(tiny_run, tmp_path))
+    assert (tmp_path / "samples.png").is_file()
+    reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None))
+    assert not (tmp_path / "samples.png").exists()
+    assert {"strip.png", "mine.png", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_feature_network_that_is_none_is_refused_before_anything_is_computed(tiny_run, tmp_path):
+    with pytest.raises(UserError, match=r"--features nope"):
+        reports.evaluate(settings_for(tiny_run, tmp_path / "out", features="nope"))
+    assert not (tmp_path / "out").exists()

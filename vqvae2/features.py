@@ -328,10 +328,10 @@ def _torch_script(path: Path, device: torch.device) -> Extractor:
 
 def _first_that_works(embed: Callable[[torch.Tensor], torch.Tensor], tried: Sequence[torch.Tensor]) -> torch.Tensor:
     """What `embed` makes of the first images that it takes; the error of the first if it takes none."""
-    for images in tried[1:]:
+    for images in tried:
         with suppress(RuntimeError, torch.jit.Error):
             return embed(images)
-    return embed(tried[0])
+    return embed(tried[0])  # for its error
 
 
 def _first_line(error: Exception) -> str:

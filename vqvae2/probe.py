@@ -123,8 +123,9 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
         reconstructions: of `reals`, in their order. The others as for `judge`.
     Returns:
         samples: samples against real slices. samples_against_reconstructions: what the decoder does to every image, its
-        softness first, set apart. context_model: its fakes against real slices. counts: whether that reaches 0.9; if
-        not, or where there are no such fakes, the probe may be too weak and the others mean nothing.
+        softness first, set apart. context_model, context_model_against_reconstructions: its fakes likewise. counts:
+        whether these two reach 0.9; if not, or where there are no such fakes, the probe may be too weak and the others
+        mean nothing.
     """
     def of(fakes: torch.Tensor, against: ImageSet) -> dict:
         return judge(fakes, against, seed, device=device, on_step=on_step)
