@@ -21,7 +21,7 @@ def execute(notebook, folder, **environment):
             if name not in ("VQVAE", "TOP", "BOTTOM", "DATA", "OUT", "OASIS_PATH", "SLICES_PATH")}
     return subprocess.run(
         [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(notebook), "--output-dir",
-         str(folder)], env={**ours, **{name: str(value) for name, value in environment.items()}},
+         str(folder)], env={**ours, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}},
         capture_output=True, text=True, check=False)
 
 
