@@ -102,3 +102,12 @@ def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
         demo.main(["--subjects", "2"])
     with pytest.raises(UserError, match=r"--out .*file: expected a folder or nothing, found a file"):
         demo.main(["--out", str(tmp_path / "file")])
+
+
+def test_demo_slices_are_made_once(tmp_path, capfd):
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder = chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2)
+    assert sum(1 for _ in folder.rglob("*.png")) == 6
+    assert "there already" not in capfd.readouterr().out
+    assert chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2) == folder
+    assert "synthetic scans: there already" in capfd.readouterr().out

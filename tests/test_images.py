@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +71,15 @@ class TestManifest:
         loaded = load(slices, splits=("train", "validate"))
         assert [len(loaded.splits[split]) for split in ("train", "validate", "test")] == [18, 6, 0]
         assert loaded.describe()["data"] == {"folder": "slices", "images": {"train": 18, "validate": 6, "test": 9},
-                                             "subjects": {"train": 6, "validate": 2, "test": 3}, "subjects_known": True}
+                                             "subjects": {"train": 6, "validate": 2, "test": 3},
+                                             "subjects_known": True, "extraction": None}
+
+    def test_how_slices_were_cut_is_kept(self, slices):
+        record = {"planes": ["axial"], "extent": [0.3, 0.8], "size": 32, "field_of_view": 224, "bits": 8}
+        (slices / "extraction.json").write_text(json.dumps({"settings": record | {"seed": 0}}))
+        assert load(slices).describe()["data"]["extraction"] == record
+        (slices / "extraction.json").write_text("not JSON")
+        assert load(slices).describe()["data"]["extraction"] is None
 
     def test_what_was_trained_on_is_kept_as_hashes_of_pixels_and_subjects(self, tiny_slices):
         described = load(tiny_slices).describe()

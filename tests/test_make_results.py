@@ -56,7 +56,7 @@ def test_the_figures_made_from_the_published_weights_are_the_stored_ones(made, p
     stored, found = (dict(leaves(report[part])) for report in (json.loads(STORED.read_text()), made[1]))
     numbers = {name for name, value in stored.items() if isinstance(value, float) and "closest" not in name}
     assert stored.keys() == found.keys()
-    assert len(numbers) > 5
+    assert len(numbers) >= 4
     for name in numbers:
         assert found[name] == pytest.approx(stored[name], abs=absolute, rel=relative), name
 

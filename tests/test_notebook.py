@@ -19,10 +19,10 @@ def execute(notebook, folder, **environment):
     """Run the notebook with these variables set, and without those of the machine; return the finished process."""
     ours = {name: value for name, value in os.environ.items()
             if name not in ("VQVAE", "TOP", "BOTTOM", "DATA", "OUT", "OASIS_PATH", "SLICES_PATH")}
-    return subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(notebook), "--output-dir",
-         str(folder)], env={**ours, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}},
-        capture_output=True, text=True, check=False)
+    ours |= {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(notebook), "--output-dir",
+               str(folder)]
+    return subprocess.run(command, env=ours, capture_output=True, text=True, check=False)
 
 
 def cells(path, kind):

@@ -29,7 +29,7 @@ STEPS_PER_EPOCH, EPOCHS = 30, 4
 TINY = ["--dataset", "oasis", "--epochs", str(EPOCHS), "--threads", "1", "--precision", "fp32",
         "--pictures-every", "99", "--channels", "8", "--residual-channels", "8", "--embedding-dim", "8",
         "--codebook-size", "16", "--start-steps", "6", "--warmup-steps", "2", "--learning-rate", "1e-4",
-        "--timeout-minutes", "0.1", "--checkpoint-minutes", "0.001"]
+        "--timeout-minutes", "0.25", "--checkpoint-minutes", "0.001"]
 QUICK_RENDEZVOUS = ("join_timeout=60,last_call_timeout=1,close_timeout=2,read_timeout=20,"
                     "keep_alive_interval=1,keep_alive_max_attempt=5")
 """Short, but not shorter: an agent whose heartbeats come late is taken for dead, and the others go on without it."""
