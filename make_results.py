@@ -80,7 +80,6 @@ class ResultsSettings:
     quick: bool = False
     """Leave out probe, rates, lesions, and the pictures of samples and completions: to see whether figures are the
     same."""
-
     no_cards: bool = False
     """Leave the model cards in pretrained/ as they are: they speak of the scans named in docs/results.md."""
 
@@ -107,8 +106,9 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
     out = shlex.quote(str(settings.out / str(size)))
     models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
-    key = " ".join(checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])
-                   for folder in models_of(size).values()) + __version__
+    hashes = [checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])
+              for folder in models_of(size).values()]
+    key = " ".join([*hashes, __version__])
 
     def done(report: str) -> Path:
         return settings.out / str(size) / report / ".done"

@@ -35,7 +35,7 @@ def run(tiny_run, apart):
 
 
 @pytest.fixture
-def test_images(tiny_slices):
+def unseen_images(tiny_slices):
     return sorted((tiny_slices / "test").glob("*.png"))
 
 
@@ -57,13 +57,13 @@ def pixels(path):
 
 
 class TestWhatIsMade:
-    def test_reconstructions_are_what_the_codes_alone_give_back(self, run, tiny_run, test_images):
-        out, rows, _ = run(*test_images[:3], "--batch", 2)
+    def test_reconstructions_are_what_the_codes_alone_give_back(self, run, tiny_run, unseen_images):
+        out, rows, _ = run(*unseen_images[:3], "--batch", 2)
         model = load_vqvae(str(tiny_run.vqvae), torch.device("cpu")).model
         stored = np.load(out / "codes.npz")
-        assert list(stored["image"]) == [f"reconstructions/{path.stem}.png" for path in test_images[:3]]
-        assert list(rows) == [path.stem for path in test_images[:3]]
-        for number, path in enumerate(test_images[:3]):
+        assert list(stored["image"]) == [f"reconstructions/{path.stem}.png" for path in unseen_images[:3]]
+        assert list(rows) == [path.stem for path in unseen_images[:3]]
+        for number, path in enumerate(unseen_images[:3]):
             with torch.no_grad():
                 codes = model.encode(torch.tensor(pixels(path) / 255, dtype=torch.float32)[None, None])
                 made = (model.decode(codes)[0, 0] * 255).round().byte().numpy()
@@ -71,10 +71,10 @@ class TestWhatIsMade:
                 assert np.array_equal(stored[level][number], codes[level][0].numpy())
             assert np.array_equal(pixels(out / "reconstructions" / path.name), made)
 
-    def test_figures_are_those_of_scikit_image_on_the_files(self, run, test_images):
-        out, rows, report = run(*test_images)
+    def test_figures_are_those_of_scikit_image_on_the_files(self, run, unseen_images):
+        out, rows, report = run(*unseen_images)
         similar = []
-        for path in test_images:
+        for path in unseen_images:
             one, other = pixels(path), pixels(out / "reconstructions" / path.name)
             similar.append(structural_similarity(one, other, gaussian_weights=True, sigma=1.5, data_range=255,
                                                  use_sample_covariance=False))
@@ -86,9 +86,9 @@ class TestWhatIsMade:
         assert report["reconstruction"]["full"]["ssim"]["mean"] == pytest.approx(np.mean(similar), abs=1e-6)
         assert report["reconstruction"]["full"]["ssim"]["min"] == pytest.approx(min(similar), abs=1e-6)
 
-    def test_every_image_has_its_pictures_and_the_grid_the_first_eight(self, run, test_images):
-        out, _, _ = run(*test_images)
-        for path in test_images:
+    def test_every_image_has_its_pictures_and_the_grid_the_first_eight(self, run, unseen_images):
+        out, _, _ = run(*unseen_images)
+        for path in unseen_images:
             assert Image.open(out / "pictures" / path.name).width == 5 * (plots.LABEL_WIDTH + 130)
             for level in ("top", "bottom"):
                 assert Image.open(out / "code_images" / f"{path.stem}_{level}.png").size == (128, 128)
@@ -96,14 +96,14 @@ class TestWhatIsMade:
         assert not (out / "originals").exists()  # nothing was changed
         assert not (out / "rejected.csv").exists()
 
-    def test_one_level_has_one_map(self, run, tiny_slices, tmp_path_factory, test_images):
+    def test_one_level_has_one_map(self, run, tiny_slices, tmp_path_factory, unseen_images):
         results = tmp_path_factory.mktemp("one") / "results"
         train_vqvae.main(["--data", str(tiny_slices), "--results", str(results), *TINY, *TINY_VQVAE, "--levels", "1",
                           "--epochs", "1", "--savename", "one", "--start-steps", "1"])
-        out, _, report = run(test_images[0], vqvae=results / "oasis" / "one")
+        out, _, report = run(unseen_images[0], vqvae=results / "oasis" / "one")
         assert list(report["codes"]) == ["top"]
         assert sorted(np.load(out / "codes.npz")) == ["data_hash", "image", "top", "vqvae_hash"]
-        assert [path.name for path in (out / "code_images").iterdir()] == [f"{test_images[0].stem}_top.png"]
+        assert [path.name for path in (out / "code_images").iterdir()] == [f"{unseen_images[0].stem}_top.png"]
 
 
 class TestScans:
@@ -257,49 +257,49 @@ class TestWhatCannotBeRead:
 
 
 class TestFolder:
-    def test_its_own_folder_is_replaced_and_what_is_no_longer_there_goes(self, run, test_images):
-        run(*test_images[:2])
-        (fresh, _, _), (again, _, _) = run(test_images[1], out="fresh"), run(test_images[1])
+    def test_its_own_folder_is_replaced_and_what_is_no_longer_there_goes(self, run, unseen_images):
+        run(*unseen_images[:2])
+        (fresh, _, _), (again, _, _) = run(unseen_images[1], out="fresh"), run(unseen_images[1])
         old, new = files_in(again), files_in(fresh)
         assert set(old) == set(new)
         assert {name for name in new if old[name] != new[name]} <= {"predict.json", "metrics.json"}  # they name --out
 
-    def test_what_a_killed_run_left_is_replaced_too(self, run, test_images, monkeypatch):
+    def test_what_a_killed_run_left_is_replaced_too(self, run, unseen_images, monkeypatch):
         def killed(*_):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("killed here")
         with monkeypatch.context() as patched:
             patched.setattr(prediction, "table_of", killed)
-            with pytest.raises(KeyboardInterrupt):
-                run(*test_images[:2])
-        _, rows, _ = run(test_images[0])
-        assert list(rows) == [test_images[0].stem]
+            with pytest.raises(KeyboardInterrupt, match="killed here"):
+                run(*unseen_images[:2])
+        _, rows, _ = run(unseen_images[0])
+        assert list(rows) == [unseen_images[0].stem]
 
     @pytest.mark.parametrize("name", ["metrics.json", "codes.npz", "reconstructions/mine.png"])
-    def test_others_files_are_never_replaced(self, refusal, tiny_run, apart, test_images, name):
+    def test_others_files_are_never_replaced(self, refusal, tiny_run, apart, unseen_images, name):
         path = apart / "out" / name
         path.parent.mkdir(parents=True)
         path.write_text("mine")
-        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, test_images[0], "--out", "out")
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, unseen_images[0], "--out", "out")
         assert f"found {name.split('/')[0]} and no predict.json. Choose another --out." in said
         assert files_in(apart / "out").keys() == {name}
 
-    def test_a_damaged_record_leads_nowhere_else(self, run, apart, test_images):
-        run(test_images[0])
+    def test_a_damaged_record_leads_nowhere_else(self, run, apart, unseen_images):
+        run(unseen_images[0])
         victim = picture(apart / "victim.png")
         (apart / "out" / "predict.json").write_text(json.dumps({"images": ["../../victim", 7]}))
-        run(test_images[0])
+        run(unseen_images[0])
         assert victim.exists()
 
-    def test_inputs_in_the_folder_that_receives_are_refused(self, refusal, tiny_run, run, test_images, apart):
-        out, _, _ = run(test_images[0])
+    def test_inputs_in_the_folder_that_receives_are_refused(self, refusal, tiny_run, run, unseen_images, apart):
+        out, _, _ = run(unseen_images[0])
         said = refusal(predict.main, "--vqvae", tiny_run.vqvae, out / "reconstructions", "--out", "out")
         assert "--out out: expected a folder that holds none of the inputs, found" in said
 
-    def test_a_folder_above_is_read_without_what_was_written_into_it(self, run, apart, test_images):
-        shutil.copy(test_images[0], apart)
+    def test_a_folder_above_is_read_without_what_was_written_into_it(self, run, apart, unseen_images):
+        shutil.copy(unseen_images[0], apart)
         for _ in range(2):
             _, rows, _ = run(apart)
-        assert list(rows) == [test_images[0].stem]
+        assert list(rows) == [unseen_images[0].stem]
 
     def test_equal_names_get_a_hash_and_a_file_given_twice_counts_once(self, run, apart, tiny_slices):
         for folder in ("a", "b"):
@@ -311,13 +311,13 @@ class TestFolder:
 
 
 class TestTrainedOn:
-    def test_images_of_the_training_are_counted_and_warned_about(self, run, tiny_slices, test_images, capsys):
+    def test_images_of_the_training_are_counted_and_warned_about(self, run, tiny_slices, unseen_images, capsys):
         train = sorted((tiny_slices / "train").glob("*.png"))
-        _, rows, report = run(*train[:2], test_images[0])
+        _, rows, report = run(*train[:2], unseen_images[0])
         assert report["seen_in_training"] == {"images": 2, "subjects": 0}
         assert [row["seen_in_training"] for row in rows.values()] == ["1", "1", "0"]
         assert "warning: the model was trained on 2 of these images" in capsys.readouterr().out
-        assert run(test_images[0])[2]["seen_in_training"]["images"] == 0
+        assert run(unseen_images[0])[2]["seen_in_training"]["images"] == 0
         assert "warning" not in capsys.readouterr().out
 
     def test_scans_of_subjects_of_these_names_are_counted(self, run, apart):

@@ -69,18 +69,10 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     """
     check_out(settings.out)
     vqvae, priors = _models(settings)
-    judges_samples = settings.split != "train" and bool(
-        settings.sampled or (settings.samples and set(priors) == set(vqvae.model.levels)))
-    extractor = features.load_extractor(settings.features, distributed.pick_device()) if judges_samples else None
-    has_all_priors = set(priors) == set(vqvae.model.levels)
+    all_priors = priors if set(priors) == set(vqvae.model.levels) else {}
     images, seen, warnings = _images(vqvae, settings)
+    extractor = _extractor(bool(settings.sampled or (all_priors and settings.samples)), images, warnings, settings)
     split = images.splits[settings.split]
-    if extractor is not None and extractor.is_own and min(images.shape[1:]) < features.SMALLEST:
-        warnings.append(f"samples are not judged: the feature network takes images of {features.SMALLEST} pixels or "
-                        f"more, these have {images.shape[1]} by {images.shape[2]}. Give --features another one.")
-        extractor = None
-    if settings.split == "train" and (settings.probe or settings.sampled):
-        warnings.append("samples are not judged: the train split would be compared with itself. Choose another split.")
     maps, made = _reconstruct(vqvae, split, settings.batch)
     bits = _code_bits(priors, maps, split, settings.batch, split.facts)
     figures = metrics.image_figures(split.bytes(), made)
@@ -94,7 +86,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         "priors": _judge_priors(vqvae, priors, bits, maps, split, references, settings), "samples": None,
         "rates": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
         "versions": checkpoints.versions()}
-    drawn = _samples(vqvae, priors if has_all_priors else {}, images, settings) if extractor is not None else None
+    drawn = None if extractor is None else _samples(vqvae, all_priors, images, settings)
     (settings.out / METRICS).unlink(missing_ok=True)  # from here on it is no longer true of the pictures beside it
     before = {path: checkpoints.file_number(path) for path in (settings.out / f"{name}.png" for name in FIGURES)}
     if drawn is not None:
@@ -102,8 +94,8 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     judged = Judged(report, split, made, maps, drawn)
     _draw_figures(judged, figures, vqvae, settings)
     if settings.rates:
-        report["rates"] = _rates(vqvae, priors if has_all_priors else {}, made, maps, split, training_codes, settings)
-    if has_all_priors:
+        report["rates"] = _rates(vqvae, all_priors, made, maps, split, training_codes, settings)
+    if all_priors:
         map_files.draw_overview(settings.out / "likelihood.png", split, bits, _evenly(len(split)))
     map_files.clear(settings.out / "likelihood")
     if settings.likelihood:
@@ -251,13 +243,27 @@ def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], bits: dict[str,
     return prior_figures.judge(priors, bits, vqvae.model.levels, split, references, settings.seed, untold)
 
 
+def _extractor(there_are_samples: bool, images: Images, warnings: list[str],
+               settings: EvaluateSettings) -> features.Extractor | None:
+    """The network in whose features samples are judged; None, with a warning, where they cannot be."""
+    if not there_are_samples:
+        return None
+    if settings.split == "train":
+        warnings.append("samples are not judged: the train split would be compared with itself. Choose another split.")
+        return None
+    found = features.load_extractor(settings.features, distributed.pick_device())
+    if found.is_own and min(images.shape[1:]) < features.SMALLEST:
+        warnings.append(f"samples are not judged: the feature network takes images of {features.SMALLEST} pixels or "
+                        f"more, these have {images.shape[1]} by {images.shape[2]}. Give --features another one.")
+        return None
+    return found
+
+
 def _samples(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
-             settings: EvaluateSettings) -> torch.Tensor | None:
-    """The samples that are to be judged: given, or drawn where there are priors."""
+             settings: EvaluateSettings) -> torch.Tensor:
+    """The samples that are to be judged: given, or drawn."""
     if settings.sampled:
         return sample_report.read(settings.sampled, images.shape)
-    if not priors or not settings.samples:
-        return None
     return sample_report.draw(settings, vqvae, priors, images.splits["train"])
 
 
