@@ -103,7 +103,9 @@ def show_results(out: Path, minutes: float) -> None:
                        ("report/curves.png", "the training; curves_top.png and curves_bottom.png: the priors"),
                        ("report/metrics.json", f"all figures; SSIM {figures['SSIM, full picture']}")):
         print(f"  {out / path}: {what}")
-    print(f"All of them on one page: {chain.short(sys.executable)} -m nbconvert --to html --execute evaluate.ipynb")
+    models = " ".join(f"{name.upper()}={out / 'results' / 'oasis' / name}" for name in ("vqvae", "top", "bottom"))
+    print(f"All of them on one page: {models} DATA={out / 'slices'} {chain.short(sys.executable)} -m nbconvert "
+          "--to html --execute evaluate.ipynb")
 
 
 def main(arguments: list[str] | None = None) -> None:
