@@ -182,3 +182,9 @@ def test_a_feature_network_that_is_none_is_refused_before_anything_is_computed(t
     with pytest.raises(UserError, match=r"--features nope"):
         reports.evaluate(settings_for(tiny_run, tmp_path / "out", features="nope"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_figures_of_the_codes_do_not_depend_on_the_batch(tiny_run, tmp_path):
+    by_two, by_nine = (reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None, batch=batch))
+                       for batch in (2, 9))
+    assert by_two.metrics["codes"] == by_nine.metrics["codes"]
