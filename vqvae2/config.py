@@ -43,10 +43,16 @@ class DataSettings:
     """Folder of the images. Default: SLICES_PATH."""
     size: int | None = None
     """Resize images to this height and width in pixels; needed where they differ."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """How an image that is not square becomes --size by --size: stretch it, or crop its middle."""
+    colours: Literal["auto", "grey", "rgb"] = "auto"
+    """auto: grey where all images are. grey and rgb turn all into that."""
     split: tuple[float, float, float] = (64, 16, 20)
     """Shares for train, validate and test where --dataset folder is not split yet."""
     subject_pattern: str | None = None
     """Regular expression whose first group is the subject in an image's name (--dataset folder)."""
+    allow_leak: bool = False
+    """Go on where a subject is in two splits, as in some public data sets; every report then says so."""
 
     def __post_init__(self) -> None:
         expect(self.size is None or 8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "Try 128.")
@@ -126,6 +132,13 @@ BEFORE = {"ssim_weight": 0.0}
 class VqvaeSettings(RunSettings):
     """Settings of train_vqvae.py."""
 
+    quantizer: Literal["ema", "gradient"] = "ema"
+    """ema: embeddings are moving averages of the vectors that choose them. gradient: the optimiser moves them."""
+    norm: Literal["none", "group"] = "none"
+    """group: GroupNorm after each convolution inside the networks."""
+    standardise: bool = False
+    """Give the network images less their mean and divided by their standard deviation, both over all training images;
+    the reconstruction's error is divided by the variance likewise."""
     levels: Literal[1, 2] = 2
     """2: VQ-VAE-2, a top and a bottom code map. 1: plain VQ-VAE, one code map, called top."""
     downsample: tuple[int, ...] = ()
