@@ -9,6 +9,9 @@ Two machines with 8 GPUs each (run on both; HOST is the first one's address):
     python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
         --rdzv_endpoint=HOST:29500 train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain-256
 
+A set-up by its name, on any folder of pictures (below is a list; flags beat it):
+    python train_vqvae.py --preset own-images --data ~/pictures
+
 The same command goes on where a run was stopped. --batch is for each process.
 Watch each level's used codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
 """
@@ -21,6 +24,7 @@ from torch import nn
 
 from trainer import Share, Trainer
 from vqvae2 import codes, images, losses, metrics, plots
+from vqvae2.augmentation import Augmentation
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import VqvaeSettings, expect, parse, path_from_environment
 from vqvae2.errors import run_script
@@ -30,7 +34,7 @@ PICTURED = 8
 
 
 class VqvaeTrainer(Trainer):
-    """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment + prediction."""
+    """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment (+ codebook) + prediction."""
 
     kind = "vqvae"
     best_by = "reconstruction"
@@ -39,10 +43,13 @@ class VqvaeTrainer(Trainer):
         """Read the images."""
         self.code_counts: dict[str, torch.Tensor] = {}
         self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
+        expect(any(map(len, self.images.splits.values())), "--data", "at least 1 training image", 0,
+               "Give --split a larger first share, or a folder that has some to train.")
         smallest = min(self.images.shape[1:])
         expect(self.settings.ssim_weight == 0 or smallest >= metrics.WINDOW, "--ssim-weight",
                f"0 for images smaller than SSIM's window of {metrics.WINDOW} pixels", self.settings.ssim_weight,
                f"These have a side of {smallest}: give --ssim-weight 0, or a larger --size.")
+        self.augmentation = Augmentation(self.settings, self.images.splits["train"].facts, self.images.field_of_view)
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
@@ -55,7 +62,8 @@ class VqvaeTrainer(Trainer):
     def build(self) -> nn.Module:
         """Return the autoencoder; in a short run quantising begins after a quarter of the steps."""
         steps = self.steps_per_epoch * self.settings.epochs
-        model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4))
+        seen = self.images.splits["train"].intensities() if self.settings.standardise else None
+        model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4), seen)
         return model.to(memory_format=torch.channels_last)
 
     def parts_to_compile(self) -> list[nn.Module]:
@@ -67,7 +75,7 @@ class VqvaeTrainer(Trainer):
         training = model.training
         pixels = self.images.splits["train" if training else "validate"].batch(share.items, self.device)
         if training and self.settings.augment:
-            pixels = images.augmented(pixels, share.items, self.settings.seed, share.epoch)
+            pixels = self.augmentation(pixels, share.items, share.epoch)
         place = Place(share.positions, share.global_batch, share.step) if training else None
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
         reconstruction = made.images.float()
@@ -77,9 +85,14 @@ class VqvaeTrainer(Trainer):
             error = error + self.settings.ssim_weight * losses.dissimilarity(reconstruction, pixels)
         if self.settings.gradient_weight:
             error = error + self.settings.gradient_weight * losses.gradient_error(reconstruction, pixels)
-        loss = error + self.settings.commitment * made.commitment + self.settings.prediction * made.prediction
+        if self.settings.standardise:
+            error = error / self.model.deviation.square().mean()
+        loss = (error + self.settings.commitment * made.commitment + made.codebook
+                + self.settings.prediction * made.prediction)
         figures = {"loss": loss, "reconstruction": error, "mse": mse, "commitment": made.commitment,
                    "prediction": made.prediction}
+        if self.settings.quantizer == "gradient":
+            figures["codebook"] = made.codebook
         if not training:
             figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
         return figures

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqvae2 import nearest as nearest_module
 from vqvae2 import quantizer
-from vqvae2.quantizer import EmaQuantizer, Place, kmeans, nearest
+from vqvae2.nearest import kmeans, nearest
+from vqvae2.quantizer import EmaQuantizer, Place
 
 
 def started(codebook: torch.Tensor, decay: float = 0.9, count: float = 1.0) -> EmaQuantizer:
@@ -195,7 +197,7 @@ def test_a_wrong_dimension_is_named():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 rows with one thread (16 in each of 4), so that a few hundred rows are several of them."""
-    monkeypatch.setattr(quantizer, "CPU_BLOCK", 1)
+    monkeypatch.setattr(nearest_module, "CPU_BLOCK", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

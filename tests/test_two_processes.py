@@ -26,30 +26,32 @@ class Recorded(VqvaeTrainer):
         super().after_step()
 
 
-def train(folder: str, data: str, batch: int, accumulate: int = 1, epochs: int = 4) -> dict:
+def train(folder: str, data: str, batch: int, accumulate: int = 1, epochs: int = 4, kind: str = "ema") -> dict:
     """Train a tiny VQ-VAE on this rank; return its first gradient, its state and its log."""
     ranks = distributed.world_size()
     trainer = Recorded(VqvaeSettings(
         data=Path(data), savename=f"on-{ranks}-{accumulate}", results=Path(folder), epochs=epochs, batch=batch,
         accumulate=accumulate, threads=1, channels=8, residual_channels=8, embedding_dim=8, codebook_size=16,
-        start_steps=3, precision="fp32", warmup_steps=2))
+        start_steps=3, precision="fp32", warmup_steps=2, quantizer=kind, standardise=kind == "gradient"))
     trainer.run()
-    return {"gradient": trainer.gradient, "state": trainer.model.state_dict(), "rows": trainer.rows}
+    return {"kind": kind, "gradient": trainer.gradient, "state": trainer.model.state_dict(), "rows": trainer.rows}
 
 
 @pytest.fixture(scope="module")
 def one(tiny_slices, tmp_path_factory):
     """One process, 8 images a step. 18 images: the last step of an epoch has 2, some ranks none. The codebooks are
     placed at step 3 and restarted at step 10."""
-    return train(str(tmp_path_factory.mktemp("one")), str(tiny_slices), 8)
+    return {kind: train(str(tmp_path_factory.mktemp("one")), str(tiny_slices), 8, kind=kind)
+            for kind in ("ema", "gradient")}
 
 
-@pytest.fixture(scope="module", params=[(2, 4, 1), (4, 2, 1), (1, 2, 4), (2, 2, 2)], ids=[
-    "2 processes", "4 processes", "4 micro-batches", "2 processes of 2 micro-batches"])
+@pytest.fixture(scope="module", params=[
+    (2, 4, 1, "ema"), (4, 2, 1, "ema"), (1, 2, 4, "ema"), (2, 2, 2, "ema"), (2, 2, 2, "gradient")], ids=[
+    "2 processes", "4 processes", "4 micro-batches", "2 processes of 2 micro-batches", "the same, gradient codebook"])
 def shared_out(request, tiny_slices, tmp_path_factory):
     """The same global batch of 8, shared out: what each rank has in the end."""
-    ranks, batch, accumulate = request.param
-    arguments = (str(tmp_path_factory.mktemp("runs")), str(tiny_slices), batch, accumulate)
+    ranks, batch, accumulate, kind = request.param
+    arguments = (str(tmp_path_factory.mktemp("runs")), str(tiny_slices), batch, accumulate, 4, kind)
     return run_on_ranks(ranks, train, *arguments) if ranks > 1 else [train(*arguments)]
 
 
@@ -60,7 +62,7 @@ def test_ranks_hold_bitwise_equal_codebooks_and_parameters(shared_out):
 
 
 def test_the_gradient_is_that_of_one_process(one, shared_out):
-    for name, value in one["gradient"].items():
+    for name, value in one[shared_out[0]["kind"]]["gradient"].items():
         torch.testing.assert_close(shared_out[0]["gradient"][name], value, atol=1e-6, rtol=1e-4,
                                    msg=lambda text, name=name: f"{name}: {text}")
 
@@ -69,14 +71,14 @@ def test_the_model_is_that_of_one_process(one, shared_out):
     """Sums in another order differ in the last bits, and Adam's first steps, which divide by tiny numbers,
     enlarge that: parameters agree to 2e-3 after these steps (measured 2e-5), where learning moves them by 0.05."""
     assert shared_out[0]["state"]["quantizers.top.is_started"]
-    for name, value in one["state"].items():
+    for name, value in one[shared_out[0]["kind"]]["state"].items():
         torch.testing.assert_close(shared_out[0]["state"][name], value, atol=2e-3, rtol=2e-3,
                                    msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_figures_are_those_of_one_process(one, shared_out):
     """Losses, used codes, perplexity and shuffle drop of every epoch; no validation image counts twice."""
-    for ours, theirs in zip(one["rows"], shared_out[0]["rows"], strict=True):
+    for ours, theirs in zip(one[shared_out[0]["kind"]]["rows"], shared_out[0]["rows"], strict=True):
         for name in set(ours) - {"seconds"}:
             assert theirs[name] == pytest.approx(ours[name], rel=0.02, abs=0.02), name
 

@@ -31,6 +31,7 @@ References
 [2] Juang, Gray 1982, Multiple stage vector quantization for speech coding.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,10 @@ from torch.nn import functional
 from vqvae2 import checkpoints
 from vqvae2.config import VqvaeSettings, from_dict
 from vqvae2.errors import UserError
-from vqvae2.quantizer import EmaQuantizer, Place, Quantized
+from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
+
+GROUPS = 8
+"""Of channels, each normalised together; fewer where this does not divide them."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,19 @@ class Reconstruction:
     """For each level, coarse first, codes `[batch, height, width]`."""
     commitment: torch.Tensor
     """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
+    codebook: torch.Tensor
+    """`[batch]`: the same, with a gradient for the embeddings; 0 where they are moving averages."""
     prediction: torch.Tensor
     """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x)))), as in [1]."""
+    """x + conv1x1(relu(conv3x3(relu(x)))), as in [1]; with `norm`, each convolution's output is normalised."""
 
-    def __init__(self, channels: int, inner: int):
+    def __init__(self, channels: int, inner: int, norm: str = "none"):
         super().__init__()
-        self.layers = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, inner, 3, padding=1),
-                                    nn.ReLU(inplace=True), nn.Conv2d(inner, channels, 1))
+        self.layers = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, inner, 3, padding=1), *normalised(inner, norm),
+                                    nn.ReLU(inplace=True), nn.Conv2d(inner, channels, 1), *normalised(channels, norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
@@ -95,9 +101,19 @@ class Enlarging(nn.ConvTranspose2d):
         return functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
 
 
+def normalised(channels: int, norm: str) -> list[nn.Module]:
+    """Return what follows a convolution: GroupNorm where `norm` is "group" (Wu and He 2018), else nothing.
+
+    It is of each image alone; BatchNorm would make a batch's images, and how they are dealt to ranks, depend on each
+    other.
+    """
+    return [nn.GroupNorm(math.gcd(channels, GROUPS), channels)] if norm == "group" else []
+
+
 def residual_stack(settings: VqvaeSettings) -> list[nn.Module]:
     """Return the residual blocks that end an encoder and begin a decoder."""
-    blocks = [ResidualBlock(settings.channels, settings.residual_channels) for _ in range(settings.residual_layers)]
+    blocks = [ResidualBlock(settings.channels, settings.residual_channels, settings.norm)
+              for _ in range(settings.residual_layers)]
     return [*blocks, nn.ReLU(inplace=True)]
 
 
@@ -107,7 +123,8 @@ def encoder(channels_in: int, factor: int, settings: VqvaeSettings) -> nn.Sequen
     widths = [channels_in, *[half] * (max(halvings(factor) - 1, 1)), full]
     layers: list[nn.Module] = []
     for i in range(halvings(factor)):
-        layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1),
+                   *normalised(widths[i + 1], settings.norm), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(widths[halvings(factor)], full, 3, padding=1))
     return nn.Sequential(*layers, *residual_stack(settings))
 
@@ -118,8 +135,10 @@ def decoder(channels_in: int, channels_out: int, factor: int, settings: VqvaeSet
     widths = [full, *[half] * (halvings(factor) - 1), channels_out]
     layers: list[nn.Module] = [nn.Conv2d(channels_in, full, 3, padding=1), *residual_stack(settings)]
     for i in range(halvings(factor)):
-        layers += [Enlarging(widths[i], widths[i + 1]), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])
+        is_last = i == halvings(factor) - 1  # an image, or what is to be features, is not normalised
+        layers += [Enlarging(widths[i], widths[i + 1]),
+                   *([] if is_last else [*normalised(widths[i + 1], settings.norm), nn.ReLU(inplace=True)])]
+    return nn.Sequential(*layers)
 
 
 def halvings(factor: int) -> int:
@@ -137,18 +156,18 @@ class Vqvae(nn.Module):
         settings: widths, codebooks, levels.
         image_channels: 1 for grey, 3 for colour.
         start_steps: as settings.start_steps, or fewer where a run is short.
+        intensities: of the training images, for settings.standardise: mean and standard deviation `[image_channels]`.
     """
 
-    def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None):
+    def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
+                 intensities: tuple[torch.Tensor, torch.Tensor] | None = None):
         super().__init__()
         self.settings, self.image_channels = settings, image_channels
         self.levels = ("top", "bottom")[: settings.levels]
         dim, width = settings.embedding_dim, settings.channels
         start = settings.start_steps if start_steps is None else start_steps
-        self.quantizers = nn.ModuleDict({
-            level: EmaQuantizer(settings.codebook_size, dim, settings.decay, start, settings.seed * 2 + number,
-                                settings.restart_every)
-            for number, level in enumerate(self.levels)})
+        self.quantizers = nn.ModuleDict({level: quantizer(settings, start, settings.seed * 2 + number)
+                                         for number, level in enumerate(self.levels)})
         self.encoder = encoder(image_channels, settings.downsample[0], settings)
         if settings.levels == 2:
             self.top_encoder = encoder(width, settings.downsample[1], settings)
@@ -157,6 +176,11 @@ class Vqvae(nn.Module):
             self.to_bottom = nn.Conv2d(width, dim, 1)
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
+        if settings.standardise:  # saved with the weights, so that codes mean the same wherever they are read
+            for name, value in zip(("mean", "deviation"), intensities or 2 * (torch.ones(image_channels),)):
+                self.register_buffer(name, value.view(-1, 1, 1))
+        else:
+            self.mean, self.deviation = 0.5, 1.0
 
     def forward(self, images: torch.Tensor, place: Place | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
@@ -168,12 +192,13 @@ class Vqvae(nn.Module):
         features = predicted + levels["bottom"].vectors if "bottom" in levels else None
         return Reconstruction(self._decode(levels["top"].vectors, features),
                               {level: one.codes for level, one in levels.items()},
-                              sum(one.commitment for one in levels.values()), missed)
+                              sum(one.commitment for one in levels.values()),
+                              sum(one.codebook for one in levels.values()), missed)
 
     def _quantise(self, images: torch.Tensor, place: Place | None,
                   ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
         """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
-        features = self.encoder(images - 0.5)
+        features = self.encoder(self._standardised(images))
         if self.settings.levels == 1:
             only = self.quantizers["top"](self.to_top(features), place)
             return {"top": only}, features, torch.zeros_like(only.commitment)
@@ -184,12 +209,17 @@ class Vqvae(nn.Module):
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
         return {"top": top, "bottom": bottom}, predicted, missed
 
+    def _standardised(self, images: torch.Tensor) -> torch.Tensor:
+        centred = images - self.mean
+        return centred / self.deviation if self.settings.standardise else centred
+
     def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
         if features is None:
-            return self.decoder(top) + 0.5
-        above = self.top_upsample(top)
-        seen = torch.cat([above, features.to(above.dtype)], 1)
-        return self.decoder(seen) + 0.5
+            made = self.decoder(top)
+        else:
+            above = self.top_upsample(top)
+            made = self.decoder(torch.cat([above, features.to(above.dtype)], 1))
+        return (made * self.deviation if self.settings.standardise else made) + self.mean
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
@@ -216,6 +246,14 @@ class Vqvae(nn.Module):
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
+
+
+def quantizer(settings: VqvaeSettings, start_steps: int, seed: int) -> Quantizer:
+    """Return a level's codebook of the kind that the settings say."""
+    size, dim, every = settings.codebook_size, settings.embedding_dim, settings.restart_every
+    if settings.quantizer == "gradient":
+        return GradientQuantizer(size, dim, start_steps, seed, every)
+    return EmaQuantizer(size, dim, settings.decay, start_steps, seed, every)
 
 
 def upsampler(dim: int, factor: int) -> nn.Sequential:

@@ -1,9 +1,12 @@
-"""Feature vectors -> codes and their embeddings: a codebook kept by moving averages (EMA).
+"""Feature vectors -> codes and their embeddings, by a codebook that follows the vectors.
 
-Each feature vector is replaced by the nearest of `codebook_size` embeddings; its number is the code.
-The codebook is not trained by gradient: an embedding is the moving average of the vectors that chose
-it (van den Oord 2017, appendix A.1), with the statistics of all ranks and micro-batches summed before
-one update a step.
+Each feature vector is replaced by the nearest of `codebook_size` embeddings; its number is the code. The codebook
+follows in one of two ways (van den Oord 2017 [1]):
+
+`EmaQuantizer`: an embedding is the moving average of the vectors that chose it (appendix A.1), with the statistics of
+all ranks and micro-batches summed before one update a step. No gradient moves it.
+`GradientQuantizer`: an embedding is a parameter, which the optimiser moves by the gradient of its squared distance to
+the vectors that chose it (equation 3, second term).
 
 Left to itself a codebook collapses: the encoder's outputs leave it behind within the first hundred
 steps, and soon one code serves for everything. Four things here prevent it.
@@ -13,13 +16,15 @@ steps, and soon one code serves for everything. Four things here prevent it.
    has too few vectors for that, those of several steps are gathered first.
 3. At first the moving average follows fast, since the encoder moves fast.
 4. An embedding that hardly anything chooses is restarted at a current vector that is badly served,
-   with *all* of its state: a stale sum or count would pull it back.
+   with *all* of its state: a stale sum or count would pull it back. (Of a gradient codebook the optimiser's own
+   averages stay; what nothing chose had no gradient of late, so that little of them is left to pull.)
 
 NOTE Departures from the paper: (1) to (4). What they bring is measured in docs/results.md.
 
 How it is fast (docs/benchmarks.md): no one-hot matrix is made, and no matrix of distances outlives its block of
-rows; counts and sums are added by index; backward needs only the vectors and their embeddings. On CUDA neither
-`forward` nor `update` makes the host wait for the GPU, except in the one step in which k-means places the codebook.
+rows (nearest.py); counts and sums are added by index; backward needs only the vectors and their embeddings. On CUDA
+neither `forward` nor `update` makes the host wait for the GPU, except in the one step in which k-means places the
+codebook.
 
 References
 [1] van den Oord, Vinyals, Kavukcuoglu 2017, Neural Discrete Representation Learning.
@@ -36,6 +41,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vqvae2 import distributed, machine, random_numbers
+from vqvae2.nearest import as_rows, kmeans, mean_squares, nearest
 
 CANDIDATES_PER_CODE = 8
 """Vectors looked at per embedding when embeddings are placed or restarted."""
@@ -46,17 +52,8 @@ RESTART_BELOW = 0.02
 RESTART_COUNT = 1.0
 """Its new count, as a share of the mean."""
 LARGEST_PERMUTATION = 2**20
-KMEANS_ITERATIONS = 10
 CATCH_UP = 0.2
 """After n updates the moving average takes at least 1 / (1 + CATCH_UP n) of the step's statistics."""
-CPU_BLOCK = 2**20
-"""Distances that each CPU thread computes before they are reduced: 4 MB as float32, so that they stay in the cache.
-
-A fourth would be as fast on an idle machine. But each block ends with threads that wait for each other, and where
-other processes hold the cores each wait was seen to take 10 ms or more.
-"""
-GPU_BLOCK = 2**27
-"""The same for a whole GPU, which wants large products: 512 MB as float32."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,10 @@ class Quantized:
     codes: torch.Tensor
     """`[batch, height, width]`: integers in [0, codebook_size)."""
     commitment: torch.Tensor
-    """`[batch]`: mean squared distance from a vector to its embedding (the last term of [1] equation 3)."""
+    """`[batch]`: mean squared distance from a vector to its embedding, whose gradient moves the vectors ([1] equation
+    3, last term)."""
+    codebook: torch.Tensor
+    """`[batch]`: the same distance, whose gradient moves the embeddings (second term); 0 where none does."""
 
 
 @dataclass(frozen=True)
@@ -83,35 +83,30 @@ class Place:
     """Number of the step, from 0."""
 
 
-class EmaQuantizer(nn.Module):
-    """A codebook `[codebook_size, dim]` that follows the vectors which choose it.
+class Quantizer(nn.Module):
+    """A codebook `[codebook_size, dim]`: what both kinds have in common, from its start to its restarts.
 
     Example: vectors `[32, 64, 16, 16]` with 512 codes give codes `[32, 16, 16]` and embeddings of the
     shape of the vectors. In training mode, `forward` with a `Place` only *collects* statistics;
     `update()` applies them once a step, on all ranks. In eval mode no state changes.
 
     Args:
-        codebook_size: number of embeddings. dim: their dimension.
-        restart_every: steps between restarts of dead embeddings; 0 for none.
-        decay: share of its past that the moving average keeps at each step.
+        codebook: `[codebook_size, dim]`, registered by the subclass as a buffer or as a parameter.
         start_steps: steps without quantising before the codebook is placed; up to as many again where a step has too
             few vectors for that.
         seed: of the draws of candidates, which depend on (seed, step) and not on the ranks.
+        restart_every: steps between restarts of dead embeddings; 0 for none.
     """
 
-    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
-                 restart_every: int = RESTART_EVERY):
+    codebook: torch.Tensor
+
+    def __init__(self, codebook_size: int, dim: int, start_steps: int, seed: int, restart_every: int):
         super().__init__()
-        self.codebook_size, self.dim, self.decay, self.start_steps, self.seed, self.restart_every = (
-            codebook_size, dim, decay, start_steps, seed, restart_every)
-        self.register_buffer("codebook", torch.zeros(codebook_size, dim))
-        self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer("sums", torch.zeros(codebook_size, dim))
+        self.codebook_size, self.dim, self.start_steps, self.seed, self.restart_every = (
+            codebook_size, dim, start_steps, seed, restart_every)
         self.register_buffer("recent", torch.zeros(codebook_size))
-        self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("step_counts", torch.zeros(codebook_size), persistent=False)
-        self.register_buffer("step_sums", torch.zeros(codebook_size, dim), persistent=False)
         self.register_buffer("gathered", torch.zeros(0, dim), persistent=False)  # saved while it holds anything
         self._candidates: torch.Tensor | None = None
         self._wanted: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -119,6 +114,30 @@ class EmaQuantizer(nn.Module):
         self._cells = 0
         self.started = False  # is_started as a Python value: asking a GPU would make every step wait
         self.register_load_state_dict_post_hook(lambda module, _: module._know_whether_started())
+
+    # What a kind of codebook provides ---------------------------------------------------------
+
+    def _codebook_term(self, rows: torch.Tensor, codes: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        """Return `distances` `[batch]` with the gradient that is to move the codebook."""
+        return torch.zeros_like(distances)
+
+    def _count(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
+        """Add to the step's statistics."""
+        # Not bincount, which on CUDA waits for the GPU; float32 counts ones exactly up to 2**24 of them.
+        self.step_counts.index_add_(0, codes, torch.ones_like(codes, dtype=self.step_counts.dtype))
+
+    def _follow(self) -> None:
+        """Apply the step's statistics, summed over all ranks, and forget them."""
+        self.recent += distributed.sum_over_ranks(self.step_counts)
+        self.step_counts.zero_()
+
+    def _placed(self, counts: torch.Tensor) -> None:
+        """Make all other state consistent with embeddings that k-means has placed; `counts` as of one step."""
+
+    def _replaced(self, dead: torch.Tensor) -> None:
+        """Make all other state consistent with embeddings that were restarted."""
+
+    # What is common to all --------------------------------------------------------------------
 
     def _know_whether_started(self) -> None:
         self.started = bool(self.is_started)
@@ -157,9 +176,11 @@ class EmaQuantizer(nn.Module):
                 self._collect(rows, codes, place, height * width)
             codes_made = codes.view(batch, height, width)
             if not self.started:
-                return Quantized(vectors, codes_made, rows.new_zeros(batch))
+                none = rows.new_zeros(batch)
+                return Quantized(vectors, codes_made, none, self._codebook_term(rows, codes, none))
             embeddings, commitment = _StraightThrough.apply(vectors, rows, codes, self.codebook)
-            return Quantized(embeddings, codes_made, commitment)
+            term = self._codebook_term(rows, codes, commitment.detach())
+            return Quantized(embeddings, codes_made, commitment, term)
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embeddings `[batch, dim, height, width]` of codes `[batch, height, width]`."""
@@ -168,9 +189,7 @@ class EmaQuantizer(nn.Module):
     def _collect(self, rows: torch.Tensor, codes: torch.Tensor, place: Place, cells: int) -> None:
         """Add this share's counts, sums and drawn candidates (`cells` rows an image) to those of the step."""
         if self.started:
-            # Not bincount, which on CUDA waits for the GPU; float32 counts ones exactly up to 2**24 of them.
-            self.step_counts.index_add_(0, codes, torch.ones_like(codes, dtype=self.step_counts.dtype))
-            self.step_sums.index_add_(0, codes, rows)
+            self._count(rows, codes)
         if self._place is None or self._place.step != place.step:
             self._place, self._cells = place, cells
             self._candidates, self._wanted = None, self._draw_wanted(place, cells, rows.device)
@@ -204,7 +223,7 @@ class EmaQuantizer(nn.Module):
             return
         place, candidates = self._place, None
         if self._wanted is not None:
-            empty = self.sums.new_zeros(len(self._wanted[0]), self.dim)
+            empty = self.recent.new_zeros(len(self._wanted[0]), self.dim)
             candidates = distributed.sum_over_ranks(empty if self._candidates is None else self._candidates)
         if self.started:
             self._follow()
@@ -219,8 +238,55 @@ class EmaQuantizer(nn.Module):
                 self.gathered = self.gathered[:0].clone()
         self._place = self._wanted = self._candidates = None
 
+    def _start(self, candidates: torch.Tensor, place: Place) -> None:
+        generator = random_numbers.generator(self.seed, "start", place.step)
+        codebook, counts = kmeans(candidates.cpu(), self.codebook_size, generator)
+        # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
+        self.codebook.copy_(distributed.from_rank_0(codebook.to(self.codebook.device)))
+        shares = distributed.from_rank_0(counts.to(self.recent.device)) / len(candidates)
+        self._placed(shares * (place.global_batch * self._cells))
+        self.is_started.fill_(True)
+        self.started = True
+
+    def _restart(self, candidates: torch.Tensor, place: Place) -> None:
+        """Move dead embeddings to candidates, drawn with probability proportional to squared error [3]."""
+        dead = self.recent < RESTART_BELOW * self.recent.mean()
+        order = dead.cumsum(0) - 1
+        dead &= order < len(candidates)  # one candidate for each; the rest must wait
+        errors = (candidates - self.codebook[nearest(candidates, self.codebook)]).square().sum(1)
+        generator = random_numbers.generator(self.seed, "restart", place.step)
+        gumbel = -torch.empty(len(errors)).exponential_(generator=generator).log()
+        ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
+        replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
+        self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
+        self._replaced(dead)
+        self.recent.zero_()
+
+
+class EmaQuantizer(Quantizer):
+    """A codebook of moving averages ([1] appendix A.1); see `Quantizer` for the rest.
+
+    Args:
+        codebook_size: number of embeddings. dim: their dimension.
+        decay: share of its past that the moving average keeps at each step (gamma).
+    """
+
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
+                 restart_every: int = RESTART_EVERY):
+        super().__init__(codebook_size, dim, start_steps, seed, restart_every)
+        self.decay = decay
+        self.register_buffer("codebook", torch.zeros(codebook_size, dim))
+        self.register_buffer("counts", torch.zeros(codebook_size))
+        self.register_buffer("sums", torch.zeros(codebook_size, dim))
+        self.register_buffer("updates", torch.zeros(()))
+        self.register_buffer("step_sums", torch.zeros(codebook_size, dim), persistent=False)
+
+    def _count(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
+        super()._count(rows, codes)
+        self.step_sums.index_add_(0, codes, rows)
+
     def _follow(self) -> None:
-        """One step of the moving average ([1] appendix A.1)."""
+        """One step of the moving average."""
         statistics = distributed.sum_over_ranks(torch.cat([self.step_counts[:, None], self.step_sums], 1))
         self.recent += statistics[:, 0]
         self.updates += 1
@@ -232,32 +298,30 @@ class EmaQuantizer(nn.Module):
         self.step_counts.zero_()
         self.step_sums.zero_()
 
-    def _start(self, candidates: torch.Tensor, place: Place) -> None:
-        generator = random_numbers.generator(self.seed, "start", place.step)
-        codebook, counts = kmeans(candidates.cpu(), self.codebook_size, generator)
-        # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
-        self.codebook.copy_(distributed.from_rank_0(codebook.to(self.codebook.device)))
-        shares = distributed.from_rank_0(counts.to(self.counts.device)) / len(candidates)
-        self.counts.copy_(shares * (place.global_batch * self._cells))
-        self.sums.copy_(self.codebook * self.counts[:, None])
-        self.is_started.fill_(True)
-        self.started = True
+    def _placed(self, counts: torch.Tensor) -> None:
+        self.counts.copy_(counts)
+        self.sums.copy_(self.codebook * counts[:, None])
 
-    def _restart(self, candidates: torch.Tensor, place: Place) -> None:
-        """Move dead embeddings to candidates, drawn with probability proportional to squared error [3]."""
-        mean = self.counts.mean()
-        dead = self.recent < RESTART_BELOW * self.recent.mean()
-        order = dead.cumsum(0) - 1
-        dead &= order < len(candidates)  # one candidate for each; the rest must wait
-        errors = (candidates - self.codebook[nearest(candidates, self.codebook)]).square().sum(1)
-        generator = random_numbers.generator(self.seed, "restart", place.step)
-        gumbel = -torch.empty(len(errors)).exponential_(generator=generator).log()
-        ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
-        replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
-        self.counts.copy_(torch.where(dead, RESTART_COUNT * mean, self.counts))
-        self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
-        self.sums.copy_(torch.where(dead[:, None], replacement * self.counts[:, None], self.sums))
-        self.recent.zero_()
+    def _replaced(self, dead: torch.Tensor) -> None:
+        self.counts.copy_(torch.where(dead, RESTART_COUNT * self.counts.mean(), self.counts))
+        self.sums.copy_(torch.where(dead[:, None], self.codebook * self.counts[:, None], self.sums))
+
+
+class GradientQuantizer(Quantizer):
+    """A codebook that the optimiser moves: `forward` returns the term whose gradient does ([1] equation 3, second).
+
+    What `Quantized.codebook` is multiplied with in the loss (1 in the paper) hardly matters to Adam, which divides a
+    gradient by its own size. With several ranks DDP averages the gradient, as of any parameter.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, start_steps: int = 100, seed: int = 0,
+                 restart_every: int = RESTART_EVERY):
+        super().__init__(codebook_size, dim, start_steps, seed, restart_every)
+        self.codebook = nn.Parameter(torch.zeros(codebook_size, dim))
+
+    def _codebook_term(self, rows: torch.Tensor, codes: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+        # Before the start it is 0, of all embeddings: DDP wants every parameter to have a gradient.
+        return _CodebookTerm.apply(rows, codes, self.codebook, distances, self.started)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -293,77 +357,26 @@ class _StraightThrough(torch.autograd.Function):
         return None if gradient is None else gradient.to(vectors.dtype), None, None, None
 
 
-def as_rows(vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return `vectors` `[batch, dim, height, width]` as rows `[batch height width, dim]`, a view where it can be."""
-    vectors = vectors.to(dtype, memory_format=torch.channels_last)
-    return vectors.movedim(1, -1).reshape(-1, vectors.shape[1])
+class _CodebookTerm(torch.autograd.Function):
+    """Distances `[batch]` of vectors to their embeddings, with a gradient for the codebook alone ([1] equation 3)."""
 
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: torch.Tensor, codes: torch.Tensor,
+                codebook: torch.Tensor, distances: torch.Tensor, started: bool) -> torch.Tensor:
+        """Return the distances as they are."""
+        ctx.started = started
+        ctx.save_for_backward(rows, codes, codebook)
+        return distances.clone()
 
-def mean_squares(rows: torch.Tensor, others: torch.Tensor, batch: int, cells: int) -> torch.Tensor:
-    """Return the mean squared difference of each image's `cells` rows `[batch cells, dim]`: `[batch]`."""
-    numbers = cells * rows.shape[1]
-    ours, theirs = rows.reshape(batch, numbers), others.reshape(batch, numbers)
-    images = max(1, block_size(rows.device) // max(1, numbers))
-    return torch.cat([(one - other).square_().mean(1) for one, other in zip(ours.split(images), theirs.split(images))])
-
-
-def block_size(device: torch.device) -> int:
-    """Return how many numbers to compute at once, before they are reduced to fewer."""
-    return CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK
-
-
-@torch.no_grad()
-def nearest(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Return the code `[n]` of the embedding nearest to each of `rows` `[n, dim]` (lowest code on a tie).
-
-    |row|² is the same for every embedding, so one matrix product and |embedding|² decide. Distances are
-    computed for a block of rows at a time, which stays in the cache until the smallest is found.
-    """
-    if rows.device.type == "cpu":
-        return _nearest_on_cpu(rows, codebook)
-    squares = codebook.square().sum(1)[None]
-    blocks = rows.split(max(1, block_size(rows.device) // len(codebook)))
-    return torch.cat([torch.addmm(squares, block, codebook.T, alpha=-2).argmin(1) for block in blocks])
-
-
-def _nearest_on_cpu(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """As `nearest`, by max_pool2d of `2 row · embedding - |embedding|²`.
-
-    argmin looks at one number after another, which takes half as long as the product itself. Pooling in
-    channels_last finds the largest number *and its place* for sixteen channels at once, the first on a tie. So rows
-    are its channels, embeddings its height: `[blocks, rows, codes, 1]`, stored as `[blocks, codes, rows]`.
-    """
-    size, dim = len(codebook), rows.shape[1]
-    blocks = 4 * torch.get_num_threads()
-    width = min(1024, max(16, block_size(rows.device) // (blocks * size)))
-    twice, squares = (2 * codebook)[None], -codebook.square().sum(1)[None, :, None]
-    codes = torch.empty(len(rows), dtype=torch.long)
-    if not len(rows):
-        return codes
-    scores = rows.new_empty(blocks, size, width)
-    for some, found in zip(rows.split(blocks * width), codes.split(blocks * width)):
-        if len(some) < blocks * width:  # the last: one block of its own size
-            blocks, width = 1, len(some)
-            scores = rows.new_empty(1, size, width)
-        torch.baddbmm(squares.expand_as(scores), twice.expand(blocks, size, dim),
-                      some.view(blocks, width, dim).transpose(1, 2), out=scores)
-        pixels = scores[:, :, None].permute(0, 3, 1, 2)
-        found.copy_(functional.max_pool2d(pixels, (size, 1), return_indices=True)[1].flatten())
-    return codes
-
-
-def kmeans(rows: torch.Tensor, clusters: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return centres `[clusters, dim]` of `rows` `[n, dim]` and how many rows each has `[clusters]` (Lloyd 1982).
-
-    Starts from rows drawn without repetition; where there are fewer rows than clusters, the centres left
-    over repeat rows and have count 0, so that they are restarted with later vectors.
-    """
-    order = torch.randperm(len(rows), generator=generator)
-    centres = rows[order[torch.arange(clusters) % len(rows)]].clone()
-    for _ in range(KMEANS_ITERATIONS):
-        codes = nearest(rows, centres)
-        counts = torch.bincount(codes, minlength=clusters).to(rows.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, codes, rows)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-    counts = torch.bincount(nearest(rows, centres), minlength=clusters).to(rows.dtype)
-    return centres, counts
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, of_term: torch.Tensor
+                 ) -> tuple[None, None, torch.Tensor, None, None]:
+        """Return the gradient of the codebook: 2 (embedding - vector) / numbers of an image, summed by code."""
+        rows, codes, codebook = ctx.saved_tensors
+        gradient = torch.zeros_like(codebook)
+        if ctx.started and len(rows):
+            cells = len(rows) // len(of_term)
+            share = (of_term * (2 / (cells * rows.shape[1]))).repeat_interleave(cells)
+            gradient.index_add_(0, codes, (functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
+        return None, None, gradient, None, None
