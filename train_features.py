@@ -18,7 +18,17 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import checkpoints, distributed, features, images, machine, plots, random_numbers, sample_figures
+from vqvae2 import (
+    augmentation,
+    checkpoints,
+    distributed,
+    features,
+    images,
+    machine,
+    plots,
+    random_numbers,
+    sample_figures,
+)
 from vqvae2.config import parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.feature_config import FeatureSettings
@@ -81,7 +91,7 @@ class FeatureTrainer(Trainer):
         strengths[:, intensity] *= torch.where(draws[:, -1] < 0.5, -1.0, 1.0)
         pictures = split[share.items].float()
         if training:
-            pictures = images.moved(pictures, draws[:, 2 * kinds:2 * kinds + 5])
+            pictures = augmentation.moved(pictures, draws[:, 2 * kinds:2 * kinds + 5])
         others = split[(draws[:, -2] * len(split)).long().clamp(max=len(split) - 1)].float()
         for i, item in enumerate(items):
             for kind, name in enumerate(features.HARMS):

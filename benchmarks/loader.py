@@ -36,6 +36,7 @@ from ranks import run_on_ranks
 from train_vqvae import VqvaeTrainer
 from trainer import Share
 from vqvae2 import config, distributed, images
+from vqvae2.augmentation import Augmentation
 from vqvae2.config import DataSettings, VqvaeSettings
 from vqvae2.errors import run_script
 
@@ -98,8 +99,11 @@ def measure(settings: BenchmarkSettings, folder: Path, size: int) -> None:
     split = loaded.splits["train"]
     orders = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(settings.batch)
 
+    training = VqvaeSettings(savename="v", epochs=1, batch=settings.batch, augment=True)
+    augmentation = Augmentation(training, split.facts, loaded.field_of_view)
+
     def augmented() -> Iterable[torch.Tensor]:
-        return (images.augmented(split.batch(items), items, 0, 1) for items in orders)
+        return (augmentation(split.batch(items), items, 1) for items in orders)
 
     rates = {"start": len(split) / (min(decoding) + min(hashing)),
              "batches": best_rate(settings, len(split), lambda: (split.batch(items) for items in orders)),
