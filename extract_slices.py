@@ -15,6 +15,11 @@ from .env. Nothing in --scans is changed.
     <out>/rejected.csv             scans that cannot be used, each with its reason
     <out>/extraction.json          settings, versions and counts
 
+With --layout keras_png_slices also, as links to the same images:
+
+    <out>/keras_png_slices_train, _validate, _test    case_001_slice_0.nii.png, a case for each subject
+    <out>/cases.csv                                   case,subject,split,image,link
+
 Run it again to go on where it stopped, or after a change of scans or settings: only what is missing or
 stale is made anew. Slices of scans that are no longer there stay, until --prune. docs/slices.md says more.
 """
@@ -34,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vqvae2 import config, covariates
+from vqvae2 import config, covariates, keras_layout
 from vqvae2.config import SPLITS
 from vqvae2.errors import Stopped, UserError, run_script
 from vqvae2.extract_config import ExtractSettings
@@ -75,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = config.path_from_environment(settings.out, "SLICES_PATH", "--out")
     check_out(folder, out)
     found = find_and_check(folder, settings)
+    if settings.layout == "keras_png_slices":
+        keras_layout.refuse_foreign(out)
     print("\n".join(merge(found, folder, settings, out) if settings.merge else extract(found, folder, settings, out)))
 
 

@@ -40,6 +40,9 @@ class ExtractSettings:
     """Height and width of a slice in mm, centred on the brain; what lies beyond is cut off."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the PNGs."""
+    layout: Literal["oasis", "keras_png_slices"] = "oasis"
+    """keras_png_slices: the slices also stand in keras_png_slices_train, _validate and _test, as links named
+    case_001_slice_0.nii.png; cases.csv says who is which case."""
     split: tuple[float, float, float] = (64, 16, 20)
     """Shares of the subjects for train, validate and test."""
     seed: int = 0
@@ -101,7 +104,7 @@ class ExtractSettings:
                "The parts are known from --out.")
         _ = self.part
         if self.covariates is not None:
-            object.__setattr__(self, "covariates", self.covariates.expanduser())
+            object.__setattr__(self, "covariates", Path(os.path.expanduser(self.covariates)))
 
     @property
     def part(self) -> tuple[int, int]:

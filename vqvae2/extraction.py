@@ -21,11 +21,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
-from vqvae2 import config, covariates
+from vqvae2 import config, covariates, keras_layout
 from vqvae2.config import SPLITS, expect
 from vqvae2.covariates import Covariates, Person
 from vqvae2.errors import UserError
@@ -33,7 +31,16 @@ from vqvae2.extract_config import ExtractSettings
 from vqvae2.headers import UnusableScan
 from vqvae2.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
 from vqvae2.scans import Found, Scan
-from vqvae2.slices import RECIPE, TEMPORARY, image_name, rows_in_place, split_subjects, still_wanted, write
+from vqvae2.slices import (
+    RECIPE,
+    TEMPORARY,
+    csv_bytes,
+    image_name,
+    rows_in_place,
+    split_subjects,
+    still_wanted,
+    write,
+)
 from vqvae2.volumes import same_voxels
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
@@ -191,12 +198,14 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, out
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
                 if outcomes[scan.name].reason]
     report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
+    links = keras_layout.links_of(manifest) if settings.layout == "keras_png_slices" else []
+    unlinked = keras_layout.remove_others(out, links)  # before the manifest, which no link ever contradicts
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
     with writing(out):
         (out / BEFORE).unlink(missing_ok=True)
-    return _said(report["counts"], used, outcomes, people, removed, out)
+    return [*unlinked, *keras_layout.link(out, links), *_said(report["counts"], used, outcomes, people, removed, out)]
 
 
 def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
@@ -217,17 +226,6 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
     """Return how the names of these images begin, in lower case."""
     return {re.sub(r"_[a-z]+\d+\.png$", "", Path(row["image"]).name).casefold()
             for rows in rows_by_scan.values() for row in rows}
-
-
-def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
-    """Return a table with one header line, lines ending in a newline on every system; what a row lacks is empty."""
-    lines: list[str] = []
-    # Before Python 3.13 csv quotes a carriage return, which may be in a name, only where lines end with one.
-    each_line = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
-    writer = csv.DictWriter(each_line, list(columns), lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def changes_said(past: Past, settings: ExtractSettings) -> str:
@@ -307,7 +305,8 @@ def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejec
 
 
 def _reported(settings: ExtractSettings) -> dict:
-    values = {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT}
+    values = {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT
+              and (key, value) != ("layout", "oasis")}  # so that reports are as they were before there was a choice
     # 224, a default, and 224.0, which it is when it is given, are one setting.
     return json.loads(json.dumps(values), parse_float=lambda text: int(text[:-2]) if text[-2:] == ".0" else float(text))
 

@@ -1,17 +1,14 @@
 """A folder of images -> tensors by split, with names, subjects and hashes.
 
-Three kinds of folder: what extract_slices.py made (manifest.csv says split and subject), the
-keras_png_slices_* folders of the OASIS PNG release, and any folder of pictures. Whatever the kind,
-training refuses a subject that is in two splits: its test figures would be about training brains.
+layouts.py says which pictures a folder holds, and of which subject and split each is; picture_files.py reads one.
 
 All images are decoded once and stay in memory, one copy on each machine (pixel_cache.py); a batch is cut out of it in
 less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md).
 """
 
-import csv
 import hashlib
 import json
-import re
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,31 +16,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch.nn import functional
 
-from vqvae2 import distributed, machine, pixel_cache, random_numbers
-from vqvae2.config import SPLITS, DataSettings, path_from_environment
+from vqvae2 import distributed, machine, pixel_cache
+from vqvae2.config import SPLITS, DataSettings
 from vqvae2.errors import UserError
+from vqvae2.layouts import ImageFile, list_files
+from vqvae2.picture_files import read_picture
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
-FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
-                "validation": "validate", "test": "test"}
 HASH_DIGITS = 16
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One picture on disk, not read yet."""
-
-    name: str
-    """Path relative to the data folder, with forward slashes."""
-    split: str
-    subject: str
-    sha256: str
-    """Of the file, 64 hex digits; empty where no manifest states it."""
-    facts: dict[str, str] = field(default_factory=dict, hash=False)
-    """The image's row of the manifest, all of it; empty where there is none."""
+MOST_NAMED = 10
+"""Broken images that an error names."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +67,22 @@ class ImageSet:
         # CUDA divides by a number of the host by multiplying with its inverse, whose last bits differ from the CPU's.
         return machine.to_device(chosen, device).to(torch.float32).div_(torch.full((), float(white), device=device))
 
+    def intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
+
+        From counts of each grey value, in whole numbers: the same bits on every machine. A channel of one value has
+        the deviation 1.
+        """
+        white, found = np.iinfo(self.pixels.dtype).max, []
+        for channel in range(self.pixels.shape[1]):
+            counts = sum(np.bincount(one.ravel(), minlength=white + 1) for one in self.pixels[:, channel]).tolist()
+            number, total, squares = (sum(count * value**power for value, count in enumerate(counts))
+                                      for power in (0, 1, 2))
+            deviation = math.sqrt(squares * number - total**2) / number / white
+            found.append((total / number / white, deviation or 1.0))
+        mean, deviation = torch.tensor(found, dtype=torch.float64).float().unbind(1)
+        return mean, deviation
+
     def bytes(self) -> torch.Tensor:
         """Return all images as uint8 `[n, channels, height, width]`, for figures (design: on 8 bit)."""
         if self.pixels.dtype == np.uint8:
@@ -103,11 +101,19 @@ class Images:
     """False where each image had to count as its own subject."""
     files: tuple[ImageFile, ...]
     """Of all splits, read or not."""
+    shared_subjects: int = 0
+    """Subjects that are in more than one split, which --allow-leak has let through."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image."""
         return next(one.pixels.shape[1:] for one in self.splits.values() if len(one))
+
+    @property
+    def field_of_view(self) -> float | None:
+        """Height and width of every image in mm; None where extract_slices.py does not say it."""
+        found = (_extraction(self.folder) or {}).get("field_of_view")
+        return found if isinstance(found, (int, float)) and found > 0 else None
 
     def describe(self) -> dict:
         """Return what config.json keeps of the data: hashes, sizes, and what was trained on.
@@ -124,7 +130,8 @@ class Images:
         return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
                 "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
                          "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
-                         "subjects_known": self.subjects_known, "extraction": _extraction(self.folder)},
+                         "subjects_known": self.subjects_known, "shared_subjects": self.shared_subjects,
+                         "extraction": _extraction(self.folder)},
                 "image_shape": list(self.shape),
                 "training_images": pictures,
                 "training_subjects": sorted({subject_hash(subject) for subject in train.subjects})}
@@ -147,84 +154,31 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
         settings: which folder and kind; --data, or SLICES_PATH.
         splits: the others stay empty, but are checked for shared subjects all the same.
         shape_must_divide: what height and width must be multiples of (the coarsest grid).
-    Raises: UserError, the same on all ranks, if the folder does not fit, a subject is in two splits, an image cannot
-        be read, or another rank (on another machine) has other files.
+    Raises: UserError, the same on all ranks, if the folder does not fit, a subject is in two splits (unless
+        settings.allow_leak), images cannot be read, or another rank (on another machine) has other files.
     """
-    folder, files = distributed.together(lambda: _list_files(settings))
+    listing = distributed.together(lambda: list_files(settings))
+    folder, files = listing.folder, listing.files
     _check_ranks_see_the_same(folder, files)
     subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
-    read = _reader(folder, settings.size)
-    sets, notes = {}, []
+    read = _reader(folder, settings)
+    sets, notes, broken = {}, set(listing.notes), {}
     for split in SPLITS:
         chosen = tuple(file for file in files if file.split == split and split in splits)
-        pixels, note = pixel_cache.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
+        try:
+            pixels, note = pixel_cache.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
+        except pixel_cache.BrokenPictures as error:
+            broken |= {chosen[i].name: why for i, why in error.errors.items()}
+            continue
         sets[split] = ImageSet(chosen, pixels)
-        notes.append(note)
-    for note in sorted(set(notes) - {""}):
+        notes.add(note)
+    _refuse_broken(folder, broken, sum(file.split in splits for file in files))
+    for note in sorted(notes - {""}):
         if distributed.launched_rank() == 0:
             print(note, flush=True)
-    images = Images(folder, sets, subjects_known, tuple(files))
+    images = Images(folder, sets, subjects_known, tuple(files), listing.shared_subjects)
     _check_shapes(images, shape_must_divide)
     return images
-
-
-def moved(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Return each image mirrored left-right or not, shifted by up to 3 % and scaled by up to 5 %, black outside.
-
-    Args:
-        pixels: `[n, channels, height, width]` in 0…1; nothing is turned upside down: scans are not.
-        draws: `[n, 5]` in 0…1, for mirroring, shifts (across, down) and scales (across, down).
-    """
-    places = _places_of(pixels, machine.to_device(draws.float(), pixels.device))
-    return _sampled(pixels, places, "bicubic")
-
-
-def augmented(pixels: torch.Tensor, items: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
-    """Return another picture of each training image: `moved`, and up to 10 % brighter or darker, with another contrast.
-
-    Args:
-        pixels: `[n, channels, height, width]` in 0…1. items: `[n]`, the images' numbers in their split.
-    What becomes of an image depends on (seed, epoch, its number) only, not on the batch, the rank or what was drawn
-    before. Black background stays exactly 0, and all stays in 0…1. The contrast is x + b x (1 - x), b in -0.1…0.1: near
-    to gamma 1 - b in 0.9…1.1, but made of sums and products only, which are the same bits wherever a pixel lies.
-    """
-    draws = random_numbers.uniform(seed, "augmentation", epoch, np.asarray(items)[:, None], np.arange(7)[None]).float()
-    draws = machine.to_device(draws, pixels.device)
-    places = _places_of(pixels, draws[:, :5])
-    # The cubic's outer lobes are negative, and two of them make a glow of up to 1 % beside a corner; linear has none.
-    made = _sampled(pixels, places, "bicubic").masked_fill_(_sampled(pixels, places, "bilinear") == 0, 0)
-    gain, bend = (draws[:, 5:, None, None, None] * 0.2 - 0.1).unbind(1)
-    made.mul_(1 + gain).clamp_(0, 1)
-    return made.mul_((1 - made).mul_(bend).add_(1)).clamp_(0, 1)
-
-
-def _places_of(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Return from where each pixel is taken, `[n, height, width, 2]`: (across, down), the picture being -1…1."""
-    mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    shift, scale = (draws[:, 1:3] * 2 - 1) * 0.06, 1 + (draws[:, 3:] * 2 - 1) * 0.05
-    height, width = pixels.shape[2:]
-    # Bit for bit torch's affine_grid, which multiplies matrices: its last bits might depend on the batch.
-    across, down = (torch.linspace(-1, 1, side, device=pixels.device) * (side - 1) / side for side in (width, height))
-    x = across * (mirror * scale[:, 0])[:, None] + shift[:, :1]
-    y = down * scale[:, 1:] + shift[:, 1:]
-    shape = (len(pixels), height, width)
-    return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
-
-
-def _sampled(pixels: torch.Tensor, places: torch.Tensor, mode: str) -> torch.Tensor:
-    return functional.grid_sample(pixels, places, mode=mode, align_corners=False).clamp_(0, 1)
-
-
-def _list_files(settings: DataSettings) -> tuple[Path, list[ImageFile]]:
-    """Return the data folder and its images of all splits. Raises: UserError as `load_images`."""
-    folder = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    if not folder.is_dir():
-        raise UserError(f"--data {folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}. "
-                        "Run extract_slices.py first, or correct the path.")
-    files = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[settings.dataset](
-        folder, settings)
-    _check_subjects(folder, files)
-    return folder, files
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -250,124 +204,20 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
     return (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        raise UserError(f"{path}: expected the manifest that extract_slices.py writes, found none. "
-                        "Run extract_slices.py, or choose --dataset folder.")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
-            rows = csv.DictReader(file, restval="")
-            columns = list(rows.fieldnames or ())
-            table = list(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a readable manifest, found {error}. Run extract_slices.py again.") from None
-    missing = {"image", "split", "subject", "sha256"} - set(columns)
-    if missing:
-        raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
-                        f"{', '.join(columns) or 'none'}. Run extract_slices.py again.")
-    files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table]
-    unknown = {file.split or "nothing" for file in files} - set(SPLITS)
-    if unknown:
-        raise UserError(f"{path}: expected splits train, validate, test, found {', '.join(sorted(unknown))}. "
-                        "Run extract_slices.py again.")
-    return files
+def _reader(folder: Path, settings: DataSettings) -> Callable[[ImageFile], np.ndarray]:
+    return lambda file: read_picture(folder / file.name, settings.size, settings.fit, settings.colours)
 
 
-def _list_keras(folder: Path, _: DataSettings) -> list[ImageFile]:
-    files = []
-    for split in SPLITS:
-        inside = folder / f"keras_png_slices_{split}"
-        if not inside.is_dir():
-            raise UserError(f"--data {folder}: expected a folder keras_png_slices_{split} in it, found none. "
-                            "Point at the parent of keras_png_slices_train, _validate and _test.")
-        for path in pictures_in(inside):
-            if "_seg_" not in path.name and not path.name.startswith("seg_"):
-                case = re.match(r"(case_\d+)", path.name)
-                files.append(ImageFile(path.relative_to(folder).as_posix(), split,
-                                       case[1] if case else path.stem, ""))
-    return files
-
-
-def _list_folder(folder: Path, settings: DataSettings) -> list[ImageFile]:
-    named = {path: FOLDER_NAMES[path.name.lower()] for path in sorted(folder.iterdir())
-             if path.is_dir() and path.name.lower() in FOLDER_NAMES}
-    paths = [(path, split) for inside, split in named.items() for path in pictures_in(inside)]
-    if not named:
-        paths = [(path, "") for path in pictures_in(folder)]
-    files = []
-    for path, split in paths:
-        name = path.relative_to(folder).as_posix()
-        match = re.search(settings.subject_pattern, path.name) if settings.subject_pattern else None
-        if settings.subject_pattern and match is None:
-            raise UserError(f"--subject-pattern {settings.subject_pattern}: expected a match in every image's name, "
-                            f"found none in {path.name}. Correct the pattern.")
-        subject = match[1] if match else name
-        files.append(ImageFile(name, split or _split_of(subject, settings), subject, ""))
-    return files
-
-
-def _split_of(subject: str, settings: DataSettings) -> str:
-    seed = getattr(settings, "seed", 0)
-    place = random_numbers.uniform(seed, f"split of {subject}").item() * sum(settings.split)
-    return "train" if place < settings.split[0] else "validate" if place < sum(settings.split[:2]) else "test"
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the image files below a folder, by their endings, sorted; hidden ones are not among them."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-                  and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def _check_subjects(folder: Path, files: list[ImageFile]) -> None:
-    if not files:
-        raise UserError(f"--data {folder}: expected images, found none. Run extract_slices.py, or correct the path.")
-    split_of: dict[str, str] = {}
-    for file in files:
-        if split_of.setdefault(file.subject, file.split) != file.split:
-            raise UserError(f"--data {folder}: expected each subject in one split, found subject {file.subject} in "
-                            f"{split_of[file.subject]} and {file.split}. Split by subject: run extract_slices.py "
-                            "again, or give --subject-pattern.")
-
-
-def _reader(folder: Path, size: int | None) -> Callable[[ImageFile], np.ndarray]:
-    return lambda file: read_picture(folder / file.name, size)
-
-
-def read_picture(path: Path, size: int | None = None) -> np.ndarray:
-    """Return an image file's pixels `[channels, height, width]`, uint8 or uint16; one channel unless it has colours.
-
-    Args:
-        size: height and width to which it is resized, if given.
-    Raises: UserError if it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return _as_pixels(picture, size)
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected an image, found nothing. Run extract_slices.py again.") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: expected a readable image, found {' '.join(str(error).split())}. "
-                        "Delete it or make it again.") from None
-
-
-def _as_pixels(picture: Image.Image, size: int | None) -> np.ndarray:
-    """Return `[channels, height, width]`: one channel unless the picture has colours."""
-    resampling = Image.Resampling.BOX if size and min(picture.size) > size else Image.Resampling.BILINEAR
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    if picture.mode.startswith("I"):
-        if size and picture.size != (size, size):
-            picture = Image.fromarray(np.asarray(picture, dtype=np.float32)).resize((size, size), resampling)
-        return np.asarray(picture).round().clip(0, 65535).astype(np.uint16)[None]
-    grey = picture.mode in ("1", "L", "LA")
-    picture = picture.convert("L" if grey else "RGB")
-    if size and picture.size != (size, size):
-        picture = picture.resize((size, size), resampling)
-    pixels = np.asarray(picture)
-    if not grey and (pixels[..., :1] == pixels).all():
-        pixels = pixels[..., 0]
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+def _refuse_broken(folder: Path, broken: dict[str, tuple[str, str]], tried: int) -> None:
+    """Raise UserError if images cannot be read, given each one's error and what it comes to in a few words."""
+    if len(broken) == 1:
+        raise UserError(next(iter(broken.values()))[0])
+    if broken:
+        some = sorted(broken)[:MOST_NAMED]
+        named = "; ".join(f"{name} ({broken[name][1]})" for name in some)
+        more = f"; and {len(broken) - len(some)} more" if len(broken) > len(some) else ""
+        raise UserError(f"--data {folder}: expected images that can all be read, found {len(broken)} of {tried} that "
+                        f"cannot: {named}{more}. Delete them or make them again.")
 
 
 def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
@@ -386,7 +236,7 @@ def _check_shapes(images: Images, divisor: int) -> None:
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
         raise UserError(f"--data {images.folder}: expected one shape in all splits, found {found}. Give --size, or "
-                        "make all of them grey or all in colour.")
+                        "--colours grey or rgb.")
     _, height, width = next(iter(shapes.values()))
     if height % divisor or width % divisor:
         raise UserError(f"--data {images.folder}: expected height and width that {divisor} divides (--downsample), "

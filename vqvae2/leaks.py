@@ -2,13 +2,17 @@
 
 A run keeps hashes of its training images (of their pixels, so that another name or file format hides nothing) and of
 its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
-subject's name alone proves less, since two studies may both have a sub-01: that is a warning.
+subject's name alone proves less, since two studies may both have a sub-01: that is a warning. Where a public split
+shares images or subjects for good, figures can be made after --allow-leak of train_vqvae.py, each with a warning.
 """
 
 from collections.abc import Iterable, Mapping
 
 from vqvae2.errors import UserError
 from vqvae2.images import ImageSet, pixel_hash, subject_hash
+
+LEAK = "LEAK (--allow-leak)"
+"""How a warning begins that --allow-leak has let through."""
 
 
 def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
@@ -25,14 +29,26 @@ def trained_on(configs: Iterable[dict], split: ImageSet) -> ImageSet:
     return ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
 
 
-def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[str]) -> list[str]:
+def shared(subjects: int) -> list[str]:
+    """Return a warning about subjects that are in more than one split; none without."""
+    return [] if not subjects else [
+        f"{LEAK}: {subjects} subject(s) are in more than one split of this data set. Figures of one split "
+        "are partly about people of another, and are no evidence of how good a model is on others."]
+
+
+def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[str], *,
+          allowed: bool = False) -> list[str]:
     """Return warnings about what was `seen_in_training` of the split `name`.
 
     Args:
         models: flags of the models, for the message.
-    Raises: UserError if the split is "test" and one of its images was trained on.
+        allowed: --allow-leak of the VQ-VAE's training.
+    Raises: UserError if the split is "test" and one of its images was trained on, unless that is allowed.
     """
     who = " and ".join(models)
+    if name == "test" and seen["images"] and allowed:
+        return [f"{LEAK}: {seen['images']} of {len(split)} test images were trained on by {who}. These "
+                "figures are too good, and are no evidence of how good a model is on other images."]
     if name == "test" and seen["images"]:
         raise UserError(f"--split test: expected images that {who} were not trained on, found "
                         f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")

@@ -52,6 +52,14 @@ class Format(NamedTuple):
                 and other.dtype in ("uint8", self.dtype))
 
 
+class BrokenPictures(UserError):
+    """Some pictures cannot be read; `errors` has of each, by its number, the error's text and a few words of why."""
+
+    def __init__(self, errors: dict[int, tuple[str, str]]) -> None:
+        super().__init__(errors[min(errors)][0])
+        self.errors = errors
+
+
 @dataclass(frozen=True)
 class _Store:
     """Where the pictures of this process go."""
@@ -73,17 +81,24 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, s
     The array has as many channels as the picture with most, and 16 bits if one has (255 and 65535 both are white).
     It is read-only where processes share it. What is said is "" where all is as it should be. Every rank must call
     this; each gets what one process would.
-    Raises: UserError, the same on all ranks, if a picture cannot be read or heights or widths differ.
+    Raises, the same on all ranks: BrokenPictures, once all were tried, if some cannot be read; UserError if heights or
+    widths differ.
     """
     if count == 0:
         return np.zeros((0, 1, 1, 1), np.uint8), ""
-    formats = {distributed.together(lambda: _format_of(read(0)))}
+    found = distributed.gather_objects(distributed.together(partial(_first_format, count, read)))
+    formats = {one for one, _ in found}
+    if None in formats:
+        raise BrokenPictures({i: error for _, errors in found for i, error in errors.items()})
     while True:  # once; a second time if the first picture has fewer channels or bits than another
         wanted = _common(formats)
         with _store(count, wanted) as store:
             pixels = _array(store.file, count, wanted, writable=True)
-            found = distributed.together(partial(_fill, pixels, store.share, read, wanted))
-            formats = {wanted}.union(*distributed.gather_objects(found))
+            found = distributed.gather_objects(
+                distributed.together(partial(_fill, pixels, store.share, read, wanted)))
+            if errors := {i: error for _, broken in found for i, error in broken.items()}:
+                raise BrokenPictures(errors)
+            formats = {wanted}.union(*(met for met, _ in found))
             if _common(formats) == wanted:
                 return (pixels if store.file is None else _array(store.file, count, wanted, writable=False)), store.note
 
@@ -135,10 +150,35 @@ def _common(formats: set[Format]) -> Format:
     return Format(max(one.channels for one in formats), *shapes[0], max((one.dtype for one in formats), key=len))
 
 
-def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray], wanted: Format) -> set[Format]:
-    """Decode a share into its places, and return the formats met; a picture that does not fit is left out."""
+def _first_format(count: int, read: Callable[[int], np.ndarray]) -> tuple[
+        Format | None, dict[int, tuple[str, str]]]:
+    """Return the format of the first picture that can be read, None where none can, and the errors of those before."""
+    errors = {}
+    for i in range(count):
+        try:
+            return _format_of(read(i)), errors
+        except UserError as error:
+            errors[i] = _words(error)
+    return None, errors
+
+
+def _words(error: UserError) -> tuple[str, str]:
+    # Not the error itself: its traceback would keep the array of pixels, and the file that it is mapped from.
+    return str(error), getattr(error, "why", str(error))
+
+
+def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray],
+          wanted: Format) -> tuple[set[Format], dict[int, tuple[str, str]]]:
+    """Decode a share into its places, and return the formats met, and errors by number; a picture that does not fit is
+    left out."""
+    errors = {}
+
     def one(i: int) -> Format:
-        picture = read(i)
+        try:
+            picture = read(i)
+        except UserError as error:
+            errors[i] = _words(error)
+            return wanted
         found = _format_of(picture)
         if wanted.holds(found):
             pixels[i] = picture if found.dtype == wanted.dtype else picture.astype(np.uint16) * 257
@@ -146,7 +186,7 @@ def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray], w
 
     # More than there are cores: while one waits for the disk, another decodes.
     with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) // _of_machine()[1])) as pool:
-        return set(pool.map(one, share))
+        return set(pool.map(one, share)), errors
 
 
 def _array(file: FileIO | None, count: int, form: Format, writable: bool) -> np.ndarray:

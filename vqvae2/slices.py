@@ -12,6 +12,7 @@ Sparse products add in a fixed order, so the bytes do not depend on threads or n
 """
 
 import contextlib
+import csv
 import functools
 import hashlib
 import io
@@ -20,6 +21,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -264,6 +266,17 @@ def write(path: Path, content: bytes, *, synced: bool = True) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
+    """Return a table with one header line, lines ending in a newline on every system; what a row lacks is empty."""
+    lines: list[str] = []
+    # Before Python 3.13 csv quotes a carriage return, which may be in a name, only where lines end with one.
+    each_line = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+    writer = csv.DictWriter(each_line, list(columns), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def subject_number(subject: str, seed: int) -> float:
