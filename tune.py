@@ -1,0 +1,327 @@
+r"""Images -> trainings with other settings, one after the other -> the best settings as a preset.
+
+A first search, ten short trainings of the smallest preset:
+    python tune.py --study first --preset vqvae2-tiny --trials 10 --epochs 5
+Forty trainings of ten epochs, two at a time (on a machine with several GPUs each has its own):
+    python tune.py --study brain-128 --dataset oasis --batch 16 --epochs 10 --trials 40 --workers 2
+Two settings alone, one in a range of yours and one of three values, on pictures of a folder:
+    python tune.py --study rate --dataset folder --data my-pictures --size 128 --batch 32 --epochs 10 \
+        --search learning_rate=1e-4..1e-3 codebook_size=64,128,256 --trials 12
+
+Each trial is a training as train_vqvae.py makes it, of --epochs epochs, in a folder of its own in results/tune/NAME/.
+All flags of train_vqvae.py, and --preset, say what the trials have in common, and what the first trial tries; --search
+says what is searched, by default
+    learning_rate=0.0001..0.003  codebook_size=128,256,512,1024  embedding_dim=16,32,64,128  commitment=0.05..1
+    decay=0.9..0.999  ssim_weight=0.003..0.3  gradient_weight=0..0.1  prediction=0.05..1
+
+The score is the SSIM of the validation images, less what is missing in the use of the codes; docs/tuning.md has the
+formula. More codes would always buy SSIM, so codebooks of more than --bits-per-pixel raw bits per pixel (0.75) are not
+tried. A trial that is worse than half of the others at the same epoch is pruned.
+
+The same command goes on where a study was stopped, in the middle of a training too; more --trials make it longer.
+    results/tune/NAME/best.toml     the best so far: python train_vqvae.py --preset results/tune/NAME/best.toml
+    results/tune/NAME/trials.csv    all trials; trials.png shows them
+    results/tune/NAME/study.db      Optuna's database, for its own viewers too
+It needs one more package: pip install -e '.[tune]'
+"""
+
+import dataclasses
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from train_vqvae import VqvaeTrainer
+from vqvae2 import checkpoints, distributed, images, machine, tuning, tuning_study
+from vqvae2.config import VqvaeSettings, expect, parse, path_from_environment
+from vqvae2.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
+from vqvae2.tune_config import TuneSettings
+from vqvae2.tuning_study import Study
+
+OUTPUT = "output.txt"
+SECONDS_BETWEEN_LOOKS = 0.5
+"""Within which a signal is noticed."""
+MOST_STARTS = 2
+"""Of a trial whose process crashes; the second goes on from the last state."""
+FAILURES_AT_FIRST = 3
+"""After so many, if no trial has ended well, the fault is not the trial's."""
+
+
+class TrialTrainer(VqvaeTrainer):
+    """Trains as train_vqvae.py does, and after each epoch, all being saved, asks whether to go on.
+
+    Args:
+        judge: is sent the rows of log.csv so far, and answers True to go on.
+        pictures_every: epochs between pictures.
+    """
+
+    def __init__(self, settings: VqvaeSettings, judge: Connection, pictures_every: int):
+        super().__init__(settings)
+        self.judge, self.picture_epochs = judge, pictures_every
+
+    def pictures(self, epoch: int) -> None:
+        """Ask, then draw where it is time to. Raises: Stopped if the trial is pruned, or nobody answers."""
+        try:
+            self.judge.send(self.rows)
+            goes_on = self.judge.recv()
+        except (EOFError, ConnectionError):
+            goes_on = False
+        if not goes_on:
+            raise Stopped("pruned, or tune.py has ended")
+        if epoch % self.picture_epochs == 0 or epoch == self.settings.epochs:
+            super().pictures(epoch)
+
+
+def train(settings: VqvaeSettings, judge: Connection, pictures_every: int, gpu: str | None) -> None:
+    """Train one trial, in a process of its own, which ends with a script's exit status.
+
+    All that it says goes to OUTPUT in the trial's folder; `judge` is sent the line of a user's error.
+    """
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    folder = _folder_of(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / OUTPUT).open("a") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+        # One that outlived a killed tune.py is stopping: it holds this until it has saved.
+        fcntl.flock(output, fcntl.LOCK_EX)
+        try:
+            TrialTrainer(settings, judge, pictures_every).run()
+        except UserError as error:
+            judge.send(str(error))
+            raise SystemExit(EXIT_USER_ERROR) from None
+        except (Stopped, KeyboardInterrupt):
+            raise SystemExit(EXIT_STOPPED) from None
+
+
+def _folder_of(settings: VqvaeSettings) -> Path:
+    return settings.results / settings.dataset / settings.savename
+
+
+def _stop_with_parent() -> None:
+    """Let the training save and stop when tune.py has ended, however it did."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass
+class Worker:
+    """A trial that is being trained."""
+
+    trial: object
+    settings: VqvaeSettings
+    slot: int
+    process: multiprocessing.Process
+    judge: Connection
+    starts: int = 1
+    error: str = ""
+
+
+class Tuner:
+    """Keeps up to --workers trials in training until the study has --trials."""
+
+    def __init__(self, settings: TuneSettings, folder: Path, study: Study, data: dict):
+        self.settings, self.folder, self.study, self.data = settings, folder, study, data
+        self.workers: list[Worker] = []
+        self.signals = machine.Signals()
+        self.context = _context()
+        self.threads = settings.threads or max(1, machine.cores() // settings.workers)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        self.gpus = visible.split(",") if torch.cuda.device_count() > 1 else []
+
+    def run(self) -> None:
+        """Train what is still to be trained. Raises: Stopped if a signal came; UserError if no trial can be trained."""
+        with self.signals:
+            try:
+                self._run()
+            finally:
+                self._end_workers()
+            if self.signals.came:
+                raise Stopped(f"Stopped by a signal, all saved: {self.folder}. The same command goes on from here.")
+
+    def _run(self) -> None:
+        begun = self.study.unfinished()
+        with tqdm(total=self.settings.trials, unit="trial", leave=False, desc="trials",
+                  initial=self._number_ended()) as self.bar:
+            while not self.signals.came:
+                while len(self.workers) < self.settings.workers and (
+                        trial := begun.pop(0) if begun else self.study.next()) is not None:
+                    self._start(trial)
+                if not self.workers:
+                    return
+                ready = connection.wait([one for worker in self.workers for one in
+                                         (worker.judge, worker.process.sentinel)], SECONDS_BETWEEN_LOOKS)
+                for worker in list(self.workers):
+                    if worker.judge in ready:
+                        self._hear(worker)
+                    elif worker.process.sentinel in ready:
+                        self._end(worker)
+
+    def _number_ended(self) -> int:
+        return sum(one.state != "unfinished" for one in self.study.results())
+
+    def _start(self, trial: object) -> None:
+        """Train a trial, unless an earlier start was killed between an epoch that ends it and the telling."""
+        settings = tuning.trial_settings(self.settings, trial.number, self.study.values(trial), self.folder,
+                                         self.threads)
+        if self.study.report(trial, checkpoints.read_rows(_folder_of(settings) / "log.csv")):
+            self._record(trial, settings, "pruned")
+            return
+        slot = min(set(range(self.settings.workers)) - {worker.slot for worker in self.workers})
+        self.workers.append(Worker(trial, settings, slot, *self._launch(settings, slot)))
+
+    def _launch(self, settings: VqvaeSettings, slot: int) -> tuple[multiprocessing.Process, Connection]:
+        ours, theirs = self.context.Pipe()
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
+        process = self.context.Process(target=train, args=(settings, theirs, self.settings.pictures_every, gpu))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def _hear(self, worker: Worker) -> None:
+        """Answer a training that has made an epoch; note an error; see to one that has ended."""
+        try:
+            said = worker.judge.recv()
+            if isinstance(said, str):
+                worker.error = said
+                return
+            is_pruned = self.study.report(worker.trial, said)
+            worker.judge.send(not is_pruned)
+        except (EOFError, OSError):  # the pipe has no other end any more
+            self._end(worker)
+            return
+        if is_pruned:
+            self._leave(worker)
+            self._record(worker.trial, worker.settings, "pruned")
+
+    def _end(self, worker: Worker) -> None:
+        """Record how a training ended by itself; start it once more where its process has crashed."""
+        self._leave(worker)
+        status = worker.process.exitcode
+        if status == 0:
+            # Rows that it could not tell: all were told by an earlier start, or it was killed before it told them.
+            self.study.report(worker.trial, checkpoints.read_rows(_folder_of(worker.settings) / "log.csv"))
+            self._record(worker.trial, worker.settings, "complete")
+        elif status == EXIT_USER_ERROR:
+            self._record(worker.trial, worker.settings, "failed", worker.error)
+        elif self.signals.came:
+            return  # stopped likewise; it goes on at the next start
+        elif worker.starts < MOST_STARTS:
+            worker.process, worker.judge = self._launch(worker.settings, worker.slot)
+            worker.starts += 1
+            self.workers.append(worker)
+        else:
+            self._record(worker.trial, worker.settings, "failed", f"its process ended with status {status}, twice: see "
+                         f"{_folder_of(worker.settings) / OUTPUT}")
+
+    def _leave(self, worker: Worker) -> None:
+        """Wait for a process that is ending, and hear its last words."""
+        worker.process.join()
+        with suppress(EOFError, OSError):
+            while worker.judge.poll():
+                said = worker.judge.recv()
+                worker.error = said if isinstance(said, str) else worker.error
+        worker.judge.close()
+        self.workers.remove(worker)
+
+    def _record(self, trial: object, settings: VqvaeSettings, state: str, reason: str = "") -> None:
+        """Note how a trial ended, remove what was only there to go on from, and tell."""
+        run = _folder_of(settings)
+        self.study.finish(trial, state, checkpoints.read_rows(run / "log.csv"), reason)
+        weights = [] if state == "complete" else [checkpoints.WEIGHTS]
+        for name in (checkpoints.STATE, checkpoints.STATE_BEFORE, *weights):
+            (run / name).unlink(missing_ok=True)
+        self._tell(trial.number)
+
+    def _tell(self, number: int) -> None:
+        """Write the study's files and a line about the trial that has ended."""
+        results = self.study.results()
+        best = tuning.write_results(self.folder, results, self.settings, self.study.space, self.data)
+        one = next(one for one in results if one.number == number)
+        words = {"pruned": f"pruned after epoch {one.epochs}", "failed": f"failed: {one.reason}"}.get(one.state, "")
+        figures = tuning.in_words(one, self.settings.codebook_size)
+        score = "" if one.score is None else f"score {one.score:.4f} ({figures})"
+        so_far = "" if best is None else f"best is trial {best.number}, {best.score:.4f}"
+        tqdm.write("; ".join(filter(None, [f"trial {number}: {words or score}", words and score, so_far])))
+        sys.stdout.flush()
+        self.bar.update()
+        ended = [other.state for other in results if other.state != "unfinished"]
+        if one.state == "failed" and set(ended) == {"failed"} and len(ended) >= FAILURES_AT_FIRST:
+            raise UserError(f"{one.reason} So ended each of the first {len(ended)} trials.")
+
+    def _end_workers(self) -> None:
+        """Let all trainings save and stop; they go on at the next start."""
+        for worker in self.workers:
+            worker.judge.close()
+            if worker.process.is_alive():
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join()
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How a trial's process is started: from a server that has imported everything and computed nothing, where the
+    system can fork safely."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tune"])
+    here, before = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, before]))  # the server finds its modules by this
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def describe_data(settings: TuneSettings) -> dict:
+    """Return the images' hashes, sizes and numbers. Raises: UserError where no study can be made of them."""
+    read = images.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
+    for split in ("train", "validate"):
+        expect(len(read.splits[split]) > 0, "--data", f"at least 1 image to {split}", "0", "Give --split other shares.")
+    return read.describe()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Search as the command line says."""
+    settings = parse(TuneSettings, __doc__, arguments)
+    tuning_study.check_optuna()
+    expect(distributed.launched_world_size() == 1, "tune.py", "to be started without torchrun",
+           f"{distributed.launched_world_size()} processes", "--workers N trains several trials at a time.")
+    settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
+    folder = settings.out or settings.results / "tune" / settings.savename
+    with tuning_study.only_one(folder, settings.savename):
+        data = describe_data(settings)
+        space = tuning.allowed_space(settings, *data["image_shape"][1:])
+        study = Study(folder, settings, space, data["data_hash"])
+        before = len(study.results())
+        print(f"{folder}: {before} of {settings.trials} trials begun, {settings.workers} at a time; searching "
+              f"{', '.join(f'{name}={one}' for name, one in space.items())}", flush=True)
+        Tuner(settings, folder, study, data).run()
+        best = tuning.write_results(folder, study.results(), settings, space, data)
+    expect(best is not None, f"--savename {settings.savename}", "a trial whose codes are fit for a prior",
+           f"none of {len(study.results())}", f"{folder / 'trials.csv'} says what they had: give more --epochs, or "
+           "raise --trials.")
+    print(f"Done: {folder / 'best.toml'}, trial {best.number}, score {best.score:.4f} "
+          f"({tuning.in_words(best, settings.codebook_size)})")
+
+
+if __name__ == "__main__":
+    run_script(main)
