@@ -20,6 +20,17 @@ PRIOR = [{"epoch": "1", "images_seen": "20", "seconds": "3", "train_loss": "4.2"
           "train_bits_per_code": "6.0", "validate_bits_per_code": "6.4"}]
 
 
+PARTS = [{"epoch": "1", "images_seen": "40", "train_loss": "0.5", "train_reconstruction": "0.30", "train_mse": "0.20",
+          "train_commitment": "0.0", "train_prediction": "0.07", "validate_loss": "0.3",
+          "validate_reconstruction": "0.25", "validate_mse": "0.15", "validate_commitment": "0.6",
+          "validate_prediction": "0.05", "top_perplexity": "5.5", "bottom_perplexity": "7.5"},
+         {"epoch": "2", "images_seen": "80", "train_loss": "0.4", "train_reconstruction": "0.20", "train_mse": "0.10",
+          "train_commitment": "0.4", "train_prediction": "0.06", "validate_loss": "0.2",
+          "validate_reconstruction": "0.15", "validate_mse": "0.05", "validate_commitment": "0.5",
+          "validate_prediction": "0.04", "top_perplexity": "6.5", "bottom_perplexity": "8.5"}]
+"""Of a two-level run whose loss has SSIM in it too and whose codebook is a moving average."""
+
+
 def lines_of(axis):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
 
@@ -110,6 +121,77 @@ def test_the_legend_covers_no_panel_and_is_not_cut_off(names):
     assert all(not legend.overlaps(axis.get_tightbbox()) for axis in figure.axes)
     assert legend.x0 >= 0
     assert legend.x1 <= figure.bbox.x1
+
+
+def changed(rows, **columns):
+    """Rows with columns that are copies of others (a name), or that are the same number in each row, or are gone."""
+    rows = [{**row, **{new: row.get(old, old) for new, old in columns.items()}} for row in rows]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+class TestPartsOfTheLoss:
+    def test_each_part_has_a_panel(self):
+        figure = curve_plots.draw(changed(PARTS, train_codebook=0.3, validate_codebook=0.4))
+        assert panels_of(figure) == {
+            "Loss": {"train": ([1, 2], [0.5, 0.4]), "validate": ([1, 2], [0.3, 0.2])},
+            "Reconstruction": {"train": ([1, 2], [0.3, 0.2]), "validate": ([1, 2], [0.25, 0.15])},
+            "Mean squared error": {"train": ([1, 2], [0.2, 0.1]), "validate": ([1, 2], [0.15, 0.05])},
+            "Commitment": {"train": ([1, 2], [0.0, 0.4]), "validate": ([1, 2], [0.6, 0.5])},
+            "Codebook": {"train": ([1, 2], [0.3, 0.3]), "validate": ([1, 2], [0.4, 0.4])},
+            "Prediction: what the top misses": {"train": ([1, 2], [0.07, 0.06]), "validate": ([1, 2], [0.05, 0.04])},
+            "Perplexity of the codes (validation images)": {"top": ([1, 2], [5.5, 6.5]),
+                                                            "bottom": ([1, 2], [7.5, 8.5])}}
+        assert [axis.get_ylabel() for axis in figure.axes[1:5]] == [
+            "part of the loss (no unit)", "MSE (images 0…1)", *2 * ["mean squared distance (no unit)"]]
+
+    def test_a_log_of_an_older_version_has_the_panels_that_its_columns_allow(self):
+        old = changed(PARTS, train_reconstruction=None, validate_reconstruction=None)
+        assert [title.split(":")[0].split(" (")[0] for title in panels_of(curve_plots.draw(old))] == [
+            "Loss", "Mean squared error", "Commitment", "Prediction", "Perplexity of the codes"]
+
+    def test_one_level_has_no_prediction(self):
+        one = changed(PARTS, train_prediction="0.0", validate_prediction="0.0", bottom_perplexity=None)
+        panels = panels_of(curve_plots.draw(one))
+        assert not [title for title in panels if "Prediction" in title]
+        assert list(panels["Perplexity of the codes (validation images)"]) == ["top"]
+
+    def test_what_would_be_drawn_twice_is_one_panel_whose_title_names_both(self):
+        """Both terms of a gradient codebook are the same distance; a loss of squares alone is the squared error."""
+        rows = changed(PARTS, train_mse="train_reconstruction", validate_mse="validate_reconstruction",
+                       train_codebook="train_commitment", validate_codebook="validate_commitment")
+        for figure in (curve_plots.draw(rows), curve_plots.draw_comparison([curve_plots.Run("one", rows)])):
+            titles = [axis.get_title() for axis in figure.axes]
+            assert [title.removesuffix(" (validation images)") for title in titles][:3] == [
+                "Loss", "Reconstruction: mean squared error", "Commitment and codebook (equal values)"]
+            assert not [title for title in titles if title.startswith(("Mean squared", "Codebook"))]
+            assert [axis.get_ylabel() for axis in figure.axes[1:3]] == ["MSE (images 0…1)",
+                                                                        "mean squared distance (no unit)"]
+        assert panels_of(curve_plots.draw(rows))["Commitment and codebook (equal values)"]["validate"] == (
+            [1, 2], [0.6, 0.5])
+
+    @pytest.mark.parametrize("column", ["train_codebook", "validate_codebook"])
+    def test_what_differs_in_one_line_is_two_panels(self, column):
+        rows = changed(PARTS, train_codebook="train_commitment", validate_codebook="validate_commitment")
+        rows[1][column] = "0.45"
+        assert {"Commitment", "Codebook"} <= set(panels_of(curve_plots.draw(rows)))
+
+    def test_runs_are_compared_by_each_part_that_they_have(self):
+        old = changed(PARTS, validate_reconstruction=None, train_reconstruction=None)
+        new = changed(PARTS, train_codebook=0.3, validate_codebook=0.4)
+        found = panels_of(curve_plots.draw_comparison([curve_plots.Run("old", old), curve_plots.Run("new", new)]))
+        assert {title.removesuffix(" (validation images)"): list(lines) for title, lines in found.items()} == {
+            "Loss": ["old", "new"], "Reconstruction": ["new"], "Mean squared error": ["old", "new"],
+            "Commitment": ["old", "new"], "Codebook": ["new"], "Perplexity of the top codes": ["old", "new"],
+            "Perplexity of the bottom codes": ["old", "new"]}
+
+    def test_parts_that_fall_far_have_a_logarithmic_scale(self):
+        """A distance is 0 before the codebooks are placed: its line begins after that, and hides no other."""
+        rows = changed(PARTS, train_prediction=0.5, validate_prediction=0.01, validate_commitment=0.001)
+        figure = curve_plots.draw(rows)
+        scales = {axis.get_title().split(":")[0]: axis.get_yscale() for axis in figure.axes}
+        assert (scales["Commitment"], scales["Prediction"], scales["Reconstruction"]) == ("log", "log", "linear")
+        (commitment,) = [axis for axis in figure.axes if axis.get_title() == "Commitment"]
+        assert commitment.get_ylim()[0] > 1e-4
 
 
 def test_no_panel_is_an_error_that_names_the_runs(tmp_path):

@@ -1,5 +1,9 @@
 """evaluate.ipynb runs from start to end on a trained run, shows every figure, and is shipped empty."""
 
+import ast
+import base64
+import csv
+import io
 import itertools
 import json
 import os
@@ -8,11 +12,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from vqvae2 import translate
 
 NOTEBOOK = Path(__file__).parents[1] / "evaluate.ipynb"
 FIGURES = ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
            "ssim_histogram", "rates", "likelihood", "samples", "closest", "curves", "curves_top", "curves_bottom")
+OWN_PICTURES = ("image_picture(vqvae, images)", 'pictures["top"]', 'pictures.get("bottom")',
+                "images_from_codes(vqvae, codes))", "images_from_codes(vqvae, exchanged))")
+"""What the cells end with that show a picture of their own, by functions of vqvae2.translate."""
 
 
 def execute(notebook, folder, **environment):
@@ -23,6 +34,10 @@ def execute(notebook, folder, **environment):
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(notebook), "--output-dir",
                str(folder)]
     return subprocess.run(command, env=ours, capture_output=True, text=True, check=False)
+
+
+def source_of(cell):
+    return "".join(cell["source"])
 
 
 def cells(path, kind):
@@ -46,10 +61,44 @@ def test_the_notebook_runs_without_errors_and_without_noise(executed):
 
 def test_the_notebook_shows_every_figure(executed):
     code, folder = executed
-    shown = [output for cell in code for output in cell["outputs"] if "image/png" in output["data"]]
-    assert len(shown) == len(FIGURES)
+    shown = [cell for cell in code if any("image/png" in output["data"] for output in cell["outputs"])]
+    assert len([cell for cell in shown if source_of(cell).startswith("show(")]) == len(FIGURES)
     for name in FIGURES:
         assert (folder / f"{name}.png").is_file(), name
+
+
+def own_cells(code):
+    """The cells that call functions of vqvae2.translate, from the one that loads the model on."""
+    first = next(number for number, cell in enumerate(code) if "translate.load(" in source_of(cell))
+    return [cell for cell in code[first:] if not source_of(cell).startswith(("show(", "table("))]
+
+
+def picture_in(cell):
+    (output,) = cell["outputs"]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))))
+
+
+def test_codes_embeddings_and_images_are_made_by_functions_that_a_user_can_call(executed, tiny_run):
+    """Nine test images, of which eight are shown; bottom codes 8 x 8, top 4 x 4; embeddings of 8 numbers."""
+    shapes, vectors, *pictured = own_cells(executed[0])
+    assert literal(shapes) == {"top": (8, 4, 4), "bottom": (8, 8, 8)}
+    assert literal(vectors) == {"top": (8, 8, 4, 4), "bottom": (8, 8, 8, 8)}
+    for cell, end in zip(pictured, OWN_PICTURES, strict=True):
+        assert end in source_of(cell)
+    names = [row["image"] for row in csv.DictReader((tiny_run.data / "manifest.csv").open()) if row["split"] == "test"]
+    images, top, bottom, made, exchanged = map(picture_in, pictured)
+    np.testing.assert_array_equal(images[::4, :128:4], np.asarray(Image.open(tiny_run.data / names[0])))
+    vqvae = translate.load(tiny_run.vqvae, "cpu")
+    codes = translate.codes_from_images(vqvae, [tiny_run.data / name for name in names[:8]])
+    for level, shown in (("top", top), ("bottom", bottom)):
+        np.testing.assert_array_equal(shown, np.asarray(translate.code_pictures(vqvae, codes)[level]))
+    assert made.shape == exchanged.shape == images.shape
+    assert 0 < np.abs(made.astype(int) - images).mean() < np.abs(exchanged.astype(int) - images).mean()
+
+
+def literal(cell):
+    (output,) = cell["outputs"]
+    return ast.literal_eval("".join(output["data"]["text/plain"]))
 
 
 def test_the_notebooks_figures_are_those_of_metrics_json(executed):

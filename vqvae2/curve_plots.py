@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from matplotlib.axes import Axes
@@ -43,13 +44,24 @@ MOST_RUNS = len(RUN_COLOURS) * len(RUN_STYLES)
 FEW_POINTS = 30
 """Lines with fewer points have markers."""
 LOSS, ERROR, NLL = "Loss", "Mean squared error", "NLL of the codes"
-LOG_SCALED = (LOSS, ERROR)
+RECONSTRUCTION, COMMITMENT, CODEBOOK = "Reconstruction", "Commitment", "Codebook"
+PREDICTION = "Prediction: what the top misses"
+REPEATS = ((RECONSTRUCTION, ERROR, "Reconstruction: mean squared error"),
+           (COMMITMENT, CODEBOOK, "Commitment and codebook (equal values)"))
+"""Panels that are often the same twice, and what the one that stays is then called: a reconstruction loss of squares
+alone, and one distance whose gradient moves the vectors in one term and the embeddings in the other."""
+LOG_SCALED = (LOSS, ERROR, RECONSTRUCTION, COMMITMENT, CODEBOOK, PREDICTION, *(title for _, _, title in REPEATS))
+PART, DISTANCE = "part of the loss (no unit)", "mean squared distance (no unit)"
 COUNTING = {"histogram": "counting: frequency", "position_histogram": "counting: place",
             "context": "counting: neighbours"}
 """What the models of metrics.context_model_bits are called in a legend."""
 PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend)]
     (LOSS, "loss (no unit, images 0…1)", [("train_loss", "train"), ("validate_loss", "validate")]),
+    (RECONSTRUCTION, PART, [("train_reconstruction", "train"), ("validate_reconstruction", "validate")]),
     (ERROR, "MSE (images 0…1)", [("train_mse", "train"), ("validate_mse", "validate")]),
+    (COMMITMENT, DISTANCE, [("train_commitment", "train"), ("validate_commitment", "validate")]),
+    (CODEBOOK, DISTANCE, [("train_codebook", "train"), ("validate_codebook", "validate")]),
+    (PREDICTION, DISTANCE, [("train_prediction", "train"), ("validate_prediction", "validate")]),
     (NLL, "NLL (bits per code)", [("train_bits_per_code", "train"), ("validate_bits_per_code", "validate")]),
     ("Structural similarity", "SSIM (1 is equal)", [("train_ssim", "train"), ("validate_ssim", "validate")]),
     ("Codes in use (validation images)", "codes used (number)", [("top_used", "top"), ("bottom_used", "bottom")]),
@@ -60,7 +72,10 @@ PANELS = (  # title, unit on the y axis, [(column of log.csv, name in the legend
 )
 COMPARED = (  # title, unit on the y axis, columns of log.csv of which the first is taken that any run has
     (LOSS, "loss (no unit, images 0…1)", ("validate_loss", "train_loss")),
+    (RECONSTRUCTION, PART, ("validate_reconstruction", "train_reconstruction")),
     (ERROR, "MSE (images 0…1)", ("validate_mse", "train_mse")),
+    (COMMITMENT, DISTANCE, ("validate_commitment", "train_commitment")),
+    (CODEBOOK, DISTANCE, ("validate_codebook", "train_codebook")),
     (NLL, "NLL (bits per code)", ("validate_bits_per_code", "train_bits_per_code")),
     ("Structural similarity", "SSIM (1 is equal)", ("validate_ssim", "train_ssim")),
     ("Top codes in use", "codes used (number)", ("top_used",)),
@@ -73,6 +88,10 @@ COMPARED = (  # title, unit on the y axis, columns of log.csv of which the first
 X_LABELS = {"images_seen": "training images seen (number)", "epoch": "epoch"}
 CLOCKS = ((3 * 3600, 3600, "hours"), (3 * 60, 60, "minutes"), (0, 1, "seconds"))
 """From so many seconds on, seconds in the unit, its name."""
+
+Lines = Mapping[str, Sequence[tuple[float, float]]]
+"""Name in the legend -> its points."""
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +132,7 @@ def find_log(name: str, results: Path = Path("results")) -> Path:
     Unlike `checkpoints.find_run` it asks for no weights: a VQ-VAE has none before its codebooks are placed.
     Raises: UserError, naming what was found, if there is none or more than one.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if (path / LOG).is_file():
         return path
     logs = sorted([*results.glob(f"*/*/{LOG}"), *Path("pretrained").glob(f"*/{LOG}")])
@@ -148,6 +167,9 @@ def draw(rows: Sequence[Mapping[str, object]], title: str | None = None,
     found = [panel for panel in found if panel[2]]
     # A prior's loss is its NLL in another unit, which would only ask to be mistaken for it.
     found = [panel for panel in found if panel[0] != LOSS or NLL not in [name for name, *_ in found]]
+    values = {name: [value for line, _ in lines for _, value in line] for name, _, lines in found}
+    found = [panel for panel in found if panel[0] != PREDICTION or any(values[PREDICTION])]  # 0 with one level
+    found = _without_repeats(found, lambda lines: {label: line for line, label in lines})
     figure, axes = panels(len(found))
     for axis, (name, unit, lines) in zip(axes, found):
         for line, label in lines:
@@ -174,7 +196,7 @@ def draw_comparison(runs: Sequence[Run], x: str = "images_seen", title: str | No
                 lines[column].pop(run.name, None)
     chosen = [(name, unit, next((column for column in columns if lines[column]), None))
               for name, unit, columns in COMPARED]
-    chosen = [panel for panel in chosen if panel[2] is not None]
+    chosen = _without_repeats([panel for panel in chosen if panel[2] is not None], lambda column: lines[column])
     expect(bool(chosen), "RUN", "a log with a figure that can be drawn", f"none in {_names(runs)}",
            "Wait for the first epoch to end.")
     longest = max(place for _, _, column in chosen for line in lines[column].values() for place, _ in line)
@@ -229,12 +251,32 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(rows, columns, panel + 1) for panel in range(number)]
 
 
+def _without_repeats(found: list[tuple[str, str, Drawn]], lines_of: Callable[[Drawn], Lines],
+                     ) -> list[tuple[str, str, Drawn]]:
+    """Leave out a panel (title, unit, what is drawn) whose lines an earlier one has; see REPEATS."""
+    by_title = {panel[0]: panel for panel in found}
+    for first, second, title in REPEATS:
+        if {first, second} <= set(by_title) and _same(*(lines_of(by_title[one][2]) for one in (first, second))):
+            unit = by_title[second][1]
+            found = [(title, unit, panel[2]) if panel[0] == first else panel for panel in found if panel[0] != second]
+    return found
+
+
+def _same(one: Lines, other: Lines) -> bool:
+    """Whether lines have the same names, places and, but for rounding, values."""
+    return one.keys() == other.keys() and all(
+        len(line) == len(other[name]) and all(place == there and math.isclose(value, again, rel_tol=1e-5)
+                                              for (place, value), (there, again) in zip(line, other[name]))
+        for name, line in one.items())
+
+
 def _set_scales(axis: Axes, name: str, values: Sequence[float], x: str) -> None:
     if x == "images_seen":
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_major_locator(MaxNLocator(integer=x != "seconds", min_n_ticks=1, nbins=6))
-    if name in LOG_SCALED and 0 < 10 * min(values) < max(values):
-        axis.set_yscale("log")
+    above_0 = [value for value in values if value > 0]  # before codebooks are placed a distance to them is 0
+    if name in LOG_SCALED and above_0 and min(values) >= 0 and 10 * min(above_0) < max(above_0):
+        axis.set_yscale("log", nonpositive="mask")
 
 
 def _read_log(path: Path) -> list[dict[str, str]]:
