@@ -6,14 +6,22 @@ dashes and spaces. What is not known here (tyro may learn to say more) is told i
 """
 
 import re
+from collections.abc import Sequence
 
+import tyro
+
+TYRO = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone)
+"""How all command lines are read."""
 RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$", re.MULTILINE)
 FLAG_ROW = re.compile(r"^[│ ] {5}(?:-\w \S+, )?(--\S+) ?(.*?)[│ ]*$", re.MULTILINE)
 QUOTED = re.compile(r"'([^']*)'")
 
 
-def one_line(box: str, script: str) -> str:
-    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`"""
+def one_line(box: str, script: str, answers: Sequence[str] = ()) -> str:
+    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`
+
+    `answers`: sentences on what was not recognized (see `spelling.answers`), which are said in place of tyro's guesses.
+    """
     said, value = [], "another kind"
     for section in RULE.split("\n".join(box.splitlines()[1:])):
         words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", section).split())
@@ -22,9 +30,9 @@ def one_line(box: str, script: str) -> str:
         if "Missing from" in words:
             said.append(f"missing {flags}.")
         elif found := re.search(r"Unrecognized options: (.*)", words):
-            said.append(f"unrecognized {found[1].replace(',', '')}.")
+            said += [f"unrecognized {found[1].replace(',', '')}.", *answers]
         elif "similar to" in words or "Perhaps you meant" in words:
-            said.append(f"Perhaps you meant {flags}.")
+            said += [] if answers else [f"Perhaps you meant {flags}."]
         elif found := re.search(r"Error parsing \S+: (.*?)(?: Got errors:|$)", words):
             value = " ".join(QUOTED.findall(found[1]))
         elif "Argument helptext" in words:
