@@ -40,7 +40,9 @@ from vqvae2 import (
 from vqvae2.chain import Step, run_steps
 from vqvae2.config import expect, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
-from vqvae2.images import ImageFile, ImageSet, pictures_in, read_picture
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
+from vqvae2.picture_files import pictures_in, read_picture
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
@@ -206,16 +208,10 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
         report = read_report(out / folder / "metrics.json")
         for name, (columns, rows) in report_text.tables(report).items() if report else ():
             if rows:
-                text = fill(text, f"{name}-{size}" + folder.removeprefix("report"),
+                text = report_text.fill(text, f"{name}-{size}" + folder.removeprefix("report"),
                             report_text.markdown_table(columns, rows))
     if text:
         checkpoints.write_text(page, text)
-
-
-def fill(text: str, name: str, content: str) -> str:
-    """Return a page with `content` between <!-- name --> and the next <!-- end -->, where it has these lines."""
-    return re.sub(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{content}\n{found[2]}",
-                  text, flags=re.DOTALL)
 
 
 def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> None:

@@ -23,9 +23,9 @@ split and no training data are needed. It runs on CUDA or MPS where there is one
     <out>/predict.json                       settings and versions; says that this folder is predict.py's
 
 An image of another size is resized to the size that the model was trained on, in its proportions, with black borders
-where they differ (stretched, where the model was trained with --size). 16-bit images are read over their whole range;
-of a file with several pages the first is read. A folder is searched to any depth; one that holds scans is
-read for its scans. A file that is named and cannot be read is an error, before anything is written.
+where they differ (stretched or cropped, where the model was trained with --size). 16-bit images are read over their
+whole range; of a file with several pages the first is read. A folder is searched to any depth; one that holds scans
+is read for its scans. A file that is named and cannot be read is an error, before anything is written.
 
 The figures are no benchmark: nothing is known of whose images these are. evaluate.py judges a model on unseen subjects.
 An image that the model was trained on, and a scan of a subject of such a name, is warned about and counted.

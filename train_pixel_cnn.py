@@ -11,6 +11,8 @@ Told where a slice was taken, and more training maps, of images that are mirrore
 The one level of a plain VQ-VAE, by a gated PixelCNN without attention:
     python train_pixel_cnn.py --level top --vqvae brain-128-plain --network gated \
         --dataset oasis --batch 4 --epochs 30 --savename brain-128-plain-top
+The prior of a VQ-VAE that was trained as a preset says:
+    python train_pixel_cnn.py --preset own-images --level top --data ~/pictures
 One machine with 8 GPUs:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py \
         --level top --vqvae brain-256 --dataset oasis --batch 16 --epochs 100 --savename brain-256-top
@@ -35,6 +37,7 @@ from tqdm import tqdm
 
 from trainer import Share, Trainer
 from vqvae2 import (
+    augmentation,
     autoencoder,
     checkpoints,
     codes,
@@ -46,7 +49,7 @@ from vqvae2 import (
     plots,
     random_numbers,
 )
-from vqvae2.config import PriorSettings, parse, path_from_environment
+from vqvae2.config import PriorSettings, as_before, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
@@ -89,12 +92,14 @@ class PriorTrainer(Trainer):
 
     def _data_settings(self) -> PriorSettings:
         """The images as the VQ-VAE saw them, from --data or, if that is not given, from the VQ-VAE's own folder."""
-        own = self.vqvae.config["settings"]
+        own = as_before(self.vqvae.config["settings"])
         size = self.settings.size or own["size"]
         data = self.settings.data or own["data"]
         pattern = self.settings.subject_pattern or own["subject_pattern"]
         # The VQ-VAE's seed too: it decides who is in which split where the images are not split on disk.
         return dataclasses.replace(self.settings, size=size, split=tuple(own["split"]), seed=own["seed"],
+                                   fit=own["fit"], colours=own["colours"],
+                                   allow_leak=self.settings.allow_leak or own["allow_leak"],
                                    subject_pattern=pattern, data=data and
                                    path_from_environment(data, "SLICES_PATH", "--data"))
 
@@ -111,7 +116,7 @@ class PriorTrainer(Trainer):
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:
-                change = (lambda pixels, items: images.moved(pixels, random_numbers.uniform(
+                change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = codes.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change)

@@ -13,7 +13,8 @@ from torch import nn
 from vqvae2 import codes
 from vqvae2.codes import CodeMaps
 from vqvae2.errors import UserError
-from vqvae2.images import ImageFile, ImageSet
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
 
 LEVELS = ("top", "bottom")
 

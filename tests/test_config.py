@@ -99,7 +99,8 @@ class TestCommandLine:
         (SampleSettings, ["--top", "t"], "train.py: missing --vqvae, --out."),
         (VqvaeSettings, [*RUN_FLAGS, "--levl", "2"], "train.py: unrecognized --levl 2. Perhaps you meant --levels."),
         (VqvaeSettings, [*RUN_FLAGS, "--zzz", "2"], "train.py: unrecognized --zzz 2."),
-        (VqvaeSettings, [*RUN_FLAGS, "extra", "words"], "train.py: unrecognized extra words."),
+        (VqvaeSettings, [*RUN_FLAGS, "extra", "words"],
+         "train.py: unrecognized extra words. --batch takes 1 value(s)."),
         (VqvaeSettings, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2."),
         (VqvaeSettings, [*RUN_FLAGS, "--size", "x"], "--size: expected INT, found x."),
         (VqvaeSettings, [*RUN_FLAGS, "--epochs", "1.5"], "--epochs: expected INT, found 1.5."),
@@ -159,6 +160,8 @@ class TestCommandLine:
     (VqvaeSettings, {**RUN, "threads": 0}, r"--threads: expected at least 1, found 0\. Or leave it out"),
     (VqvaeSettings, {**RUN, "seed": 10**30}, r"--seed: expected 0 to 4294967295, found 10{30}\. The default"),
     (VqvaeSettings, {**RUN, "downsample": (4,)}, r"--downsample: expected 2 value\(s\) for --levels 2, found 4\. For"),
+    (VqvaeSettings, {**RUN, "levels": 1, "downsample": (4, 2)},
+     r"--downsample: expected 1 value\(s\) for --levels 1, found 4 2\. For example --downsample 4\.$"),
     (VqvaeSettings, {**RUN, "downsample": (4, 3)}, r"--downsample: expected powers of 2, from 2, found 4 3\. For"),
     (VqvaeSettings, {**RUN, "downsample": (4, 1)}, r"--downsample: expected powers of 2, from 2, found 4 1\. For"),
     (VqvaeSettings, {**RUN, "codebook_size": 40000}, r"--codebook-size: expected 2 to 32767, found 40000\. Codes"),
@@ -220,3 +223,14 @@ def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     old = {name: value for name, value in config.as_dict(new).items() if name != "ssim_weight"}
     assert config.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
     assert config.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("quantizer", "gradient", "--quantizer gradient (was ema)"), ("norm", "group", "--norm group (was none)"),
+    ("standardise", True, "--standardise True (was False)"), ("fit", "crop", "--fit crop (was stretch)"),
+    ("colours", "rgb", "--colours rgb (was auto)"), ("allow_leak", True, "--allow-leak True (was False)")])
+def test_a_run_of_before_there_was_a_choice_does_not_go_on_with_another(name, value, said):
+    new = VqvaeSettings(**RUN)
+    old = {key: one for key, one in config.as_dict(new).items() if key != name}
+    assert config.changed_settings(new, old) == []
+    assert config.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]

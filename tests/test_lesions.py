@@ -11,7 +11,8 @@ from scipy.stats import mannwhitneyu
 
 from vqvae2 import anomalies, autoencoder, lesions, samples
 from vqvae2.config import VqvaeSettings
-from vqvae2.images import ImageFile, ImageSet
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
 
 CPU = torch.device("cpu")
 

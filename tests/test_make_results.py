@@ -88,8 +88,8 @@ def test_tables_go_to_their_places_and_words_stay(made):
 
 
 def test_a_page_without_the_place_is_left_as_it_is():
-    assert make_results.fill(PAGE, "codes-64", "table") == PAGE
-    filled = make_results.fill(PAGE, "priors-64", r"a\1b")
+    assert report_text.fill(PAGE, "codes-64", "table") == PAGE
+    filled = report_text.fill(PAGE, "priors-64", r"a\1b")
     assert filled == PAGE.replace("<!-- priors-64 -->\n", "<!-- priors-64 -->\na\\1b\n")
 
 

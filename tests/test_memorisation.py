@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from vqvae2 import memorisation
-from vqvae2.images import ImageFile, ImageSet
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
 
 SIZE, REACH = 32, 2  # 1/16 of the width
 

@@ -12,7 +12,8 @@ from vqvae2 import context_model, probe
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import VqvaeSettings
-from vqvae2.images import ImageFile, ImageSet
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
 
 SIZE = 32
 

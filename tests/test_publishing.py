@@ -43,6 +43,26 @@ def test_the_codebook_of_a_16_bit_vqvae_keeps_every_digit(tiny_run, tmp_path):
     assert rounded["to_top.weight"].dtype == torch.bfloat16
 
 
+def test_what_a_standardised_vqvae_knows_of_intensities_keeps_every_digit(tiny_run, tmp_path):
+    tensors, config = weights(tiny_run.vqvae)
+    (tmp_path / "run").mkdir()
+    more = {"mean": torch.full((1, 1, 1), 1 / 3), "deviation": torch.full((1, 1, 1), 1 / 7)}
+    checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors | more, config)
+    publishing.publish(tmp_path / "run", tmp_path / "out", bf16=True)
+    rounded = weights(tmp_path / "out")[0]
+    assert all(torch.equal(rounded[name], value) for name, value in more.items())
+
+
+def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_card(tiny_run, tmp_path):
+    tensors, config = weights(tiny_run.vqvae)
+    (tmp_path / "run").mkdir()
+    own = config | {"settings": config["settings"] | {"preset": "/home/me/mine.toml"}}
+    checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors, own)
+    publishing.publish(tmp_path / "run", tmp_path / "out")
+    assert weights(tmp_path / "out")[1]["settings"]["preset"] == "mine.toml"
+    assert "mine" not in model_cards.card(tmp_path / "out", "Made-up ellipses.", {}, "")
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected a run with model\.safetensors, found none\. Give the folder"):
         publishing.PublishSettings(run=tmp_path, out=tmp_path / "out")

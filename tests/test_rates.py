@@ -12,7 +12,8 @@ from PIL import Image, features
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vqvae2 import metrics, rates
-from vqvae2.images import ImageFile, ImageSet
+from vqvae2.images import ImageSet
+from vqvae2.layouts import ImageFile
 
 SIZE = 64
 SAVED = {"jpeg": {"format": "JPEG", "quality": 45, "optimize": True},

@@ -122,7 +122,8 @@ def test_the_headline_names_split_interval_and_each_level(report):
     rows = dict(report_text.headline(report))
     ssim = report["reconstruction"]["full"]["ssim"]
     assert rows["SSIM, full picture"] == (f"{ssim['mean']:.4f} (95 % interval {ssim['ci_low']:.4f} to "
-                                          f"{ssim['ci_high']:.4f}), minimum {ssim['min']:.4f}")
+                                          f"{ssim['ci_high']:.4f}), minimum {ssim['min']:.4f}, "
+                                          f"maximum {ssim['max']:.4f}")
     assert rows["images"].startswith("9 of 3 subjects, split test; 0 of them and 0 subjects seen")
     assert {"top codes", "bottom codes", "top prior", "bottom prior", "all codes"} <= set(rows)
 
@@ -133,7 +134,7 @@ def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
     undefined["reconstruction"]["brain"]["ssim"] = dict.fromkeys(SUMMARY)
     rows = dict(report_text.headline(undefined))
     assert rows["top codes"].endswith("shuffle drop –")
-    assert rows["SSIM, inside the brain"] == "– (95 % interval – to –), minimum –"
+    assert rows["SSIM, inside the brain"] == "– (95 % interval – to –), minimum –, maximum –"
 
 
 def test_a_table_in_markdown_has_a_rule_under_its_columns():

@@ -75,6 +75,16 @@ def write_pictures(folder, *pictures):
     return folder
 
 
+def test_a_sample_of_a_colour_model_that_happens_to_be_grey_is_read_too(tmp_path):
+    grey, colour = np.full((8, 8), 90, np.uint8), np.zeros((8, 8, 3), np.uint8)
+    colour[..., 0] = 200
+    for number, picture in enumerate((grey, colour)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    read = sample_report.read(tmp_path, (3, 8, 8))
+    assert torch.equal(read[0], torch.full((3, 8, 8), 90, dtype=torch.uint8))
+    assert torch.equal(read[1], torch.from_numpy(colour).movedim(2, 0))
+
+
 def test_samples_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
     pictures = [np.full((32, 32), value, np.uint8) for value in (7, 8)]
     read = sample_report.read(write_pictures(tmp_path / "a", *pictures), (1, 32, 32))

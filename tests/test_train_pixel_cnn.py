@@ -18,7 +18,7 @@ from torch.nn import functional
 import train_pixel_cnn
 from train_pixel_cnn import PriorTrainer
 from trainer import Share
-from vqvae2 import checkpoints, distributed, images, random_numbers
+from vqvae2 import augmentation, checkpoints, distributed, images, random_numbers
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.conditions import Column
@@ -203,7 +203,7 @@ class TestCopies:
         for copy in (1, 2):
             draws = random_numbers.uniform(0, f"copy {copy}", np.arange(18)[:, None], np.arange(5)[None])
             with torch.no_grad():
-                codes = model.encode(images.moved(pixels, draws))
+                codes = model.encode(augmentation.moved(pixels, draws))
             stored = CodeMaps.load(Path(f"results/oasis/tiny/codes/train-copy-{copy}-seed-0.npz"), trainer.vqvae.hash)
             for level in ("top", "bottom"):
                 assert torch.equal(stored.levels[level], codes[level])

@@ -258,6 +258,13 @@ class TestOut:
             train_vqvae.main, "--data", tiny_slices, "--results", "file", "--savename", "new", *TINY, *TINY_VQVAE)
 
 
+def test_a_folder_with_test_images_alone_has_none_to_train(tiny_slices, apart, refusal):
+    shutil.copytree(tiny_slices / "test", apart / "data" / "test")
+    assert refusal(train_vqvae.main, "--preset", "own-images", "--data", "data", "--size", "32") == (
+        "--data: expected at least 1 training image, found 0. Give --split a larger first share, or a folder that has "
+        "some to train.")
+
+
 def test_a_prior_splits_unsplit_images_as_its_vqvae_did_whatever_its_own_seed(tiny_slices, apart):
     """Otherwise it would learn the codes of images that its VQ-VAE is tested on."""
     for path in tiny_slices.rglob("*.png"):

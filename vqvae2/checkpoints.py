@@ -224,8 +224,8 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
 
     Raises: UserError, naming what was found, if there is none or more than one.
     """
-    if (Path(name).expanduser() / WEIGHTS).is_file():
-        return Path(name).expanduser()
+    if (Path(os.path.expanduser(name)) / WEIGHTS).is_file():
+        return Path(os.path.expanduser(name))
     runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
                   for path in paths)
     found = [folder for folder in runs if folder.name == name]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
-from dotenv import dotenv_values
 
-from vqvae2.command_line import one_line
+from vqvae2 import environment, presets, spelling
+from vqvae2.command_line import TYRO, one_line
 from vqvae2.errors import EXIT_USER_ERROR, UserError
 
 Settings = TypeVar("Settings")
@@ -38,7 +38,7 @@ class DataSettings:
 
     dataset: Literal["oasis", "keras_png_slices", "folder"] = "oasis"
     """oasis: made by extract_slices.py. keras_png_slices: --data is the parent of keras_png_slices_train,
-    _validate, _test. folder: any PNG or JPEG files, in train, validate and test or unsplit."""
+    _validate, _test. folder: any pictures, in train, validate and test or unsplit."""
     data: Path | None = None
     """Folder of the images. Default: SLICES_PATH."""
     size: int | None = None
@@ -121,15 +121,31 @@ class RunSettings(DataSettings):
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
 
-NOT_PART_OF_A_RUN = {"epochs", "batch", "accumulate", "global_batch", "data", "results", "resume", "pictures_every",
-                     "threads", "checkpoint_minutes", "timeout_minutes"}
+NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", "data", "results", "resume",
+                     "pictures_every", "threads", "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
-BEFORE = {"ssim_weight": 0.0}
-"""What runs did whose config.json lacks a setting, where that is not today's default."""
+BEFORE = {"ssim_weight": 0.0, "quantizer": "ema", "norm": "none", "standardise": False, "fit": "stretch",
+          "colours": "auto", "allow_leak": False}
+"""What runs did whose config.json lacks a setting: a VQ-VAE's, or of how images are read."""
+BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "elastic_mm": 0.0}
+"""Likewise, with --augment: their shift was no number of mm, so that none of them goes on."""
+AUGMENTATION = {"no_mirror": (False, True, ""), "rotate_degrees": (0, 45, "°"), "shift_mm": (0, 50, " mm"),
+                "scale_percent": (0, 50, " %"), "elastic_mm": (0, 8, " mm"), "intensity_percent": (0, 50, " %"),
+                "picture_mm": (1, 1000, " mm")}
+"""Least and most of the settings that --augment uses; up to these the pictures are not folded (augmentation.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqvaeSettings(RunSettings):
+class PresetSettings(RunSettings):
+    """What the training runs share that a preset has tables for."""
+
+    preset: str | None = None
+    """Other defaults, listed above by their names, or a .toml file of yours; flags beat them. Then --savename is the
+    preset's name (a prior's with the level), and --vqvae likewise, if they are not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqvaeSettings(PresetSettings):
     """Settings of train_vqvae.py."""
 
     quantizer: Literal["ema", "gradient"] = "ema"
@@ -157,7 +173,7 @@ class VqvaeSettings(RunSettings):
     commitment: float = 0.25
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3)."""
     decay: float = 0.99
-    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1)."""
+    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1); --quantizer ema alone."""
     restart_every: int = 10
     """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be."""
     start_steps: int = 100
@@ -169,7 +185,21 @@ class VqvaeSettings(RunSettings):
     gradient_weight: float = 0.0
     """Weight of the absolute error of neighbouring pixels' differences."""
     augment: bool = False
-    """Train on another picture of each image in each epoch: mirrored or not, a little shifted, scaled, brighter."""
+    """Train on another picture of each image in each epoch, within the bounds that follow; validation never does."""
+    no_mirror: bool = False
+    """Mirror none. Otherwise half of the images are, left-right, except those that manifest.csv calls sagittal."""
+    rotate_degrees: float = 5.0
+    """Largest rotation either way; 0 for none, here and below."""
+    shift_mm: float = 5.0
+    """Largest shift across, and largest shift down."""
+    scale_percent: float = 5.0
+    """Largest change of the width, and of the height."""
+    elastic_mm: float = 4.0
+    """Largest shift by a smooth random field that never folds; its control points lie 32 mm apart."""
+    intensity_percent: float = 10.0
+    """Largest change of the brightness, and of the contrast."""
+    picture_mm: float | None = None
+    """Width of an image in mm, for these bounds. Default: what extraction.json says, or 224 where there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,7 +207,7 @@ class VqvaeSettings(RunSettings):
             object.__setattr__(self, "downsample", (4, 2)[: self.levels])
         expect(len(self.downsample) == self.levels, "--downsample",
                f"{self.levels} value(s) for --levels {self.levels}", " ".join(map(str, self.downsample)),
-               "For example --downsample 4 2.")
+               f"For example --downsample {'4 2' if self.levels == 2 else '4'}.")
         expect(all(f >= 2 and f & (f - 1) == 0 for f in self.downsample), "--downsample", "powers of 2, from 2",
                " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
         expect(2 <= self.codebook_size <= 32767, "--codebook-size", "2 to 32767", self.codebook_size,
@@ -189,10 +219,16 @@ class VqvaeSettings(RunSettings):
             for name in names:
                 value = getattr(self, name)
                 expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")
+        for name, (least, most, unit) in AUGMENTATION.items():
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            expect(value is None or least <= value <= most, flag(name), f"{least} to {most}{unit}", value,
+                   "See --help for defaults.")
+            expect(self.augment or value == default, flag(name), "--augment beside it", f"{value} alone",
+                   "Give --augment too, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSettings(RunSettings):
+class PriorSettings(PresetSettings):
     """Settings of train_pixel_cnn.py."""
 
     level: Literal["top", "bottom"]
@@ -245,29 +281,33 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
 
     Raises: UserError for a flag or value that does not fit, with what would.
     """
-    if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+    arguments = spelling.corrected(sys.argv[1:] if arguments is None else list(arguments), settings)
+    if {"-h", "--help"} & set(arguments):
         print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
+        if presets.has_one(settings):
+            print(presets.listing())
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(settings, description="", args=arguments,
-                            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff,
-                                    tyro.conf.DisallowNone))
+            default = presets.as_default(settings, arguments)
+            return tyro.cli(settings, description="", config=TYRO, **default,
+                            args=presets.without_switches_that_are_on(arguments, **default))
     except SystemExit as exit_:
         if exit_.code != EXIT_USER_ERROR:
             raise
-    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name)) from None
+    answers = spelling.answers(arguments, settings)
+    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name, answers)) from None
 
 
 def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
-    """Return the flag's path, or the environment's, or .env's, with ~ expanded.
+    """Return the flag's path, or the environment's, or .env's (see `environment.folder_of`), with ~ expanded.
 
-    Raises: UserError if none of them is set.
+    Raises: UserError if none of them is set, or .env cannot be understood.
     """
-    text = str(given) if given is not None else os.environ.get(variable) or dotenv_values(".env").get(variable) or ""
-    expect(text.strip() != "", flag_name, f"a folder, or {variable} in the environment or in .env", "neither",
+    path = environment.folder_of(variable) if given is None else Path(os.path.expanduser(str(given).strip()))
+    expect(path is not None, flag_name, f"a folder, or {variable} in the environment or in .env", "neither",
            f"Give {flag_name} DIR, or copy .env.example to .env and edit it.")
-    return Path(text.strip()).expanduser()
+    return path
 
 
 def flag(name: str) -> str:
@@ -289,12 +329,17 @@ def from_dict(settings: type[Settings], values: dict) -> Settings:
                        for key, value in plain.items()})
 
 
+def as_before(old: dict) -> dict:
+    """Return the settings of a config.json, with what its run did where it lacks one."""
+    return BEFORE | (BEFORE_AUGMENTED if old.get("augment") else {}) | old
+
+
 def changed_settings(new: RunSettings, old: dict) -> list[str]:
     """Return what differs from the settings that a run began with, such as `--seed 5 (was 0)`."""
     def words(value: object) -> str:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    old = BEFORE | old
+    old = as_before(old)
     return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
             if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
 

@@ -21,6 +21,7 @@ distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, widt
 import dataclasses
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -167,7 +168,7 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
         expect(folder is not None, "--features", f"the feature network in {SHIPPED[0]}", "none",
                f"Get it from the project, or give {NEED}.")
         return _own(folder, str(folder), device)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device)
     return _own(checkpoints.find_run(spec, "--features"), spec, device)

@@ -7,20 +7,21 @@ leaves 64 x 32 of 64 x 64 bottom codes and 32 x 16 of 32 x 32 top codes to be dr
 """
 
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.codes import LEVELS, UNREADABLE
 from vqvae2.config import expect
 from vqvae2.errors import UserError
-from vqvae2.images import SUFFIXES, pictures_in, read_picture, to_bytes, unique_names
+from vqvae2.images import to_bytes, unique_names
+from vqvae2.picture_files import SUFFIXES, pictures_in, read_picture
 from vqvae2.sample_config import CODE_FILE, SampleSettings
 
 HALVES = ("left", "right", "upper", "lower")
@@ -74,7 +75,7 @@ def check(settings: SampleSettings) -> None:
     if settings.inpaint.is_dir() and settings.out.resolve().is_relative_to(settings.inpaint.resolve()):
         raise UserError(f"--out {settings.out}: expected a folder outside of --inpaint {settings.inpaint}, found one "
                         "in it. Choose another: what is written there would be completed in turn.")
-    if settings.mask is not None and settings.mask not in HALVES and not Path(settings.mask).expanduser().is_file():
+    if settings.mask not in (None, *HALVES) and not Path(os.path.expanduser(settings.mask)).is_file():
         raise UserError(f"--mask {settings.mask}: expected {', '.join(HALVES)} or an image file, found neither. "
                         "Correct the path.")
 
@@ -142,22 +143,12 @@ def _mask(mask: str, shape: tuple[int, int]) -> torch.Tensor:
         {"left": hidden[:, :width // 2], "right": hidden[:, width // 2:], "upper": hidden[:height // 2],
          "lower": hidden[height // 2:]}[mask].fill_(True)
         return hidden
-    path = Path(mask).expanduser()
-    pixels = read_picture(path)
+    pixels = read_picture(Path(os.path.expanduser(mask)))  # what cannot be seen is black in it, however it is stored
     expect(pixels.shape[1:] == (height, width), f"--mask {mask}", f"the images' size, {width} by {height} pixels",
            f"{pixels.shape[2]} by {pixels.shape[1]}", "Draw the mask on one of the images.")
-    white = pixels.mean(0) * 2 > (255 if pixels.dtype == np.uint8 else 65535)
-    hidden = torch.from_numpy(white & _opaque(path))
+    hidden = torch.from_numpy(pixels.mean(0) * 2 > (255 if pixels.dtype == np.uint8 else 65535))
     expect(bool(hidden.any()), f"--mask {mask}", "at least one white pixel", "none", "What is white is drawn anew.")
     return hidden
-
-
-def _opaque(path: Path) -> np.ndarray:
-    """Return bool `[height, width]` or `[1, 1]`: where a picture can be seen. What cannot may be stored as white."""
-    with Image.open(path) as picture:
-        if not picture.has_transparency_data:
-            return np.ones((1, 1), bool)
-        return np.asarray(picture.convert("RGBA"))[..., 3] > 127
 
 
 def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:

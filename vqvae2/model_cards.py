@@ -7,14 +7,14 @@ what was not measured; only what the data are, and what the model is not for, ar
 from collections.abc import Mapping
 from pathlib import Path
 
-from vqvae2 import checkpoints, report_text
-from vqvae2.config import BEFORE, PriorSettings, VqvaeSettings, as_dict, flag
+from vqvae2 import checkpoints, leaks, report_text
+from vqvae2.config import PriorSettings, VqvaeSettings, as_before, as_dict, flag
 
 CARD = "MODEL_CARD.md"
 OF_KIND = {"vqvae": ("reconstruction", "codes", "rates"),
            "prior": ("priors", "samples", "memorisation", "probe", "lesions")}
 """Tables of a metrics.json that belong on the card of a VQ-VAE, and of a prior."""
-UNSAID = {"data", "results", "savename", "vqvae", "threads", "pictures_every"}
+UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
           "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel"}
@@ -82,12 +82,13 @@ def _split(config: dict) -> str:
     uses = (("train", "train"), ("validate", "choose the best weights"), ("test", "judge"))
     shares = ", ".join(f"{images[split]:,} images of {subjects[split]} subjects to {what}" for split, what in uses)
     return (f"Split by subject: {shares}. `config.json` has hashes of the training images and subjects, by which "
-            "evaluate.py tells what was seen.")
+            "evaluate.py tells what was seen." + "".join(
+                f" **{one}**" for one in leaks.shared(config["data"].get("shared_subjects", 0))))
 
 
 def _settings(config: dict) -> str:
     """The settings that are not the defaults of today; what an old run lacks is what runs then did."""
-    found = (BEFORE if config["kind"] == "vqvae" else {}) | config["settings"]
+    found = as_before(config["settings"])
     if config["kind"] == "vqvae":
         default = as_dict(VqvaeSettings(savename="x", epochs=1, batch=1, levels=found["levels"]))
     else:
@@ -119,7 +120,8 @@ def _judged_on(report: dict) -> str:
     drawn = f" {samples['count']} samples{how}." if samples else ""
     return (f"Judged on {report['images']} images of {report['subjects']} subjects, split {report['split']}; "
             f"{seen['images']} of these images and {seen['subjects']} of these subjects were trained on. Seed "
-            f"{report['seed']}.{drawn}")
+            f"{report['seed']}.{drawn}" + "".join(
+                f" **{one}**" for one in report.get("warnings", ()) if one.startswith(leaks.LEAK)))
 
 
 def _values(values: list[float]) -> str:

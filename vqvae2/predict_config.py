@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +54,7 @@ class PredictSettings:
         expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
                "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
-        object.__setattr__(self, "input", tuple(path.expanduser() for path in self.input))
+        object.__setattr__(self, "input", tuple(Path(os.path.expanduser(path)) for path in self.input))
         self.cutting({}, 256)
 
     def cutting(self, recorded: dict, size: int) -> ExtractSettings:

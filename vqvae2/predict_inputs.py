@@ -18,14 +18,15 @@ from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
 from vqvae2.headers import UnusableScan
 from vqvae2.identities import File, identify, stem_of
-from vqvae2.images import SUFFIXES, pictures_in, read_picture
+from vqvae2.picture_files import SUFFIXES, pictures_in, read_picture
 from vqvae2.predict_config import PredictSettings
 from vqvae2.scans import Scan, find_scans
 from vqvae2.slices import extract_scan
 from vqvae2.volumes import files_of
 
-WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP), a scan (NIfTI, Analyze, MGH) or a folder of them"
-SLICE, RESIZED, STRETCHED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "colours made grey")
+WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
+SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
+                                                      "colours made grey")
 """How the words begin that say what was done to an image."""
 FACTS = ("subject", "plane", "index", "position_mm")
 MOST_SAID = 8
@@ -106,13 +107,14 @@ def _named_scan(path: Path) -> Scan:
 
 
 def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],
-             stretched: int | None) -> tuple[list[Given], list[dict[str, str]]]:
+             size: int | None, fit: str = "stretch", colours: str = "auto") -> tuple[list[Given], list[dict[str, str]]]:
     """Return all images in the model's form, and rows (input, reason) of files in folders that cannot be read.
 
     Args:
         cutting: how slices are cut out of scans.
         shape: (channels, height, width) of the model's images.
-        stretched: --size that the model was trained with, None without: then proportions are kept.
+        size: --size that the model was trained with, None without: then proportions are kept.
+        fit, colours: the flags that it was trained with.
     Raises: UserError for the first file that was named itself and cannot be read, or if none could be.
     """
     given: list[Given] = []
@@ -120,7 +122,7 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
     with tqdm(sources, desc="reading", unit="file", leave=False) as bar:
         for source in bar:
             try:
-                given += (_read_picture(source.path, shape, stretched) if source.scan is None
+                given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
                           else _read_scan(source.scan, cutting, shape))
             except UserError as error:
                 if source.named:
@@ -135,12 +137,16 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
     return given, rejected
 
 
-def _read_picture(path: Path, shape: tuple[int, int, int], stretched: int | None) -> list[Given]:
+def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit: str, colours: str) -> list[Given]:
     pixels = read_picture(path)
     changes = []
-    if pixels.shape[1:] != shape[1:] and (stretched, stretched) == shape[1:]:
-        changes.append(f"{STRETCHED} from {_size(pixels)}")
-        pixels = read_picture(path, stretched)  # bit for bit as it was read for training
+    if len(pixels) == 3 and colours == "grey":
+        changes.append(GREY)
+    if resized_so := pixels.shape[1:] != shape[1:] and (size, size) == shape[1:]:
+        cropped = fit == "crop" and pixels.shape[1] != pixels.shape[2]
+        changes.append(f"{CROPPED if cropped else STRETCHED} from {_size(pixels)}")
+    if changes:  # bit for bit as it was read for training
+        pixels = read_picture(path, size if resized_so else None, fit, colours)
     return [_given(str(path), str(path), pixels, shape, changes, {})]
 
 

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from vqvae2 import checkpoints, distributed, metrics, plots
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
-from vqvae2.config import as_dict, expect
-from vqvae2.images import ImageFile, ImageSet, pixel_hash, subject_hash, unique_names
+from vqvae2.config import as_before, as_dict, expect
+from vqvae2.images import ImageSet, pixel_hash, subject_hash, unique_names
+from vqvae2.layouts import ImageFile
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
 
@@ -43,8 +44,9 @@ def predict(settings: PredictSettings) -> dict:
     vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
+    own = as_before(vqvae.config["settings"])
     given, rejected = read_all(find_sources(settings), settings.cutting(recorded, max(shape[1:])), shape,
-                               vqvae.config["settings"].get("size"))
+                               own.get("size"), own["fit"], own["colours"])
     names = unique_names([one.file_name for one in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},

@@ -23,6 +23,8 @@ from vqvae2.config import expect, parse
 from vqvae2.errors import run_script
 
 LOG, CURVES = "log.csv", "curves.png"
+INTENSITIES = ("mean", "deviation")
+"""Of the training images, as --standardise keeps them: every pixel is added to and multiplied with them."""
 SAID = ("MODEL_CARD.md", "metrics.json")
 """What stands beside published weights and speaks of them."""
 
@@ -49,15 +51,15 @@ class PublishSettings:
 def publish(run: Path, out: Path, bf16: bool = False) -> str:
     """Write what may be passed on of a run to the folder `out`; return the new weights' hash.
 
-    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers and codebooks
-    keep their type: a code's embedding is compared with vectors, and there every digit counts.
+    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
+    and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
     """
     tensors, config = checkpoints.load_weights(run / checkpoints.WEIGHTS)
     _check_same_run(out, config)
     config = without_paths(config)
     if bf16:
-        tensors = {name: tensor.bfloat16() if tensor.dtype == torch.float32 and not name.startswith("quantizers.")
-                   else tensor for name, tensor in tensors.items()}
+        tensors = {name: tensor if tensor.dtype != torch.float32 or name.startswith("quantizers.") or
+                   name in INTENSITIES else tensor.bfloat16() for name, tensor in tensors.items()}
     for name in SAID:  # they may speak of other weights
         (out / name).unlink(missing_ok=True)
     checkpoints.save_weights(out / checkpoints.WEIGHTS, tensors, config)
@@ -79,7 +81,7 @@ def _check_same_run(out: Path, config: dict) -> None:
 
 def without_paths(config: dict) -> dict:
     """Return a run's config without the folders of the machine that it was trained on, of which only names stay."""
-    settings = {name: Path(value).name if name in ("data", "results", "vqvae") and value else value
+    settings = {name: Path(value).name if name in ("data", "results", "vqvae", "preset") and value else value
                 for name, value in config["settings"].items()}
     def short(word: str) -> str:
         name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -1,6 +1,7 @@
 """metrics.json -> the lines and tables that evaluate.py prints and the notebook shows."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from vqvae2 import anomalies, lesions, memorisation, probe, rates, sample_figures
@@ -20,7 +21,8 @@ def headline(report: dict) -> list[tuple[str, str]]:
     for area, one in (("full picture", full), ("inside the brain", brain)):
         ssim = one["ssim"]
         rows.append((f"SSIM, {area}", f"{_text(ssim['mean'], 4)} (95 % interval {_text(ssim['ci_low'], 4)} to "
-                                      f"{_text(ssim['ci_high'], 4)}), minimum {_text(ssim['min'], 4)}"))
+                                      f"{_text(ssim['ci_high'], 4)}), minimum {_text(ssim['min'], 4)}, "
+                                      f"maximum {_text(ssim['max'], 4)}"))
     rows.append(("PSNR, full picture", f"{_text(full['psnr']['mean'], 2)} dB"))
     for level, one in report["codes"].items():
         rows.append((f"{level} codes", f"{one['used']} of {one['size']} used, perplexity "
@@ -132,3 +134,9 @@ def _with_interval(one: dict, key: str, digits: int) -> str:
     if one.get("ci_low") is None:
         return _text(one[key], digits)
     return f"{_text(one[key], digits)} ({_text(one['ci_low'], digits)} to {_text(one['ci_high'], digits)})"
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Return a page with `content` between <!-- name --> and the next <!-- end -->, where it has these lines."""
+    return re.sub(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{content}\n{found[2]}",
+                  text, flags=re.DOTALL)

@@ -79,7 +79,9 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     training_codes = _training_codes(vqvae, images, settings)
     references = _references(vqvae, training_codes, maps.levels)
     report = {
-        "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": images.folder.name}, "split": settings.split,
+        "schema": SCHEMA,
+        "data": vqvae.config["data"] | {"folder": images.folder.name,
+                                        "shared_subjects": _shared_subjects(images, vqvae)}, "split": settings.split,
         "subjects": len(set(split.subjects)), "subjects_known": images.subjects_known, "images": len(split),
         "seen_in_training": seen, "warnings": warnings,
         **_image_and_code_figures(vqvae, split, maps, figures, settings),
@@ -163,7 +165,13 @@ def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, di
                         f"was trained on, found {images.shape}. Give the data that it was trained with.")
     configs = _configs(settings)
     seen = leaks.seen_in_training(configs.values(), split)
-    return images, seen, leaks.check(seen, split, settings.split, configs)
+    return images, seen, [*leaks.shared(_shared_subjects(images, vqvae)),
+                          *leaks.check(seen, split, settings.split, configs, allowed=trained.allow_leak)]
+
+
+def _shared_subjects(images: Images, vqvae: TrainedVqvae) -> int:
+    """Subjects in more than one split, of the data that are judged on or were trained with."""
+    return max(images.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
 
 
 def _configs(settings: EvaluateSettings) -> dict[str, dict]:
@@ -280,7 +288,8 @@ def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, trai
                            "no copies are looked for."))
     if extractor.config:
         seen = leaks.seen_in_training([extractor.config], split)
-        warnings += leaks.check(seen, split, settings.split, ["--features"])
+        warnings += leaks.check(seen, split, settings.split, ["--features"],
+                                allowed=vqvae.config["settings"].get("allow_leak", False))
     return sample_report.judge(drawn, made, split, train, trained, training_codes, vqvae, settings, extractor)
 
 

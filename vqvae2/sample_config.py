@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class SampleSettings:
             expect(self.blend == 0, "--blend", "--inpaint beside it", f"--blend {self.blend} alone",
                    "Give --inpaint DIR too.")
             return
-        object.__setattr__(self, "inpaint", self.inpaint.expanduser())
+        object.__setattr__(self, "inpaint", Path(os.path.expanduser(self.inpaint)))
         if self.inpaint.suffix == CODE_FILE:
             for name, given in (("mask", self.mask), ("blend", self.blend or None)):
                 expect(given is None, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked -1 are "

@@ -29,7 +29,8 @@ from vqvae2 import (
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import ImageSet, pictures_in, read_picture, to_bytes
+from vqvae2.images import ImageSet, to_bytes
+from vqvae2.picture_files import pictures_in, read_picture
 from vqvae2.prior import Prior
 from vqvae2.sample_config import of_level
 
@@ -66,7 +67,7 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
         raise UserError(f"--sampled {folder}: expected a folder of pictures, found none. Give OUT/images of sample.py.")
     pictures = []
     for path in paths:
-        pixels = read_picture(path)
+        pixels = read_picture(path, colours="rgb" if shape[0] == 3 else "auto")  # one of them may happen to be grey
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise UserError(f"--sampled {path}: expected 8 bit and shape {shape} as the real images have, found "
                             f"{pixels.dtype} and {pixels.shape}. Give samples of the same size.")

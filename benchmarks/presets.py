@@ -1,0 +1,155 @@
+"""Every preset, trained on the same slices for the same number of images -> the table of docs/coming-from.md.
+
+    python extract_slices.py --scans scans --out slices-256 --per-scan 20
+    python extract_slices.py --scans scans --out slices-128 --size 128 --per-scan 20
+    python extract_slices.py --scans scans --out slices-64 --size 64 --per-scan 20
+    python benchmarks/presets.py --slices slices-256 slices-128 slices-64 --out presets-trained
+
+Each is trained as its file in presets/ says but for three flags: the data, the number of epochs that makes
+--images-seen, and micro-batches that fit a small machine (the global batch stays the preset's). Those of large batches
+are trained once more with small ones. Beside each stands the recipe of vqvae2-256 at the same size. All are judged on
+the test subjects' slices. Run it again to go on where it
+stopped; --only does some of them, --table writes the table of what is done and trains nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from common import processor
+from PIL import Image
+
+from vqvae2 import checkpoints, presets, report_text
+
+IMAGES_SEEN, MICRO_BATCH = 13_600, 8
+BEST = "vqvae2-256"
+LARGE_BATCH, SMALL_BATCH = 64, 8
+"""A preset of large batches is trained a second time with small ones: of the same images they make more steps."""
+PAGE = ROOT / "docs" / "coming-from.md"
+MARK = "presets"
+
+
+class Training(NamedTuple):
+    """One row of the table."""
+
+    preset: str
+    size: int
+    global_batch: int
+
+    def run(self, out: Path) -> Path:
+        """Return the folder of the trained model."""
+        return out / "oasis" / f"{self.preset}-at-{self.size}{self._batch_if_other('-batch-')}"
+
+    def report(self, out: Path) -> Path:
+        """Return the folder that evaluate.py writes to."""
+        return out / "reports" / self.run(out).name
+
+    def label(self) -> str:
+        """Return how its command differs from that of another preset."""
+        size = "" if self.size == presets.load(self.preset, "vqvae")["size"] else f" --size {self.size}"
+        return f"`{self.preset}{size}{self._batch_if_other(' --batch ')}`"
+
+    def _batch_if_other(self, before: str) -> str:
+        own = presets.load(self.preset, "vqvae")["batch"]
+        return "" if self.global_batch == own else f"{before}{self.global_batch}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slices", nargs="+", type=Path, required=True, metavar="FOLDER",
+                        help="slices of the same scans, a folder for each size")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the reports and the table")
+    parser.add_argument("--only", nargs="+", choices=presets.names(), help="presets to train")
+    parser.add_argument("--images-seen", type=int, default=IMAGES_SEEN, help="by each training")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the table goes")
+    parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="flags for every training, last of all")
+    given = parser.parse_args()
+    folders = {size_of(folder): folder for folder in given.slices}
+    given.out.mkdir(parents=True, exist_ok=True)
+    for one in trainings(given.only or presets.names()):
+        if one.size in folders and not given.table and not done(one, given.out):
+            train_and_judge(one, folders[one.size], given)
+    write({one: report for one in trainings(presets.names()) if (report := done(one, given.out))}, given)
+
+
+def trainings(names: list[str]) -> list[Training]:
+    """Return all trainings: each preset as it is, large batches made small, and the best one's recipe at each size."""
+    wanted = set()
+    for name in names:
+        own = presets.load(name, "vqvae")
+        wanted |= {Training(name, own["size"], own["batch"]),
+                   Training(BEST, own["size"], presets.load(BEST, "vqvae")["batch"])}
+        if own["batch"] >= LARGE_BATCH:
+            wanted.add(Training(name, own["size"], SMALL_BATCH))
+    return sorted(wanted, key=lambda one: (one.size, one.preset == BEST, one.preset, -one.global_batch))
+
+
+def size_of(folder: Path) -> int:
+    """Return the height of a folder's images."""
+    with Image.open(next((folder / "train").glob("*.png"))) as picture:
+        return picture.height
+
+
+def done(one: Training, out: Path) -> dict | None:
+    """Return what evaluate.py has written of a training; None where it is not done."""
+    path = one.report(out) / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def last_row(one: Training, out: Path) -> dict[str, str]:
+    """Return the last row of a training's log."""
+    return checkpoints.read_rows(one.run(out) / "log.csv")[-1]
+
+
+def train_and_judge(one: Training, slices: Path, given: argparse.Namespace) -> None:
+    """Train a preset, or go on, and judge it."""
+    epochs = max(1, given.images_seen // len(list((slices / "train").glob("*.png"))))
+    print(f"{one.label()} at {one.size} x {one.size}", flush=True)
+    script("train_vqvae.py", "--preset", one.preset, "--dataset", "oasis", "--data", slices, "--size", one.size,
+           "--savename", one.run(given.out).name, "--results", given.out, "--epochs", epochs, "--batch",
+           min(one.global_batch, MICRO_BATCH), "--global-batch", one.global_batch, "--pictures-every", epochs,
+           *given.more)
+    script("evaluate.py", "--vqvae", one.run(given.out), "--data", slices, "--out", one.report(given.out))
+
+
+def script(name: str, *arguments: object) -> None:
+    """Run one of the project's scripts."""
+    subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)], check=True)
+
+
+def write(found: dict[Training, dict], given: argparse.Namespace) -> None:
+    """Write the table, and what it is of, into the page."""
+    if not found:
+        print("nothing is trained yet: no table")
+        return
+    columns = ("preset", "size", "raw bits per pixel", "steps", "SSIM mean", "min", "max", "brain, mean",
+               f"{BEST} at this size: SSIM mean", "codes used: top, bottom")
+    best = {one.size: f"{report['reconstruction']['full']['ssim']['mean']:.3f}" for one, report in found.items()
+            if one.preset == BEST}
+    rows = []
+    for one, report in found.items():
+        full, brain = (report["reconstruction"][area]["ssim"] for area in ("full", "brain"))
+        rows.append((one.label(), str(one.size), f"{report['raw_bits_per_pixel']:.3f}",
+                     last_row(one, given.out)["step"], *(f"{full[key]:.3f}" for key in ("mean", "min", "max")),
+                     f"{brain['mean']:.3f}", "" if one.preset == BEST else best.get(one.size, "–"),
+                     ", ".join(f"{level['used']:.0f} of {level['size']}" for level in report["codes"].values())))
+    seen = sorted({int(last_row(one, given.out)["images_seen"]) for one in found})
+    judged = next(iter(found.values()))
+    said = (f"{' or '.join(f'{number:,}' for number in seen)} images seen by each, one run, seed 0; {judged['images']} "
+            f"test slices of {judged['subjects']} unseen subjects. {processor()}, no GPU, torch "
+            f"{torch.__version__.split('+')[0]}.")
+    checkpoints.write_text(given.page, report_text.fill(
+        given.page.read_text(encoding="utf-8"), MARK, f"{report_text.markdown_table(columns, rows)}\n\n{said}"))
+    print(f"written: {given.page}, {len(rows)} trainings")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""--preset NAME: its file, how it becomes defaults, and each preset from training to figures at tiny size."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_PRIOR, TINY_VQVAE, picture_of
+from PIL import Image
+from safetensors.torch import load_file
+from test_help import commands_in, settings_of
+from test_resume import check_bitwise
+
+import evaluate
+import sample
+import train_pixel_cnn
+import train_vqvae
+from train_vqvae import VqvaeTrainer
+from vqvae2 import checkpoints, config, presets
+from vqvae2.config import PriorSettings, VqvaeSettings, parse
+from vqvae2.errors import UserError
+from vqvae2.feature_config import FeatureSettings
+
+NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
+SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03"]
+SMALL_PRIOR = [*TINY, *TINY_PRIOR, "--copies", "0"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tiny_slices, tmp_path_factory) -> dict[str, Path]:
+    """The tiny slices as each kind of data set has them; own pictures are in colour, not square, and JPEG files."""
+    keras, split, own = (tmp_path_factory.mktemp(name) for name in ("keras", "split", "own"))
+    for number, path in enumerate(sorted(tiny_slices.glob("*/*.png"))):
+        case, index = int(path.name[5:9]), number % 3
+        shutil.copyfile(path, folder(keras, f"keras_png_slices_{path.parent.name}") /
+                        f"case_{case:03d}_slice_{index}.nii.png")
+        shutil.copyfile(path, folder(split, {"validate": "val"}.get(path.parent.name, path.parent.name)) / path.name)
+    for number in range(24):
+        grey = picture_of(number, 0, 40)[:, :36]
+        Image.fromarray(np.stack([grey, grey // 2, 255 - grey], -1)).save(own / f"picture {number}.jpg", quality=95)
+    return {"oasis": tiny_slices, "keras_png_slices": keras, "folder": split, "own-images": own}
+
+
+def folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir(exist_ok=True)
+    return parent / name
+
+
+def vqvae_of(*arguments: str) -> VqvaeSettings:
+    return parse(VqvaeSettings, "", [*arguments])
+
+
+def prior_of(*arguments: str) -> PriorSettings:
+    return parse(PriorSettings, "", [*arguments])
+
+
+# The files ------------------------------------------------------------------------------------
+
+
+def test_the_presets_of_the_issue_are_there():
+    assert presets.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_all_that_a_command_needs(name):
+    """One command: only the data is the user's."""
+    vqvae, levels = vqvae_of("--preset", name), ("top", "bottom")
+    assert (vqvae.savename, vqvae.preset) == (name, name)
+    for level in levels[:vqvae.levels]:
+        prior = prior_of("--preset", name, "--level", level)
+        assert (prior.vqvae, prior.savename, prior.dataset) == (name, f"{name}-{level}", vqvae.dataset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_script_takes(name, monkeypatch):
+    text = presets.path_of(name).read_text(encoding="utf-8")
+    commands = commands_in("\n".join(line[1:] for line in text.splitlines() if line.startswith("#")))
+    given = [settings_of(words, monkeypatch) for words in commands]
+    assert [one.preset for one in given if isinstance(one, VqvaeSettings)] == [name]
+    levels = [(one.preset, one.level) for one in given if isinstance(one, PriorSettings)]
+    assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
+    assert 20 < len(presets.about(name)) <= 100
+
+
+def test_only_the_scripts_that_a_preset_has_tables_for_take_one(capsys):
+    with pytest.raises(SystemExit):
+        parse(FeatureSettings, "the manual", ["--help"])
+    assert "preset" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"unrecognized --preset vqvae2-tiny\."):
+        parse(FeatureSettings, "", ["--savename", "x", "--epochs", "1", "--batch", "1", "--preset", "vqvae2-tiny"])
+
+
+def test_what_python_3_10_lacks_to_read_a_preset_is_installed_with_the_project():
+    project = (presets.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    needed = project.split("\ndependencies = [")[1].split("\n]")[0]
+    assert "tomli" in needed
+    assert "python_version < '3.11'" in needed
+
+
+def test_what_the_issue_says_of_each_set_up_is_in_its_preset():
+    one = vqvae_of("--preset", "vqvae-256")
+    assert (one.size, one.levels, one.downsample, one.codebook_size, one.embedding_dim) == (256, 1, (8,), 256, 32)
+    assert (one.quantizer, one.commitment, one.learning_rate, one.batch) == ("gradient", 0.2, 5e-4, 128)
+    assert (one.norm, one.standardise, one.dataset) == ("group", True, "folder")
+    assert prior_of("--preset", "vqvae-256", "--level", "top").network == "gated"
+    keras = vqvae_of("--preset", "keras-oasis-256")
+    assert (keras.dataset, keras.size, keras.levels, keras.batch, keras.epochs) == ("keras_png_slices", 256, 1, 128, 30)
+    two = vqvae_of("--preset", "vqvae2-64")
+    assert (two.size, two.downsample, two.codebook_size, two.embedding_dim) == (64, (2, 2), 512, 64)
+    assert two.learning_rate == 1e-3
+    assert {prior_of("--preset", "vqvae2-64", "--level", level).learning_rate for level in ("top", "bottom")} == {1e-4}
+    own = vqvae_of("--preset", "own-images")
+    assert (own.dataset, own.levels, own.fit, own.colours) == ("folder", 1, "crop", "auto")
+    oasis = vqvae_of("--preset", "oasis-128")
+    assert (oasis.dataset, oasis.levels, oasis.size, oasis.quantizer) == ("keras_png_slices", 1, 128, "gradient")
+    best = vqvae_of("--preset", "vqvae2-256")
+    assert (best.size, best.levels, best.downsample) == (256, 2, (4, 2))
+
+
+# From a file to defaults ----------------------------------------------------------------------
+
+
+def test_a_flag_beats_the_preset_which_beats_the_default():
+    given = vqvae_of("--preset", "vqvae-256", "--codebook-size", "64")
+    assert (given.codebook_size, given.embedding_dim, given.decay) == (64, 32, VqvaeSettings.decay)
+    assert vqvae_of("--codebook-size=64", "--preset=vqvae-256", "--savename=x").savename == "x"
+
+
+def test_the_tables_of_a_level_beat_those_of_both():
+    top, bottom = (prior_of("--preset", "vqvae2-256", "--level", level) for level in ("top", "bottom"))
+    assert (top.channels, bottom.channels, top.copies, bottom.copies) == (160, 128, 5, 5)
+
+
+def test_help_lists_the_presets_and_shows_the_chosen_ones_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse(VqvaeSettings, "the manual", ["--preset", "vqvae-256", "--help"])
+    said = capsys.readouterr().out
+    for name in NAMES:
+        assert f"{name} " in said
+        assert presets.about(name) in said
+    assert "(default: 256)" in said.split("--codebook-size")[1].split("--embedding-dim")[0]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_of_ones_own_is_a_preset_too(tmp_path):
+    made = presets.text("mine", "What it is.\nAnd why.", {"vqvae": {"epochs": 3, "batch": 4, "downsample": [4, 2],
+                                                                   "commitment": 1, "standardise": True}})
+    given = vqvae_of("--preset", write(tmp_path / "mine.toml", made))
+    assert (given.savename, given.epochs, given.batch, given.downsample) == ("mine", 3, 4, (4, 2))
+    assert (given.commitment, given.standardise) == (1.0, True)
+    assert made.startswith("# What it is.\n# And why.\n")
+
+
+def test_the_home_folder_in_a_file_of_ones_own_is_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = vqvae_of("--preset", write(tmp_path / "mine.toml", "[vqvae]\nepochs = 1\nbatch = 1\nresults = '~/runs'"))
+    assert given.results == Path("/home/me/runs")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[vqvae]\nepoch = 3", r"mine.toml: expected settings that .* has, found epoch\. They are named as the flags"),
+    ("[vqvae]\nepochs = 'many'", r"mine.toml: expected epochs as --epochs takes it, found many\. See --help"),
+    ("[vqvae]\nquantizer = 'vq'", r"mine.toml: expected quantizer as --quantizer takes it, found vq\."),
+    ("[vqvae]\npreset = 'vqvae-256'", r"mine.toml: expected settings that .* has, found preset\."),
+    ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[vqvae\], .* found trainer\. See presets/"),
+    ("epochs = 3", r"mine.toml: expected about, \[vqvae\], .* found epochs\. See presets/"),
+    ("[vqvae\nepochs = 3", r"mine.toml: expected a TOML file, found .*line 1.* See presets/")])
+def test_a_file_that_is_no_preset_is_refused(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        vqvae_of("--preset", write(tmp_path / "mine.toml", text), "--epochs", "1", "--batch", "1")
+
+
+def test_a_preset_without_a_name_is_told_the_known_ones():
+    with pytest.raises(UserError, match=r"^--preset: expected one of keras-oasis-256, .*, found --data\. Give one"):
+        vqvae_of("--preset", "--data", "slices")
+
+
+@pytest.mark.parametrize(("words", "standardise"), [
+    (["--standardise"], True), (["--no-standardise"], False), (["--no_standardise"], False),
+    (["--no-standardise", "--standardise"], True), (["--standardise", "--no-standardise"], False)])
+def test_a_switch_that_a_preset_has_on_may_be_given_again_and_the_last_counts(words, standardise):
+    assert vqvae_of("--preset", "vqvae-256", *words).standardise is standardise
+
+
+def test_no_preset_chooses_the_level_as_its_tables_and_names_follow_from_it(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.toml: expected settings that .* has, found level\. They are named"):
+        prior_of("--preset", write(tmp_path / "mine.toml", "[prior]\nlevel = 'bottom'"))
+
+
+@pytest.mark.parametrize("name", ["vqvae256", "../presets/vqvae-256", "nowhere.toml", "*"])
+def test_an_unknown_preset_is_told_the_known_ones(name):
+    with pytest.raises(UserError, match=rf"--preset {name.replace('*', '.')}: expected one of keras-oasis-256, .*, "
+                                        r"or a \.toml file, found neither\. See --help"):
+        vqvae_of("--preset", name)
+
+
+def test_a_value_out_of_range_is_refused_as_that_of_a_flag_is(tmp_path):
+    with pytest.raises(UserError, match=r"--epochs: expected at least 1, found 0\. Give a larger number"):
+        vqvae_of("--preset", write(tmp_path / "mine.toml", "[vqvae]\nepochs = 0\nbatch = 1"))
+
+
+def test_what_a_preset_leaves_open_is_missing_as_ever(tmp_path):
+    with pytest.raises(UserError, match=r"missing --batch\. See"):
+        vqvae_of("--preset", write(tmp_path / "mine.toml", "[vqvae]\nepochs = 1"))
+
+
+def test_a_run_goes_on_under_a_preset_or_the_same_flags_but_not_under_another(tiny_slices, tmp_path):
+    common = ["--dataset", "oasis", "--data", str(tiny_slices), "--results", str(tmp_path), *SMALL_VQVAE]
+    train_vqvae.main(["--preset", "vqvae2-tiny", "--savename", "x", *common, "--epochs", "1"])
+    kept = json.loads((tmp_path / "oasis" / "x" / checkpoints.CONFIG).read_text())["settings"]
+    assert (kept["preset"], kept["codebook_size"], kept["downsample"]) == ("vqvae2-tiny", 16, [4, 2])
+    train_vqvae.main(["--savename", "x", *common, "--epochs", "1"])
+    with pytest.raises(UserError, match=r"found --downsample 2 2 \(was 4 2\)\. Give those again"):
+        train_vqvae.main(["--preset", "vqvae2-64", "--savename", "x", *common, "--epochs", "1"])
+
+
+# The whole chain ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_path):
+    """As the comments of its file say, but small; the data is of the preset's own kind."""
+    dataset = presets.load(name, "vqvae")["dataset"]
+    common = ["--preset", name, "--data", str(tiny_folders.get(name, tiny_folders[dataset])), "--results",
+              str(tmp_path / "results")]
+    runs = tmp_path / "results" / dataset
+    train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "9"])
+    train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "10"])
+    rows = checkpoints.read_rows(runs / name / "log.csv")
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 11))
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows)
+    levels = ("top", "bottom")[:presets.load(name, "vqvae")["levels"]]
+    for level in levels:
+        for epochs in ("1", "2"):
+            train_pixel_cnn.main([*common, *SMALL_PRIOR, "--level", level, "--vqvae", str(runs / name),
+                                  "--epochs", epochs])
+        assert len(checkpoints.read_rows(runs / f"{name}-{level}" / "log.csv")) == 2
+    models = ["--vqvae", str(runs / name)] + [word for level in levels
+                                              for word in (f"--{level}", str(runs / f"{name}-{level}"))]
+    sample.main([*models, "--count", "2", "--out", str(tmp_path / "samples")])
+    pictures = sorted((tmp_path / "samples" / "images").glob("*.png"))
+    assert len(pictures) == 2
+    with Image.open(pictures[0]) as picture:
+        assert (picture.size, picture.mode) == ((32, 32), "RGB" if name == "own-images" else "L")
+    evaluate.main([*models, "--samples", "2", "--out", str(tmp_path / "report")])
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
+    ssim = report["reconstruction"]["full"]["ssim"]
+    assert 0 < ssim["min"] <= ssim["mean"] <= ssim["max"] <= 1
+    assert list(report["codes"]) == list(levels)
+    assert all(0 < report["priors"][level]["bits_per_code"] < 10 for level in levels)
+
+
+GRADIENT = ["--levels", "1", "--quantizer", "gradient", "--norm", "group", "--standardise"]
+
+
+@pytest.mark.parametrize("step", [5, 7, 11])
+def test_a_stopped_run_with_a_gradient_codebook_goes_on_as_if_it_had_not_been(tiny_slices, tmp_path, step):
+    arguments = ["--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, *GRADIENT, "--epochs", "5"]
+    check_bitwise(VqvaeTrainer, VqvaeSettings, arguments, tmp_path, step)
+
+
+def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(tiny_slices, tmp_path):
+    """Mean and deviation of the training images are among its weights."""
+    trainer = VqvaeTrainer(vqvae_of("--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, *GRADIENT,
+                                    "--results", str(tmp_path)))
+    trainer.run()
+    pixels = trainer.images.splits["train"].pixels / 255
+    stored = load_file(trainer.folder / checkpoints.WEIGHTS)
+    assert stored["mean"].item() == pytest.approx(pixels.mean(), abs=1e-6)
+    assert stored["deviation"].item() == pytest.approx(pixels.std(), abs=1e-6)
+    images = trainer.images.splits["validate"].batch([0, 1])
+    read = train_vqvae.Vqvae(trainer.settings).eval()
+    read.load_state_dict(stored)
+    trainer.model.load_state_dict(stored)
+    with torch.no_grad():
+        assert torch.equal(read.encode(images)["top"], trainer.model.eval().encode(images)["top"])
+        assert read.decode(read.encode(images)).sub(images).abs().mean() < 0.2
+
+
+def test_a_standardised_error_is_in_units_of_the_variance(tiny_slices, tmp_path):
+    trainer = VqvaeTrainer(vqvae_of("--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, *GRADIENT,
+                                    "--results", str(tmp_path), "--epochs", "1", "--ssim-weight", "0"))
+    trainer.run()
+    row = checkpoints.read_rows(trainer.folder / "log.csv")[0]
+    variance = float((trainer.images.splits["train"].pixels / 255).var())
+    assert float(row["train_reconstruction"]) == pytest.approx(float(row["train_mse"]) / variance, rel=1e-4)
+
+
+def test_a_normalised_network_makes_of_an_image_the_same_whatever_its_batch():
+    """GroupNorm, not BatchNorm."""
+    torch.manual_seed(0)
+    model = train_vqvae.Vqvae(config.VqvaeSettings(savename="x", epochs=1, batch=1, norm="group", channels=16,
+                                                   residual_channels=6, embedding_dim=8)).train()
+    images = torch.rand(3, 1, 32, 32)
+    alone = torch.cat([model(one[None]).images for one in images])
+    torch.testing.assert_close(model(images).images, alone, rtol=1e-4, atol=1e-5)
