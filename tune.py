@@ -315,9 +315,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{folder}: {before} of {settings.trials} trials begun, {settings.workers} at a time; searching "
               f"{', '.join(f'{name}={one}' for name, one in space.items())}", flush=True)
         Tuner(settings, folder, study, data).run()
-        best = tuning.write_results(folder, study.results(), settings, space, data)
+        results = study.results()
+        best = tuning.write_results(folder, results, settings, space, data)
+    expect(any(one.state != "failed" for one in results), f"--savename {settings.savename}", "a trial that ends well",
+           f"none of {len(results)}", f"The last one's reason: {results[-1].reason}")
     expect(best is not None, f"--savename {settings.savename}", "a trial whose codes are fit for a prior",
-           f"none of {len(study.results())}", f"{folder / 'trials.csv'} says what they had: give more --epochs, or "
+           f"none of {len(results)}", f"{folder / 'trials.csv'} says what they had: give more --epochs, or "
            "raise --trials.")
     print(f"Done: {folder / 'best.toml'}, trial {best.number}, score {best.score:.4f} "
           f"({tuning.in_words(best, settings.codebook_size)})")

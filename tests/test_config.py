@@ -101,7 +101,8 @@ class TestCommandLine:
         (VqvaeSettings, [*RUN_FLAGS, "--zzz", "2"], "train.py: unrecognized --zzz 2."),
         (VqvaeSettings, [*RUN_FLAGS, "extra", "words"],
          "train.py: unrecognized extra words. --batch takes 1 value(s)."),
-        (VqvaeSettings, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2."),
+        (VqvaeSettings, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2. "
+         "Perhaps you meant --levels."),
         (VqvaeSettings, [*RUN_FLAGS, "--size", "x"], "--size: expected INT, found x."),
         (VqvaeSettings, [*RUN_FLAGS, "--epochs", "1.5"], "--epochs: expected INT, found 1.5."),
         (VqvaeSettings, [*RUN_FLAGS, "--learning-rate", "fast"], "--learning-rate: expected FLOAT, found fast."),

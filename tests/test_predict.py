@@ -324,3 +324,15 @@ class TestTrainedOn:
         scan(apart / "scans" / "OAS1_0001_MR1.nii.gz")  # of train
         scan(apart / "scans" / "OAS1_0011_MR1.nii.gz", 1)  # of test
         assert run("scans")[2]["seen_in_training"] == {"images": 0, "subjects": 1}
+
+    def test_pictures_whose_names_say_a_case_that_was_trained_on_are_counted(self, run, apart, tiny_slices):
+        """As --dataset keras_png_slices has them; the pictures themselves are others."""
+        for number, split in enumerate(("train", "train", "validate", "test")):
+            picture(apart / f"keras_png_slices_{split}" / f"case_{number:03d}_slice_0.nii.png", picture_of(number, 0))
+        train_vqvae.main(["--dataset", "keras_png_slices", "--data", str(apart), "--results", str(apart / "results"),
+                          *TINY, *TINY_VQVAE, "--levels", "1", "--epochs", "1", "--savename", "k"])
+        for number in (1, 3):
+            picture(apart / "others" / f"case_{number:03d}_slice_7.nii.png", picture_of(40 + number, 0))
+        _, _, report = run("others", vqvae=apart / "results" / "keras_png_slices" / "k")
+        assert report["seen_in_training"] == {"images": 0, "subjects": 1}
+        assert (report["subjects"], report["subjects_known"]) == (2, True)

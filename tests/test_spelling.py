@@ -158,7 +158,8 @@ class TestNamesOfOtherCode:
         ("--bs 8", "--batch"), ("--batch_size 8", "--batch"), ("--batch-size=8", "--batch"), ("-b 8", "--batch"),
         ("--epoch 3", "--epochs"), ("--num_epochs 3", "--epochs"), ("--data_dir x", "--data"),
         ("--data-path x", "--data"), ("--img_size 64", "--size"), ("--amp", "--precision"),
-        ("--output_dir x", "--results"), ("--name x", "--savename"), ("--nb-levels 2", "--levels")])
+        ("--output_dir x", "--results"), ("--name x", "--savename"), ("--nb-levels 2", "--levels"),
+        ("--presets x", "--preset"), ("--codebok-size 64", "--codebook-size")])
     def test_of_a_vqvae_lead_to_ours(self, words, meant, said):
         assert said(VqvaeSettings, *RUN, *words.split()) == MEANT.format(words, meant)
 

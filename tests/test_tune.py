@@ -336,6 +336,12 @@ class TestStudy:
         rows = search("one", "--embedding-dim", 8, "--search", "embedding_dim=8", "learning_rate", "--trials", 4)
         assert [row["state"] for row in rows] == ["failed"] * 3 + ["complete"]
 
+    def test_a_study_whose_few_trials_all_failed_ends_with_the_last_ones_reason(self, search, refusal):
+        line = refusal(lambda _: search("one", "--trials", 1, "--embedding-dim", 8, "--search", "embedding_dim=8",
+                                        training=partial(pretend, misfortune="diverge")))
+        assert re.match(r"--savename s: expected a trial that ends well, found none of 1\. The last one's reason: "
+                        r"--learning-rate 9: expected a finite loss, found nan", line)
+
     def test_without_a_trial_fit_for_a_prior_there_is_no_preset(self, search, refusal, apart, monkeypatch):
         monkeypatch.setattr(tuning, "fewest_codes", lambda size: 99)
         line = refusal(lambda _: search("one", "--trials", 2))

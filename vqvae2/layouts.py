@@ -26,6 +26,8 @@ FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "valid
                 "validation": "validate", "test": "test"}
 """What folders of splits may be called, in lower case, and which they are."""
 KERAS = "keras_png_slices_"
+CASE = r"case_\d+"
+"""In the name of a picture of that release: its subject."""
 UNFINISHED = ".cases-before.csv"
 """There while extract_slices.py --layout keras_png_slices changes its links."""
 LABELS = re.compile(r"(^|_)seg(_|\.|$)", re.IGNORECASE)
@@ -115,7 +117,7 @@ def _list_keras(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], 
             name = path.relative_to(folder)
             if any(LABELS.search(part) for part in name.parts[1:]):
                 continue
-            case = re.match(r"case_\d+", path.name)
+            case = re.match(CASE, path.name)
             expect(bool(case or settings.subject_pattern), f"--data {folder}",
                    f"names such as case_001_slice_0.nii.png in {KERAS}{split}", name.as_posix(),
                    "Give --subject-pattern, whose group is the subject, or remove it.")
@@ -148,6 +150,13 @@ def _by_pattern(pattern: str, name: PurePath) -> str:
     expect(match[1] is not None, f"--subject-pattern {pattern}", "a group that takes part in every match",
            f"an empty one in {name.as_posix()}", "Correct the pattern.")
     return match[1]
+
+
+def subject_in_name(name: str, settings: DataSettings) -> str | None:
+    """Return the subject that a picture's name says, by the rule of the data that `settings` describe; None if none."""
+    pattern = settings.subject_pattern or (f"({CASE})" if settings.dataset == "keras_png_slices" else None)
+    match = re.search(pattern, PurePath(name).name) if pattern else None
+    return match[1] if match else None
 
 
 def _split_folders(folder: Path, before: str = "") -> list[tuple[Path, str]]:

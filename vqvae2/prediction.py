@@ -20,7 +20,7 @@ from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
 from vqvae2.config import as_before, as_dict, expect
 from vqvae2.images import ImageSet, pixel_hash, subject_hash, unique_names
-from vqvae2.layouts import ImageFile
+from vqvae2.layouts import ImageFile, subject_in_name
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
 
@@ -220,22 +220,21 @@ def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures
             rejected: Sequence[dict]) -> dict:
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
-    known = all("subject" in one.facts for one in given)
-    subjects = [one.facts.get("subject", one.file_name) for one in given]
+    named = [one.facts.get("subject") or subject_in_name(one.file_name, vqvae.model.settings) for one in given]
+    subjects = [name or one.file_name for name, one in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
     grids = [tuple(one.shape[1:]) for one in maps.levels.values()]
     changes = [change for one in given for change in one.changes]
     return {
         "schema": SCHEMA, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
         "rejected": len(rejected),
-        "subjects": len(set(subjects)), "subjects_known": known, "size": [height, width],
+        "subjects": len(set(subjects)), "subjects_known": all(named), "size": [height, width],
         "trained_at": list(vqvae.config["image_shape"][1:]),
         "changes": {what: sum(change.startswith(what) for change in changes)
                     for what in CHANGES},
         "seen_in_training": {
             "images": sum(pixel_hash(one.pixels) in seen["training_images"] for one in given),
-            "subjects": len({one.facts["subject"] for one in given if "subject" in one.facts
-                             and subject_hash(one.facts["subject"]) in seen["training_subjects"]})},
+            "subjects": len({name for name in named if name and subject_hash(name) in seen["training_subjects"]})},
         "reconstruction": {area: {name: metrics.summarise(values, subjects, 0) for name, values in of_area.items()}
                            for area, of_area in figures.items()},
         "codes": {level: metrics.codebook_figures(metrics.code_counts(one, size))

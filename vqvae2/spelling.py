@@ -8,6 +8,7 @@ other code finds the flag of a name that is in use there: see KNOWN_AS.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from vqvae2.errors import UserError
 DASHES = "-‐‑‒–—―−"
 """The keyboard's own, and those that word processors make of it."""
 LEADING = re.compile(f"^[{DASHES}]+")
+CLOSE = 0.8
+"""How alike two spellings are (difflib's ratio) before one is taken for a slip of the other."""
 VALIDATE = {"val", "valid", "validation", "validating"}
 HELP = {"help", "-help", "--h", "-?", "--?", "/?", "/h"}
 NO = {"false", "no", "off", "0", "none"}
@@ -286,4 +289,6 @@ def _answer(name: str, flags: dict[str, Flag], stand_alone: bool) -> list[str]:
         return [f"Perhaps you meant {' or '.join(ours)}."]
     if name.startswith("no-") and name[3:] in flags and flags[name[3:]].values == 0:
         return [f"It is off unless {flags[name[3:]].name} is given."]
-    return [ANSWERS[name]] if name in ANSWERS else []
+    if name in ANSWERS:
+        return [ANSWERS[name]]
+    return [f"Perhaps you meant {flags[flag].name}." for flag in difflib.get_close_matches(name, flags, 1, CLOSE)]
