@@ -217,10 +217,10 @@ def test_a_manifest_is_never_beside_links_that_contradict_it(scans, out, monkeyp
     extract(scans, out, *KERAS)
 
     def stop(*_):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("while linking")
     with monkeypatch.context() as patch:
         patch.setattr(keras_layout, "link", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="while linking"):
             extract(scans, out, *KERAS, "--split", "10", "45", "45")
     assert (out / "manifest.csv").exists()
     assert links_in(out).items() <= expected_links(out).items()

@@ -85,7 +85,7 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
 
 
 def test_only_the_scripts_that_a_preset_has_tables_for_take_one(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         parse(FeatureSettings, "the manual", ["--help"])
     assert "preset" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"unrecognized --preset vqvae2-tiny\."):
@@ -134,7 +134,7 @@ def test_the_tables_of_a_level_beat_those_of_both():
 
 
 def test_help_lists_the_presets_and_shows_the_chosen_ones_defaults(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         parse(VqvaeSettings, "the manual", ["--preset", "vqvae-256", "--help"])
     said = capsys.readouterr().out
     for name in NAMES:
