@@ -5,11 +5,11 @@
     python extract_slices.py --scans scans --out slices-64 --size 64 --per-scan 20
     python benchmarks/presets.py --slices slices-256 slices-128 slices-64 --out presets-trained
 
-Each is trained as its file in presets/ says but for three flags: the data, the number of epochs that makes
---images-seen, and micro-batches that fit a small machine (the global batch stays the preset's). Those of large batches
-are trained once more with small ones. Beside each stands the recipe of vqvae2-256 at the same size. All are judged on
-the test subjects' slices. Run it again to go on where it
-stopped; --only does some of them, --table writes the table of what is done and trains nothing.
+Each is trained as its file in presets/ says but for the data (slices with their manifest, for all), the epochs that
+make --images-seen, and micro-batches that fit a small machine (the global batch stays the preset's). Those of
+large batches are trained once more with small ones. Beside each stands the recipe of vqvae2-256 at the same size. All
+are judged on the test subjects' slices. Run it again to go on where it stopped; --only does some of them, --table
+writes the table of what is done and trains nothing.
 """
 
 import argparse
@@ -146,8 +146,11 @@ def write(found: dict[Training, dict], given: argparse.Namespace) -> None:
     said = (f"{' or '.join(f'{number:,}' for number in seen)} images seen by each, one run, seed 0; {judged['images']} "
             f"test slices of {judged['subjects']} unseen subjects. {processor()}, no GPU, torch "
             f"{torch.__version__.split('+')[0]}.")
+    text = given.page.read_text(encoding="utf-8")
+    if f"<!-- {MARK} -->" not in text:
+        sys.exit(f"{given.page}: expected the lines <!-- {MARK} --> and <!-- end -->, found none. Put them back.")
     checkpoints.write_text(given.page, report_text.fill(
-        given.page.read_text(encoding="utf-8"), MARK, f"{report_text.markdown_table(columns, rows)}\n\n{said}"))
+        text, MARK, f"{report_text.markdown_table(columns, rows)}\n\n{said}"))
     print(f"written: {given.page}, {len(rows)} trainings")
 
 

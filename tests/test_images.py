@@ -271,3 +271,19 @@ class TestSizes:
         with pytest.raises(UserError, match=rf"expected height and width that 8 divides \(--downsample\), "
                                             rf"found {size[0]} by {size[1]}\. Give --size {advice}\."):
             load_folder(tmp_path, divide=8)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1)])
+def test_intensities_are_the_mean_and_deviation_of_each_channel_over_all_pixels(kind, channels):
+    white = np.iinfo(kind).max
+    pixels = np.random.default_rng(4).integers(0, white // np.arange(1, channels + 1)[:, None, None] + 1,
+                                               (7, channels, 6, 5)).astype(kind)
+    mean, deviation = images.ImageSet((), pixels).intensities()
+    seen = pixels.astype(np.float64) / white
+    assert mean.numpy() == pytest.approx(seen.mean((0, 2, 3)), rel=1e-6)
+    assert deviation.numpy() == pytest.approx(seen.std((0, 2, 3)), rel=1e-6)
+
+
+def test_a_channel_of_one_value_has_the_deviation_1():
+    mean, deviation = images.ImageSet((), np.full((2, 1, 4, 4), 51, np.uint8)).intensities()
+    assert (mean.item(), deviation.item()) == (pytest.approx(0.2), 1.0)
