@@ -49,7 +49,7 @@ from vqvae2 import (
     plots,
     random_numbers,
 )
-from vqvae2.config import PriorSettings, as_before, parse, path_from_environment
+from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
@@ -60,7 +60,7 @@ class PriorTrainer(Trainer):
 
     best_by = "bits_per_code"
 
-    def __init__(self, settings: PriorSettings):
+    def __init__(self, settings: TrainPrior):
         super().__init__(settings)
         self.kind = f"{settings.level} prior"
         self.ema_decay = settings.ema
@@ -90,7 +90,7 @@ class PriorTrainer(Trainer):
             say(warning)
         self._report_references()
 
-    def _data_settings(self) -> PriorSettings:
+    def _data_settings(self) -> TrainPrior:
         """The images as the VQ-VAE saw them, from --data or, if that is not given, from the VQ-VAE's own folder."""
         own = as_before(self.vqvae.config["settings"])
         size = self.settings.size or own["size"]
@@ -217,7 +217,7 @@ class PriorTrainer(Trainer):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
-    settings = parse(PriorSettings, __doc__, arguments)
+    settings = parse(TrainPrior, __doc__, arguments)
     checkpoints.find_run(settings.vqvae, "--vqvae", settings.results)
     PriorTrainer(settings).run()
 

@@ -26,7 +26,7 @@ from trainer import Share, Trainer
 from vqvae2 import codes, images, losses, metrics, plots
 from vqvae2.augmentation import Augmentation
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings, expect, parse, path_from_environment
+from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.quantizer import Place
 
@@ -63,7 +63,8 @@ class VqvaeTrainer(Trainer):
         """Return the autoencoder; in a short run quantising begins after a quarter of the steps."""
         steps = self.steps_per_epoch * self.settings.epochs
         seen = self.images.splits["train"].intensities() if self.settings.standardise else None
-        model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4), seen)
+        model = Vqvae(self.settings, self.images.shape[0], min(self.settings.start_steps, steps // 4), seen,
+                      self.settings.seed)
         return model.to(memory_format=torch.channels_last)
 
     def parts_to_compile(self) -> list[nn.Module]:
@@ -145,7 +146,7 @@ class VqvaeTrainer(Trainer):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
-    settings = parse(VqvaeSettings, __doc__, arguments)
+    settings = parse(TrainVqvae, __doc__, arguments)
     # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
     data = path_from_environment(settings.data, "SLICES_PATH", "--data")
     VqvaeTrainer(dataclasses.replace(settings, data=data)).run()

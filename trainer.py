@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vqvae2 import averaging, checkpoints, distributed, machine, random_numbers, run_folder, run_log
-from vqvae2.config import RunSettings
+from vqvae2.config import TrainingSettings
 from vqvae2.errors import Stopped, UserError
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -71,7 +71,7 @@ class Trainer:
     best_by = "loss"
     ema_decay = 0.0
 
-    def __init__(self, settings: RunSettings):
+    def __init__(self, settings: TrainingSettings):
         self.settings = settings
         self.folder = settings.results / settings.dataset / settings.savename
         self.epoch = self.step = self.step_in_epoch = 0

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from train_vqvae import VqvaeTrainer
 from vqvae2 import checkpoints, distributed, images, machine, tuning, tuning_study
-from vqvae2.config import VqvaeSettings, expect, parse, path_from_environment
+from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
 from vqvae2.tune_config import TuneSettings
 from vqvae2.tuning_study import Study
@@ -66,7 +66,7 @@ class TrialTrainer(VqvaeTrainer):
         pictures_every: epochs between pictures.
     """
 
-    def __init__(self, settings: VqvaeSettings, judge: Connection, pictures_every: int):
+    def __init__(self, settings: TrainVqvae, judge: Connection, pictures_every: int):
         super().__init__(settings)
         self.judge, self.picture_epochs = judge, pictures_every
 
@@ -83,7 +83,7 @@ class TrialTrainer(VqvaeTrainer):
             super().pictures(epoch)
 
 
-def train(settings: VqvaeSettings, judge: Connection, pictures_every: int, gpu: str | None) -> None:
+def train(settings: TrainVqvae, judge: Connection, pictures_every: int, gpu: str | None) -> None:
     """Train one trial, in a process of its own, which ends with a script's exit status.
 
     All that it says goes to OUTPUT in the trial's folder; `judge` is sent the line of a user's error.
@@ -107,7 +107,7 @@ def train(settings: VqvaeSettings, judge: Connection, pictures_every: int, gpu: 
             raise SystemExit(EXIT_STOPPED) from None
 
 
-def _folder_of(settings: VqvaeSettings) -> Path:
+def _folder_of(settings: TrainVqvae) -> Path:
     return settings.results / settings.dataset / settings.savename
 
 
@@ -122,7 +122,7 @@ class Worker:
     """A trial that is being trained."""
 
     trial: object
-    settings: VqvaeSettings
+    settings: TrainVqvae
     slot: int
     process: multiprocessing.Process
     judge: Connection
@@ -183,7 +183,7 @@ class Tuner:
         slot = min(set(range(self.settings.workers)) - {worker.slot for worker in self.workers})
         self.workers.append(Worker(trial, settings, slot, *self._launch(settings, slot)))
 
-    def _launch(self, settings: VqvaeSettings, slot: int) -> tuple[multiprocessing.Process, Connection]:
+    def _launch(self, settings: TrainVqvae, slot: int) -> tuple[multiprocessing.Process, Connection]:
         ours, theirs = self.context.Pipe()
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         process = self.context.Process(target=train, args=(settings, theirs, self.settings.pictures_every, gpu))
@@ -237,7 +237,7 @@ class Tuner:
         worker.judge.close()
         self.workers.remove(worker)
 
-    def _record(self, trial: object, settings: VqvaeSettings, state: str, reason: str = "") -> None:
+    def _record(self, trial: object, settings: TrainVqvae, state: str, reason: str = "") -> None:
         """Note how a trial ended, remove what was only there to go on from, and tell."""
         run = _folder_of(settings)
         self.study.finish(trial, state, checkpoints.read_rows(run / "log.csv"), reason)

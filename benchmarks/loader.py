@@ -37,7 +37,7 @@ from train_vqvae import VqvaeTrainer
 from trainer import Share
 from vqvae2 import config, distributed, images
 from vqvae2.augmentation import Augmentation
-from vqvae2.config import DataSettings, VqvaeSettings
+from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.errors import run_script
 
 
@@ -99,7 +99,7 @@ def measure(settings: BenchmarkSettings, folder: Path, size: int) -> None:
     split = loaded.splits["train"]
     orders = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(settings.batch)
 
-    training = VqvaeSettings(savename="v", epochs=1, batch=settings.batch, augment=True)
+    training = TrainVqvae(savename="v", epochs=1, batch=settings.batch, augment=True)
     augmentation = Augmentation(training, split.facts, loaded.field_of_view)
 
     def augmented() -> Iterable[torch.Tensor]:
@@ -160,7 +160,7 @@ def pss() -> int:
 
 def step_rate(settings: BenchmarkSettings, folder: Path, size: int) -> float:
     """Return images/s of forward, backward and Adam of the default network alone, in fp32."""
-    trainer = VqvaeTrainer(VqvaeSettings(dataset="folder", data=folder, savename="v", epochs=1, batch=8))
+    trainer = VqvaeTrainer(TrainVqvae(dataset="folder", data=folder, savename="v", epochs=1, batch=8))
     trainer.device, trainer.steps_per_epoch = torch.device("cpu"), 1000
     trainer.start()
     model = trainer.build().train()

@@ -35,7 +35,7 @@ from common import processor
 
 from vqvae2 import config, distributed
 from vqvae2.cached import CachedPrior
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.errors import run_script
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
 def make(kind: str, side: int, place: torch.device) -> Prior:
     """Return a prior of that kind for maps of `side` x `side` codes, with fresh weights."""
     torch.manual_seed(0)
-    options = PriorSettings(savename="x", epochs=1, batch=1, vqvae="x", **PRIORS[kind])
+    options = TrainPrior(savename="x", epochs=1, batch=1, vqvae="x", **PRIORS[kind])
     top = (torch.randn(CODES, DIM), (side // 2, side // 2)) if kind == "bottom" else (None, None)
     return Prior(options, torch.randn(CODES, DIM), (side, side), *top).to(place).eval()
 

@@ -52,7 +52,7 @@ from common import processor
 from train_vqvae import VqvaeTrainer
 from vqvae2 import config, distributed, losses, machine
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.errors import run_script
 
 STEPS_BEFORE = 6
@@ -200,7 +200,7 @@ class Ours:
 
     def __init__(self, task: Task):
         precision = "fp32" if task.kind == "ours fp32" else task.precision
-        settings = VqvaeSettings(
+        settings = TrainVqvae(
             savename=f"{task.kind}-{task.ranks}".replace(" ", "-"), epochs=10**6, batch=task.batch // task.ranks,
             dataset="folder", data=Path(task.images), results=Path(task.results), split=(1, 0, 0), start_steps=2,
             precision=precision, compile=task.compile, threads=task.threads)

@@ -47,7 +47,7 @@ def gradient_bytes(model: torch.nn.Module) -> int:
 
 def codebook_bytes(size: int) -> dict[str, int]:
     """Return what the default VQ-VAE's codebooks exchange, on images of `size` x `size`, in each kind of step."""
-    model = Vqvae(VqvaeSettings(savename="x", epochs=1, batch=IMAGES_HERE), 1, start_steps=1).train()
+    model = Vqvae(VqvaeSettings(), 1, start_steps=1).train()
     pixels, positions = torch.rand(IMAGES_HERE, 1, size, size), torch.arange(IMAGES_HERE)
     found = {}
     for kind, step in {"start": 0, "step": 1, "restart": RESTART_EVERY - 1}.items():
@@ -62,10 +62,10 @@ def models() -> dict[str, tuple[int, dict[str, int]]]:
     """Return each default model's bytes of gradients and of codebooks."""
     made = {}
     for size in (128, 256):
-        vqvae = Vqvae(VqvaeSettings(savename="x", epochs=1, batch=1))
+        vqvae = Vqvae(VqvaeSettings())
         made[f"VQ-VAE-2, {size}²"] = (gradient_bytes(vqvae), codebook_bytes(size))
         for level, height, top in (("top", size // 8, None), ("bottom", size // 4, size // 8)):
-            settings = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x")
+            settings = PriorSettings(level=level)
             book = vqvae.quantizers[level].codebook
             prior = Prior(settings, book, (height, height), top and book, top and (top, top))
             made[f"{level} prior, {size}²"] = (gradient_bytes(prior), {})

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer import Share, Trainer
 from vqvae2 import distributed
-from vqvae2.config import RunSettings, parse
+from vqvae2.config import TrainingSettings, parse
 from vqvae2.errors import run_script
 
 
@@ -53,4 +53,4 @@ class SlowLine(Trainer):
 
 
 if __name__ == "__main__":
-    run_script(lambda: SlowLine(parse(RunSettings, __doc__, None)).run())
+    run_script(lambda: SlowLine(parse(TrainingSettings, __doc__, None)).run())

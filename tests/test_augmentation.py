@@ -20,7 +20,7 @@ import train_vqvae
 from trainer import Share
 from vqvae2 import augmentation, config, random_numbers
 from vqvae2.augmentation import Augmentation, moved
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.errors import UserError
 
 NOTHING = {"no_mirror": True, "rotate_degrees": 0, "shift_mm": 0, "scale_percent": 0, "elastic_mm": 0,
@@ -29,8 +29,8 @@ LARGEST = {"rotate_degrees": 45, "shift_mm": 50, "scale_percent": 50, "elastic_m
 RUN = {"savename": "v", "epochs": 1, "batch": 1}
 
 
-def settings_of(**bounds) -> VqvaeSettings:
-    return VqvaeSettings(**RUN, augment=True, **bounds)
+def settings_of(**bounds) -> TrainVqvae:
+    return TrainVqvae(**RUN, augment=True, **bounds)
 
 
 def augmented(pixels, items=range(7), epoch=0, facts=None, **bounds):
@@ -302,10 +302,10 @@ class TestSettings:
         ("--picture-mm 180", r"--picture-mm: expected --augment beside it, found 180\.0 alone\.")])
     def test_a_bound_that_does_not_fit_is_refused(self, flags, message):
         with pytest.raises(UserError, match=message):
-            config.parse(VqvaeSettings, "", ["--savename", "v", "--epochs", "1", "--batch", "1", *flags.split()])
+            config.parse(TrainVqvae, "", ["--savename", "v", "--epochs", "1", "--batch", "1", *flags.split()])
 
     def test_it_is_off_by_default_and_the_largest_bounds_are_let_through(self):
-        assert not VqvaeSettings(**RUN).augment
+        assert not TrainVqvae(**RUN).augment
         assert dataclasses.asdict(settings_of(**LARGEST)).items() >= LARGEST.items()
 
     def test_a_run_that_was_augmented_before_there_were_bounds_does_not_go_on_with_others(self):
@@ -317,7 +317,7 @@ class TestSettings:
         assert config.changed_settings(as_near, old) == ["--shift-mm 5.0 (was 3 % of the picture)"]
 
     def test_a_run_that_was_not_augmented_goes_on(self):
-        new = VqvaeSettings(**RUN)
+        new = TrainVqvae(**RUN)
         old = {name: value for name, value in config.as_dict(new).items() if name not in config.AUGMENTATION}
         assert config.changed_settings(new, old) == []
         assert config.changed_settings(settings_of(), old) == ["--augment True (was False)"]
@@ -342,7 +342,7 @@ class TestSettings:
 class TestTraining:
     @pytest.mark.parametrize("augment", [False, True])
     def test_only_training_images_are_augmented_and_only_when_asked(self, augment, tiny_slices, tmp_path):
-        trainer = train_vqvae.VqvaeTrainer(VqvaeSettings(data=tiny_slices, savename="v", epochs=1, batch=4, seed=5,
+        trainer = train_vqvae.VqvaeTrainer(TrainVqvae(data=tiny_slices, savename="v", epochs=1, batch=4, seed=5,
                                                          results=tmp_path, augment=augment))
         trainer.device = torch.device("cpu")
         trainer.start()
@@ -379,7 +379,7 @@ class TestTraining:
             table.writerows({**row, "plane": planes[number % 3]} for number, row in enumerate(rows))
         if text is not None:
             (tmp_path / "slices" / "extraction.json").write_text(text)
-        trainer = train_vqvae.VqvaeTrainer(VqvaeSettings(data=tmp_path / "slices", savename="v", epochs=1, batch=4,
+        trainer = train_vqvae.VqvaeTrainer(TrainVqvae(data=tmp_path / "slices", savename="v", epochs=1, batch=4,
                                                          results=tmp_path, augment=True, size=16, ssim_weight=0.03))
         trainer.start()
         assert trainer.augmentation.width_mm == width  # --size changes the pixels, not what they show

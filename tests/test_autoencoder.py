@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from vqvae2.autoencoder import Enlarging, ResidualBlock, Vqvae
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.quantizer import EmaQuantizer, Place
 
 
 def tiny(levels: int = 2, downsample: tuple[int, ...] = (), **more: object) -> Vqvae:
     torch.manual_seed(0)
-    options = VqvaeSettings(savename="x", epochs=1, batch=4, levels=levels, downsample=downsample, channels=16,
+    options = TrainVqvae(savename="x", epochs=1, batch=4, levels=levels, downsample=downsample, channels=16,
                             residual_channels=8, embedding_dim=8, codebook_size=32, **more)
     return Vqvae(options)
 

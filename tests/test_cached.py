@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vqvae2.cached import CachedPrior
 from vqvae2.conditions import Column
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes
 
@@ -22,7 +22,7 @@ def prior(level: str = "top", shape: tuple[int, int] = (4, 6), network: str = "s
           layers: int = 3, attention_every: int = 2, seed: int = 0) -> Prior:
     """A prior in float64 whose codes are far from even, so that a wrong logit would be seen in what is drawn."""
     torch.manual_seed(seed)
-    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
+    options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
                             layers=layers, attention_every=attention_every, network=network)
     top = (torch.randn(CODES, DIM), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
     made = Prior(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()

@@ -9,7 +9,7 @@ import torch
 from train_vqvae import VqvaeTrainer
 from trainer import Share
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place
 
 BETA, DECAY, RATE = 0.3, 0.9, 0.05
@@ -177,7 +177,7 @@ class Given:
 
 def losses_of(kind: str, beta: float) -> tuple[dict[str, torch.Tensor], Vqvae]:
     """What the trainer makes of two images with this beta, and the model with its gradients."""
-    settings = VqvaeSettings(savename="x", epochs=1, batch=2, quantizer=kind, commitment=beta, channels=8,
+    settings = TrainVqvae(savename="x", epochs=1, batch=2, quantizer=kind, commitment=beta, channels=8,
                              residual_channels=4, embedding_dim=4, codebook_size=8, start_steps=0)
     torch.manual_seed(1)
     model = Vqvae(settings).train()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vqvae2 import conditions, random_numbers
 from vqvae2.cached import CachedPrior
 from vqvae2.conditions import Column
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.errors import UserError
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes, known_of
@@ -182,7 +182,7 @@ def told(request) -> Prior:
 def prior_of(level: str, columns: tuple[Column, ...]) -> Prior:
     """A prior in float64 with weights as they were drawn, but for what is known: that shows more."""
     torch.manual_seed(0)
-    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2, layers=3,
+    options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2, layers=3,
                             attention_every=2)
     top = (torch.randn(CODES, 5), (2, 3)) if level == "bottom" else (None, None)
     prior = Prior(options, torch.randn(CODES, 5), (4, 6), *top, columns).double().eval()

@@ -11,8 +11,8 @@ from make_demo_scans import DemoScansSettings
 from vqvae2 import config
 from vqvae2.config import (
     DataSettings,
-    PriorSettings,
-    VqvaeSettings,
+    TrainPrior,
+    TrainVqvae,
     parse,
 )
 from vqvae2.errors import UserError
@@ -75,7 +75,7 @@ class TestPaths:
 
 class TestCommandLine:
     def test_flags_become_settings(self):
-        settings = parse(VqvaeSettings, "", [*RUN_FLAGS, "--dataset", "folder", "--data", "pictures", "--downsample",
+        settings = parse(TrainVqvae, "", [*RUN_FLAGS, "--dataset", "folder", "--data", "pictures", "--downsample",
                                              "8", "4", "--split", "70", "10", "20", "--subject-pattern", "case_(\\d+)"])
         assert (settings.savename, settings.epochs, settings.batch) == ("brain", 3, 4)
         assert (settings.dataset, settings.data, settings.subject_pattern) == (
@@ -84,7 +84,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize(("arguments", "factors"), [([], (4, 2)), (["--levels", "1"], (4,))])
     def test_downsample_follows_levels(self, arguments, factors):
-        assert parse(VqvaeSettings, "", [*RUN_FLAGS, *arguments]).downsample == factors
+        assert parse(TrainVqvae, "", [*RUN_FLAGS, *arguments]).downsample == factors
 
     def test_m_is_the_same_as_vqvae(self):
         arguments = ["--out", "report", "--split", "validate"]
@@ -92,25 +92,25 @@ class TestCommandLine:
             EvaluateSettings, "", ["--vqvae", "a", *arguments])
 
     def test_an_underscore_serves_as_a_dash(self):
-        assert parse(VqvaeSettings, "", [*RUN_FLAGS, "--codebook_size", "64"]).codebook_size == 64
+        assert parse(TrainVqvae, "", [*RUN_FLAGS, "--codebook_size", "64"]).codebook_size == 64
 
     @pytest.mark.parametrize(("settings", "arguments", "said"), [
-        (VqvaeSettings, [], "train.py: missing --savename, --epochs, --batch."),
+        (TrainVqvae, [], "train.py: missing --savename, --epochs, --batch."),
         (SampleSettings, ["--top", "t"], "train.py: missing --vqvae, --out."),
-        (VqvaeSettings, [*RUN_FLAGS, "--levl", "2"], "train.py: unrecognized --levl 2. Perhaps you meant --levels."),
-        (VqvaeSettings, [*RUN_FLAGS, "--zzz", "2"], "train.py: unrecognized --zzz 2."),
-        (VqvaeSettings, [*RUN_FLAGS, "extra", "words"],
+        (TrainVqvae, [*RUN_FLAGS, "--levl", "2"], "train.py: unrecognized --levl 2. Perhaps you meant --levels."),
+        (TrainVqvae, [*RUN_FLAGS, "--zzz", "2"], "train.py: unrecognized --zzz 2."),
+        (TrainVqvae, [*RUN_FLAGS, "extra", "words"],
          "train.py: unrecognized extra words. --batch takes 1 value(s)."),
-        (VqvaeSettings, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2. "
+        (TrainVqvae, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2. "
          "Perhaps you meant --levels."),
-        (VqvaeSettings, [*RUN_FLAGS, "--size", "x"], "--size: expected INT, found x."),
-        (VqvaeSettings, [*RUN_FLAGS, "--epochs", "1.5"], "--epochs: expected INT, found 1.5."),
-        (VqvaeSettings, [*RUN_FLAGS, "--learning-rate", "fast"], "--learning-rate: expected FLOAT, found fast."),
-        (VqvaeSettings, [*RUN_FLAGS, "--split", "1", "b", "2"], "--split: expected FLOAT FLOAT FLOAT, found 1 b 2."),
-        (VqvaeSettings, [*RUN_FLAGS, "--split", "1", "2"], "--split: expected 3 value(s), found fewer."),
-        (VqvaeSettings, [*RUN_FLAGS, "--results"], "--results: expected 1 value(s), found fewer."),
-        (VqvaeSettings, [*RUN_FLAGS, "--levels", "3"], "--levels: expected one of 1, 2, found 3."),
-        (VqvaeSettings, [*RUN_FLAGS, "--dataset", "brats-2021-training-set-of-a-long-name"],
+        (TrainVqvae, [*RUN_FLAGS, "--size", "x"], "--size: expected INT, found x."),
+        (TrainVqvae, [*RUN_FLAGS, "--epochs", "1.5"], "--epochs: expected INT, found 1.5."),
+        (TrainVqvae, [*RUN_FLAGS, "--learning-rate", "fast"], "--learning-rate: expected FLOAT, found fast."),
+        (TrainVqvae, [*RUN_FLAGS, "--split", "1", "b", "2"], "--split: expected FLOAT FLOAT FLOAT, found 1 b 2."),
+        (TrainVqvae, [*RUN_FLAGS, "--split", "1", "2"], "--split: expected 3 value(s), found fewer."),
+        (TrainVqvae, [*RUN_FLAGS, "--results"], "--results: expected 1 value(s), found fewer."),
+        (TrainVqvae, [*RUN_FLAGS, "--levels", "3"], "--levels: expected one of 1, 2, found 3."),
+        (TrainVqvae, [*RUN_FLAGS, "--dataset", "brats-2021-training-set-of-a-long-name"],
          "--dataset: expected one of oasis, keras_png_slices, folder, found brats-2021-training-set-of-a-long-name.")])
     def test_what_does_not_fit_is_one_line_that_reads_well(self, settings, arguments, said, line):
         assert line(settings, *arguments) == f"{said} See train.py --help."
@@ -122,7 +122,7 @@ class TestCommandLine:
     def test_help_prints_the_manual_as_it_was_written_and_each_field_with_its_kind(self, capsys):
         manual = "A manual.\n\nTo paste:\n    python a.py \\\n        --flag\nThe end of it."
         with pytest.raises(SystemExit) as end:
-            parse(VqvaeSettings, manual, ["--help"])
+            parse(TrainVqvae, manual, ["--help"])
         shown = capsys.readouterr()
         assert (end.value.code, shown.err) == (0, "")
         assert shown.out.startswith(manual + "\n")
@@ -152,31 +152,31 @@ class TestCommandLine:
     (DataSettings, {"split": (math.nan, 1, 1)}, r"--split: expected three shares, .* found nan 1 1\. The default"),
     (DataSettings, {"subject_pattern": "case_("}, r"--subject-pattern: expected a regular .* case_\( \(.*For example"),
     (DataSettings, {"subject_pattern": "case"}, r"--subject-pattern: expected a group in brackets .* case\. For"),
-    (VqvaeSettings, {**RUN, "epochs": 0}, r"--epochs: expected at least 1, found 0\. Give"),
-    (VqvaeSettings, {**RUN, "pictures_every": 0}, r"--pictures-every: expected at least 1, found 0\. Give"),
-    (VqvaeSettings, {**RUN, "savename": "../up"}, r"--savename: expected letters, .* found '\.\./up'\. It names"),
-    (VqvaeSettings, {**RUN, "savename": ""}, r"--savename: expected letters, .* found ''\. It names"),
-    (VqvaeSettings, {**RUN, "warmup_steps": -1}, r"--warmup-steps: expected 0 or more, found -1\. See"),
-    (VqvaeSettings, {**RUN, "clip": -1.0}, r"--clip: expected 0 or more, found -1\.0\. See"),
-    (VqvaeSettings, {**RUN, "threads": 0}, r"--threads: expected at least 1, found 0\. Or leave it out"),
-    (VqvaeSettings, {**RUN, "seed": 10**30}, r"--seed: expected 0 to 4294967295, found 10{30}\. The default"),
-    (VqvaeSettings, {**RUN, "downsample": (4,)}, r"--downsample: expected 2 value\(s\) for --levels 2, found 4\. For"),
-    (VqvaeSettings, {**RUN, "levels": 1, "downsample": (4, 2)},
+    (TrainVqvae, {**RUN, "epochs": 0}, r"--epochs: expected at least 1, found 0\. Give"),
+    (TrainVqvae, {**RUN, "pictures_every": 0}, r"--pictures-every: expected at least 1, found 0\. Give"),
+    (TrainVqvae, {**RUN, "savename": "../up"}, r"--savename: expected letters, .* found '\.\./up'\. It names"),
+    (TrainVqvae, {**RUN, "savename": ""}, r"--savename: expected letters, .* found ''\. It names"),
+    (TrainVqvae, {**RUN, "warmup_steps": -1}, r"--warmup-steps: expected 0 or more, found -1\. See"),
+    (TrainVqvae, {**RUN, "clip": -1.0}, r"--clip: expected 0 or more, found -1\.0\. See"),
+    (TrainVqvae, {**RUN, "threads": 0}, r"--threads: expected at least 1, found 0\. Or leave it out"),
+    (TrainVqvae, {**RUN, "seed": 10**30}, r"--seed: expected 0 to 4294967295, found 10{30}\. The default"),
+    (TrainVqvae, {**RUN, "downsample": (4,)}, r"--downsample: expected 2 value\(s\) for --levels 2, found 4\. For"),
+    (TrainVqvae, {**RUN, "levels": 1, "downsample": (4, 2)},
      r"--downsample: expected 1 value\(s\) for --levels 1, found 4 2\. For example --downsample 4\.$"),
-    (VqvaeSettings, {**RUN, "downsample": (4, 3)}, r"--downsample: expected powers of 2, from 2, found 4 3\. For"),
-    (VqvaeSettings, {**RUN, "downsample": (4, 1)}, r"--downsample: expected powers of 2, from 2, found 4 1\. For"),
-    (VqvaeSettings, {**RUN, "codebook_size": 40000}, r"--codebook-size: expected 2 to 32767, found 40000\. Codes"),
-    (VqvaeSettings, {**RUN, "channels": 1}, r"--channels: expected at least 2, found 1\. See"),
-    (VqvaeSettings, {**RUN, "decay": 1.0}, r"--decay: expected 0 <= DECAY < 1, found 1\.0\. The default"),
-    (VqvaeSettings, {**RUN, "learning_rate": math.nan}, r"--learning-rate: expected a finite number, found nan\. See"),
-    (VqvaeSettings, {**RUN, "commitment": -0.1}, r"--commitment: expected at least 0, found -0\.1\. See"),
-    (PriorSettings, {**PRIOR, "heads": 3}, r"--channels: expected a multiple of --heads 3, found 128\. For"),
-    (PriorSettings, {**PRIOR, "heads": 0}, r"--heads: expected at least 1, found 0\. The default is 4"),
-    (PriorSettings, {**PRIOR, "layers": 0}, r"--layers: expected at least 1, found 0\. The default is 8"),
-    (PriorSettings, {**PRIOR, "attention_every": -1}, r"--attention-every: expected 0 or more, found -1\. See"),
-    (PriorSettings, {**PRIOR, "weight_decay": -0.1}, r"--weight-decay: expected 0 or more, found -0\.1\. See"),
-    (PriorSettings, {**PRIOR, "dropout": 1.0}, r"--dropout: expected 0 <= SHARE < 1, found 1\.0\. The default"),
-    (PriorSettings, {**PRIOR, "ema": 1.5}, r"--ema: expected 0 <= DECAY < 1, found 1\.5\. The default"),
+    (TrainVqvae, {**RUN, "downsample": (4, 3)}, r"--downsample: expected powers of 2, from 2, found 4 3\. For"),
+    (TrainVqvae, {**RUN, "downsample": (4, 1)}, r"--downsample: expected powers of 2, from 2, found 4 1\. For"),
+    (TrainVqvae, {**RUN, "codebook_size": 40000}, r"--codebook-size: expected 2 to 32767, found 40000\. Codes"),
+    (TrainVqvae, {**RUN, "channels": 1}, r"--channels: expected at least 2, found 1\. See"),
+    (TrainVqvae, {**RUN, "decay": 1.0}, r"--decay: expected 0 <= DECAY < 1, found 1\.0\. The default"),
+    (TrainVqvae, {**RUN, "learning_rate": math.nan}, r"--learning-rate: expected a finite number, found nan\. See"),
+    (TrainVqvae, {**RUN, "commitment": -0.1}, r"--commitment: expected at least 0, found -0\.1\. See"),
+    (TrainPrior, {**PRIOR, "heads": 3}, r"--channels: expected a multiple of --heads 3, found 128\. For"),
+    (TrainPrior, {**PRIOR, "heads": 0}, r"--heads: expected at least 1, found 0\. The default is 4"),
+    (TrainPrior, {**PRIOR, "layers": 0}, r"--layers: expected at least 1, found 0\. The default is 8"),
+    (TrainPrior, {**PRIOR, "attention_every": -1}, r"--attention-every: expected 0 or more, found -1\. See"),
+    (TrainPrior, {**PRIOR, "weight_decay": -0.1}, r"--weight-decay: expected 0 or more, found -0\.1\. See"),
+    (TrainPrior, {**PRIOR, "dropout": 1.0}, r"--dropout: expected 0 <= SHARE < 1, found 1\.0\. The default"),
+    (TrainPrior, {**PRIOR, "ema": 1.5}, r"--ema: expected 0 <= DECAY < 1, found 1\.5\. The default"),
     (SampleSettings, {**SAMPLE, "count": 0}, r"--count: expected at least 1, found 0\. Give"),
     (SampleSettings, {**SAMPLE, "temperature": (0.0,)}, r"--temperature: expected one value .* above 0, found 0\.0\."),
     (SampleSettings, {**SAMPLE, "temperature": (1.0, 1.0, 1.0)}, r"--temperature: .* or two .* found 1\.0 1\.0 1\.0\."),
@@ -202,25 +202,25 @@ def test_letters_of_an_assumed_orientation_may_be_small():
 
 
 def test_settings_are_the_same_after_they_were_json():
-    settings = PriorSettings(**PRIOR, data=Path("/slices"), split=(1, 2, 3), size=64)
+    settings = TrainPrior(**PRIOR, data=Path("/slices"), split=(1, 2, 3), size=64)
     values = config.as_dict(settings)
     assert values["data"] == "/slices"
     assert values["split"] == [1, 2, 3]
-    assert config.from_dict(PriorSettings, values) == settings
+    assert config.from_dict(TrainPrior, values) == settings
 
 
 def test_settings_of_a_later_version_are_read_without_what_is_not_known_here():
-    settings = VqvaeSettings(**RUN)
-    assert config.from_dict(VqvaeSettings, {**config.as_dict(settings), "not_invented_yet": 3}) == settings
+    settings = TrainVqvae(**RUN)
+    assert config.from_dict(TrainVqvae, {**config.as_dict(settings), "not_invented_yet": 3}) == settings
 
 
 def test_what_may_change_when_a_run_goes_on_are_settings():
-    known = {name for kind in (VqvaeSettings, PriorSettings) for name in kind.__dataclass_fields__}
+    known = {name for kind in (TrainVqvae, TrainPrior) for name in kind.__dataclass_fields__}
     assert known >= config.NOT_PART_OF_A_RUN
 
 
 def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
-    new = VqvaeSettings(savename="a", epochs=1, batch=1)
+    new = TrainVqvae(savename="a", epochs=1, batch=1)
     old = {name: value for name, value in config.as_dict(new).items() if name != "ssim_weight"}
     assert config.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
     assert config.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []
@@ -231,7 +231,7 @@ def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     ("standardise", True, "--standardise True (was False)"), ("fit", "crop", "--fit crop (was stretch)"),
     ("colours", "rgb", "--colours rgb (was auto)"), ("allow_leak", True, "--allow-leak True (was False)")])
 def test_a_run_of_before_there_was_a_choice_does_not_go_on_with_another(name, value, said):
-    new = VqvaeSettings(**RUN)
+    new = TrainVqvae(**RUN)
     old = {key: one for key, one in config.as_dict(new).items() if key != name}
     assert config.changed_settings(new, old) == []
     assert config.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import vqvae2
-from vqvae2.config import PriorSettings, VqvaeSettings
+from vqvae2.config import TrainPrior, TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.sample_config import SampleSettings
 from vqvae2.spelling import flags_of
@@ -19,7 +19,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sor
          *sorted((ROOT / "pretrained").glob("*/*.md"))]
 HOW = ROOT / "docs/how-it-works.md"
 PICTURES = ROOT / "docs/pictures"
-MODELS = (VqvaeSettings, PriorSettings, SampleSettings, EvaluateSettings)
+MODELS = (TrainVqvae, TrainPrior, SampleSettings, EvaluateSettings)
 
 
 def prose(page):

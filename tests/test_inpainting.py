@@ -15,7 +15,7 @@ import sample
 from vqvae2 import inpainting, plots
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.images import unique_names
 from vqvae2.inpainting import Unfinished, encode_visible
 
@@ -126,7 +126,7 @@ class TestWhatIsDrawn:
             assert (found[level] == -1).nonzero().tolist() == [[0, row // cell, column // cell]]
 
     def test_one_level_has_cells_of_its_own(self):
-        settings = VqvaeSettings(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
+        settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                                  residual_channels=4, codebook_size=16, downsample=(8,))
         one = TrainedVqvae(Vqvae(settings).eval(), {"image_shape": [1, SIDE, SIDE]}, "", Path())
         hidden = torch.from_numpy(hidden_by("right"))

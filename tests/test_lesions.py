@@ -10,7 +10,7 @@ from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
 from vqvae2 import anomalies, autoencoder, lesions, samples
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.images import ImageSet
 from vqvae2.layouts import ImageFile
 
@@ -182,7 +182,7 @@ def test_each_score_sees_the_image_with_its_lesion_and_is_high_where_a_threshold
 
 
 def test_images_without_a_ventricle_are_left_out_and_if_all_are_there_is_nothing_to_judge():
-    settings = VqvaeSettings(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
+    settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16)
     flat = ImageSet((ImageFile("a.png", "test", "a", ""),), np.full((1, 1, 32, 32), 200, np.uint8))
     assert anomalies.score(autoencoder.Vqvae(settings).eval(), {}, flat, "ventricle", batch=4, seed=0) is None

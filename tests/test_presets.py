@@ -19,7 +19,7 @@ import train_pixel_cnn
 import train_vqvae
 from train_vqvae import VqvaeTrainer
 from vqvae2 import checkpoints, config, presets
-from vqvae2.config import PriorSettings, VqvaeSettings, parse
+from vqvae2.config import TrainPrior, TrainVqvae, parse
 from vqvae2.errors import UserError
 from vqvae2.feature_config import FeatureSettings
 
@@ -48,12 +48,12 @@ def folder(parent: Path, name: str) -> Path:
     return parent / name
 
 
-def vqvae_of(*arguments: str) -> VqvaeSettings:
-    return parse(VqvaeSettings, "", [*arguments])
+def vqvae_of(*arguments: str) -> TrainVqvae:
+    return parse(TrainVqvae, "", [*arguments])
 
 
-def prior_of(*arguments: str) -> PriorSettings:
-    return parse(PriorSettings, "", [*arguments])
+def prior_of(*arguments: str) -> TrainPrior:
+    return parse(TrainPrior, "", [*arguments])
 
 
 # The files ------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
     text = presets.path_of(name).read_text(encoding="utf-8")
     commands = commands_in("\n".join(line[1:] for line in text.splitlines() if line.startswith("#")))
     given = [settings_of(words, monkeypatch) for words in commands]
-    assert [one.preset for one in given if isinstance(one, VqvaeSettings)] == [name]
-    levels = [(one.preset, one.level) for one in given if isinstance(one, PriorSettings)]
+    assert [one.preset for one in given if isinstance(one, TrainVqvae)] == [name]
+    levels = [(one.preset, one.level) for one in given if isinstance(one, TrainPrior)]
     assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
     assert 20 < len(presets.about(name)) <= 100
 
@@ -124,7 +124,7 @@ def test_what_the_issue_says_of_each_set_up_is_in_its_preset():
 
 def test_a_flag_beats_the_preset_which_beats_the_default():
     given = vqvae_of("--preset", "vqvae-256", "--codebook-size", "64")
-    assert (given.codebook_size, given.embedding_dim, given.decay) == (64, 32, VqvaeSettings.decay)
+    assert (given.codebook_size, given.embedding_dim, given.decay) == (64, 32, TrainVqvae.decay)
     assert vqvae_of("--codebook-size=64", "--preset=vqvae-256", "--savename=x").savename == "x"
 
 
@@ -135,7 +135,7 @@ def test_the_tables_of_a_level_beat_those_of_both():
 
 def test_help_lists_the_presets_and_shows_the_chosen_ones_defaults(capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
-        parse(VqvaeSettings, "the manual", ["--preset", "vqvae-256", "--help"])
+        parse(TrainVqvae, "the manual", ["--preset", "vqvae-256", "--help"])
     said = capsys.readouterr().out
     for name in NAMES:
         assert f"{name} " in said
@@ -262,7 +262,7 @@ GRADIENT = ["--levels", "1", "--quantizer", "gradient", "--norm", "group", "--st
 @pytest.mark.parametrize("step", [5, 11])
 def test_a_stopped_run_with_a_gradient_codebook_goes_on_as_if_it_had_not_been(tiny_slices, tmp_path, step):
     arguments = ["--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, *GRADIENT, "--epochs", "5"]
-    check_bitwise(VqvaeTrainer, VqvaeSettings, arguments, tmp_path, step)
+    check_bitwise(VqvaeTrainer, TrainVqvae, arguments, tmp_path, step)
 
 
 def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(tiny_slices, tmp_path):
@@ -295,7 +295,7 @@ def test_a_standardised_error_is_in_units_of_the_variance(tiny_slices, tmp_path)
 def test_a_normalised_network_makes_of_an_image_the_same_whatever_its_batch():
     """GroupNorm, not BatchNorm."""
     torch.manual_seed(0)
-    model = train_vqvae.Vqvae(config.VqvaeSettings(savename="x", epochs=1, batch=1, norm="group", channels=16,
+    model = train_vqvae.Vqvae(config.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
                                                    residual_channels=6, embedding_dim=8)).train()
     images = torch.rand(3, 1, 32, 32)
     alone = torch.cat([model(one[None]).images for one in images])

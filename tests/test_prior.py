@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior, Spread
 from vqvae2.samples import Taste, choose, draw_codes
 
@@ -13,7 +13,7 @@ CODES = 12
 def prior(level: str, shape: tuple[int, int] = (4, 6), layers: int = 6, attention_every: int = 2, seed: int = 0,
           ) -> Prior:
     torch.manual_seed(seed)
-    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
+    options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
                             layers=layers, attention_every=attention_every)
     top = (torch.randn(CODES, 5), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
     return Prior(options, torch.randn(CODES, 5), shape, *top).double().eval()

@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 from vqvae2 import context_model, probe
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import TrainVqvae
 from vqvae2.images import ImageSet
 from vqvae2.layouts import ImageFile
 
@@ -195,7 +195,7 @@ def test_what_the_decoder_does_to_every_image_is_set_apart(reals, few_steps):
 
 
 def test_fakes_of_the_context_model_are_decoded_from_codes_that_it_draws():
-    settings = VqvaeSettings(savename="a", epochs=1, batch=1, dataset="oasis", codebook_size=4, embedding_dim=4,
+    settings = TrainVqvae(savename="a", epochs=1, batch=1, dataset="oasis", codebook_size=4, embedding_dim=4,
                              channels=8, residual_channels=4)
     model = Vqvae(settings).eval()
     train = CodeMaps(["a"], {"top": torch.arange(16).view(1, 4, 4) % 4, "bottom": torch.arange(64).view(1, 8, 8) % 4})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vqvae2.conditions import Column
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.prior import GATES, GatedLayer, Prior
 
@@ -79,7 +79,7 @@ def features(shape: Place, seed: int = 0) -> torch.Tensor:
 def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> Prior:
     """Deep enough that every corner reaches every other one."""
     torch.manual_seed(0)
-    options = PriorSettings(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=CHANNELS, heads=2,
+    options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=CHANNELS, heads=2,
                             layers=max(shape), attention_every=2, network=network)
     top = (torch.randn(CODES, 3), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
     return Prior(options, torch.randn(CODES, CHANNELS), shape, *top, columns).double().eval()

@@ -10,7 +10,7 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE
 
 from train_pixel_cnn import PriorTrainer
 from train_vqvae import VqvaeTrainer
-from vqvae2.config import PriorSettings, VqvaeSettings, parse
+from vqvae2.config import TrainPrior, TrainVqvae, parse
 from vqvae2.errors import Stopped
 
 
@@ -49,11 +49,11 @@ def check_bitwise(trainer_class: type, settings_class: type, arguments: list[str
 @pytest.mark.parametrize("step", [1, 3, 5, 7, 11])
 def test_a_stopped_vqvae_goes_on_as_if_it_had_not_been(tiny_slices, tmp_path, step):
     arguments = ["--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, "--epochs", "5"]
-    check_bitwise(VqvaeTrainer, VqvaeSettings, arguments, tmp_path, step)
+    check_bitwise(VqvaeTrainer, TrainVqvae, arguments, tmp_path, step)
 
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
 def test_a_stopped_prior_goes_on_as_if_it_had_not_been(tiny_run, tmp_path, level):
     arguments = ["--data", str(tiny_run.data), "--savename", "x", "--level", level, "--vqvae", str(tiny_run.vqvae),
                  *TINY, *TINY_PRIOR, "--copies", "1"]
-    check_bitwise(PriorTrainer, PriorSettings, arguments, tmp_path, 4)
+    check_bitwise(PriorTrainer, TrainPrior, arguments, tmp_path, 4)

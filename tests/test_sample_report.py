@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vqvae2 import codes, features, images, sample_report, samples
-from vqvae2.config import VqvaeSettings, from_dict
+from vqvae2.config import TrainVqvae, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 
@@ -21,7 +21,7 @@ def chain(tiny_run):
                                         torch.device("cpu"))
     settings = EvaluateSettings(vqvae=str(tiny_run.vqvae), top=str(tiny_run.top), bottom=str(tiny_run.bottom),
                                 out=tiny_run.results / "report", samples=6)
-    data = dataclasses.replace(from_dict(VqvaeSettings, vqvae.config["settings"]), data=tiny_run.data)
+    data = dataclasses.replace(from_dict(TrainVqvae, vqvae.config["settings"]), data=tiny_run.data)
     return settings, vqvae, priors, images.load_images(data).splits
 
 

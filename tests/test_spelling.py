@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vqvae2 import spelling
-from vqvae2.config import PriorSettings, VqvaeSettings, parse
+from vqvae2.config import TrainPrior, TrainVqvae, parse
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.extract_config import ExtractSettings
@@ -21,7 +21,7 @@ RUN = ["--savename", "brain", "--epochs", "3", "--batch", "4"]
 PRIOR = [*RUN, "--vqvae", "a"]
 EVALUATE = ["--vqvae", "a", "--out", "report"]
 SAMPLE = ["--vqvae", "a", "--top", "b", "--out", "samples"]
-ALL = (VqvaeSettings, PriorSettings, SampleSettings, EvaluateSettings, ExtractSettings, PredictSettings)
+ALL = (TrainVqvae, TrainPrior, SampleSettings, EvaluateSettings, ExtractSettings, PredictSettings)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ class TestTaken:
     @pytest.mark.parametrize("words", [["--level=top"], ["--Level", "top"], ["--LEVEL=Top"], ["--level", "TOP"],
                                        ["--level", " top "]])
     def test_letters_of_any_case(self, words):
-        assert parse(PriorSettings, "", [*words, *PRIOR]).level == "top"
+        assert parse(TrainPrior, "", [*words, *PRIOR]).level == "top"
 
     @pytest.mark.parametrize(("words", "name", "value"), [
         (["--embedding_dim", "8"], "embedding_dim", 8), (["--Embedding-Dim=8"], "embedding_dim", 8),
@@ -49,7 +49,7 @@ class TestTaken:
         (["--dataset", "OASIS"], "dataset", "oasis"), (["--dataset=Keras-PNG-Slices"], "dataset", "keras_png_slices"),
         (["--precision", "FP32"], "precision", "fp32"), (["--resume", "Never"], "resume", "never")])
     def test_dashes_for_underscores_and_the_reverse(self, words, name, value):
-        assert getattr(parse(VqvaeSettings, "", [*RUN, *words]), name) == value
+        assert getattr(parse(TrainVqvae, "", [*RUN, *words]), name) == value
 
     @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val", "VALIDATION", "validate"])
     def test_every_name_of_the_validation_split(self, word):
@@ -61,7 +61,7 @@ class TestTaken:
             "axial", "coronal")
 
     @pytest.mark.parametrize(("settings", "more"), [
-        (PriorSettings, [*RUN, "--level", "top"]), (SampleSettings, ["--top", "b", "--out", "o"]),
+        (TrainPrior, [*RUN, "--level", "top"]), (SampleSettings, ["--top", "b", "--out", "o"]),
         (EvaluateSettings, ["--out", "o"]), (PredictSettings, ["--out", "o", "--batch", "8", "a.png"])])
     def test_m_is_vqvae_wherever_a_vqvae_is_taken(self, settings, more):
         for words in (["-m", "brain"], ["-m=brain"]):
@@ -69,7 +69,7 @@ class TestTaken:
 
     def test_home_in_every_path(self, monkeypatch):
         monkeypatch.setenv("HOME", "/home/me")
-        settings = parse(VqvaeSettings, "", [*RUN, "--data=~/slices/", "--results", "~"])
+        settings = parse(TrainVqvae, "", [*RUN, "--data=~/slices/", "--results", "~"])
         assert (settings.data, settings.results) == (Path("/home/me/slices"), Path("/home/me"))
         assert parse(SampleSettings, "", [*SAMPLE[:-1], "~/out", "--mask=~/m.png", "--inpaint", "~/i"]) == (
             SampleSettings(vqvae="a", top="b", out=Path("/home/me/out"), mask="/home/me/m.png",
@@ -81,7 +81,7 @@ class TestTaken:
     @pytest.mark.parametrize("word", ["help", "-help", "--help", "-h", "-?", "--Help"])
     def test_whatever_asks_for_help(self, word, capsys):
         with pytest.raises(SystemExit) as end:
-            parse(VqvaeSettings, "A manual.", [word])
+            parse(TrainVqvae, "A manual.", [word])
         assert end.value.code == 0
         assert capsys.readouterr().out.startswith("A manual.\n")
 
@@ -89,7 +89,7 @@ class TestTaken:
         settings = parse(SampleSettings, "", [*SAMPLE, "--condition", "age=70,5", "note=a–b", "--top-p", "0.9", "1"])
         assert settings.condition == ("age=70,5", "note=a–b")
         assert settings.top_p == (0.9, 1.0)
-        pattern = parse(VqvaeSettings, "", [*RUN, "--subject-pattern", "Case_(\\d+),-"]).subject_pattern
+        pattern = parse(TrainVqvae, "", [*RUN, "--subject-pattern", "Case_(\\d+),-"]).subject_pattern
         assert pattern == "Case_(\\d+),-"
         assert parse(PredictSettings, "", ["-m", "a", "--out", "o", "--", "size.png", "--vqvae"]).input == (
             Path("size.png"), Path("--vqvae"))
@@ -100,43 +100,43 @@ class TestTaken:
 
 
 @pytest.mark.parametrize(("settings", "words", "line"), [
-    (PriorSettings, ["--", "level", "top", *PRIOR],
+    (TrainPrior, ["--", "level", "top", *PRIOR],
      "--level: expected no space after the dashes, found `-- level`: a space too many. Write --level top."),
-    (PriorSettings, [*PRIOR, "--", "level=top"],
+    (TrainPrior, [*PRIOR, "--", "level=top"],
      "--level: expected no space after the dashes, found `-- level=top`: a space too many. Write --level=top."),
-    (PriorSettings, [*PRIOR, "—", "level", "top"],
+    (TrainPrior, [*PRIOR, "—", "level", "top"],
      "--level: expected no space after the dashes, found `— level`: a space too many. Write --level top."),
     (SampleSettings, [*SAMPLE, "--", "top_k", "5"],
      "--top-k: expected no space after the dashes, found `-- top_k`: a space too many. Write --top-k 5."),
     (PredictSettings, ["-m", "a", "a.png", "--", "out", "--size", "64"],
      "--out: expected no space after the dashes, found `-- out`: a space too many. Write --out."),
-    (PriorSettings, ["—level", "top", *PRIOR],
+    (TrainPrior, ["—level", "top", *PRIOR],
      "--level: expected it written so, found —level: a dash that a word processor made. Write --level."),
-    (PriorSettings, ["–level=top", *PRIOR],
+    (TrainPrior, ["–level=top", *PRIOR],
      "--level: expected it written so, found –level: a dash that a word processor made. Write --level=top."),
-    (VqvaeSettings, [*RUN, "--learning‑rate", "1"], "--learning-rate: expected it written so, found --learning‑rate: "
+    (TrainVqvae, [*RUN, "--learning‑rate", "1"], "--learning-rate: expected it written so, found --learning‑rate: "
      "a dash that a word processor made. Write --learning-rate."),
-    (PriorSettings, ["-level", "top", *PRIOR],
+    (TrainPrior, ["-level", "top", *PRIOR],
      "--level: expected it written so, found -level: one dash in place of --. Write --level."),
-    (PriorSettings, ["---level", "top", *PRIOR],
+    (TrainPrior, ["---level", "top", *PRIOR],
      "--level: expected it written so, found ---level: more dashes in place of --. Write --level."),
     (EvaluateSettings, ["--m", "a", "--out", "o"],
      "-m: expected it written so, found --m: more dashes in place of -. Write -m."),
-    (PriorSettings, ["--level", "=", "top", *PRIOR], "--level: expected no spaces around =, found some. Write --level "
+    (TrainPrior, ["--level", "=", "top", *PRIOR], "--level: expected no spaces around =, found some. Write --level "
      "top."),
-    (VqvaeSettings, [*RUN, "--data", ""],
+    (TrainVqvae, [*RUN, "--data", ""],
      "--data: expected a value, found nothing. Give one, or leave the flag out; is a shell variable not set?"),
-    (VqvaeSettings, [*RUN, "--data="],
+    (TrainVqvae, [*RUN, "--data="],
      "--data: expected a value, found nothing. Give one, or leave the flag out; is a shell variable not set?"),
     (PredictSettings, ["", "-m", "a", "--out", "o"],
      "command line: expected a value, found nothing. Give one, or leave the flag out; is a shell variable not set?"),
-    (VqvaeSettings, [*RUN, "\r"], "--batch: expected a value, found a Windows line end. Turn the script's line ends "
+    (TrainVqvae, [*RUN, "\r"], "--batch: expected a value, found a Windows line end. Turn the script's line ends "
      "into those of Unix: sed -i 's/\\r$//' SCRIPT."),
-    (VqvaeSettings, [*RUN, "--data", "“/my", "slices”"],
+    (TrainVqvae, [*RUN, "--data", "“/my", "slices”"],
      "--data: expected a value in plain quotes, found “/my, whose quotes a word processor made. Write '…' or \"…\"."),
-    (VqvaeSettings, [*RUN, "--downsample", "4,2"],
+    (TrainVqvae, [*RUN, "--downsample", "4,2"],
      "--downsample: expected spaces between values, found 4,2. Write --downsample 4 2; decimals have a point."),
-    (VqvaeSettings, [*RUN, "--split=64,16,20"],
+    (TrainVqvae, [*RUN, "--split=64,16,20"],
      "--split: expected spaces between values, found 64,16,20. Write --split 64 16 20; decimals have a point."),
     (ExtractSettings, ["--planes", "axial,coronal"],
      "--planes: expected spaces between values, found axial,coronal. Write --planes axial coronal; decimals have a "
@@ -161,11 +161,11 @@ class TestNamesOfOtherCode:
         ("--output_dir x", "--results"), ("--name x", "--savename"), ("--nb-levels 2", "--levels"),
         ("--presets x", "--preset"), ("--codebok-size 64", "--codebook-size")])
     def test_of_a_vqvae_lead_to_ours(self, words, meant, said):
-        assert said(VqvaeSettings, *RUN, *words.split()) == MEANT.format(words, meant)
+        assert said(TrainVqvae, *RUN, *words.split()) == MEANT.format(words, meant)
 
     @pytest.mark.parametrize(("settings", "start", "words", "meant"), [
-        (PriorSettings, [*PRIOR, "--level", "top"], "--n_layers 8", "--layers"),
-        (PriorSettings, [*PRIOR, "--level", "top"], "--arch x", "--network"),
+        (TrainPrior, [*PRIOR, "--level", "top"], "--n_layers 8", "--layers"),
+        (TrainPrior, [*PRIOR, "--level", "top"], "--arch x", "--network"),
         (SampleSettings, SAMPLE, "--num-samples 8", "--count"), (SampleSettings, SAMPLE, "--temp 1", "--temperature"),
         (SampleSettings, SAMPLE, "--model x", "--vqvae"), (EvaluateSettings, EVALUATE, "--ckpt x", "--vqvae"),
         (ExtractSettings, [], "--num_workers 2", "--workers"), (ExtractSettings, [], "--input x", "--scans"),
@@ -174,15 +174,15 @@ class TestNamesOfOtherCode:
         assert said(settings, *start, *words.split()) == MEANT.format(words, meant)
 
     def test_two_at_once_are_both_answered_and_what_is_missing_is_named(self, said):
-        assert said(VqvaeSettings, "--savename", "a", "--batch_size", "4", "--lr", "1", "--epochs", "1") == (
+        assert said(TrainVqvae, "--savename", "a", "--batch_size", "4", "--lr", "1", "--epochs", "1") == (
             "script.py: missing --batch. unrecognized --batch_size 4 --lr 1. Perhaps you meant --batch. Perhaps you "
             "meant --learning-rate. See script.py --help.")
 
     def test_the_older_ways_of_the_launcher_are_answered(self, said):
         for words in (["--local_rank", "0"], ["--gpu", "0"], ["--device", "cuda"]):
             assert f"unrecognized {' '.join(words)}. The device is found without being told; CUDA_VIS" in said(
-                VqvaeSettings, *RUN, *words)
-        assert said(VqvaeSettings, *RUN, "--nproc_per_node=8") == (
+                TrainVqvae, *RUN, *words)
+        assert said(TrainVqvae, *RUN, "--nproc_per_node=8") == (
             "script.py: unrecognized --nproc_per_node=8. It goes before the script: python -m torch.distributed.run "
             "--standalone --nnodes=1 --nproc_per_node=8 SCRIPT. See script.py --help.")
 
@@ -197,7 +197,7 @@ class TestNamesOfOtherCode:
         (["--size", "64", "64"], "--size takes 1 value(s)."), (["epochs=3"], "Perhaps you meant --epochs."),
         (["size", "64"], "Perhaps you meant --size.")])
     def test_what_train_vqvae_has_no_flag_for_is_answered(self, words, answer, said):
-        assert f" {answer} See script.py --help." in said(VqvaeSettings, *RUN, *words)
+        assert f" {answer} See script.py --help." in said(TrainVqvae, *RUN, *words)
 
     def test_a_report_cannot_allow_a_leak_that_the_training_did_not(self, said):
         """layouts.py's refusal names the flag, whichever script has met the folder."""
@@ -211,7 +211,7 @@ class TestNamesOfOtherCode:
                 "--help.")
 
     def test_a_name_that_nobody_uses_is_left_to_tyro(self, said):
-        assert said(VqvaeSettings, *RUN, "--zzz", "2") == "script.py: unrecognized --zzz 2. See script.py --help."
+        assert said(TrainVqvae, *RUN, "--zzz", "2") == "script.py: unrecognized --zzz 2. See script.py --help."
 
 
 class TestTable:
@@ -255,4 +255,4 @@ def test_a_real_process_answers_the_space_too_many(apart):
 
 
 def test_words_after_two_dashes_are_not_read_as_flags():
-    assert spelling.corrected(["--", "--Level", "Top"], PriorSettings) == ["--", "--Level", "Top"]
+    assert spelling.corrected(["--", "--Level", "Top"], TrainPrior) == ["--", "--Level", "Top"]

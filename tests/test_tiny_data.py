@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 
 from train_pixel_cnn import PriorTrainer
 from vqvae2.codes import CodeMaps
-from vqvae2.config import PriorSettings
+from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior, load_prior
 from vqvae2.samples import Taste, draw_codes
 
@@ -30,7 +30,7 @@ HASH = "of no VQ-VAE"
 class FieldTrainer(PriorTrainer):
     """Trains on maps that a field has drawn in place of the codes of a VQ-VAE."""
 
-    def __init__(self, settings: PriorSettings, field: Field):
+    def __init__(self, settings: TrainPrior, field: Field):
         super().__init__(settings)
         self.field = field
 
@@ -69,7 +69,7 @@ def maps_of(field: Field, level: str, split: str, count: int | None = None) -> C
 def trained(request, tmp_path_factory) -> Trained:
     """The best weights of a real run of seconds; longer for the bottom, whose field depends on the top codes too."""
     level, network = request.param.split()
-    settings = PriorSettings(
+    settings = TrainPrior(
         savename="field", epochs=3 if level == "bottom" else 2, batch=64, level=level, vqvae="none", network=network,
         channels=24, layers=3, attention_every=2, heads=2, dropout=0, ema=0.98, learning_rate=0.01, warmup_steps=20,
         precision="fp32", threads=1, results=tmp_path_factory.mktemp("field"))

@@ -22,7 +22,7 @@ from vqvae2 import augmentation, checkpoints, distributed, images, random_number
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.conditions import Column
-from vqvae2.config import PriorSettings, parse
+from vqvae2.config import TrainPrior, parse
 from vqvae2.prior import load_prior
 
 AGES = {"OAS1_0001": "40", "OAS1_0002": "50", "OAS1_0003": "", "OAS1_0004": "60", "OAS1_0005": "70",
@@ -54,7 +54,7 @@ def write_facts(folder: Path, ages: dict[str, str]) -> None:
 
 
 def trainer_of(*arguments: str) -> PriorTrainer:
-    return PriorTrainer(parse(PriorSettings, "", list(arguments)))
+    return PriorTrainer(parse(TrainPrior, "", list(arguments)))
 
 
 def share_of(items: list[int], epoch: int = 0) -> Share:
@@ -82,7 +82,7 @@ class TestTold:
             tiny_run.top / checkpoints.WEIGHTS)[0])
 
     def test_a_stopped_prior_that_is_told_goes_on_as_if_it_had_not_been(self, told):
-        check_bitwise(PriorTrainer, PriorSettings, [*told, "--vqvae", "results/oasis/tiny", *CONDITION], Path("runs"),
+        check_bitwise(PriorTrainer, TrainPrior, [*told, "--vqvae", "results/oasis/tiny", *CONDITION], Path("runs"),
                       4)
 
     @pytest.mark.parametrize(("flags", "found"), [
@@ -257,7 +257,7 @@ class TestWeights:
             def pictures(self, epoch):
                 self.states[epoch] = {name: one.clone() for name, one in self.best_model().state_dict().items()}
 
-        trainer = Worse(parse(PriorSettings, "", [*told, "--epochs", "4", "--pictures-every", "1"]))
+        trainer = Worse(parse(TrainPrior, "", [*told, "--epochs", "4", "--pictures-every", "1"]))
         trainer.run()
         tensors, _ = checkpoints.load_weights(trainer.folder / checkpoints.WEIGHTS)
         assert torch.equal(tensors["table"], trainer.states[2]["table"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer import Share, Trainer
 from vqvae2 import checkpoints
-from vqvae2.config import RunSettings
+from vqvae2.config import TrainingSettings
 from vqvae2.errors import Stopped, UserError
 
 
@@ -51,7 +51,7 @@ def line(tmp_path):
     def make(kind: type[Trainer] = Line, **more: object) -> Trainer:
         options = {"savename": "line", "epochs": 20, "batch": 8, "results": tmp_path, "threads": 1, "warmup_steps": 1,
                    "precision": "fp32", "learning_rate": 0.1}
-        return kind(RunSettings(**(options | more)))
+        return kind(TrainingSettings(**(options | more)))
     return make
 
 

@@ -16,7 +16,7 @@ from vqvae2 import codes as code_maps
 from vqvae2 import translate
 from vqvae2.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.config import DataSettings, VqvaeSettings
+from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.errors import UserError
 from vqvae2.images import load_images, to_bytes
 from vqvae2.inpainting import encode_visible
@@ -44,7 +44,7 @@ def codes(vqvae, split):
 def untrained(channels=1, levels=1, **settings):
     """A model with random weights, large enough to tell noise from noise, and codebook; 8 x 8 pixels to a top code."""
     torch.manual_seed(0)
-    given = VqvaeSettings(savename="one", epochs=1, batch=8, levels=levels, channels=8, embedding_dim=4,
+    given = TrainVqvae(savename="one", epochs=1, batch=8, levels=levels, channels=8, embedding_dim=4,
                           residual_channels=4, codebook_size=16, downsample=(8,) if levels == 1 else (4, 2), **settings)
     model = Vqvae(given, channels).eval()
     for weights in model.encoder.parameters():

@@ -13,7 +13,7 @@ from train_vqvae import VqvaeTrainer
 from trainer import Trainer
 from vqvae2 import distributed
 from vqvae2.checkpoints import load_state
-from vqvae2.config import RunSettings, VqvaeSettings
+from vqvae2.config import TrainingSettings, TrainVqvae
 from vqvae2.errors import Stopped
 
 
@@ -29,7 +29,7 @@ class Recorded(VqvaeTrainer):
 def train(folder: str, data: str, batch: int, accumulate: int = 1, epochs: int = 4, kind: str = "ema") -> dict:
     """Train a tiny VQ-VAE on this rank; return its first gradient, its state and its log."""
     ranks = distributed.world_size()
-    trainer = Recorded(VqvaeSettings(
+    trainer = Recorded(TrainVqvae(
         data=Path(data), savename=f"on-{ranks}-{accumulate}", results=Path(folder), epochs=epochs, batch=batch,
         accumulate=accumulate, threads=1, channels=8, residual_channels=8, embedding_dim=8, codebook_size=16,
         start_steps=3, precision="fp32", warmup_steps=2, quantizer=kind, standardise=kind == "gradient"))
@@ -85,7 +85,7 @@ def test_the_figures_are_those_of_one_process(one, shared_out):
 
 def train_with_empty_shares(folder: str, data: str) -> dict:
     """18 images in steps of 16: the last step has 2, and no rank has any in its second micro-batch."""
-    trainer = VqvaeTrainer(VqvaeSettings(
+    trainer = VqvaeTrainer(TrainVqvae(
         data=Path(data), savename=f"on-{distributed.world_size()}", results=Path(folder), epochs=2,
         batch=8 // distributed.world_size(), accumulate=2, threads=1, channels=8, residual_channels=8,
         embedding_dim=8, codebook_size=16, start_steps=1, precision="fp32"))
@@ -135,7 +135,7 @@ def train_in_parts(folder: str, data: str, kinds: tuple[type, ...]) -> dict:
     """Train a tiny VQ-VAE on this rank, whatever may stop it; look at every step whether something does."""
     trainer_module.SECONDS_BETWEEN_LOOKS = 0
     for kind in kinds:
-        trainer = kind(VqvaeSettings(data=Path(data), savename="x", results=Path(folder), epochs=4, batch=2, threads=1,
+        trainer = kind(TrainVqvae(data=Path(data), savename="x", results=Path(folder), epochs=4, batch=2, threads=1,
                                      channels=8, residual_channels=8, embedding_dim=8, codebook_size=16, start_steps=3,
                                      precision="fp32", warmup_steps=2))
         with suppress(Stopped):
@@ -173,8 +173,8 @@ class FewPoints(Trainer):
 def train_few_points(folder: str, kind: type = FewPoints, epochs: int = 3) -> list[dict] | str:
     """Train on this rank with one point each and step; return the log, or what a RuntimeError says."""
     ranks = distributed.world_size()
-    trainer = kind(RunSettings(savename=f"on-{ranks}", epochs=epochs, batch=4 // ranks, results=Path(folder), threads=1,
-                               warmup_steps=1, precision="fp32", learning_rate=0.1))
+    trainer = kind(TrainingSettings(savename=f"on-{ranks}", epochs=epochs, batch=4 // ranks, results=Path(folder),
+                                    threads=1, warmup_steps=1, precision="fp32", learning_rate=0.1))
     try:
         trainer.run()
     except RuntimeError as error:

@@ -17,7 +17,7 @@ import train_pixel_cnn
 import train_vqvae
 from vqvae2 import checkpoints
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import VqvaeSettings, as_dict
+from vqvae2.config import TrainVqvae, as_dict
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +55,7 @@ def another_vqvae(run):
 def one_level(run):
     """An untrained VQ-VAE with one level, as train_vqvae.py would leave it."""
     _, config = checkpoints.load_weights(run.vqvae / checkpoints.WEIGHTS)
-    settings = VqvaeSettings(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
+    settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16, data=run.data)
     folder = run.results / "oasis" / "one"
     checkpoints.save_weights(folder / checkpoints.WEIGHTS, Vqvae(settings).state_dict(),

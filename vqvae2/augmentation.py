@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from vqvae2 import machine, random_numbers
-from vqvae2.config import VqvaeSettings
+from vqvae2.config import AugmentationSettings
 
 SPACING_MM = 32
 """Between the control points of the smooth field."""
@@ -31,7 +31,8 @@ PICTURE_MM = 224
 class Augmentation:
     """Makes other pictures of the images of one split, within the bounds of `settings`; a bound of 0 leaves it out."""
 
-    def __init__(self, settings: VqvaeSettings, facts: Sequence[dict[str, str]], field_of_view: float | None = None):
+    def __init__(self, settings: AugmentationSettings, facts: Sequence[dict[str, str]],
+                 field_of_view: float | None = None):
         """Remember what is known of the images.
 
         Args:

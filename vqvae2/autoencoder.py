@@ -157,16 +157,17 @@ class Vqvae(nn.Module):
         image_channels: 1 for grey, 3 for colour.
         start_steps: as settings.start_steps, or fewer where a run is short.
         intensities: of the training images, for settings.standardise: mean and standard deviation `[image_channels]`.
+        seed: of the run, for the vectors that restarted embeddings take.
     """
 
     def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
-                 intensities: tuple[torch.Tensor, torch.Tensor] | None = None):
+                 intensities: tuple[torch.Tensor, torch.Tensor] | None = None, seed: int = 0):
         super().__init__()
         self.settings, self.image_channels = settings, image_channels
         self.levels = ("top", "bottom")[: settings.levels]
         dim, width = settings.embedding_dim, settings.channels
         start = settings.start_steps if start_steps is None else start_steps
-        self.quantizers = nn.ModuleDict({level: quantizer(settings, start, settings.seed * 2 + number)
+        self.quantizers = nn.ModuleDict({level: quantizer(settings, start, seed * 2 + number)
                                          for number, level in enumerate(self.levels)})
         self.encoder = encoder(image_channels, settings.downsample[0], settings)
         if settings.levels == 2:

@@ -32,9 +32,16 @@ def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
         raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
 
 
+class Checked:
+    """The end of the chain of `__post_init__`, so that settings can be mixed in any order."""
+
+    def __post_init__(self) -> None:
+        """Check nothing; a dataclass that checks its own fields calls this through super() first."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which images a script reads."""
+class DataSettings(Checked):
+    """Which images a command reads."""
 
     dataset: Literal["oasis", "keras_png_slices", "folder"] = "oasis"
     """oasis: made by extract_slices.py. keras_png_slices: --data is the parent of keras_png_slices_train,
@@ -53,16 +60,20 @@ class DataSettings:
     """Regular expression whose first group is the subject in an image's name (--dataset folder)."""
     allow_leak: bool = False
     """Go on where a subject is in two splits, as in some public data sets; every report then says so."""
+    seed: int = 0
+    """Seed of the weights, the order of images and every draw, and of the split where --dataset folder has none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(self.size is None or 8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "Try 128.")
         check_split(self.split)
         check_subject_pattern(self.subject_pattern)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(DataSettings):
-    """What every training run shares."""
+class RunSettings(Checked):
+    """How a training run is named, paced, saved and logged, whatever it trains."""
 
     savename: str
     """Name of the run; its files go to <results>/<dataset>/<savename>/."""
@@ -83,8 +94,6 @@ class RunSettings(DataSettings):
     """auto takes bf16 where the device computes it natively."""
     compile: Literal["auto", "never", "always"] = "auto"
     """auto compiles convolutions (torch.compile) on CUDA, where a compiler works; on a CPU it does not pay."""
-    seed: int = 0
-    """Seed of the weights, the order of images and every draw."""
     learning_rate: float = 1e-3
     """Peak learning rate; it falls to 0 by a cosine over the epochs."""
     warmup_steps: int = 100
@@ -116,7 +125,6 @@ class RunSettings(DataSettings):
             expect(getattr(self, name) > 0, flag(name), "more than 0", getattr(self, name), "The default is 10.")
         expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
         expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
-        check_seed(self.seed)
         expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
@@ -136,7 +144,7 @@ AUGMENTATION = {"no_mirror": (False, True, ""), "rotate_degrees": (0, 45, "°"),
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresetSettings(RunSettings):
+class PresetSettings(Checked):
     """What the training runs share that a preset has tables for."""
 
     preset: str | None = None
@@ -145,8 +153,8 @@ class PresetSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqvaeSettings(PresetSettings):
-    """Settings of train_vqvae.py."""
+class VqvaeSettings(Checked):
+    """What a VQ-VAE is, and the weights of its losses."""
 
     quantizer: Literal["ema", "gradient"] = "ema"
     """ema: embeddings are moving averages of the vectors that choose them. gradient: the optimiser moves them."""
@@ -184,22 +192,6 @@ class VqvaeSettings(PresetSettings):
     """Weight of 1 - SSIM of the reconstruction, beside its squared error."""
     gradient_weight: float = 0.0
     """Weight of the absolute error of neighbouring pixels' differences."""
-    augment: bool = False
-    """Train on another picture of each image in each epoch, within the bounds that follow; validation never does."""
-    no_mirror: bool = False
-    """Mirror none. Otherwise half of the images are, left-right, except those that manifest.csv calls sagittal."""
-    rotate_degrees: float = 5.0
-    """Largest rotation either way; 0 for none, here and below."""
-    shift_mm: float = 5.0
-    """Largest shift across, and largest shift down."""
-    scale_percent: float = 5.0
-    """Largest change of the width, and of the height."""
-    elastic_mm: float = 4.0
-    """Largest shift by a smooth random field that never folds; its control points lie 32 mm apart."""
-    intensity_percent: float = 10.0
-    """Largest change of the brightness, and of the contrast."""
-    picture_mm: float | None = None
-    """Width of an image in mm, for these bounds. Default: what extraction.json says, or 224 where there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,6 +211,31 @@ class VqvaeSettings(PresetSettings):
             for name in names:
                 value = getattr(self, name)
                 expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Checked):
+    """Whether a training sees another picture of each image in each epoch, and how far the pictures may differ."""
+
+    augment: bool = False
+    """Train on another picture of each image in each epoch, within the bounds that follow; validation never does."""
+    no_mirror: bool = False
+    """Mirror none. Otherwise half of the images are, left-right, except those that manifest.csv calls sagittal."""
+    rotate_degrees: float = 5.0
+    """Largest rotation either way; 0 for none, here and below."""
+    shift_mm: float = 5.0
+    """Largest shift across, and largest shift down."""
+    scale_percent: float = 5.0
+    """Largest change of the width, and of the height."""
+    elastic_mm: float = 4.0
+    """Largest shift by a smooth random field that never folds; its control points lie 32 mm apart."""
+    intensity_percent: float = 10.0
+    """Largest change of the brightness, and of the contrast."""
+    picture_mm: float | None = None
+    """Width of an image in mm, for these bounds. Default: what extraction.json says, or 224 where there is none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, (least, most, unit) in AUGMENTATION.items():
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             expect(value is None or least <= value <= most, flag(name), f"{least} to {most}{unit}", value,
@@ -228,13 +245,11 @@ class VqvaeSettings(PresetSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSettings(PresetSettings):
-    """Settings of train_pixel_cnn.py."""
+class PriorSettings(Checked):
+    """What a prior is."""
 
     level: Literal["top", "bottom"]
     """Which codes to learn: top, or bottom given top."""
-    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
     channels: int = 128
     """Width of the network."""
     layers: int = 8
@@ -247,12 +262,42 @@ class PriorSettings(PresetSettings):
     """Attention heads."""
     condition: tuple[str, ...] = ()
     """Columns of the manifest that the prior is told, such as age sex position_mm; a value may be unknown."""
+    dropout: float = 0.2
+    """Share of channels dropped in each layer while training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self.heads >= 1, "--heads", "at least 1", self.heads, "The default is 4.")
+        expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
+               f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
+        expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
+        expect(self.attention_every >= 0, "--attention-every", "0 or more", self.attention_every,
+               "See --help for defaults.")
+        expect(len(set(self.condition)) == len(self.condition), "--condition", "each column once",
+               " ".join(self.condition), "For example --condition age sex.")
+        expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(RunSettings, DataSettings):
+    """What every training takes: how the run goes, and which images it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVqvae(AugmentationSettings, VqvaeSettings, PresetSettings, TrainingSettings):
+    """Settings of train_vqvae.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
+    """Settings of train_pixel_cnn.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
     condition_dropout: float = 0.1
     """While training, this share of the images is told nothing, and of the others' values this share is unknown."""
     copies: int = 0
     """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
-    dropout: float = 0.2
-    """Share of channels dropped in each layer while training."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
     ema: float = 0.999
@@ -262,17 +307,10 @@ class PriorSettings(PresetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self.heads >= 1, "--heads", "at least 1", self.heads, "The default is 4.")
-        expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
-               f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
-        expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
-        for name in ("attention_every", "copies", "weight_decay"):
+        for name in ("copies", "weight_decay"):
             expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
-        expect(len(set(self.condition)) == len(self.condition), "--condition", "each column once",
-               " ".join(self.condition), "For example --condition age sex.")
         expect(0 <= self.condition_dropout < 1, "--condition-dropout", "0 <= SHARE < 1", self.condition_dropout,
                "The default is 0.1.")
-        expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
 
 

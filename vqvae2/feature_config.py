@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vqvae2.config import RunSettings, expect, flag
+from vqvae2.config import TrainingSettings, expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSettings(RunSettings):
+class FeatureSettings(TrainingSettings):
     """Settings of train_features.py."""
 
     dims: int = 32

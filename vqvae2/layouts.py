@@ -225,8 +225,7 @@ def _refuse_hidden_splits(folder: Path, pictures: list[Path]) -> None:
 
 
 def _split_of(subject: str, settings: DataSettings) -> str:
-    seed = getattr(settings, "seed", 0)
-    place = random_numbers.uniform(seed, f"split of {subject}").item() * sum(settings.split)
+    place = random_numbers.uniform(settings.seed, f"split of {subject}").item() * sum(settings.split)
     return "train" if place < settings.split[0] else "validate" if place < sum(settings.split[:2]) else "test"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vqvae2 import checkpoints, leaks, report_text
-from vqvae2.config import PriorSettings, VqvaeSettings, as_before, as_dict, flag
+from vqvae2.config import TrainPrior, TrainVqvae, as_before, as_dict, flag
 
 CARD = "MODEL_CARD.md"
 OF_KIND = {"vqvae": ("reconstruction", "codes", "rates"),
@@ -90,9 +90,9 @@ def _settings(config: dict) -> str:
     """The settings that are not the defaults of today; what an old run lacks is what runs then did."""
     found = as_before(config["settings"])
     if config["kind"] == "vqvae":
-        default = as_dict(VqvaeSettings(savename="x", epochs=1, batch=1, levels=found["levels"]))
+        default = as_dict(TrainVqvae(savename="x", epochs=1, batch=1, levels=found["levels"]))
     else:
-        default = as_dict(PriorSettings(savename="x", epochs=1, batch=1, vqvae="x", level=found["level"]))
+        default = as_dict(TrainPrior(savename="x", epochs=1, batch=1, vqvae="x", level=found["level"]))
     other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
              for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]
     return (f"Global batch {config['global_batch']}. Apart from defaults: {', '.join(other) or 'none'}. "

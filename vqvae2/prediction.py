@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vqvae2 import checkpoints, distributed, metrics, plots
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
-from vqvae2.config import as_before, as_dict, expect
+from vqvae2.config import DataSettings, as_before, as_dict, expect, from_dict
 from vqvae2.images import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.layouts import ImageFile, subject_in_name
 from vqvae2.predict_config import OF_SLICES, PredictSettings
@@ -220,7 +220,8 @@ def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures
             rejected: Sequence[dict]) -> dict:
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
-    named = [one.facts.get("subject") or subject_in_name(one.file_name, vqvae.model.settings) for one in given]
+    trained = from_dict(DataSettings, vqvae.config["settings"])
+    named = [one.facts.get("subject") or subject_in_name(one.file_name, trained) for one in given]
     subjects = [name or one.file_name for name, one in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
     grids = [tuple(one.shape[1:]) for one in maps.levels.values()]

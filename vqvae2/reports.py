@@ -34,7 +34,7 @@ from vqvae2 import (
     samples,
 )
 from vqvae2.autoencoder import TrainedVqvae
-from vqvae2.config import VqvaeSettings, from_dict
+from vqvae2.config import DataSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import Images, ImageSet, load_images
@@ -152,7 +152,7 @@ def _folders(settings: EvaluateSettings) -> dict[str, Path]:
 def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int], list[str]]:
     """The split that is judged, and the training images where something is compared with them, read as the VQ-VAE read
     them; how much of the split was trained on; and warnings."""
-    trained = from_dict(VqvaeSettings, vqvae.config["settings"])
+    trained = from_dict(DataSettings, vqvae.config["settings"])
     trained = dataclasses.replace(trained, data=settings.data or trained.data)
     needs_training = settings.top or settings.sampled or settings.rates
     images = load_images(trained, tuple({settings.split, "train"} if needs_training else {settings.split}))

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from vqvae2 import checkpoints, distributed
-from vqvae2.config import NOT_PART_OF_A_RUN, RunSettings, as_dict, changed_settings
+from vqvae2.config import NOT_PART_OF_A_RUN, TrainingSettings, as_dict, changed_settings
 from vqvae2.errors import UserError
 
 
-def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
+def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
     """Return the config of the run in `folder`, {} where there is none; needs no data and no other process.
 
     Raises: UserError if the folder holds something else, or the run began with other settings.
@@ -44,7 +44,7 @@ def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
     return config
 
 
-def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
+def share_out(settings: TrainingSettings, config: dict) -> tuple[int, int]:
     """Return the run's global batch, which its first start fixes, and how many micro-batches make it up today.
 
     Raises: UserError if today's processes and --batch do not divide it.
@@ -66,7 +66,7 @@ def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
     return global_batch, accumulation
 
 
-def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, before: dict) -> dict:
+def describe(settings: TrainingSettings, kind: str, global_batch: int, data: dict, before: dict) -> dict:
     """Return what config.json is to hold.
 
     Args:
@@ -93,7 +93,7 @@ def begin(folder: Path, config: dict) -> None:
     checkpoints.write_json(folder / checkpoints.CONFIG, config)
 
 
-def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None:
+def check_alone(folder: Path, number: int | None, settings: TrainingSettings) -> None:
     """Raise UserError if the state in `folder` is not the one that this run has read or written last.
 
     Args:
@@ -110,7 +110,7 @@ def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None
                         "another has written since. Stop one of them; the same command goes on from that state.")
 
 
-def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
+def load_state(folder: Path, config: dict, settings: TrainingSettings) -> dict | None:
     """Return the state that this run goes on from, None at its first start; the same on every rank.
 
     A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import NOT_PART_OF_A_RUN, VqvaeSettings, as_dict, changed_settings, expect, flag
+from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, changed_settings, expect, flag
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ ONLY_HERE = ("out", "trials", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneSettings(VqvaeSettings):
+class TuneSettings(TrainVqvae):
     """Settings of tune.py: how to search, and all of train_vqvae.py's, which every trial has."""
 
     savename: Annotated[str, tyro.conf.arg(name="study", aliases=["--savename"])]

@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from vqvae2 import checkpoints, metrics, plots, presets
 from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
-from vqvae2.config import NOT_PART_OF_A_RUN, VqvaeSettings, as_dict, expect
+from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, expect
 from vqvae2.curve_plots import panels, plain
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, space_of
 
@@ -105,7 +105,7 @@ def best_row(rows: Sequence[Mapping[str, object]]) -> Mapping[str, object] | Non
     return min(scored, key=lambda row: float(row["validate_reconstruction"]), default=None)
 
 
-def raw_bits_per_pixel(codebook_size: int, settings: VqvaeSettings, height: int, width: int) -> float:
+def raw_bits_per_pixel(codebook_size: int, settings: TrainVqvae, height: int, width: int) -> float:
     """Return what the codes of an image cost without a prior (design: at most 0.75)."""
     bottom = (height // settings.downsample[0], width // settings.downsample[0])
     factor = settings.downsample[1] if settings.levels == 2 else 1
@@ -132,10 +132,10 @@ def allowed_space(settings: TuneSettings, height: int, width: int) -> Space:
 
 
 def trial_settings(settings: TuneSettings, number: int, values: Mapping[str, float | int], folder: Path,
-                   threads: int) -> VqvaeSettings:
+                   threads: int) -> TrainVqvae:
     """Return the settings of a trial's training: a run like any other, in <folder>/<dataset>/trial-NNN."""
-    own = {one.name: getattr(settings, one.name) for one in dataclasses.fields(VqvaeSettings)}
-    return VqvaeSettings(**{**own, **values, "preset": None, "savename": f"trial-{number:03d}", "results": folder,
+    own = {one.name: getattr(settings, one.name) for one in dataclasses.fields(TrainVqvae)}
+    return TrainVqvae(**{**own, **values, "preset": None, "savename": f"trial-{number:03d}", "results": folder,
                             "resume": "auto", "threads": threads, "pictures_every": 1})
 
 
@@ -176,7 +176,7 @@ def preset_text(best: TrialResult, results: Sequence[TrialResult], settings: Tun
         data: `Images.describe()`: where from and how many.
     """
     trained = trial_settings(settings, best.number, best.values, Path(), 1)
-    given, default = as_dict(trained), {one.name: one.default for one in dataclasses.fields(VqvaeSettings)}
+    given, default = as_dict(trained), {one.name: one.default for one in dataclasses.fields(TrainVqvae)}
     default = {name: list(value) if isinstance(value, tuple) else value for name, value in default.items()}
     default["downsample"] = [4, 2][: trained.levels]
     kept = {name: value for name, value in given.items() if name not in NOT_IN_A_PRESET and value is not None
