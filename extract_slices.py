@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vqvae2 import config, covariates, keras_layout
+from vqvae2 import config, keras_layout
 from vqvae2.config import SPLITS
 from vqvae2.errors import Stopped, UserError, run_script
 from vqvae2.extract_config import ExtractSettings
@@ -56,9 +56,10 @@ from vqvae2.extraction import (
     slices_to_keep,
     untaken,
 )
-from vqvae2.headers import UnusableScan
 from vqvae2.journal import Journal, Outcome, parts_begun
-from vqvae2.scans import Found, Scan, find_scans
+from vqvae2.scans import covariates
+from vqvae2.scans.finding import Found, Scan, find_scans
+from vqvae2.scans.headers import UnusableScan
 from vqvae2.slices import (
     extract_scan,
     image_name,

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 
-from vqvae2.volumes import Volume
+from vqvae2.scans.volumes import Volume
 
 STORAGES = ["".join(letters) for order in itertools.permutations(("RL", "AP", "SI"))
             for letters in itertools.product(*order)]

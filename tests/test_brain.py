@@ -3,9 +3,9 @@ import pytest
 from scan_files import ellipsoid, volume_of
 from skimage.filters import threshold_otsu
 
-from vqvae2 import brain as brain_module
-from vqvae2.brain import find_brain, otsu_threshold
-from vqvae2.headers import UnusableScan
+from vqvae2.scans import brain as brain_module
+from vqvae2.scans.brain import find_brain, otsu_threshold
+from vqvae2.scans.headers import UnusableScan
 from vqvae2.slices import DARKEST_BRAIN, draw_plane
 
 

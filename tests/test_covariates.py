@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.covariates import Covariates, Person, check_table, join
 from vqvae2.errors import UserError
-from vqvae2.identities import TABLE_NAME
+from vqvae2.scans.covariates import Covariates, Person, check_table, join
+from vqvae2.scans.identities import TABLE_NAME
 
 BIDS = "participant_id\tage\tsex\thandedness\nsub-01\t39\tM\tR\nsub-02\t20.5\tF\tL\n"
 ANNA, BO = Person("sub-01/anat/sub-01_T1w.nii", "01", ""), Person("sub-02/anat/sub-02_T1w.nii", "02", "")

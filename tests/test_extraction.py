@@ -26,8 +26,9 @@ from PIL import Image
 from scan_files import block, save, save_analyze, save_bids, save_series
 
 import extract_slices
-from vqvae2 import extraction, headers, journal, volumes
+from vqvae2 import extraction, journal
 from vqvae2.errors import Stopped, UserError
+from vqvae2.scans import headers, volumes
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--size", "16", "--field-of-view", "16", "--per-scan", "2", "--workers", "1"]

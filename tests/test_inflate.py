@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqvae2 import inflate
+from vqvae2.scans import inflate
 
 BYTES = bytes(range(256)) * 3000
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scan_files import STORAGES, ellipsoid, stored
 
 from vqvae2.extract_config import ExtractSettings
-from vqvae2.scans import Scan
+from vqvae2.scans.finding import Scan
 from vqvae2.slices import extract_scan
 
 SHAPE = (16, 20, 14)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.scans import find_scans
+from vqvae2.scans.finding import find_scans
 
 
 def tree(folder: Path, *names: str) -> Path:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import STORAGES, block, save, volume_of
 
-from vqvae2.brain import Brain, find_brain
 from vqvae2.config import SPLITS
+from vqvae2.scans.brain import Brain, find_brain
+from vqvae2.scans.volumes import read_volume
 from vqvae2.slices import (
     DARKEST_BRAIN,
     NORMAL,
@@ -22,7 +23,6 @@ from vqvae2.slices import (
     split_subjects,
     subject_number,
 )
-from vqvae2.volumes import read_volume
 
 SHARES = (64.0, 16.0, 20.0)
 subjects = st.sets(st.text("abcdefgh0123456789", min_size=1, max_size=6), min_size=1, max_size=40)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scan_files import STORAGES, block, save, save_analyze
 
-from vqvae2 import volumes
-from vqvae2.headers import UnusableScan
-from vqvae2.volumes import file_sha256, read_volume, same_voxels
+from vqvae2.scans import volumes
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.volumes import file_sha256, read_volume, same_voxels
 
 SIZES = (1.0, 2.0, 3.0)
 

@@ -23,14 +23,16 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vqvae2 import config, covariates, keras_layout
+from vqvae2 import config, keras_layout
 from vqvae2.config import SPLITS, expect
-from vqvae2.covariates import Covariates, Person
 from vqvae2.errors import UserError
 from vqvae2.extract_config import ExtractSettings
-from vqvae2.headers import UnusableScan
 from vqvae2.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
-from vqvae2.scans import Found, Scan
+from vqvae2.scans import covariates
+from vqvae2.scans.covariates import Covariates, Person
+from vqvae2.scans.finding import Found, Scan
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.volumes import same_voxels
 from vqvae2.slices import (
     RECIPE,
     TEMPORARY,
@@ -41,7 +43,6 @@ from vqvae2.slices import (
     still_wanted,
     write,
 )
-from vqvae2.volumes import same_voxels
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",

@@ -27,13 +27,13 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from vqvae2.brain import Brain, find_brain
 from vqvae2.config import SPLITS
 from vqvae2.extract_config import ExtractSettings
-from vqvae2.headers import UnusableScan
 from vqvae2.journal import writing
-from vqvae2.scans import Scan
-from vqvae2.volumes import Volume, file_sha256, files_of, read_volume
+from vqvae2.scans.brain import Brain, find_brain
+from vqvae2.scans.finding import Scan
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
 
 RECIPE = 2
 """Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""

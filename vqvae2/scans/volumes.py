@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, ornt2axcodes
 
-from vqvae2.headers import BEGINNING_BYTES, Header, UnusableScan, find_orientation, parse_header
-from vqvae2.inflate import Damaged, Source, crc32
+from vqvae2.scans.headers import BEGINNING_BYTES, Header, UnusableScan, find_orientation, parse_header
+from vqvae2.scans.inflate import Damaged, Source, crc32
 
 LONGEST_MM = (1, 1000)
 """Longest side of a volume that may hold a head; what lies outside has its unit wrong."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vqvae2.identities import FREESURFER_BEST_FIRST, T1_WORDS, TABLE_NAME, File, identify, stem_of, words_of
+from vqvae2.scans.identities import FREESURFER_BEST_FIRST, T1_WORDS, TABLE_NAME, File, identify, stem_of, words_of
 
 SEGMENTATIONS = frozenset(re.findall(r"\w+", """
     seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi

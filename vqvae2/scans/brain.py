@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from vqvae2.headers import UnusableScan
-from vqvae2.volumes import Volume
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.volumes import Volume
 
 PERCENTILES = (0.5, 99.5)
 VOXELS_FOR_STATISTICS = 500_000
