@@ -39,11 +39,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vqvae2 import config, keras_layout
+from vqvae2 import config
 from vqvae2.config import SPLITS
 from vqvae2.errors import Stopped, UserError, run_script
-from vqvae2.extract_config import ExtractSettings
-from vqvae2.extraction import (
+from vqvae2.scans import covariates
+from vqvae2.scans.finding import Found, Scan, find_scans
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.slices import keras_names
+from vqvae2.slices.journal import Journal, Outcome, parts_begun
+from vqvae2.slices.manifest import (
     Past,
     changes_said,
     finish_if_done,
@@ -56,19 +60,9 @@ from vqvae2.extraction import (
     slices_to_keep,
     untaken,
 )
-from vqvae2.journal import Journal, Outcome, parts_begun
-from vqvae2.scans import covariates
-from vqvae2.scans.finding import Found, Scan, find_scans
-from vqvae2.scans.headers import UnusableScan
-from vqvae2.slices import (
-    extract_scan,
-    image_name,
-    looks_unchanged,
-    newest_change,
-    own_split,
-    set_time,
-    still_wanted,
-)
+from vqvae2.slices.scan_slices import extract_scan, image_name, looks_unchanged, newest_change, set_time, still_wanted
+from vqvae2.slices.settings import ExtractSettings
+from vqvae2.slices.splits import own_split
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_out(folder, out)
     found = find_and_check(folder, settings)
     if settings.layout == "keras_png_slices":
-        keras_layout.refuse_foreign(out)
+        keras_names.refuse_foreign(out)
     print("\n".join(merge(found, folder, settings, out) if settings.merge else extract(found, folder, settings, out)))
 
 

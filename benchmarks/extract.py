@@ -40,12 +40,13 @@ from common import processor
 
 from vqvae2 import config
 from vqvae2.errors import run_script
-from vqvae2.extract_config import ExtractSettings
 from vqvae2.scans import inflate
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
-from vqvae2.slices import NORMAL, draw_plane, encode_png, extract_scan, plane_indices, write
+from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices
+from vqvae2.slices.scan_slices import extract_scan, write
+from vqvae2.slices.settings import ExtractSettings
 
 try:
     from isal.igzip import decompress

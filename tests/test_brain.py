@@ -6,7 +6,7 @@ from skimage.filters import threshold_otsu
 from vqvae2.scans import brain as brain_module
 from vqvae2.scans.brain import find_brain, otsu_threshold
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.slices import DARKEST_BRAIN, draw_plane
+from vqvae2.slices.planes import DARKEST_BRAIN, draw_plane
 
 
 def test_a_head_in_noisy_air_gets_a_background_of_exactly_0_and_keeps_its_dark_inside():

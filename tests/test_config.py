@@ -17,8 +17,8 @@ from vqvae2.config import (
 )
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.extract_config import ExtractSettings
 from vqvae2.sample_config import SampleSettings
+from vqvae2.slices.settings import ExtractSettings
 
 RUN = {"savename": "brain", "epochs": 3, "batch": 4}
 RUN_FLAGS = ["--savename", "brain", "--epochs", "3", "--batch", "4"]

@@ -10,11 +10,11 @@ from conftest import files_in
 from scan_files import save_bids
 
 import extract_slices
-from vqvae2 import keras_layout
 from vqvae2.config import DataSettings
 from vqvae2.errors import UserError
 from vqvae2.images import load_images
-from vqvae2.keras_layout import links_of
+from vqvae2.slices import keras_names
+from vqvae2.slices.keras_names import links_of
 
 SUBJECTS = 7
 SMALL = ["--size", "16", "--field-of-view", "16", "--per-scan", "2", "--workers", "1"]
@@ -219,7 +219,7 @@ def test_a_manifest_is_never_beside_links_that_contradict_it(scans, out, monkeyp
     def stop(*_):
         raise KeyboardInterrupt("while linking")
     with monkeypatch.context() as patch:
-        patch.setattr(keras_layout, "link", stop)
+        patch.setattr(keras_names, "link", stop)
         with pytest.raises(KeyboardInterrupt, match="while linking"):
             extract(scans, out, *KERAS, "--split", "10", "45", "45")
     assert (out / "manifest.csv").exists()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import STORAGES, ellipsoid, stored
 
-from vqvae2.extract_config import ExtractSettings
 from vqvae2.scans.finding import Scan
-from vqvae2.slices import extract_scan
+from vqvae2.slices.scan_slices import extract_scan
+from vqvae2.slices.settings import ExtractSettings
 
 SHAPE = (16, 20, 14)
 TYPES = ["<u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">i4", "<u4", "<i8", "<f4", ">f4", "<f8", ">f8"]

@@ -11,18 +11,16 @@ from scan_files import STORAGES, block, save, volume_of
 from vqvae2.config import SPLITS
 from vqvae2.scans.brain import Brain, find_brain
 from vqvae2.scans.volumes import read_volume
-from vqvae2.slices import (
+from vqvae2.slices.planes import (
     DARKEST_BRAIN,
     NORMAL,
     draw_plane,
     encode_png,
-    own_split,
     plane_indices,
     position_mm,
     resampling_matrix,
-    split_subjects,
-    subject_number,
 )
+from vqvae2.slices.splits import own_split, split_subjects, subject_number
 
 SHARES = (64.0, 16.0, 20.0)
 subjects = st.sets(st.text("abcdefgh0123456789", min_size=1, max_size=6), min_size=1, max_size=40)

@@ -12,9 +12,9 @@ from vqvae2 import spelling
 from vqvae2.config import TrainPrior, TrainVqvae, parse
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.extract_config import ExtractSettings
 from vqvae2.predict_config import PredictSettings
 from vqvae2.sample_config import SampleSettings
+from vqvae2.slices.settings import ExtractSettings
 
 ROOT = Path(__file__).parents[1]
 RUN = ["--savename", "brain", "--epochs", "3", "--batch", "4"]

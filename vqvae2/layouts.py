@@ -18,18 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from vqvae2 import random_numbers
+from vqvae2.common.names import SUFFIXES
 from vqvae2.config import SPLITS, DataSettings, expect, path_from_environment
 from vqvae2.errors import UserError
-from vqvae2.picture_files import SUFFIXES, pictures_in
+from vqvae2.picture_files import pictures_in
+from vqvae2.slices.keras_names import KERAS, UNFINISHED
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
                 "validation": "validate", "test": "test"}
 """What folders of splits may be called, in lower case, and which they are."""
-KERAS = "keras_png_slices_"
 CASE = r"case_\d+"
 """In the name of a picture of that release: its subject."""
-UNFINISHED = ".cases-before.csv"
-"""There while extract_slices.py --layout keras_png_slices changes its links."""
 LABELS = re.compile(r"(^|_)seg(_|\.|$)", re.IGNORECASE)
 """In the name of a picture, or of a folder that it lies in: labels of a segmentation, not a scan."""
 

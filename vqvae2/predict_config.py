@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2.config import expect
-from vqvae2.extract_config import ExtractSettings, Plane
+from vqvae2.slices.settings import ExtractSettings, Plane
 
 SAID = tyro.conf.arg(help_behavior_hint="")
 """For a field whose sentence says what happens without it: `--help` adds no (default: None)."""

@@ -13,16 +13,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vqvae2.common.names import SUFFIXES
 from vqvae2.config import expect
 from vqvae2.errors import UserError
-from vqvae2.extract_config import ExtractSettings
-from vqvae2.picture_files import SUFFIXES, pictures_in, read_picture
+from vqvae2.picture_files import pictures_in, read_picture
 from vqvae2.predict_config import PredictSettings
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import File, identify, stem_of
 from vqvae2.scans.volumes import files_of
-from vqvae2.slices import extract_scan
+from vqvae2.slices.scan_slices import extract_scan
+from vqvae2.slices.settings import ExtractSettings
 
 WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
 SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",

@@ -23,26 +23,20 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vqvae2 import config, keras_layout
+from vqvae2 import config
 from vqvae2.config import SPLITS, expect
 from vqvae2.errors import UserError
-from vqvae2.extract_config import ExtractSettings
-from vqvae2.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
 from vqvae2.scans import covariates
 from vqvae2.scans.covariates import Covariates, Person
 from vqvae2.scans.finding import Found, Scan
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import same_voxels
-from vqvae2.slices import (
-    RECIPE,
-    TEMPORARY,
-    csv_bytes,
-    image_name,
-    rows_in_place,
-    split_subjects,
-    still_wanted,
-    write,
-)
+from vqvae2.slices import keras_names
+from vqvae2.slices.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
+from vqvae2.slices.planes import RECIPE
+from vqvae2.slices.scan_slices import TEMPORARY, csv_bytes, image_name, rows_in_place, still_wanted, write
+from vqvae2.slices.settings import ExtractSettings
+from vqvae2.slices.splits import split_subjects
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
@@ -199,14 +193,14 @@ def finish(found: Found, folder: Path, settings: ExtractSettings, out: Path, out
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
                 if outcomes[scan.name].reason]
     report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
-    links = keras_layout.links_of(manifest) if settings.layout == "keras_png_slices" else []
-    unlinked = keras_layout.remove_others(out, links)  # before the manifest, which no link ever contradicts
+    links = keras_names.links_of(manifest) if settings.layout == "keras_png_slices" else []
+    unlinked = keras_names.remove_others(out, links)  # before the manifest, which no link ever contradicts
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
     with writing(out):
         (out / BEFORE).unlink(missing_ok=True)
-    return [*unlinked, *keras_layout.link(out, links), *_said(report["counts"], used, outcomes, people, removed, out)]
+    return [*unlinked, *keras_names.link(out, links), *_said(report["counts"], used, outcomes, people, removed, out)]
 
 
 def refuse_rejected(outcomes: dict[str, Outcome]) -> None:

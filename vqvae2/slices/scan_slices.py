@@ -13,111 +13,24 @@ Sparse products add in a fixed order, so the bytes do not depend on threads or n
 
 import contextlib
 import csv
-import functools
 import hashlib
-import io
-import itertools
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-from PIL import Image
-from scipy import sparse
-
 from vqvae2.config import SPLITS
-from vqvae2.extract_config import ExtractSettings
-from vqvae2.journal import writing
-from vqvae2.scans.brain import Brain, find_brain
+from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
+from vqvae2.scans.volumes import file_sha256, files_of, read_volume
+from vqvae2.slices.journal import writing
+from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
+from vqvae2.slices.settings import ExtractSettings
 
-RECIPE = 2
-"""Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""
-NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The axis of a RAS volume that a plane is perpendicular to."""
-DARKEST_BRAIN = 1 / 255
 NANOSECONDS = 10**9
 TEMPORARY = ".tmp"
-
-
-def plane_indices(brain: Brain, axis: int, per_scan: int, extent: tuple[float, float]) -> list[int]:
-    """Return the RAS indices of `per_scan` planes: the middles of equal parts of the extent, so 1 is its centre.
-
-    `extent` is in fractions of the brain's bounding box along `axis`. Fewer are returned where the
-    scan has fewer planes there.
-    """
-    start, stop = brain.start[axis], brain.stop[axis]
-    parts = (np.arange(per_scan) + 0.5) / per_scan
-    edges = start + (extent[0] + parts * (extent[1] - extent[0])) * (stop - start)
-    # Voxel i reaches from edge i to edge i + 1; 1e-6 keeps rounding from choosing at a tie.
-    return sorted({int(index) for index in np.clip(np.floor(edges + 1e-6), start, stop - 1)})
-
-
-def position_mm(brain: Brain, axis: int, index: int, voxel_size_mm: float) -> float:
-    """Return the plane's place along its normal from the centre of the bounding box; positive is R, A or S."""
-    return (index + 0.5 - (brain.start[axis] + brain.stop[axis]) / 2) * voxel_size_mm
-
-
-def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, field_of_view: float) -> np.ndarray:
-    """Return one plane as float64 [size, size], 0…1, in radiological display, anterior or superior up.
-
-    Args:
-        volume: the scan.
-        brain: of that scan, from `find_brain`.
-        axis: the plane's normal, 0 (sagittal), 1 (coronal) or 2 (axial).
-        index: the plane, on that axis.
-        size: height and width in pixels.
-        field_of_view: height and width in mm; what lies beyond it is cut off.
-    """
-    part = brain.around(volume.voxels.shape)  # all else is 0
-    across, up = (resampling_matrix(part[a].stop - part[a].start, volume.voxel_size_mm[a],
-                                    (brain.start[a] + brain.stop[a]) / 2 - part[a].start, size, field_of_view / size)
-                  for a in range(3) if a != axis)
-    part[axis] = index
-    values = volume.scaled(volume.voxels[tuple(part)])
-    inside = brain.inside(values, part)
-    values -= brain.low
-    values /= brain.high - brain.low
-    np.clip(values, DARKEST_BRAIN, 1.0, out=values)
-    values *= inside
-    # Rows of `drawn` grow towards A or S and its columns towards R (A for a sagittal plane): both are turned round.
-    drawn = across @ np.ascontiguousarray((up @ np.ascontiguousarray(values.T)).T)
-    return drawn.T[::-1, ::-1]
-
-
-@functools.lru_cache(maxsize=6)  # the planes of a scan share theirs; nobody may change one
-def resampling_matrix(voxels: int, voxel_mm: float, centre: float, pixels: int, pixel_mm: float) -> sparse.csr_array:
-    """Return the weights [pixels, voxels] that draw one axis; outside of the volume is 0.
-
-    Voxel i reaches from i to i + 1 voxel sizes, pixel k likewise, and the middle of the pixels lies on
-    `centre` (in voxels, from the edge of the first). Pixels that are not smaller than voxels average
-    what they cover, weighted by overlap; smaller ones interpolate linearly between voxel centres.
-    """
-    left = centre + (np.arange(pixels) - pixels / 2) * pixel_mm / voxel_mm
-    right = left + pixel_mm / voxel_mm
-    if pixel_mm >= voxel_mm * (1 - 1e-9):
-        index = np.arange(voxels)
-        overlap = np.minimum(right[:, None], index + 1) - np.maximum(left[:, None], index)
-        return sparse.csr_array(np.where(overlap > 1e-9, overlap, 0.0) * voxel_mm / pixel_mm)
-    middle = (left + right) / 2
-    rows = np.flatnonzero((middle > 0) & (middle < voxels))
-    place = middle[rows] - 0.5
-    below, part = np.floor(place), place - np.floor(place)
-    columns = np.clip(np.concatenate([below, below + 1]), 0, voxels - 1).astype(int)
-    return sparse.coo_array((np.concatenate([1 - part, part]), (np.concatenate([rows, rows]), columns)),
-                            shape=(pixels, voxels)).tocsr()
-
-
-def encode_png(image: np.ndarray, bits: int) -> bytes:
-    """Return the PNG of a picture [height, width] in 0…1 with 8 or 16 bits; no time or software is in it."""
-    levels = np.rint(image * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
-    content = io.BytesIO()
-    Image.fromarray(levels).save(content, format="PNG", compress_level=6)
-    return content.getvalue()
 
 
 def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
@@ -277,44 +190,3 @@ def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return "".join(lines).encode("utf-8", "surrogateescape")
-
-
-def subject_number(subject: str, seed: int) -> float:
-    """Return the subject's own number in [0, 1), the same in every set of subjects."""
-    digest = hashlib.sha256(f"{seed}:{subject}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def own_split(subject: str, shares: tuple[float, float, float], seed: int) -> str:
-    """Return the split that the subject's number lies in, whoever else is there."""
-    number = subject_number(subject, seed)
-    return next(split for split, (_, end) in _intervals(shares).items() if number < end)
-
-
-def split_subjects(subjects: Iterable[str], shares: tuple[float, float, float],
-                   seed: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Return each subject's split, and of those lent to a split that would be empty the split they came from.
-
-    Adding subjects moves nobody, except back those who were lent. A split of share 0 stays empty; train
-    is filled first, and no other split takes a split's last subject. Lent is whose number lies nearest.
-    """
-    splits = {subject: own_split(subject, shares, seed) for subject in sorted(set(subjects))}
-    lent: dict[str, str] = {}
-    for split, (start, end) in _intervals(shares).items():
-        if start == end or split in splits.values():
-            continue
-        members = {name: [subject for subject in splits if splits[subject] == name] for name in SPLITS}
-        donors = [subject for subject in splits
-                  if subject not in lent and (split == "train" or len(members[splits[subject]]) > 1)]
-        if donors:
-            numbers = {subject: subject_number(subject, seed) for subject in donors}
-            nearest = min(donors, key=lambda subject: (max(start - numbers[subject], numbers[subject] - end), subject))
-            lent[nearest], splits[nearest] = splits[nearest], split
-    return splits, lent
-
-
-def _intervals(shares: tuple[float, float, float]) -> dict[str, tuple[float, float]]:
-    """The part of [0, 1) that belongs to each split; the last that has a share ends at 1 exactly."""
-    ends = [total / sum(shares) for total in itertools.accumulate(shares)]
-    ends = [1.0 if abs(end - 1) < 1e-12 else end for end in ends]
-    return {split: (start, end) for split, start, end in zip(SPLITS, [0.0, *ends], ends)}

@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vqvae2.common.names import SUFFIXES
 from vqvae2.config import SPLITS, expect
-from vqvae2.journal import writing
-from vqvae2.layouts import KERAS, UNFINISHED
-from vqvae2.picture_files import SUFFIXES
-from vqvae2.slices import TEMPORARY, csv_bytes, write
+from vqvae2.slices.journal import writing
+from vqvae2.slices.scan_slices import TEMPORARY, csv_bytes, write
 
-CASES, BEFORE = "cases.csv", UNFINISHED
+KERAS = "keras_png_slices_"
+CASES, UNFINISHED = "cases.csv", ".cases-before.csv"
+"""The second is there while extract_slices.py --layout keras_png_slices changes its links."""
 COLUMNS = ("case", "subject", "split", "image", "link")
 FOLDERS = {split: f"{KERAS}{split}" for split in SPLITS}
 LINK_NAME = rf"({'|'.join(FOLDERS.values())})/case_\d{{3,}}_slice_\d+\.nii\.png"
@@ -87,7 +88,7 @@ def remove_others(out: Path, links: Sequence[Link]) -> list[str]:
              and not (name in wanted and _is_right(out, wanted[name]))]
     with writing(out):
         if stale or _table(links) != _read(out / CASES):
-            write(out / BEFORE, csv_bytes(("link",), [{"link": name} for name in sorted(known | set(wanted))]))
+            write(out / UNFINISHED, csv_bytes(("link",), [{"link": name} for name in sorted(known | set(wanted))]))
             (out / CASES).unlink(missing_ok=True)
         for name in stale:
             (out / name).unlink(missing_ok=True)
@@ -98,7 +99,7 @@ def remove_others(out: Path, links: Sequence[Link]) -> list[str]:
                 with contextlib.suppress(OSError):  # not there, or something else is in it
                     (out / folder).rmdir()
         if not links:
-            (out / BEFORE).unlink(missing_ok=True)
+            (out / UNFINISHED).unlink(missing_ok=True)
     return [] if links else [f"removed: {len(stale)} links of an earlier --layout keras_png_slices"]
 
 
@@ -116,7 +117,7 @@ def link(out: Path, links: Sequence[Link]) -> list[str]:
     if _table(links) != _read(out / CASES):
         write(out / CASES, _table(links))
     with writing(out):
-        (out / BEFORE).unlink(missing_ok=True)
+        (out / UNFINISHED).unlink(missing_ok=True)
     as_copies = f", {copies} of them copies, as this file system has no hard links" if copies else ""
     return [f"layout: {len(links)} links for {len({one.case for one in links})} cases in "
             f"{', '.join(FOLDERS.values())}{as_copies}; who is which: {out / CASES}"]
@@ -142,7 +143,7 @@ def _is_right(out: Path, one: Link) -> bool:
 def _known(out: Path) -> set[str]:
     """Return the names of all links that this or an earlier run has made, or was about to make."""
     names = set()
-    for table in (CASES, BEFORE):
+    for table in (CASES, UNFINISHED):
         with contextlib.suppress(OSError, csv.Error), \
                 open(out / table, newline="", encoding="utf-8", errors="surrogateescape") as file:
             names |= {row.get("link") or "" for row in csv.DictReader(file)}

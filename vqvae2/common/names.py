@@ -1,0 +1,4 @@
+"""Nothing -> the names that several packages share."""
+
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
