@@ -40,9 +40,9 @@ from vqvae2 import (
 from vqvae2.chain import Step, run_steps
 from vqvae2.config import expect, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
-from vqvae2.picture_files import pictures_in, read_picture
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
+from vqvae2.images.reading import pictures_in, read_picture
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"

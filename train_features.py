@@ -18,20 +18,11 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import (
-    augmentation,
-    checkpoints,
-    distributed,
-    features,
-    images,
-    machine,
-    plots,
-    random_numbers,
-    sample_figures,
-)
+from vqvae2 import checkpoints, distributed, features, machine, plots, random_numbers, sample_figures
 from vqvae2.config import parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.feature_config import FeatureSettings
+from vqvae2.images import augmentation, dataset
 
 JUDGED = 400
 """Validation images, at most, that are harmed for harms.csv."""
@@ -47,11 +38,11 @@ class FeatureTrainer(Trainer):
 
     def start(self) -> None:
         """Read the images, and make them the pictures that the network sees."""
-        self.images = images.load_images(self.settings, ("train", "validate"))
+        self.images = dataset.load_images(self.settings, ("train", "validate"))
         self.pictures_of = {split: self._as_seen(self.images.splits[split]) for split in ("train", "validate")}
 
     @staticmethod
-    def _as_seen(split: images.ImageSet) -> torch.Tensor:
+    def _as_seen(split: dataset.ImageSet) -> torch.Tensor:
         """All pictures of a split, float16: 8 bits of grey are exact to a tenth of a step, in half of the memory."""
         made = [features.as_seen(split.batch(items)).half() for items in torch.arange(len(split)).split(256)]
         return torch.cat(made) if len(split) else torch.zeros(0, 1, features.SIDE, features.SIDE).half()

@@ -36,21 +36,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import (
-    augmentation,
-    autoencoder,
-    checkpoints,
-    codes,
-    conditions,
-    distributed,
-    images,
-    machine,
-    metrics,
-    plots,
-    random_numbers,
-)
+from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, metrics, plots, random_numbers
 from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
+from vqvae2.images import augmentation, dataset
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
 
@@ -72,7 +61,7 @@ class PriorTrainer(Trainer):
         if self.settings.level not in levels:
             raise UserError(f"--level {self.settings.level}: expected a level of --vqvae {self.settings.vqvae}, which "
                             "has one level, called top. Use --level top.")
-        loaded = images.load_images(self._data_settings(), ("train", "validate"))
+        loaded = dataset.load_images(self._data_settings(), ("train", "validate"))
         if len(loaded.splits["train"]) == 0:
             raise UserError(f"--data {loaded.folder}: expected at least 1 training image, found 0. Give the data that "
                             f"--vqvae {self.settings.vqvae} was trained with.")
@@ -103,13 +92,13 @@ class PriorTrainer(Trainer):
                                    subject_pattern=pattern, data=data and
                                    path_from_environment(data, "SLICES_PATH", "--data"))
 
-    def _check_shape(self, loaded: images.Images) -> None:
+    def _check_shape(self, loaded: dataset.Images) -> None:
         expected = tuple(self.vqvae.config["image_shape"])
         if loaded.shape != expected:
             raise UserError(f"--data {loaded.folder}: expected images of shape {expected} as --vqvae "
                             f"{self.settings.vqvae} was trained on, found {loaded.shape}. Give its --data or --size.")
 
-    def _codes(self, name: str, split: images.ImageSet, copy: int = 0) -> codes.CodeMaps:
+    def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> codes.CodeMaps:
         """Stored code maps, or the VQ-VAE's of these images; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"
         stored = codes.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])

@@ -23,11 +23,12 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, images, losses, metrics, plots
-from vqvae2.augmentation import Augmentation
+from vqvae2 import codes, losses, metrics, plots
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import run_script
+from vqvae2.images import dataset
+from vqvae2.images.augmentation import Augmentation
 from vqvae2.quantizer import Place
 
 PICTURED = 8
@@ -42,7 +43,7 @@ class VqvaeTrainer(Trainer):
     def start(self) -> None:
         """Read the images."""
         self.code_counts: dict[str, torch.Tensor] = {}
-        self.images = images.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
+        self.images = dataset.load_images(self.settings, ("train", "validate"), int(np.prod(self.settings.downsample)))
         expect(any(map(len, self.images.splits.values())), "--data", "at least 1 training image", 0,
                "Give --split a larger first share, or a folder that has some to train.")
         smallest = min(self.images.shape[1:])
@@ -95,7 +96,7 @@ class VqvaeTrainer(Trainer):
         if self.settings.quantizer == "gradient":
             figures["codebook"] = made.codebook
         if not training:
-            figures["ssim"] = metrics.ssim(images.to_bytes(pixels), images.to_bytes(made.images))
+            figures["ssim"] = metrics.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))
         return figures
 
     def after_step(self) -> None:
@@ -130,7 +131,7 @@ class VqvaeTrainer(Trainer):
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
         self.log.picture("reconstructions", epoch, plots.reconstruction_rows(
-            images.to_bytes(split.batch(items)), images.to_bytes(made.images), title=title))
+            dataset.to_bytes(split.batch(items)), dataset.to_bytes(made.images), title=title))
         plots.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
                       columns=len(items))
         for level, maps in made.codes.items() if model.is_quantising() else ():

@@ -43,9 +43,10 @@ import torch
 from tqdm import tqdm
 
 from train_vqvae import VqvaeTrainer
-from vqvae2 import checkpoints, distributed, images, machine, tuning, tuning_study
+from vqvae2 import checkpoints, distributed, machine, tuning, tuning_study
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
+from vqvae2.images import dataset
 from vqvae2.tune_config import TuneSettings
 from vqvae2.tuning_study import Study
 
@@ -293,7 +294,7 @@ def _context() -> multiprocessing.context.BaseContext:
 
 def describe_data(settings: TuneSettings) -> dict:
     """Return the images' hashes, sizes and numbers. Raises: UserError where no study can be made of them."""
-    read = images.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
+    read = dataset.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
     for split in ("train", "validate"):
         expect(len(read.splits[split]) > 0, "--data", f"at least 1 image to {split}", "0", "Give --split other shares.")
     return read.describe()

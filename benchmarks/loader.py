@@ -35,10 +35,11 @@ from ranks import run_on_ranks
 
 from train_vqvae import VqvaeTrainer
 from trainer import Share
-from vqvae2 import config, distributed, images
-from vqvae2.augmentation import Augmentation
+from vqvae2 import config, distributed
 from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.errors import run_script
+from vqvae2.images import dataset
+from vqvae2.images.augmentation import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class BenchmarkSettings:
 
     sizes: tuple[int, ...] = (64, 128, 256)
     """Heights and widths of the images, one benchmark each."""
-    images: int = 2000
+    dataset: int = 2000
     """Number of PNGs of each size."""
     batch: int = 32
     """Images in a batch."""
@@ -93,8 +94,8 @@ def measure(settings: BenchmarkSettings, folder: Path, size: int) -> None:
     data = DataSettings(dataset="folder", data=folder)
     decoding, hashing = [], []
     for _ in range(settings.rounds):
-        decoding.append(seconds(lambda: images.load_images(data)))
-        loaded = images.load_images(data)
+        decoding.append(seconds(lambda: dataset.load_images(data)))
+        loaded = dataset.load_images(data)
         hashing.append(seconds(loaded.describe))
     split = loaded.splits["train"]
     orders = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).split(settings.batch)
@@ -142,7 +143,7 @@ def load_on_rank(folder: str) -> dict[str, float]:
     """Return what loading adds to this process's Pss, in bytes, after all ranks have read every page; and its time."""
     before = pss()
     began = time.perf_counter()
-    loaded = images.load_images(DataSettings(dataset="folder", data=Path(folder)))
+    loaded = dataset.load_images(DataSettings(dataset="folder", data=Path(folder)))
     took = time.perf_counter() - began
     loaded.splits["train"].pixels.max()
     distributed.barrier()  # the other rank has mapped its pages too

@@ -113,7 +113,7 @@ def test_the_trainer_knows_no_model():
 
 @pytest.mark.parametrize(("source", "expected"), [
     ("from vqvae2.errors import UserError", {"errors"}), ("from vqvae2 import metrics, plots", {"metrics", "plots"}),
-    ("import vqvae2.images as images", {"images"}), ("from .codes import load", {"codes"}),
+    ("import vqvae2.images.dataset as images", {"images"}), ("from .codes import load", {"codes"}),
     ("from . import prior", {"prior"}), ("import torch, vqvae2", {"vqvae2"}), ("import os", set()),
     ("def f():\n    from vqvae2 import codes", {"codes"})])
 def test_the_rule_sees_every_way_to_import(source, expected):

@@ -18,10 +18,11 @@ from torch.nn import functional
 
 import train_vqvae
 from trainer import Share
-from vqvae2 import augmentation, config, random_numbers
-from vqvae2.augmentation import Augmentation, moved
+from vqvae2 import config, random_numbers
 from vqvae2.config import TrainVqvae
 from vqvae2.errors import UserError
+from vqvae2.images import augmentation
+from vqvae2.images.augmentation import Augmentation, moved
 
 NOTHING = {"no_mirror": True, "rotate_degrees": 0, "shift_mm": 0, "scale_percent": 0, "elastic_mm": 0,
            "intensity_percent": 0}

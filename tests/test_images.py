@@ -11,16 +11,16 @@ import torch
 from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
 from PIL import Image
 
-from vqvae2 import images
 from vqvae2.config import DataSettings
 from vqvae2.errors import UserError
-from vqvae2.layouts import ImageFile
+from vqvae2.images import dataset
+from vqvae2.images.listing import ImageFile
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def load(folder, *, splits=("train", "validate", "test"), divide=1, **settings):
-    return images.load_images(DataSettings(data=folder, **settings), splits, divide)
+    return dataset.load_images(DataSettings(data=folder, **settings), splits, divide)
 
 
 def load_folder(folder, **settings):
@@ -204,7 +204,7 @@ class TestPixels:
     @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
     def test_every_value_is_the_float_nearest_to_its_share_of_white(self, kind, white):
         pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
-        one = images.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
+        one = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
         expected = torch.from_numpy((pixels.astype(np.float64) / white).astype(np.float32))
         assert torch.equal(one.batch([0]), expected)
         assert torch.equal(one.batch(torch.tensor([0]), torch.device("cpu")), expected)
@@ -213,7 +213,7 @@ class TestPixels:
     @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
     def test_a_batch_on_cuda_is_bit_for_bit_that_on_the_cpu(self, kind, white):
         pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
-        one = images.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
+        one = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
         torch.cuda.set_sync_debug_mode("error")
         try:
             batch = one.batch([0], torch.device("cuda", 0))
@@ -278,12 +278,12 @@ def test_intensities_are_the_mean_and_deviation_of_each_channel_over_all_pixels(
     white = np.iinfo(kind).max
     pixels = np.random.default_rng(4).integers(0, white // np.arange(1, channels + 1)[:, None, None] + 1,
                                                (7, channels, 6, 5)).astype(kind)
-    mean, deviation = images.ImageSet((), pixels).intensities()
+    mean, deviation = dataset.ImageSet((), pixels).intensities()
     seen = pixels.astype(np.float64) / white
     assert mean.numpy() == pytest.approx(seen.mean((0, 2, 3)), rel=1e-6)
     assert deviation.numpy() == pytest.approx(seen.std((0, 2, 3)), rel=1e-6)
 
 
 def test_a_channel_of_one_value_has_the_deviation_1():
-    mean, deviation = images.ImageSet((), np.full((2, 1, 4, 4), 51, np.uint8)).intensities()
+    mean, deviation = dataset.ImageSet((), np.full((2, 1, 4, 4), 51, np.uint8)).intensities()
     assert (mean.item(), deviation.item()) == (pytest.approx(0.2), 1.0)

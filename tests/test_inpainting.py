@@ -16,7 +16,7 @@ from vqvae2 import inpainting, plots
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import TrainVqvae
-from vqvae2.images import unique_names
+from vqvae2.images.dataset import unique_names
 from vqvae2.inpainting import Unfinished, encode_visible
 
 SIDE = 32

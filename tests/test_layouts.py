@@ -7,9 +7,10 @@ import pytest
 from conftest import write_slices
 from PIL import Image
 
-from vqvae2 import images, layouts
 from vqvae2.config import DataSettings
 from vqvae2.errors import UserError
+from vqvae2.images import dataset as images
+from vqvae2.images import listing as layouts
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

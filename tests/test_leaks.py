@@ -12,8 +12,8 @@ import train_vqvae
 from vqvae2 import checkpoints, leaks, model_cards, reports
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import ImageSet, pixel_hash, subject_hash
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
+from vqvae2.images.listing import ImageFile
 from vqvae2.report_text import headline
 
 

@@ -11,8 +11,8 @@ from scipy.stats import mannwhitneyu
 
 from vqvae2 import anomalies, autoencoder, lesions, samples
 from vqvae2.config import TrainVqvae
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from torch import nn
 import evaluate
 import train_pixel_cnn
 from vqvae2 import conditions, likelihood, map_files, prior_figures, samples
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from vqvae2 import memorisation
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 
 SIZE, REACH = 32, 2  # 1/16 of the width
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqvae2 import picture_files
 from vqvae2.errors import UserError
-from vqvae2.picture_files import BrokenPicture, pictures_in, read_picture
+from vqvae2.images import reading
+from vqvae2.images.reading import BrokenPicture, pictures_in, read_picture
 
 ROOT = Path(__file__).parents[1]
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -209,13 +209,13 @@ class TestBroken:
         said = r"67108864 \(8192 by 8192\) are the most" if width < 40000 else "could be decompression bomb"
         with pytest.raises(BrokenPicture, match=rf"found .*{said}.*\. Delete it"):
             read(content)
-        script = f"from vqvae2.picture_files import *; read_picture(Path({str(tmp_path / 'a.png')!r}))"
+        script = f"from vqvae2.images.reading import *; read_picture(Path({str(tmp_path / 'a.png')!r}))"
         alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
         assert "BrokenPicture" in alone.stderr
         assert "Warning" not in alone.stderr
 
     def test_the_largest_that_is_read_is_as_large_as_is_said(self, read, monkeypatch):
-        monkeypatch.setattr(picture_files, "MOST_PIXELS", 256)
+        monkeypatch.setattr(reading, "MOST_PIXELS", 256)
         assert read(RAMP).shape == (1, 16, 16)
         with pytest.raises(UserError, match=r"found 16 by 17 pixels, where 256 .* are the most"):
             read(np.zeros((17, 16), np.uint8))

@@ -15,10 +15,11 @@ from PIL import Image
 from ranks import run_on_ranks
 from torch.multiprocessing import ProcessExitedException
 
-from vqvae2 import distributed, pixel_cache
+from vqvae2 import distributed
 from vqvae2.config import DataSettings
 from vqvae2.errors import UserError
-from vqvae2.images import load_images
+from vqvae2.images import memory as pixel_cache
+from vqvae2.images.dataset import load_images
 
 ROOT = Path(__file__).parents[1]
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

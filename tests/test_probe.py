@@ -12,8 +12,8 @@ from vqvae2 import context_model, probe
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import TrainVqvae
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 
 SIZE = 32
 

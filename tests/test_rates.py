@@ -12,8 +12,8 @@ from PIL import Image, features
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vqvae2 import metrics, rates
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 
 SIZE = 64
 SAVED = {"jpeg": {"format": "JPEG", "quality": 45, "optimize": True},

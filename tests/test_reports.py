@@ -9,7 +9,7 @@ from PIL import Image
 from vqvae2 import leaks, report_text, reports
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import pixel_hash, subject_hash
+from vqvae2.images.dataset import pixel_hash, subject_hash
 
 SUMMARY = {"mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"}
 

@@ -13,8 +13,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from vqvae2 import metrics, sample_figures
 from vqvae2.features import HARMS, Extractor, load_extractor
-from vqvae2.images import ImageSet
-from vqvae2.layouts import ImageFile
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
 from vqvae2.sample_figures import (
     frechet_distance,
     harm_figures,

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2 import codes, features, images, sample_report, samples
+from vqvae2 import codes, features, sample_report, samples
 from vqvae2.config import TrainVqvae, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.images import dataset
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def chain(tiny_run):
     settings = EvaluateSettings(vqvae=str(tiny_run.vqvae), top=str(tiny_run.top), bottom=str(tiny_run.bottom),
                                 out=tiny_run.results / "report", samples=6)
     data = dataclasses.replace(from_dict(TrainVqvae, vqvae.config["settings"]), data=tiny_run.data)
-    return settings, vqvae, priors, images.load_images(data).splits
+    return settings, vqvae, priors, dataset.load_images(data).splits
 
 
 def judge(chain, out, drawn, trained=None, **changes):
@@ -63,7 +64,7 @@ def test_copies_of_training_slices_are_found(chain, tmp_path):
 
 
 def test_without_the_training_images_copies_are_not_looked_for(chain, tmp_path):
-    none = images.ImageSet((), chain[3]["train"].pixels[:0])
+    none = dataset.ImageSet((), chain[3]["train"].pixels[:0])
     assert judge(chain, tmp_path, chain[3]["validate"].bytes(), trained=none)["memorisation"] is None
     assert not (tmp_path / "closest.png").exists()
 

@@ -20,7 +20,7 @@ import sample
 from vqvae2 import checkpoints, samples
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.images import to_bytes
+from vqvae2.images.dataset import to_bytes
 from vqvae2.prior import load_prior
 
 ROOT = Path(__file__).parents[1]

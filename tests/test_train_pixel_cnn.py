@@ -18,11 +18,12 @@ from torch.nn import functional
 import train_pixel_cnn
 from train_pixel_cnn import PriorTrainer
 from trainer import Share
-from vqvae2 import augmentation, checkpoints, distributed, images, random_numbers
+from vqvae2 import checkpoints, distributed, random_numbers
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.conditions import Column
 from vqvae2.config import TrainPrior, parse
+from vqvae2.images import augmentation, dataset
 from vqvae2.prior import load_prior
 
 AGES = {"OAS1_0001": "40", "OAS1_0002": "50", "OAS1_0003": "", "OAS1_0004": "60", "OAS1_0005": "70",
@@ -198,7 +199,7 @@ class TestCopies:
 
     def test_a_copy_has_the_codes_of_the_moved_image_and_is_stored(self, trainer):
         """Codes are never mirrored or shifted themselves: the picture is, before it is encoded."""
-        pixels = images.load_images(trainer._data_settings()).splits["train"].batch(range(18))
+        pixels = dataset.load_images(trainer._data_settings()).splits["train"].batch(range(18))
         model = load_vqvae("tiny", CPU).model
         for copy in (1, 2):
             draws = random_numbers.uniform(0, f"copy {copy}", np.arange(18)[:, None], np.arange(5)[None])

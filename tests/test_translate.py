@@ -18,7 +18,7 @@ from vqvae2.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.errors import UserError
-from vqvae2.images import load_images, to_bytes
+from vqvae2.images.dataset import load_images, to_bytes
 from vqvae2.inpainting import encode_visible
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from vqvae2 import codes, lesions, likelihood, maps_plots, metrics
 from vqvae2.autoencoder import Vqvae
-from vqvae2.images import ImageSet, to_bytes
+from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.prior import Prior
 
 SMOOTHING = 1 / 32

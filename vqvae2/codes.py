@@ -17,7 +17,7 @@ import torch
 from vqvae2 import checkpoints, distributed, metrics, random_numbers
 from vqvae2.autoencoder import Vqvae
 from vqvae2.errors import UserError
-from vqvae2.images import ImageSet, to_bytes
+from vqvae2.images.dataset import ImageSet, to_bytes
 
 LEVELS = ("top", "bottom")
 OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}

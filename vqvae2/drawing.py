@@ -20,7 +20,7 @@ import torch
 from vqvae2 import samples
 from vqvae2.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.images import to_bytes
+from vqvae2.images.dataset import to_bytes
 from vqvae2.inpainting import Unfinished
 from vqvae2.prior import Prior
 from vqvae2.sample_config import SampleSettings

@@ -9,7 +9,7 @@ shares images or subjects for good, figures can be made after --allow-leak of tr
 from collections.abc import Iterable, Mapping
 
 from vqvae2.errors import UserError
-from vqvae2.images import ImageSet, pixel_hash, subject_hash
+from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 
 LEAK = "LEAK (--allow-leak)"
 """How a warning begins that --allow-leak has let through."""

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vqvae2 import checkpoints, likelihood, maps_plots, plots
-from vqvae2.images import ImageSet, to_bytes, unique_names
+from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 
 INDEX = "index.csv"
 BIT_DIGITS = 6

@@ -32,7 +32,7 @@ from scipy import fft
 from scipy.spatial import distance
 
 from vqvae2 import plots
-from vqvae2.images import ImageSet
+from vqvae2.images.dataset import ImageSet
 
 REACH = 1 / 16
 """Largest shift in each direction, as a share of the image's width (at least 1 pixel)."""

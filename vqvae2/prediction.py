@@ -19,8 +19,8 @@ from vqvae2 import checkpoints, distributed, metrics, plots
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
 from vqvae2.config import DataSettings, as_before, as_dict, expect, from_dict
-from vqvae2.images import ImageSet, pixel_hash, subject_hash, unique_names
-from vqvae2.layouts import ImageFile, subject_in_name
+from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
+from vqvae2.images.listing import ImageFile, subject_in_name
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
 

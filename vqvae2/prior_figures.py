@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from vqvae2 import conditions, metrics
-from vqvae2.images import ImageSet
+from vqvae2.images.dataset import ImageSet
 from vqvae2.prior import Prior
 
 REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",

@@ -35,7 +35,7 @@ from torch.nn import functional
 from vqvae2 import context_model, random_numbers
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.images import ImageSet, to_bytes
+from vqvae2.images.dataset import ImageSet, to_bytes
 
 FOLDS = 4
 FLOOR, CEILING = 8, 247

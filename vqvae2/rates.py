@@ -37,7 +37,7 @@ from PIL import Image, features
 from tqdm import tqdm
 
 from vqvae2 import checkpoints, metrics
-from vqvae2.images import ImageSet
+from vqvae2.images.dataset import ImageSet
 
 JPEG_QUALITIES = (1, 3, 5, 10, 20, 30, 45, 60, 80, 90, 95)
 WEBP_QUALITIES = (0, 1, 3, 5, 10, 20, 35, 50, 70, 90, 99)

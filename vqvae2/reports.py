@@ -37,7 +37,7 @@ from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.config import DataSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import Images, ImageSet, load_images
+from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.prior import Prior
 
 SCHEMA, METRICS = 1, "metrics.json"

@@ -26,7 +26,7 @@ import torch
 
 from vqvae2 import features, metrics
 from vqvae2.features import Extractor
-from vqvae2.images import ImageSet, to_bytes
+from vqvae2.images.dataset import ImageSet, to_bytes
 
 ROWS_AT_A_TIME = 1024
 """Rows of the matrix of all pairs that are in memory together: 160 MB for 20,000 images."""

@@ -29,8 +29,8 @@ from vqvae2 import (
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.images import ImageSet, to_bytes
-from vqvae2.picture_files import pictures_in, read_picture
+from vqvae2.images.dataset import ImageSet, to_bytes
+from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.prior import Prior
 from vqvae2.sample_config import of_level
 

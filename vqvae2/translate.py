@@ -29,8 +29,8 @@ from PIL import Image
 from vqvae2 import distributed, plots
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.config import expect
-from vqvae2.images import to_bytes
-from vqvae2.picture_files import read_picture
+from vqvae2.images.dataset import to_bytes
+from vqvae2.images.reading import read_picture
 
 BATCH = 32
 """Images at a time, as evaluate.py has them."""

@@ -17,11 +17,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from vqvae2 import distributed, machine, pixel_cache
+from vqvae2 import distributed, machine
 from vqvae2.config import SPLITS, DataSettings
 from vqvae2.errors import UserError
-from vqvae2.layouts import ImageFile, list_files
-from vqvae2.picture_files import read_picture
+from vqvae2.images import memory
+from vqvae2.images.listing import ImageFile, list_files
+from vqvae2.images.reading import read_picture
 
 HASH_DIGITS = 16
 MOST_NAMED = 10
@@ -166,8 +167,8 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     for split in SPLITS:
         chosen = tuple(file for file in files if file.split == split and split in splits)
         try:
-            pixels, note = pixel_cache.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
-        except pixel_cache.BrokenPictures as error:
+            pixels, note = memory.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
+        except memory.BrokenPictures as error:
             broken |= {chosen[i].name: why for i, why in error.errors.items()}
             continue
         sets[split] = ImageSet(chosen, pixels)

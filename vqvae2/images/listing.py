@@ -21,7 +21,7 @@ from vqvae2 import random_numbers
 from vqvae2.common.names import SUFFIXES
 from vqvae2.config import SPLITS, DataSettings, expect, path_from_environment
 from vqvae2.errors import UserError
-from vqvae2.picture_files import pictures_in
+from vqvae2.images.reading import pictures_in
 from vqvae2.slices.keras_names import KERAS, UNFINISHED
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
