@@ -36,10 +36,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, metrics, plots, random_numbers
+from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, plots, random_numbers
 from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.images import augmentation, dataset
+from vqvae2.metrics import coding, similarity
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
 
@@ -117,7 +118,7 @@ class PriorTrainer(Trainer):
         level, size = self.settings.level, self.vqvae.model.settings.codebook_size
         self.references = {}
         if len(self.maps["validate"].names) and distributed.rank() == 0:
-            self.references = metrics.context_model_bits(
+            self.references = similarity.context_model_bits(
                 self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
             say("reference models on the validation images, bits per code: " +
                 ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
@@ -148,7 +149,7 @@ class PriorTrainer(Trainer):
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
         prior = Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
-        prior.start_from_frequencies(metrics.code_counts(maps, prior.codebook_size))
+        prior.start_from_frequencies(coding.code_counts(maps, prior.codebook_size))
         return prior
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:

@@ -23,12 +23,13 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, losses, metrics, plots
+from vqvae2 import codes, losses, plots
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
+from vqvae2.metrics import coding, similarity
 from vqvae2.quantizer import Place
 
 PICTURED = 8
@@ -47,8 +48,8 @@ class VqvaeTrainer(Trainer):
         expect(any(map(len, self.images.splits.values())), "--data", "at least 1 training image", 0,
                "Give --split a larger first share, or a folder that has some to train.")
         smallest = min(self.images.shape[1:])
-        expect(self.settings.ssim_weight == 0 or smallest >= metrics.WINDOW, "--ssim-weight",
-               f"0 for images smaller than SSIM's window of {metrics.WINDOW} pixels", self.settings.ssim_weight,
+        expect(self.settings.ssim_weight == 0 or smallest >= similarity.WINDOW, "--ssim-weight",
+               f"0 for images smaller than SSIM's window of {similarity.WINDOW} pixels", self.settings.ssim_weight,
                f"These have a side of {smallest}: give --ssim-weight 0, or a larger --size.")
         self.augmentation = Augmentation(self.settings, self.images.splits["train"].facts, self.images.field_of_view)
 
@@ -96,7 +97,7 @@ class VqvaeTrainer(Trainer):
         if self.settings.quantizer == "gradient":
             figures["codebook"] = made.codebook
         if not training:
-            figures["ssim"] = metrics.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))
+            figures["ssim"] = similarity.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))
         return figures
 
     def after_step(self) -> None:
@@ -113,7 +114,7 @@ class VqvaeTrainer(Trainer):
             return {}
         split = self.images.splits["validate"]
         maps = codes.extract(self.model, split, self.settings.batch)
-        self.code_counts = {level: metrics.code_counts(one, self.settings.codebook_size)
+        self.code_counts = {level: coding.code_counts(one, self.settings.codebook_size)
                             for level, one in maps.levels.items()}
         figures = codes.code_figures(self.model, split, maps, self.settings.batch)
         return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()

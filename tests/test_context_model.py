@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from tests import fields
-from vqvae2 import context_model, metrics
+from vqvae2.metrics import context_model, similarity
 
 
 def table_of(train, size):
     """p(code | left, above), `[size + 1, size + 1, size]`, by counting with loops."""
-    k = metrics.context_concentrations(train, size)
+    k = similarity.context_concentrations(train, size)
     both, left, above = (np.zeros((*[size + 1] * order, size)) for order in (2, 1, 1))
     for codes in train:
         for row in range(codes.shape[0]):
@@ -63,8 +63,8 @@ def test_draws_cost_the_model_itself_its_entropy(few_codes, drawn):
     """Bits by metrics.context_model_bits beside the mean entropy of the table's rows where the draws went."""
     table = table_of(few_codes, 6)
     entropy = -(table * np.log2(table)).sum(-1)[neighbours_of(drawn, 6)].mean()
-    assert metrics.context_model_bits(few_codes, drawn, 6)["context"] == pytest.approx(entropy, abs=0.01)
-    assert entropy < metrics.context_model_bits(few_codes, drawn, 6)["histogram"] - 0.02
+    assert similarity.context_model_bits(few_codes, drawn, 6)["context"] == pytest.approx(entropy, abs=0.01)
+    assert entropy < similarity.context_model_bits(few_codes, drawn, 6)["histogram"] - 0.02
 
 
 def test_a_code_that_its_neighbours_decide_is_drawn_as_they_decide_it():

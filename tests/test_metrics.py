@@ -14,7 +14,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from vqvae2 import metrics
+from vqvae2.common import statistics
+from vqvae2.metrics import coding
+from vqvae2.metrics import similarity as metrics
 
 SCANS = Path(__file__).parents[2] / "shared" / "data" / "scans"
 SKIMAGE = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -227,7 +229,7 @@ def test_real_slices_have_scikit_images_ssim_and_a_background_that_flatters():
 
 
 def test_a_summary_has_the_quantiles_of_its_values():
-    found = metrics.summarise(torch.arange(101.0), [str(number) for number in range(101)], seed=0)
+    found = statistics.summarise(torch.arange(101.0), [str(number) for number in range(101)], seed=0)
     expected = {"mean": 50, "min": 0, "max": 100, "q05": 5, "median": 50, "q95": 95}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     # The mean of 101 draws has standard deviation sqrt((101² - 1) / 12 / 101) = 2.90; 1.96 of them each way.
@@ -238,8 +240,8 @@ def test_a_summary_has_the_quantiles_of_its_values():
 def test_the_interval_comes_from_subjects_and_not_from_images():
     """100 copies of each subject's image are no news: the interval is that of 10 subjects, not of 1000 images."""
     values = torch.arange(10.0)
-    single = metrics.summarise(values, [f"s{n}" for n in range(10)], seed=1, resamples=4000)
-    copies = metrics.summarise(values.repeat(100), [f"s{n}" for n in range(10)] * 100, seed=1, resamples=4000)
+    single = statistics.summarise(values, [f"s{n}" for n in range(10)], seed=1, resamples=4000)
+    copies = statistics.summarise(values.repeat(100), [f"s{n}" for n in range(10)] * 100, seed=1, resamples=4000)
     assert copies["ci_low"] == pytest.approx(single["ci_low"])
     assert copies["ci_high"] == pytest.approx(single["ci_high"])
     assert single["ci_high"] - single["ci_low"] > 3
@@ -247,19 +249,19 @@ def test_the_interval_comes_from_subjects_and_not_from_images():
 
 def test_the_bootstrap_of_two_subjects_weighs_them_by_their_images():
     """Subject a has 3 images of 0, b one of 1: a draw is aa (0), bb (1) or ab (1/4), the quantiles 0 and 1."""
-    found = metrics.summarise(torch.tensor([0.0, 0, 0, 1]), ["a", "a", "a", "b"], seed=0, resamples=4000)
+    found = statistics.summarise(torch.tensor([0.0, 0, 0, 1]), ["a", "a", "a", "b"], seed=0, resamples=4000)
     assert (found["mean"], found["ci_low"], found["ci_high"]) == (0.25, 0, 1)
 
 
 def test_one_subject_gives_an_interval_without_width():
-    found = metrics.summarise(torch.tensor([0.0, 1.0]), ["a", "a"], seed=0)
+    found = statistics.summarise(torch.tensor([0.0, 1.0]), ["a", "a"], seed=0)
     assert (found["ci_low"], found["mean"], found["ci_high"]) == (0.5, 0.5, 0.5)
 
 
 def test_nan_is_left_out_and_nothing_left_is_null_in_json():
-    found = metrics.summarise(torch.tensor([1.0, math.nan, 3.0]), ["a", "b", "c"], seed=0)
+    found = statistics.summarise(torch.tensor([1.0, math.nan, 3.0]), ["a", "b", "c"], seed=0)
     assert (found["mean"], found["min"], found["max"]) == (2, 1, 3)
-    nothing = metrics.summarise(torch.tensor([math.nan]), ["a"], seed=0)
+    nothing = statistics.summarise(torch.tensor([math.nan]), ["a"], seed=0)
     assert nothing.keys() == found.keys()
     assert set(json.loads(json.dumps(nothing)).values()) == {None}
 
@@ -269,7 +271,7 @@ def test_nan_is_left_out_and_nothing_left_is_null_in_json():
 def test_a_summary_does_not_depend_on_the_order_of_images(images, shuffler):
     shuffled = list(images)
     shuffler.shuffle(shuffled)
-    first, second = (metrics.summarise(torch.tensor([value for value, _ in some], dtype=torch.float64),
+    first, second = (statistics.summarise(torch.tensor([value for value, _ in some], dtype=torch.float64),
                                        [subject for _, subject in some], seed=3) for some in (images, shuffled))
     assert first == pytest.approx(second)
     assert first["min"] - 1e-9 <= first["ci_low"] <= first["ci_high"] <= first["max"] + 1e-9
@@ -277,48 +279,48 @@ def test_a_summary_does_not_depend_on_the_order_of_images(images, shuffler):
 
 def test_a_summary_without_a_subject_for_each_value_is_refused():
     with pytest.raises(ValueError, match="one for each of 2 values, found 1"):
-        metrics.summarise(torch.zeros(2), ["a"], seed=0)
+        statistics.summarise(torch.zeros(2), ["a"], seed=0)
 
 
 # Codes
 
 
 def test_counts_are_how_often_each_code_stands():
-    assert metrics.code_counts(torch.tensor([[0, 3], [3, 1]], dtype=torch.int16), 5).tolist() == [1, 1, 0, 2, 0]
-    assert metrics.code_counts(torch.zeros(0, 4, 4, dtype=torch.int64), 3).tolist() == [0, 0, 0]
+    assert coding.code_counts(torch.tensor([[0, 3], [3, 1]], dtype=torch.int16), 5).tolist() == [1, 1, 0, 2, 0]
+    assert coding.code_counts(torch.zeros(0, 4, 4, dtype=torch.int64), 3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("code", "found"), [(-1, "found -1 to 2"), (4, "found 2 to 4")])
 def test_counting_a_code_outside_the_codebook_is_refused(code, found):
     with pytest.raises(ValueError, match=rf"\[0, 4\), {found}"):
-        metrics.code_counts(torch.tensor([2, code]), 4)
+        coding.code_counts(torch.tensor([2, code]), 4)
 
 
 def test_codebook_figures_of_known_distributions():
-    assert metrics.codebook_figures(torch.tensor([0, 9, 0, 0])) == {"size": 4, "used": 1, "perplexity": 1}
-    assert metrics.codebook_figures(torch.full((512,), 7))["perplexity"] == pytest.approx(512)
-    half = metrics.codebook_figures(torch.tensor([2, 1, 1, 0]))  # entropy 1.5 bits
+    assert coding.codebook_figures(torch.tensor([0, 9, 0, 0])) == {"size": 4, "used": 1, "perplexity": 1}
+    assert coding.codebook_figures(torch.full((512,), 7))["perplexity"] == pytest.approx(512)
+    half = coding.codebook_figures(torch.tensor([2, 1, 1, 0]))  # entropy 1.5 bits
     assert half == {"size": 4, "used": 3, "perplexity": pytest.approx(2**1.5)}
 
 
 def test_an_empty_codebook_has_no_figures():
     with pytest.raises(ValueError, match="found 0 in a codebook of 8"):
-        metrics.codebook_figures(torch.zeros(8, dtype=torch.int64))
+        coding.codebook_figures(torch.zeros(8, dtype=torch.int64))
 
 
 def test_blind_guessing_costs_log2_of_the_size():
-    assert metrics.bits_per_code(1000 * math.log(512), 1000) == pytest.approx(9)
+    assert coding.bits_per_code(1000 * math.log(512), 1000) == pytest.approx(9)
     with pytest.raises(ValueError, match="found 0"):
-        metrics.bits_per_code(0.0, 0)
+        coding.bits_per_code(0.0, 0)
 
 
 def test_bits_per_pixel_adds_the_bits_of_both_levels():
-    assert metrics.bits_per_pixel(8.0, 4.0, 1024, 4096, 65536) == pytest.approx((8192 + 16384) / 65536)
-    assert metrics.bits_per_pixel(8.0, 0.0, 1024, 0, 65536) == pytest.approx(0.125)
+    assert coding.bits_per_pixel(8.0, 4.0, 1024, 4096, 65536) == pytest.approx((8192 + 16384) / 65536)
+    assert coding.bits_per_pixel(8.0, 0.0, 1024, 0, 65536) == pytest.approx(0.125)
 
 
 def test_raw_bits_per_pixel_at_the_defaults_are_those_of_the_design_page():
-    assert metrics.raw_bits_per_pixel([512, 512], [(32, 32), (64, 64)], 256 * 256) == pytest.approx(0.703, abs=5e-4)
+    assert coding.raw_bits_per_pixel([512, 512], [(32, 32), (64, 64)], 256 * 256) == pytest.approx(0.703, abs=5e-4)
 
 
 # Reference models of codes

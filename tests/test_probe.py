@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from vqvae2 import context_model, probe
+from vqvae2 import probe
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.config import TrainVqvae
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.metrics import context_model
 
 SIZE = 32
 

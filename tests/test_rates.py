@@ -11,9 +11,10 @@ from conftest import picture_of
 from PIL import Image, features
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vqvae2 import metrics, rates
+from vqvae2 import rates
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.metrics import similarity
 
 SIZE = 64
 SAVED = {"jpeg": {"format": "JPEG", "quality": 45, "optimize": True},
@@ -109,7 +110,7 @@ class TestCodecs:
 
 class TestModel:
     def test_its_distortion_is_that_of_metrics_and_its_rates_are_given(self, report, split, made):
-        figures = metrics.image_figures(split.bytes(), made)
+        figures = similarity.image_figures(split.bytes(), made)
         assert report["model"]["psnr"] == pytest.approx(figures["full"]["psnr"].mean().item())
         assert report["model"]["brain_ssim"] == pytest.approx(figures["brain"]["ssim"].mean().item())
         costs = report["model"]["points"]
@@ -122,7 +123,7 @@ class TestModel:
     def test_images_are_chosen_evenly_for_all_alike(self, split, made):
         few = rates.measure(split, made, raw=0.5, prior=torch.arange(6.0), most_images=3)
         chosen = image_set(split.pixels[[0, 2, 5]])  # of 0, 2.5, 5, rounded to even
-        expected = metrics.image_figures(chosen.bytes(), made[[0, 2, 5]])["full"]["psnr"].mean().item()
+        expected = similarity.image_figures(chosen.bytes(), made[[0, 2, 5]])["full"]["psnr"].mean().item()
         assert few["images"] == 3
         assert few["model"]["psnr"] == pytest.approx(expected)
         assert few["model"]["points"]["prior"]["bits_per_pixel"] == pytest.approx(7 / 3)

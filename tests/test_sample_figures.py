@@ -11,10 +11,11 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from vqvae2 import metrics, sample_figures
+from vqvae2 import sample_figures
 from vqvae2.features import HARMS, Extractor, load_extractor
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.metrics import similarity
 from vqvae2.sample_figures import (
     frechet_distance,
     harm_figures,
@@ -219,13 +220,13 @@ class TestVariety:
     def test_it_is_the_mean_over_all_pairs_where_they_are_few(self, rng):
         images = torch.from_numpy(rng.integers(0, 255, (5, 1, 24, 24))).to(torch.uint8)
         pairs = np.array(list(itertools.combinations(range(5), 2)))
-        expected = metrics.image_figures(images[pairs[:, 0]], images[pairs[:, 1]])["full"]["ms_ssim"].mean().item()
+        expected = similarity.image_figures(images[pairs[:, 0]], images[pairs[:, 1]])["full"]["ms_ssim"].mean().item()
         assert pairwise_ms_ssim(images, None, 0) == pytest.approx(expected, rel=1e-12)
 
     def test_pairs_of_one_subject_do_not_count(self, rng):
         """Two subjects, each with one picture twice: a pair within would be 1."""
         one, other = torch.from_numpy(rng.integers(0, 255, (2, 1, 1, 24, 24))).to(torch.uint8)
-        expected = metrics.image_figures(one, other)["full"]["ms_ssim"].item()
+        expected = similarity.image_figures(one, other)["full"]["ms_ssim"].item()
         assert pairwise_ms_ssim(torch.cat([one, one, other, other]), list("aabb"), 0) == pytest.approx(expected)
 
     def test_equal_images_have_1_and_a_single_one_nothing(self):

@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2 import distributed, metrics, plots, run_log
+from vqvae2 import distributed, plots, run_log
 from vqvae2.codes import CodeMaps
 from vqvae2.errors import Stopped, UserError
+from vqvae2.metrics import coding, similarity
 from vqvae2.run_log import RunLog
 
 EVERY_EPOCH = [*TINY[: TINY.index("--pictures-every")], *TINY_VQVAE[2:], "--pictures-every", "1"]
@@ -133,7 +134,7 @@ def test_what_the_histogram_counts_is_what_the_log_reports(tiny_slices, tmp_path
     for name, values in shown:
         level = name.split("/")[1]
         assert int((values > 0).sum()) == float(last[f"{level}_used"])
-        assert metrics.codebook_figures(values)["perplexity"] == pytest.approx(float(last[f"{level}_perplexity"]),
+        assert coding.codebook_figures(values)["perplexity"] == pytest.approx(float(last[f"{level}_perplexity"]),
                                                                                 rel=1e-4)
 
 
@@ -199,7 +200,7 @@ def test_a_prior_draws_its_curves_beside_the_models_that_count(tiny_run, tmp_pat
     assert drawn[1][2]["title"] == "top, top prior: epoch 2 of 2"
     maps = {split: CodeMaps.load(tiny_run.vqvae / "codes" / f"{split}.npz", _hash_of(tiny_run)).levels["top"].numpy()
             for split in ("train", "validate")}
-    assert drawn[1][2]["references"] == pytest.approx(metrics.context_model_bits(maps["train"], maps["validate"], 16))
+    assert drawn[1][2]["references"] == pytest.approx(similarity.context_model_bits(maps["train"], maps["validate"], 16))
 
 
 def _hash_of(tiny_run):

@@ -28,9 +28,10 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from vqvae2 import codes, lesions, likelihood, maps_plots, metrics
+from vqvae2 import codes, lesions, likelihood, maps_plots
 from vqvae2.autoencoder import Vqvae
 from vqvae2.images.dataset import ImageSet, to_bytes
+from vqvae2.metrics import similarity
 from vqvae2.prior import Prior
 
 SMOOTHING = 1 / 32
@@ -68,7 +69,7 @@ def score(model: Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str,
         batch: images at a time. seed: of the lesions.
     """
     items = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_IMAGES)).round().astype(int))
-    brains = metrics.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
+    brains = similarity.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
     made = [lesions.add(kind, split.batch([item])[0].numpy(), brain, seed, int(item))
             for item, brain in zip(items, brains)]
     has_one = np.array([one is not None for one in made])

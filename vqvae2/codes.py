@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vqvae2 import checkpoints, distributed, metrics, random_numbers
+from vqvae2 import checkpoints, distributed, random_numbers
 from vqvae2.autoencoder import Vqvae
 from vqvae2.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes
+from vqvae2.metrics import coding, similarity
 
 LEVELS = ("top", "bottom")
 OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
@@ -101,7 +102,7 @@ def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, se
     images (in a seeded ring: none keeps its own) and the other level's stay: 0 means that the
     level's codes, however many are in use, say nothing. Every rank must call this; all get the same.
     """
-    figures = {level: metrics.codebook_figures(metrics.code_counts(maps, model.settings.codebook_size))
+    figures = {level: coding.codebook_figures(coding.code_counts(maps, model.settings.codebook_size))
                for level, maps in codes.levels.items()}
     if with_shuffle_drop:
         ring = torch.randperm(len(images), generator=random_numbers.generator(seed, "exchange of maps"))
@@ -140,7 +141,7 @@ def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], 
     parts = []
     for items in mine.split(batch) if len(mine) else ():
         decoded = model.decode({level: codes[items].to(device) for level, codes in levels.items()})
-        parts.append(metrics.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
+        parts.append(similarity.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
     total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)
 

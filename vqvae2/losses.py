@@ -10,7 +10,7 @@ brings is measured in docs/results.md.
 
 import torch
 
-from vqvae2 import metrics
+from vqvae2.metrics import similarity
 
 
 def error_of_clipped(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -29,10 +29,10 @@ def dissimilarity(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     `made` is clipped to 0…1 as pictures are. It is computed in the images' own type whatever autocast says: in bf16
     nothing would be left of a difference of squares. Raises: ValueError for sides under 11 pixels, which SSIM lacks.
     """
-    if min(pixels.shape[-2:]) < metrics.WINDOW:
-        raise ValueError(f"pixels: expected sides of at least {metrics.WINDOW}, found {list(pixels.shape[-2:])}.")
+    if min(pixels.shape[-2:]) < similarity.WINDOW:
+        raise ValueError(f"pixels: expected sides of at least {similarity.WINDOW}, found {list(pixels.shape[-2:])}.")
     with torch.autocast(pixels.device.type, enabled=False):
-        return 1 - metrics.similarity_maps(made.clamp(0, 1), pixels)[0].mean((1, 2))
+        return 1 - similarity.similarity_maps(made.clamp(0, 1), pixels)[0].mean((1, 2))
 
 
 def gradient_error(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vqvae2 import checkpoints, curve_plots, metrics
+from vqvae2 import checkpoints, curve_plots
 from vqvae2.config import parse
 from vqvae2.curve_plots import COLOURS, CompareSettings, Run, panels
 from vqvae2.errors import run_script
+from vqvae2.metrics import coding
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -216,7 +217,7 @@ def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str 
     """
     figure, axes = panels(len(counts_by_level))
     for axis, (level, counts) in zip(axes, counts_by_level.items()):
-        figures = metrics.codebook_figures(counts)
+        figures = coding.codebook_figures(counts)
         share = counts.cpu().double().sort(descending=True).values / counts.sum().item() * 100
         axis.fill_between(range(1, len(share) + 1), share.numpy(), step="mid", color=COLOURS.get(level))
         axis.axhline(100 / len(share), color="black", linestyle="--", linewidth=1, label="even use")

@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed, metrics, plots
+from vqvae2 import checkpoints, distributed, plots
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
+from vqvae2.common import statistics
 from vqvae2.config import DataSettings, as_before, as_dict, expect, from_dict
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
+from vqvae2.metrics import coding, similarity
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
 
@@ -115,7 +117,7 @@ def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[Given], names: Sequence
             maps, made = reconstruct(vqvae.model, split, settings.batch)
             originals = split.bytes()
             codes.append(maps)
-            figures.append(metrics.image_figures(originals, made))
+            figures.append(similarity.image_figures(originals, made))
             for item, one in enumerate(part):
                 _write(settings.out, one, _Shown(split.names[item], originals[item], made[item],
                                                  {level: each[item] for level, each in maps.levels.items()},
@@ -236,12 +238,12 @@ def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures
         "seen_in_training": {
             "images": sum(pixel_hash(one.pixels) in seen["training_images"] for one in given),
             "subjects": len({name for name in named if name and subject_hash(name) in seen["training_subjects"]})},
-        "reconstruction": {area: {name: metrics.summarise(values, subjects, 0) for name, values in of_area.items()}
+        "reconstruction": {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
                            for area, of_area in figures.items()},
-        "codes": {level: metrics.codebook_figures(metrics.code_counts(one, size))
+        "codes": {level: coding.codebook_figures(coding.code_counts(one, size))
                   for level, one in maps.levels.items()},
-        "raw_bits_per_pixel": metrics.raw_bits_per_pixel([size] * len(grids), grids, height * width),
-        "ms_ssim_weights": metrics.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
+        "raw_bits_per_pixel": coding.raw_bits_per_pixel([size] * len(grids), grids, height * width),
+        "ms_ssim_weights": similarity.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
 
 
 def _slices_said(given: Sequence[Given], recorded: dict, settings: PredictSettings) -> dict | None:

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from vqvae2 import conditions, metrics
+from vqvae2 import conditions
+from vqvae2.common import statistics
 from vqvae2.images.dataset import ImageSet
+from vqvae2.metrics import coding
 from vqvae2.prior import Prior
 
 REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
@@ -42,7 +44,7 @@ def judge(priors: Mapping[str, Prior], bits: Mapping[str, torch.Tensor], levels:
                                (untold or {}).get(level)) for level, prior in priors.items()}
     if set(priors) == set(levels):
         cells = {level: one[0].numel() for level, one in bits.items()}
-        report["bits_per_pixel"] = metrics.bits_per_pixel(
+        report["bits_per_pixel"] = coding.bits_per_pixel(
             report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
             cells.get("bottom", 0), math.prod(split.pixels.shape[2:]))
         told = any(report[level]["condition"] for level in priors)
@@ -61,7 +63,7 @@ def below_best(bits: float, references: Mapping[str, float | None]) -> float | N
 
 def _of_level(prior: Prior, bits: torch.Tensor, split: ImageSet, references: Mapping[str, float], seed: int,
               untold: torch.Tensor | None) -> dict:
-    of_images = metrics.summarise(bits.double().mean((1, 2)), split.subjects, seed)
+    of_images = statistics.summarise(bits.double().mean((1, 2)), split.subjects, seed)
     counted = {name: references.get(kind) for name, kind in REFERENCES.items()}
     known = conditions.numbers(prior.columns, split.facts)
     return {"bits_per_code": of_images["mean"], "ci_low": of_images["ci_low"], "ci_high": of_images["ci_high"],

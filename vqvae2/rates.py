@@ -36,8 +36,10 @@ from matplotlib.figure import Figure
 from PIL import Image, features
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, metrics
+from vqvae2 import checkpoints
+from vqvae2.common import statistics
 from vqvae2.images.dataset import ImageSet
+from vqvae2.metrics import similarity
 
 JPEG_QUALITIES = (1, 3, 5, 10, 20, 30, 45, 60, 80, 90, 95)
 WEBP_QUALITIES = (0, 1, 3, 5, 10, 20, 35, 50, 70, 90, 99)
@@ -252,17 +254,17 @@ def _cost(value: float | torch.Tensor, items: np.ndarray, subjects: Sequence[str
     """A rate of the model: its mean over the chosen images, and the interval where each image's is known."""
     if not isinstance(value, torch.Tensor):
         return {"bits_per_pixel": float(value), "ci_low": None, "ci_high": None}
-    found = metrics.summarise(value[items], subjects, seed)
+    found = statistics.summarise(value[items], subjects, seed)
     return {"bits_per_pixel": found["mean"], "ci_low": found["ci_low"], "ci_high": found["ci_high"]}
 
 
 def _distortion(originals: torch.Tensor, made: torch.Tensor, subjects: Sequence[str], seed: int) -> dict:
     """Means of FIGURES over uint8 images, with their intervals; None where they are not defined."""
-    parts = [metrics.image_figures(*pair) for pair in zip(originals.split(AT_A_TIME), made.split(AT_A_TIME))]
+    parts = [similarity.image_figures(*pair) for pair in zip(originals.split(AT_A_TIME), made.split(AT_A_TIME))]
     report = {}
     for name in FIGURES:
         area, figure = ("brain", name.removeprefix("brain_")) if name.startswith("brain_") else ("full", name)
-        found = metrics.summarise(torch.cat([part[area][figure] for part in parts]), subjects, seed)
+        found = statistics.summarise(torch.cat([part[area][figure] for part in parts]), subjects, seed)
         report |= {name: found["mean"], f"{name}_ci_low": found["ci_low"], f"{name}_ci_high": found["ci_high"]}
     return report
 

@@ -26,7 +26,6 @@ from vqvae2 import (
     lesions,
     likelihood,
     map_files,
-    metrics,
     plots,
     prior_figures,
     rates,
@@ -34,10 +33,12 @@ from vqvae2 import (
     samples,
 )
 from vqvae2.autoencoder import TrainedVqvae
+from vqvae2.common import statistics
 from vqvae2.config import DataSettings, from_dict
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
+from vqvae2.metrics import coding, similarity
 from vqvae2.prior import Prior
 
 SCHEMA, METRICS = 1, "metrics.json"
@@ -51,7 +52,7 @@ FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_b
 class Judged:
     """What was judged, for those who draw more figures of it."""
 
-    metrics: dict
+    similarity: dict
     """As in metrics.json."""
     images: ImageSet
     """Of the split."""
@@ -75,7 +76,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     split = images.splits[settings.split]
     maps, made = _reconstruct(vqvae, split, settings.batch)
     bits = _code_bits(priors, maps, split, settings.batch, split.facts)
-    figures = metrics.image_figures(split.bytes(), made)
+    figures = similarity.image_figures(split.bytes(), made)
     training_codes = _training_codes(vqvae, images, settings)
     references = _references(vqvae, training_codes, maps.levels)
     report = {
@@ -190,15 +191,15 @@ def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: codes.Co
     """What metrics.json says of the VQ-VAE alone."""
     shape = split.pixels.shape[2:]
     of_codes = codes.code_figures(vqvae.model, split, maps, settings.batch, settings.seed)
-    return {"reconstruction": {area: {name: metrics.summarise(values, split.subjects, settings.seed)
+    return {"reconstruction": {area: {name: statistics.summarise(values, split.subjects, settings.seed)
                                       for name, values in one.items()} for area, one in figures.items()},
             "codes": {level: {name: _finite(value) for name, value in one.items()} for level, one in of_codes.items()},
             "raw_bits_per_pixel": _raw_bits_per_pixel(vqvae, maps.levels, math.prod(shape)),
-            "ms_ssim_weights": metrics.ms_ssim_scales(min(shape))}
+            "ms_ssim_weights": similarity.ms_ssim_scales(min(shape))}
 
 
 def _raw_bits_per_pixel(vqvae: TrainedVqvae, levels: dict[str, torch.Tensor], pixels: int) -> float:
-    return metrics.raw_bits_per_pixel([vqvae.model.settings.codebook_size] * len(levels),
+    return coding.raw_bits_per_pixel([vqvae.model.settings.codebook_size] * len(levels),
                                       [tuple(one.shape[1:]) for one in levels.values()], pixels)
 
 
@@ -222,7 +223,7 @@ def _references(vqvae: TrainedVqvae, train: codes.CodeMaps | None,
                 levels: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """For each level bits per code of the models that only count, fitted on the training images' codes, if any."""
     size = vqvae.model.settings.codebook_size
-    return {} if train is None else {level: metrics.context_model_bits(one.numpy(), levels[level].numpy(), size)
+    return {} if train is None else {level: similarity.context_model_bits(one.numpy(), levels[level].numpy(), size)
                                      for level, one in train.levels.items()}
 
 
@@ -328,7 +329,7 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: 
     for level, maps in judged.code_maps.levels.items():
         title = f"{level.capitalize()} codes of evenly chosen {split}: a colour for each of {size}"
         plots.save_picture(plots.code_map_picture(maps[even], size, title=title), out / f"code_images_{level}.png")
-        counts[level] = metrics.code_counts(maps, size)
+        counts[level] = coding.code_counts(maps, size)
     plots.code_histogram(counts, out / "code_histogram.png")
     plots.metric_histograms(figures, out / "ssim_histogram.png")
     rows = [("real", originals[even]), ("reconstruction", made[even])]

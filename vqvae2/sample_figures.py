@@ -24,9 +24,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vqvae2 import features, metrics
+from vqvae2 import features
 from vqvae2.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
+from vqvae2.metrics import similarity
 
 ROWS_AT_A_TIME = 1024
 """Rows of the matrix of all pairs that are in memory together: 160 MB for 20,000 images."""
@@ -138,7 +139,7 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
     apart = np.flatnonzero(names[i] != names[j])[:pairs]
     if len(apart) == 0:
         return None
-    figures = metrics.image_figures(images[i[apart]], images[j[apart]])
+    figures = similarity.image_figures(images[i[apart]], images[j[apart]])
     value = figures["full"]["ms_ssim"].mean().item()
     return value if math.isfinite(value) else None
 

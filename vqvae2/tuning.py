@@ -25,10 +25,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from vqvae2 import checkpoints, metrics, plots, presets
+from vqvae2 import checkpoints, plots, presets
 from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
 from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, expect
 from vqvae2.curve_plots import panels, plain
+from vqvae2.metrics import coding
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, space_of
 
 FLOORS = {"used_share": 0.5, "perplexity_share": 0.05, "shuffle_drop": 0.05}
@@ -110,7 +111,7 @@ def raw_bits_per_pixel(codebook_size: int, settings: TrainVqvae, height: int, wi
     bottom = (height // settings.downsample[0], width // settings.downsample[0])
     factor = settings.downsample[1] if settings.levels == 2 else 1
     shapes = [(bottom[0] // factor, bottom[1] // factor), bottom][: settings.levels]
-    return metrics.raw_bits_per_pixel([codebook_size] * settings.levels, shapes, height * width)
+    return coding.raw_bits_per_pixel([codebook_size] * settings.levels, shapes, height * width)
 
 
 def allowed_space(settings: TuneSettings, height: int, width: int) -> Space:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vqvae2 import metrics, random_numbers
+from vqvae2 import random_numbers
+from vqvae2.metrics import similarity
 
 STEPS = ("both", "side", "neighbour", "all", "even")
 """What one code may need a random number for, each its own."""
@@ -82,8 +83,8 @@ def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: in
 
 
 def _urns(train: np.ndarray, size: int) -> dict[str, Urn]:
-    concentrations = metrics.context_concentrations(train, size)
-    contexts = metrics.code_contexts(train, size)
+    concentrations = similarity.context_concentrations(train, size)
+    contexts = similarity.code_contexts(train, size)
     numbers = {"both": (size + 1) ** 2, "left": size + 1, "above": size + 1, "all": 1}
     return {kind: Urn.of(train.ravel(), contexts[kind], number, concentrations[kind])
             for kind, number in numbers.items()}
