@@ -33,7 +33,6 @@ from vqvae2 import (
     likelihood,
     maps_plots,
     model_cards,
-    plots,
     report_text,
     samples,
 )
@@ -43,6 +42,7 @@ from vqvae2.errors import UserError, run_script
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.plots import pictures
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
@@ -181,8 +181,8 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     masked[..., size // 2:] = 0
     completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
     new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
-    return plots.strip([("real, unseen", real), ("reconstruction", made),
-                        ("unusual, bits", plots.Scaled(unusual, maps_plots.BITS_PER_PIXEL)),
+    return pictures.strip([("real, unseen", real), ("reconstruction", made),
+                        ("unusual, bits", pictures.Scaled(unusual, maps_plots.BITS_PER_PIXEL)),
                         ("half hidden", masked), ("completed", completed), ("new", new)])
 
 
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_steps(steps)
         if len(models_of(size)) == 3 and not settings.quick:
             run_steps(drawing(size, settings, told_of(models_of(size).get("top"))))
-            plots.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
+            pictures.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
         write_documents(size, settings)
         if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)

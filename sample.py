@@ -48,11 +48,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed, drawing, inpainting, machine, plots, samples
+from vqvae2 import checkpoints, distributed, drawing, inpainting, machine, samples
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.config import as_dict, parse
 from vqvae2.errors import UserError, run_script
 from vqvae2.inpainting import Unfinished
+from vqvae2.plots import pictures
 from vqvae2.prior import Prior
 from vqvae2.sample_config import SampleSettings
 from vqvae2.sample_folder import SampleFolder
@@ -141,7 +142,7 @@ def finish(drawer: drawing.Drawer, folder: SampleFolder, names: list[str]) -> No
 def new_images(folder: SampleFolder, names: list[str]) -> Image.Image:
     """Return a grid of the images, of the first MOST_IN_GRID of them where there are more."""
     images = [folder.picture(name) for name in names[:MOST_IN_GRID]]
-    return plots.image_grid(plots.enlarged(torch.stack(images)), columns=max(1, round(len(images)**0.5)))
+    return pictures.image_grid(pictures.enlarged(torch.stack(images)), columns=max(1, round(len(images)**0.5)))
 
 
 def completions(folder: SampleFolder, drawer: drawing.Drawer) -> Image.Image:
@@ -152,7 +153,7 @@ def completions(folder: SampleFolder, drawer: drawing.Drawer) -> Image.Image:
         given = drawer.unfinished.given(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
-    return plots.completion_rows(rows, columns)
+    return pictures.completion_rows(rows, columns)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import checkpoints, distributed, features, machine, plots, random_numbers, sample_figures
+from vqvae2 import checkpoints, distributed, features, machine, random_numbers, sample_figures
 from vqvae2.config import parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.images import augmentation, dataset
+from vqvae2.plots import curves
 
 JUDGED = 400
 """Validation images, at most, that are harmed for harms.csv."""
@@ -109,7 +110,7 @@ class FeatureTrainer(Trainer):
 
     def pictures(self, epoch: int) -> None:
         """Draw the curves; in the end write what the best weights make of harm that is done to validation images."""
-        plots.curves(self.rows, self.folder / "losses.png")
+        curves.curves(self.rows, self.folder / "losses.png")
         if self.count("validate") == 0 or epoch < self.settings.epochs:
             return
         split = self.images.splits["validate"]

@@ -36,11 +36,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, plots, random_numbers
+from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, random_numbers
 from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
 from vqvae2.errors import UserError, run_script
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
+from vqvae2.plots import curves
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
 
@@ -202,7 +203,7 @@ class PriorTrainer(Trainer):
     def pictures(self, epoch: int) -> None:
         """Draw the curves, beside what models need that only count."""
         title = f"{self.settings.savename}, {self.kind}: epoch {epoch} of {self.settings.epochs}"
-        plots.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)
+        curves.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)
 
 
 def main(arguments: list[str] | None = None) -> None:

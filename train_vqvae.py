@@ -23,13 +23,15 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, losses, plots
+from vqvae2 import codes, losses
 from vqvae2.autoencoder import Vqvae
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
 from vqvae2.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
+from vqvae2.plots import charts, curves
+from vqvae2.plots import pictures as plots
 from vqvae2.quantizer import Place
 
 PICTURED = 8
@@ -124,7 +126,7 @@ class VqvaeTrainer(Trainer):
     def pictures(self, epoch: int) -> None:
         """Draw the curves, the same images' reconstructions, and a GIF of them, code maps, and how codes are used."""
         when = f"Epoch {epoch} of {self.settings.epochs}"
-        plots.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
+        curves.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
         ssim = self.rows[-1].get("validate_ssim")
         title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
@@ -139,7 +141,7 @@ class VqvaeTrainer(Trainer):
             self.log.picture("code_images", epoch, plots.code_map_picture(
                 maps.cpu(), self.settings.codebook_size, title=f"{when}: {level} codes, a colour for each"), level)
         if self.code_counts:
-            self.log.picture("code_histograms", epoch, plots.as_picture(plots.code_histogram(
+            self.log.picture("code_histograms", epoch, charts.as_picture(charts.code_histogram(
                 self.code_counts, title=f"{when}: codes of all validation images")))
         for level, counts in self.code_counts.items():
             self.log.histogram(f"use_of_codes_percent/{level}", epoch, 100 * counts / counts.sum())

@@ -9,8 +9,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from vqvae2 import config, curve_plots, plots
+from vqvae2 import config
+from vqvae2.commands import curves
 from vqvae2.errors import UserError
+from vqvae2.plots import curves as curve_plots
+from vqvae2.plots import curves as curves_module
 
 VQVAE = [{"epoch": "1", "images_seen": "40", "seconds": "5", "train_loss": "0.5", "validate_loss": "0.3",
           "validate_ssim": "0.7", "top_used": "", "top_perplexity": ""},
@@ -61,7 +64,7 @@ def runs(apart):
 
 def test_each_panel_has_a_line_for_each_run_that_has_its_figure(tmp_path):
     other = [{**row, "images_seen": 10 * int(row["images_seen"])} for row in VQVAE]
-    figure = plots.compare_curves([curve_plots.Run("one", VQVAE), curve_plots.Run("two", other),
+    figure = curves_module.compare_curves([curve_plots.Run("one", VQVAE), curve_plots.Run("two", other),
                                    curve_plots.Run("top", PRIOR)], tmp_path / "curves.png", title="Three runs")
     assert panels_of(figure) == {
         "Loss (validation images)": {"one": ([40, 80], [0.3, 0.2]), "two": ([400, 800], [0.3, 0.2])},
@@ -196,35 +199,35 @@ class TestPartsOfTheLoss:
 
 def test_no_panel_is_an_error_that_names_the_runs(tmp_path):
     with pytest.raises(UserError, match=r"RUN: expected a log with a figure .*found none in bare, bald\. Wait"):
-        plots.compare_curves([curve_plots.Run("bare", [{"epoch": 1, "images_seen": 40}]),
+        curves_module.compare_curves([curve_plots.Run("bare", [{"epoch": 1, "images_seen": 40}]),
                               curve_plots.Run("bald", [{"epoch": 1, "images_seen": 40, "train_loss": ""}])],
                              tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_draws_runs_by_name_and_by_folder(runs, capsys):
-    plots.main(["one", "results/oasis/two/", "top", "--out", "new/curves.png", "--x", "epoch"])
+    curves.main(["one", "results/oasis/two/", "top", "--out", "new/curves.png", "--x", "epoch"])
     assert capsys.readouterr().out == "new/curves.png: 3 run(s), 5 panel(s)\n"
     assert Image.open(runs / "new" / "curves.png").width > 500
 
 
 def test_runs_are_called_by_their_folders_and_what_they_learned(runs):
-    assert [run.name for run in curve_plots.read_runs(["one", "two", "top"])] == ["one", "two", "top (top prior)"]
-    assert curve_plots.read_runs(["top"])[0].rows == PRIOR
+    assert [run.name for run in curves.read_runs(["one", "two", "top"])] == ["one", "two", "top (top prior)"]
+    assert curves.read_runs(["top"])[0].rows == PRIOR
 
 
 def test_runs_of_one_name_are_called_by_their_paths(runs):
     write_log(runs / "results" / "folder" / "one", VQVAE)
     with pytest.raises(UserError, match=r"RUN one: expected one run of this name, found results/folder/one, "
                                         r"results/oasis/one\. Give the path"):
-        curve_plots.read_runs(["one"])
+        curves.read_runs(["one"])
     both = ["results/folder/one", "results/oasis/one"]
-    assert [run.name for run in curve_plots.read_runs(both)] == both
+    assert [run.name for run in curves.read_runs(both)] == both
 
 
 @pytest.mark.parametrize("ending", ["pdf", "svg"])
 def test_a_plot_for_print_is_made_of_lines(runs, ending):
-    plots.main(["one", "--out", f"curves.{ending}"])
+    curves.main(["one", "--out", f"curves.{ending}"])
     assert (runs / f"curves.{ending}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
 
 
@@ -239,7 +242,7 @@ def test_a_plot_for_print_is_made_of_lines(runs, ending):
     ("one --out results", r"--out: .* found results\."),
     ("one --out results/oasis/one/log.csv/curves.png", r"log\.csv/curves\.png: expected to write this file, found ")])
 def test_what_cannot_be_drawn_is_one_line(runs, refusal, arguments, said):
-    line = refusal(plots.main, *shlex.split(arguments))
+    line = refusal(curves.main, *shlex.split(arguments))
     assert re.search(said, line), line
 
 
@@ -253,23 +256,23 @@ def test_what_cannot_be_drawn_is_one_line(runs, refusal, arguments, said):
 def test_a_log_that_is_none_is_told(runs, content, said):
     (runs / "results" / "oasis" / "one" / "log.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        curve_plots.read_runs(["one"])
-    assert len(curve_plots.read_runs(["two"])) == 1
+        curves.read_runs(["one"])
+    assert len(curves.read_runs(["two"])) == 1
 
 
 def test_help_is_the_manual_and_its_commands_are_taken(capsys):
     with pytest.raises(SystemExit) as end:
-        plots.main(["--help"])
+        curves.main(["--help"])
     shown = capsys.readouterr().out
     assert end.value.code == 0
-    assert shown.startswith(curve_plots.MANUAL)
+    assert shown.startswith(curves.MANUAL)
     for flag in ("--out", "--x", "--title", "--results"):
         assert flag in shown
-    commands = [shlex.split(line) for line in curve_plots.MANUAL.splitlines() if "python -m" in line]
+    commands = [shlex.split(line) for line in curves.MANUAL.splitlines() if "python -m" in line]
     assert len(commands) == 2
     for words in commands:
-        assert words[:3] == ["python", "-m", "vqvae2.plots"]
-        assert config.parse(curve_plots.CompareSettings, "", words[3:]).runs
+        assert words[:3] == ["python", "-m", "vqvae2.plots.pictures"]
+        assert config.parse(curves.CompareSettings, "", words[3:]).runs
 
 
 def test_names_and_titles_are_shown_as_they_are():

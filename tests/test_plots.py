@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from PIL import Image
 
-from vqvae2 import maps_plots, plots
+from vqvae2 import maps_plots
 from vqvae2.errors import UserError
+from vqvae2.plots import charts, curves, pictures
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
            "train_mse": "0.25", "validate_mse": "0.02",
@@ -34,7 +35,7 @@ def lines_of(axis):
 @given(n=st.integers(1, 7), columns=st.integers(1, 8), gap=st.integers(0, 3), channels=st.sampled_from([1, 3]))
 def test_a_grid_has_each_image_in_its_place_and_white_elsewhere(n, columns, gap, channels):
     images = random_images(n, channels, height=3, width=5)
-    grid = np.array(plots.image_grid(images, columns, gap)).reshape(-1, min(n, columns) * (5 + gap) - gap, channels)
+    grid = np.array(pictures.image_grid(images, columns, gap)).reshape(-1, min(n, columns) * (5 + gap) - gap, channels)
     seen = np.zeros(grid.shape[:2], bool)
     for number, image in enumerate(images.numpy()):
         top, left = (number // columns) * (3 + gap), (number % columns) * (5 + gap)
@@ -47,12 +48,12 @@ def test_a_grid_has_each_image_in_its_place_and_white_elsewhere(n, columns, gap,
                                     torch.zeros(0, 1, 4, 4, dtype=torch.uint8)])
 def test_a_grid_of_anything_but_8_bit_grey_or_colour_images_is_refused(images):
     with pytest.raises(ValueError, match=rf"found {images.dtype} \[{len(images)}, {images.shape[1]}, 4, 4\]"):
-        plots.image_grid(images, columns=2)
+        pictures.image_grid(images, columns=2)
 
 
 def test_a_saved_picture_is_read_back_equal_from_a_folder_that_was_not_there(tmp_path):
-    picture = plots.image_grid(random_images(), columns=2)
-    plots.save_picture(picture, tmp_path / "new" / "grid.png")
+    picture = pictures.image_grid(random_images(), columns=2)
+    pictures.save_picture(picture, tmp_path / "new" / "grid.png")
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "grid.png")), np.array(picture))
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["grid.png"]
 
@@ -66,27 +67,27 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tm
     path = tmp_path / "grid.png"
     path.write_bytes(b"the old one")
     with pytest.raises(UserError, match=r"grid\.png: .* found no space left on device.* Free some space"):
-        plots.save_picture(Breaks(), path)
+        pictures.save_picture(Breaks(), path)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_strip_has_its_rows_of_images_beside_their_labels():
     first, second = random_images(3, height=128, width=128), random_images(2, height=128, width=128, seed=1)
-    strip = np.array(plots.strip([("real", first), ("sample", second)]))
-    assert strip.shape == (128 + 2 + 128, plots.LABEL_WIDTH + 3 * 130 - 2)
-    images = strip[:, plots.LABEL_WIDTH:]
+    strip = np.array(pictures.strip([("real", first), ("sample", second)]))
+    assert strip.shape == (128 + 2 + 128, pictures.LABEL_WIDTH + 3 * 130 - 2)
+    images = strip[:, pictures.LABEL_WIDTH:]
     np.testing.assert_array_equal(images[:128, 260:], first[2, 0])
     np.testing.assert_array_equal(images[130:, 130:258], second[1, 0])
     assert (images[130:, 260:] == 255).all()
-    labels = strip[:, : plots.LABEL_WIDTH]
+    labels = strip[:, : pictures.LABEL_WIDTH]
     assert labels[:128].min() < 100
     assert labels[130:].min() < 100
 
 
 def test_small_images_are_enlarged_by_a_whole_number_without_mixing_pixels():
     image = random_images(1, height=50, width=60)
-    strip = np.array(plots.strip([("real", image)]))[:, plots.LABEL_WIDTH:]
+    strip = np.array(pictures.strip([("real", image)]))[:, pictures.LABEL_WIDTH:]
     np.testing.assert_array_equal(strip, np.kron(image[0, 0], np.ones((3, 3))))
 
 
@@ -96,30 +97,30 @@ def test_the_difference_row_has_the_stated_scale():
     reconstructions = originals.clone()
     for number, value in enumerate((0, 0.1 * 255, 0.2 * 255, 255)):
         reconstructions[number] = round(value)
-    picture = np.array(plots.reconstruction_rows(originals, reconstructions))
-    assert picture.shape == (3 * 130 - 2, plots.LABEL_WIDTH + 4 * 130 - 2, 3)
-    row = picture[260 + 64, plots.LABEL_WIDTH + 64::130].astype(int)
+    picture = np.array(pictures.reconstruction_rows(originals, reconstructions))
+    assert picture.shape == (3 * 130 - 2, pictures.LABEL_WIDTH + 4 * 130 - 2, 3)
+    row = picture[260 + 64, pictures.LABEL_WIDTH + 64::130].astype(int)
     expected = 255 * np.array(matplotlib.colormaps["inferno"]([0.0, 0.5, 1.0, 1.0]))[:, :3]
     np.testing.assert_allclose(row, expected, atol=4)
-    np.testing.assert_array_equal(picture[130 + 64, plots.LABEL_WIDTH + 64::130, 0], [0, 26, 51, 255])
+    np.testing.assert_array_equal(picture[130 + 64, pictures.LABEL_WIDTH + 64::130, 0], [0, 26, 51, 255])
 
 
 def test_captions_stand_under_their_columns():
     images = random_images(2, channels=3, height=128, width=128)
-    plain = np.array(plots.reconstruction_rows(images, images))
-    captioned = np.array(plots.reconstruction_rows(images, images, captions=["", "sub-01, SSIM 0.912, a long one"]))
+    plain = np.array(pictures.reconstruction_rows(images, images))
+    captioned = np.array(pictures.reconstruction_rows(images, images, captions=["", "sub-01, SSIM 0.912, a long one"]))
     np.testing.assert_array_equal(captioned[: len(plain), : plain.shape[1]], plain)
-    line = captioned[len(plain):, plots.LABEL_WIDTH:]
+    line = captioned[len(plain):, pictures.LABEL_WIDTH:]
     assert line[:, :128].min() == 255
     assert line[:, 130:].min() < 100
 
 
 ROWS_OF_PICTURES = {
-    "grid": lambda images, **more: plots.image_grid(images, 2, **more),
-    "strip": lambda images, **more: plots.strip([("real", images)], **more),
-    "reconstructions": lambda images, **more: plots.reconstruction_rows(images, images, captions=["a", "b"], **more),
-    "completions": lambda images, **more: plots.completion_rows([("one", images)], ["a", "b"], **more),
-    "code maps": lambda images, **more: plots.code_map_picture(images[:, 0] // 2, 128, **more),
+    "grid": lambda images, **more: pictures.image_grid(images, 2, **more),
+    "strip": lambda images, **more: pictures.strip([("real", images)], **more),
+    "reconstructions": lambda images, **more: pictures.reconstruction_rows(images, images, captions=["a", "b"], **more),
+    "completions": lambda images, **more: pictures.completion_rows([("one", images)], ["a", "b"], **more),
+    "code maps": lambda images, **more: pictures.code_map_picture(images[:, 0] // 2, 128, **more),
     "likelihood": lambda images, **more: maps_plots.likelihood_rows(
         images, {"top": images[:, 0] / 9}, images[:, 0] / 255, **more),
     "likelihood of one": lambda images, **more: maps_plots.likelihood_panels(
@@ -133,7 +134,7 @@ def test_a_title_stands_above_a_picture_that_is_otherwise_as_without_it(draw):
     images = random_images(2, height=128, width=128)
     plain, titled = np.array(draw(images)), np.array(draw(images, title="Epoch 3, SSIM 0.9"))
     above = len(titled) - len(plain)
-    assert above > plots.TEXT_SIZE
+    assert above > pictures.TEXT_SIZE
     np.testing.assert_array_equal(titled[above:], plain)
     assert titled[:above].min() < 100
     assert (titled[:above, [0, -1]] == 255).all(), "the title is not cut off"
@@ -141,12 +142,12 @@ def test_a_title_stands_above_a_picture_that_is_otherwise_as_without_it(draw):
 
 def test_a_long_title_takes_more_lines_and_a_long_word_is_made_smaller():
     picture = Image.new("L", (200, 10))
-    heights = [plots.titled(picture, title).height - 10 for title in ("two words", "two words " * 8, "word" * 9)]
+    heights = [pictures.titled(picture, title).height - 10 for title in ("two words", "two words " * 8, "word" * 9)]
     assert heights[1] >= 2 * heights[0]
     assert heights[2] == heights[0]
     for title in ("two words " * 8, "word" * 9):
-        assert np.array(plots.titled(picture, title))[:, -3:][:-10].min() == 255
-    assert plots.titled(picture, None) is picture
+        assert np.array(pictures.titled(picture, title))[:, -3:][:-10].min() == 255
+    assert pictures.titled(picture, None) is picture
 
 
 def frames_of(path):
@@ -164,15 +165,15 @@ def written(folder, epochs, columns=2, height=128):
     paths = []
     for epoch in epochs:
         images = torch.full((columns, 1, height, 128), 100, dtype=torch.uint8)
-        picture = plots.reconstruction_rows(images, images - 100 + epoch, title=f"Epoch {epoch}")
+        picture = pictures.reconstruction_rows(images, images - 100 + epoch, title=f"Epoch {epoch}")
         paths.append(folder / f"{epoch:04d}.png")
-        plots.save_picture(picture, paths[-1])
+        pictures.save_picture(picture, paths[-1])
     return paths
 
 
 def test_an_animation_shows_one_picture_after_the_other_and_holds_the_last(tmp_path):
     paths = written(tmp_path, (10, 60, 100, 220))
-    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 4
+    assert pictures.animate(paths, tmp_path / "all.gif", columns=2) == 4
     frames, durations = frames_of(tmp_path / "all.gif")
     assert len(set(durations[:3])) == 1
     assert durations[3] >= 10 * durations[0]
@@ -182,20 +183,20 @@ def test_an_animation_shows_one_picture_after_the_other_and_holds_the_last(tmp_p
 
 
 def test_an_animation_keeps_as_many_whole_columns_as_fit(tmp_path):
-    plots.animate(written(tmp_path, (10, 60), columns=8), tmp_path / "all.gif", columns=8)
+    pictures.animate(written(tmp_path, (10, 60), columns=8), tmp_path / "all.gif", columns=8)
     (first, _), _ = frames_of(tmp_path / "all.gif")
     picture = np.array(Image.open(tmp_path / "0010.png").convert("RGB"))
-    assert plots.LABEL_WIDTH + 4 * 130 - 2 <= first.shape[1] <= plots.LABEL_WIDTH + 4 * 130 <= plots.GIF_WIDTH
+    assert pictures.LABEL_WIDTH + 4 * 130 - 2 <= first.shape[1] <= pictures.LABEL_WIDTH + 4 * 130 <= pictures.GIF_WIDTH
     np.testing.assert_allclose(first, picture[:, : first.shape[1]], atol=8)
 
 
 def test_an_animation_of_many_epochs_is_thinned_out_evenly_and_ends_with_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "GIF_FRAMES", 3)
+    monkeypatch.setattr(pictures, "GIF_FRAMES", 3)
     paths = written(tmp_path, (10, 60, 100, 140, 180, 220, 240), columns=1)
     for count, chosen in ((3, [10, 60, 100]), (4, [10, 100, 140]), (6, [10, 140, 220]), (7, [10, 140, 240])):
-        plots.animate(paths[:count], tmp_path / "all.gif")
+        pictures.animate(paths[:count], tmp_path / "all.gif")
         frames, _ = frames_of(tmp_path / "all.gif")
-        middle = [frame[-64 - 130, plots.LABEL_WIDTH + 64, 0] for frame in frames]
+        middle = [frame[-64 - 130, pictures.LABEL_WIDTH + 64, 0] for frame in frames]
         np.testing.assert_allclose(middle, chosen, atol=8)
 
 
@@ -203,19 +204,19 @@ def test_an_animation_leaves_out_what_is_no_picture_or_of_another_width_and_read
     paths = written(tmp_path, (10, 60, 100))
     paths[0].write_bytes(b"half a pic")
     written(tmp_path, (60,), columns=3)
-    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 1
+    assert pictures.animate(paths, tmp_path / "all.gif", columns=2) == 1
     written(tmp_path, (10, 60))
     os.utime(paths[1], ns=(1, 1))
-    assert plots.animate([*paths, tmp_path / "0999.png"], tmp_path / "all.gif", columns=2) == 3
-    assert plots.animate([], tmp_path / "none.gif") == 0
+    assert pictures.animate([*paths, tmp_path / "0999.png"], tmp_path / "all.gif", columns=2) == 3
+    assert pictures.animate([], tmp_path / "none.gif") == 0
     assert not (tmp_path / "none.gif").exists()
 
 
 def test_pictures_of_other_heights_are_made_as_tall_as_the_tallest(tmp_path):
     paths = written(tmp_path, (10, 60))
     plain = Image.open(paths[1])
-    plots.save_picture(plain.crop((0, 24, *plain.size)), paths[1])  # as if it had no title
-    assert plots.animate(paths, tmp_path / "all.gif", columns=2) == 2
+    pictures.save_picture(plain.crop((0, 24, *plain.size)), paths[1])  # as if it had no title
+    assert pictures.animate(paths, tmp_path / "all.gif", columns=2) == 2
     (_, second), _ = frames_of(tmp_path / "all.gif")
     assert (second[:24] == 255).all()
     np.testing.assert_allclose(second[24:], np.array(plain.convert("RGB"))[24:], atol=8)
@@ -223,8 +224,8 @@ def test_pictures_of_other_heights_are_made_as_tall_as_the_tallest(tmp_path):
 
 def test_equal_codes_have_equal_colours_in_every_picture_and_others_have_others():
     codes = np.arange(512).reshape(1, 16, 32)
-    picture = np.array(plots.code_map_picture(codes, 512))
-    again = np.array(plots.code_map_picture(torch.from_numpy(codes[:, ::-1].copy()).short(), 512))
+    picture = np.array(pictures.code_map_picture(codes, 512))
+    again = np.array(pictures.code_map_picture(torch.from_numpy(codes[:, ::-1].copy()).short(), 512))
     factor = 128 // 16
     colours = picture[::factor, ::factor]
     np.testing.assert_array_equal(again[::factor, ::factor], colours[::-1])
@@ -234,13 +235,13 @@ def test_equal_codes_have_equal_colours_in_every_picture_and_others_have_others(
 
 def test_codes_yet_to_be_drawn_are_black_and_no_other_code_is():
     codes = np.arange(-1, 511).reshape(1, 16, 32)
-    colours = np.array(plots.code_map_picture(codes, 511))[::8, ::8].reshape(-1, 3)
+    colours = np.array(pictures.code_map_picture(codes, 511))[::8, ::8].reshape(-1, 3)
     assert colours[0].tolist() == [0, 0, 0]
     assert colours[1:].max(1).min() > 80
 
 
 def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(tmp_path):
-    figure = plots.curves(EPOCHS, tmp_path / "losses.png", title="brain: epoch 2 of 2")
+    figure = curves.curves(EPOCHS, tmp_path / "losses.png", title="brain: epoch 2 of 2")
     panels = {axis.get_title().removesuffix(" (validation images)"): axis for axis in figure.axes}
     assert list(panels) == ["Loss", "Mean squared error", "Structural similarity", "Codes in use",
                             "Perplexity of the codes", "Shuffle drop: what a level carries"]
@@ -257,7 +258,7 @@ def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(t
 
 def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out(tmp_path):
     rows = [{"epoch": 1, "train_loss": 4.2, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
-    (axis,) = plots.curves(rows, tmp_path / "losses.png", references={"context": 6.2}).axes
+    (axis,) = curves.curves(rows, tmp_path / "losses.png", references={"context": 6.2}).axes
     assert axis.get_ylabel() == "NLL (bits per code)"
     lines = lines_of(axis)
     assert lines.pop("counting: neighbours")[1] == [6.2, 6.2]
@@ -265,12 +266,12 @@ def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out
 
 
 def test_curves_before_the_first_epoch_are_an_empty_picture(tmp_path):
-    assert plots.curves([], tmp_path / "losses.png").axes == []
+    assert curves.curves([], tmp_path / "losses.png").axes == []
     assert Image.open(tmp_path / "losses.png").width > 100
 
 
 def test_a_code_histogram_names_codes_used_and_perplexity_of_each_level(tmp_path):
-    figure = plots.code_histogram({"top": torch.tensor([0, 6, 0, 6]), "bottom": torch.tensor([5, 5, 5, 5])},
+    figure = charts.code_histogram({"top": torch.tensor([0, 6, 0, 6]), "bottom": torch.tensor([5, 5, 5, 5])},
                                   tmp_path / "codes.png")
     assert [axis.get_title() for axis in figure.axes] == ["Top codes: 2 of 4 used, perplexity 2",
                                                           "Bottom codes: 4 of 4 used, perplexity 4"]
@@ -282,9 +283,9 @@ def test_a_code_histogram_names_codes_used_and_perplexity_of_each_level(tmp_path
 
 def test_a_chart_can_be_had_as_the_picture_that_would_be_written(tmp_path):
     counts = {"top": torch.tensor([1, 6, 0, 6])}
-    figure = plots.code_histogram(counts, tmp_path / "codes.png", title="Epoch 3")
+    figure = charts.code_histogram(counts, tmp_path / "codes.png", title="Epoch 3")
     assert figure.get_suptitle() == "Epoch 3"
-    picture = plots.as_picture(plots.code_histogram(counts, title="Epoch 3"))
+    picture = charts.as_picture(charts.code_histogram(counts, title="Epoch 3"))
     np.testing.assert_array_equal(np.array(picture), np.array(Image.open(tmp_path / "codes.png").convert("RGB")))
     assert [file.name for file in tmp_path.iterdir()] == ["codes.png"]
 
@@ -292,7 +293,7 @@ def test_a_chart_can_be_had_as_the_picture_that_would_be_written(tmp_path):
 def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):
     figures = {"full": {"ssim": torch.tensor([0.8, 0.9, 1.0]), "psnr": torch.tensor([20.0, 30.0, 31.0])},
                "brain": {"ssim": torch.tensor([0.5, torch.nan, 0.7]), "psnr": torch.tensor([torch.nan] * 3)}}
-    figure = plots.metric_histograms(figures, tmp_path / "metrics.png", names=("ssim", "psnr"))
+    figure = charts.metric_histograms(figures, tmp_path / "metrics.png", names=("ssim", "psnr"))
     similarity, noise = figure.axes
     assert similarity.get_title() == "SSIM of the images"
     assert noise.get_xlabel() == "PSNR (dB)"
@@ -306,11 +307,11 @@ def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):
 
 
 def test_charts_leave_pyplot_alone(tmp_path):
-    plots.curves(EPOCHS, tmp_path / "losses.png")
+    curves.curves(EPOCHS, tmp_path / "losses.png")
     assert pyplot.get_fignums() == []
 
 
 def test_a_title_stands_above_the_panels_of_metric_histograms_and_not_the_metrics_own(tmp_path):
     figures = {"full": {"ssim": torch.tensor([0.8, 0.9])}}
-    assert plots.metric_histograms(figures, tmp_path / "a.png")._suptitle is None
-    assert plots.metric_histograms(figures, tmp_path / "a.png", title="Mine")._suptitle.get_text() == "Mine"
+    assert charts.metric_histograms(figures, tmp_path / "a.png")._suptitle is None
+    assert charts.metric_histograms(figures, tmp_path / "a.png", title="Mine")._suptitle.get_text() == "Mine"

@@ -16,9 +16,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import extract_slices
 import predict
 import train_vqvae
-from vqvae2 import plots, prediction
+from vqvae2 import prediction
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.config import UserError
+from vqvae2.plots import pictures
 from vqvae2.predict_config import PredictSettings
 from vqvae2.predict_inputs import Source, read_all, resized
 
@@ -89,10 +90,10 @@ class TestWhatIsMade:
     def test_every_image_has_its_pictures_and_the_grid_the_first_eight(self, run, unseen_images):
         out, _, _ = run(*unseen_images)
         for path in unseen_images:
-            assert Image.open(out / "pictures" / path.name).width == 5 * (plots.LABEL_WIDTH + 130)
+            assert Image.open(out / "pictures" / path.name).width == 5 * (pictures.LABEL_WIDTH + 130)
             for level in ("top", "bottom"):
                 assert Image.open(out / "code_images" / f"{path.stem}_{level}.png").size == (128, 128)
-        assert Image.open(out / "grid.png").width == plots.LABEL_WIDTH + 8 * 130
+        assert Image.open(out / "grid.png").width == pictures.LABEL_WIDTH + 8 * 130
         assert not (out / "originals").exists()  # nothing was changed
         assert not (out / "rejected.csv").exists()
 

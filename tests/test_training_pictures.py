@@ -13,10 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2 import distributed, plots, run_log
+from vqvae2 import distributed, run_log
 from vqvae2.codes import CodeMaps
 from vqvae2.errors import Stopped, UserError
 from vqvae2.metrics import coding, similarity
+from vqvae2.plots import curves
+from vqvae2.plots import pictures as plots
 from vqvae2.run_log import RunLog
 
 EVERY_EPOCH = [*TINY[: TINY.index("--pictures-every")], *TINY_VQVAE[2:], "--pictures-every", "1"]
@@ -105,7 +107,7 @@ def test_tensorboard_has_the_same_pictures_and_how_codes_are_used(run):
 @pytest.fixture
 def no_curves(monkeypatch):
     """Curves take most of the time, and other tests look at them."""
-    monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
+    monkeypatch.setattr(curves, "curves", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("no_curves")
@@ -192,7 +194,7 @@ def test_without_validation_images_training_images_are_pictured_and_no_code_is_c
 
 def test_a_prior_draws_its_curves_beside_the_models_that_count(tiny_run, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "curves", lambda rows, out, **more: drawn.append((len(rows), out.name, more)))
+    monkeypatch.setattr(curves, "curves", lambda rows, out, **more: drawn.append((len(rows), out.name, more)))
     arguments = [*TINY[: TINY.index("--pictures-every")], *TINY_PRIOR, "--pictures-every", "1", "--level", "top"]
     train_pixel_cnn.main([*arguments, "--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--results",
                           str(tmp_path), "--savename", "top"])

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, likelihood, maps_plots, plots
+from vqvae2 import checkpoints, likelihood, maps_plots
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
+from vqvae2.plots import pictures
 
 INDEX = "index.csv"
 BIT_DIGITS = 6
@@ -37,7 +38,7 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
         checkpoints.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
         picture = maps_plots.likelihood_panels(to_bytes(split.batch([number]))[0],
                                                {level: one[0] for level, one in maps.items()}, total[0])
-        plots.save_picture(picture, folder / f"{name}.png")
+        pictures.save_picture(picture, folder / f"{name}.png")
         rows.append({"image": file.name, "subject": file.subject, "file": name,
                      **{f"{level}_bits_per_code": round(one.mean().item(), BIT_DIGITS) for level, one in nll.items()},
                      "bits_per_pixel": round(total.mean().item(), BIT_DIGITS)})
@@ -56,7 +57,7 @@ def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, torch.Tensor],
     """Draw the maps of the images with these numbers, their bits per pixel under each."""
     maps, total = _maps({level: one[items] for level, one in bits.items()}, split)
     captions = [f"{one.mean():.3f} bits per pixel" for one in total]
-    plots.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions,
+    pictures.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions,
                                                   title="NLL of the codes: bits per code, all in bits per pixel"), path)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 
-from vqvae2 import plots
+from vqvae2.plots import pictures
 
 BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
 """What gets the brightest colour. A blind guess among 512 codes costs 9 bits; at the default grids, 0.7 per pixel."""
@@ -21,20 +21,20 @@ def likelihood_rows(originals: torch.Tensor, maps: Mapping[str, torch.Tensor], t
         total: bits per pixel `[n, height, width]`.
         captions: one for each image. title: stands above all.
     """
-    return plots.strip(_rows(originals, maps, total), captions=captions, title=title)
+    return pictures.strip(_rows(originals, maps, total), captions=captions, title=title)
 
 
 def likelihood_panels(original: torch.Tensor, maps: Mapping[str, torch.Tensor], total: torch.Tensor, *,
                       title: str | None = None) -> Image.Image:
     """Return the same of one image side by side; no argument has the first axis `n`."""
     rows = _rows(original[None], {level: one[None] for level, one in maps.items()}, total[None])
-    panels = [plots.strip([row]).convert("RGB") for row in rows]
+    panels = [pictures.strip([row]).convert("RGB") for row in rows]
     canvas = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
     left = 0
     for panel in panels:
         canvas.paste(panel, (left, 0))
         left += panel.width
-    return plots.titled(canvas, title)
+    return pictures.titled(canvas, title)
 
 
 def lesion_rows(healthy: torch.Tensor, images: torch.Tensor, masks: torch.Tensor, surprise: torch.Tensor,
@@ -47,12 +47,12 @@ def lesion_rows(healthy: torch.Tensor, images: torch.Tensor, masks: torch.Tensor
         surprise: bits per pixel `[n, height, width]`. error: absolute, images being 0…1, likewise.
         captions: one for each image. title: stands above all.
     """
-    return plots.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
-                        ("bits per pixel", plots.Scaled(surprise, BITS_PER_PIXEL)),
-                        ("|difference|", plots.Scaled(error, plots.DIFFERENCE_SCALE))], captions=captions, title=title)
+    return pictures.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
+                        ("bits per pixel", pictures.Scaled(surprise, BITS_PER_PIXEL)),
+                        ("|difference|", pictures.Scaled(error, pictures.DIFFERENCE_SCALE))], captions=captions, title=title)
 
 
 def _rows(originals: torch.Tensor, maps: Mapping[str, torch.Tensor],
-          total: torch.Tensor) -> list[tuple[str, torch.Tensor | plots.Scaled]]:
-    levels = [(f"{level}, bits per code", plots.Scaled(one, BITS_PER_CODE)) for level, one in maps.items()]
-    return [("original", originals), *levels, ("sum, bits per pixel", plots.Scaled(total, BITS_PER_PIXEL))]
+          total: torch.Tensor) -> list[tuple[str, torch.Tensor | pictures.Scaled]]:
+    levels = [(f"{level}, bits per code", pictures.Scaled(one, BITS_PER_CODE)) for level, one in maps.items()]
+    return [("original", originals), *levels, ("sum, bits per pixel", pictures.Scaled(total, BITS_PER_PIXEL))]

@@ -31,8 +31,8 @@ from PIL import Image
 from scipy import fft
 from scipy.spatial import distance
 
-from vqvae2 import plots
 from vqvae2.images.dataset import ImageSet
+from vqvae2.plots import pictures
 
 REACH = 1 / 16
 """Largest shift in each direction, as a share of the image's width (at least 1 pixel)."""
@@ -297,8 +297,8 @@ def picture(pairs: Sequence[Pair]) -> Image.Image:
     """
     samples, nearest = (torch.stack([getattr(pair, name) for pair in pairs]) for name in ("sample", "training"))
     difference = (samples.float() - nearest.float()).abs().mean(1) / 255
-    return plots.strip([("sample", samples), ("nearest slice", nearest),
-                        ("|difference|", plots.Scaled(difference, plots.DIFFERENCE_SCALE))],
+    return pictures.strip([("sample", samples), ("nearest slice", nearest),
+                        ("|difference|", pictures.Scaled(difference, pictures.DIFFERENCE_SCALE))],
                        captions=[f"{pair.distance:.3f} ({pair.threshold:.3f})" for pair in pairs])
 
 

@@ -18,9 +18,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from vqvae2 import checkpoints, plots
+from vqvae2 import checkpoints
 from vqvae2.config import expect, parse
 from vqvae2.errors import run_script
+from vqvae2.plots import curves
 
 LOG, CURVES = "log.csv", "curves.png"
 INTENSITIES = ("mean", "deviation")
@@ -66,7 +67,7 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     checkpoints.write_json(out / checkpoints.CONFIG, config)
     if rows := checkpoints.read_rows(run / LOG):
         checkpoints.write_rows(out / LOG, rows)
-        plots.curves(rows, out / CURVES)
+        curves.curves(rows, out / CURVES)
     return checkpoints.weights_hash(tensors)
 
 

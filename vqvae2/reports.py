@@ -26,7 +26,6 @@ from vqvae2 import (
     lesions,
     likelihood,
     map_files,
-    plots,
     prior_figures,
     rates,
     sample_report,
@@ -39,6 +38,7 @@ from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.metrics import coding, similarity
+from vqvae2.plots import charts, curves, pictures
 from vqvae2.prior import Prior
 
 SCHEMA, METRICS = 1, "metrics.json"
@@ -302,7 +302,7 @@ def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet
     scored = {kind: one for kind, one in scored.items() if one is not None}
     if not scored:
         return None
-    plots.save_picture(anomalies.picture(scored, PICTURED_LESIONS), settings.out / "lesions.png")
+    pictures.save_picture(anomalies.picture(scored, PICTURED_LESIONS), settings.out / "lesions.png")
     return {"seed": settings.seed, "score": anomalies.LIKELIHOOD, **anomalies.judge(scored, settings.seed)}
 
 
@@ -321,26 +321,26 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: 
     for name, title, chosen in (("reconstructions", f"Evenly chosen {split}", even),
                                 ("worst", f"Lowest SSIM of {len(order)} {split}", order[:PICTURED]),
                                 ("best", f"Highest SSIM of {len(order)} {split}", order[::-1][:PICTURED].copy())):
-        picture = plots.reconstruction_rows(originals[chosen], made[chosen], title=f"{title}; difference on images 0…1",
+        picture = pictures.reconstruction_rows(originals[chosen], made[chosen], title=f"{title}; difference on images 0…1",
                                             captions=[f"SSIM {ssim[i]:.3f}" for i in chosen])
-        plots.save_picture(picture, out / f"{name}.png")
+        pictures.save_picture(picture, out / f"{name}.png")
     size = vqvae.model.settings.codebook_size
     counts = {}
     for level, maps in judged.code_maps.levels.items():
         title = f"{level.capitalize()} codes of evenly chosen {split}: a colour for each of {size}"
-        plots.save_picture(plots.code_map_picture(maps[even], size, title=title), out / f"code_images_{level}.png")
+        pictures.save_picture(pictures.code_map_picture(maps[even], size, title=title), out / f"code_images_{level}.png")
         counts[level] = coding.code_counts(maps, size)
-    plots.code_histogram(counts, out / "code_histogram.png")
-    plots.metric_histograms(figures, out / "ssim_histogram.png")
+    charts.code_histogram(counts, out / "code_histogram.png")
+    charts.metric_histograms(figures, out / "ssim_histogram.png")
     rows = [("real", originals[even]), ("reconstruction", made[even])]
     if judged.samples is not None:
         shown = judged.samples[:MOST_SAMPLES]
         title = f"{len(shown)} samples, the first of seed {settings.seed}" if not settings.sampled else "Samples"
-        grid = plots.image_grid(plots.enlarged(shown), round(len(shown)**0.5), title=title)
-        plots.save_picture(grid, out / "samples.png")
+        grid = pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title)
+        pictures.save_picture(grid, out / "samples.png")
         rows.append(("sample", shown[:PICTURED]))
-    plots.save_picture(plots.strip(rows), out / "strip.png")
+    pictures.save_picture(pictures.strip(rows), out / "strip.png")
     for name, folder in _folders(settings).items():
         if log := checkpoints.read_rows(folder / "log.csv"):
-            plots.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png",
+            curves.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png",
                          title=f"Training of {folder.name}")

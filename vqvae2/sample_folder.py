@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import checkpoints, plots
+from vqvae2 import checkpoints
 from vqvae2.codes import CodeMaps
 from vqvae2.config import flag
 from vqvae2.errors import UserError
+from vqvae2.plots import pictures as plots
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
 NAME = re.compile(r"(.+-)?\d{6,}")

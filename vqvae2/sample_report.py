@@ -15,22 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import (
-    codes,
-    conditions,
-    features,
-    memorisation,
-    plots,
-    probe,
-    random_numbers,
-    sample_figures,
-    samples,
-)
+from vqvae2 import codes, conditions, features, memorisation, probe, random_numbers, sample_figures, samples
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.plots import pictures as plots
 from vqvae2.prior import Prior
 from vqvae2.sample_config import of_level
 

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import distributed, plots
+from vqvae2 import distributed
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.config import expect
 from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import read_picture
+from vqvae2.plots import pictures as plots
 
 BATCH = 32
 """Images at a time, as evaluate.py has them."""

@@ -25,11 +25,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from vqvae2 import checkpoints, plots, presets
+from vqvae2 import checkpoints, presets
 from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
 from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, expect
-from vqvae2.curve_plots import panels, plain
 from vqvae2.metrics import coding
+from vqvae2.plots import charts
+from vqvae2.plots.charts import panels, plain
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, space_of
 
 FLOORS = {"used_share": 0.5, "perplexity_share": 0.05, "shuffle_drop": 0.05}
@@ -238,7 +239,7 @@ def draw(results: Sequence[TrialResult], space: Space, best: TrialResult | None,
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     figure.suptitle(plain(f"Study {name}: validation SSIM, less what is missing in the use of codes"))
-    return plots.save_chart(figure, out)
+    return charts.save_chart(figure, out)
 
 
 def lowest_drawn(scored: Sequence[TrialResult]) -> float:

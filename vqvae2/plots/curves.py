@@ -5,37 +5,20 @@ Nothing here writes: `plots.curves` and `plots.compare_curves` do.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vqvae2.config import expect
+from vqvae2.plots import curves as curve_plots
+from vqvae2.plots.charts import COLOURS, panels, plain, save_chart
 
-MANUAL = r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
-
-Two runs, by name or by folder; a run that is still going is drawn as far as it is:
-    python -m vqvae2.plots brain-128 results/oasis/brain-256 --out curves.png
-All runs of a data set over the hours that they took:
-    python -m vqvae2.plots results/oasis/* --x seconds --out curves.png
-
-Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
-a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
-"""
-LOG = "log.csv"
-FORMATS = (".png", ".pdf", ".svg")
-COLOURS = {"train": "#999999", "validate": "#0072B2", "top": "#0072B2", "bottom": "#D55E00", "full": "#0072B2",
-           "brain": "#D55E00"}  # Okabe and Ito: told apart by colour-blind readers too
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito again, without yellow, which is hard to see on white."""
 RUN_STYLES, RUN_MARKERS = ("-", "--", ":", "-."), "osD^v"
@@ -94,28 +77,6 @@ Lines = Mapping[str, Sequence[tuple[float, float]]]
 Drawn = TypeVar("Drawn")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareSettings:
-    """Settings of python -m vqvae2.plots."""
-
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Runs: folders that have a log.csv, or names in <results>/*/ or pretrained/."""
-    out: Path = Path("curves.png")
-    """The plot: .png, .pdf or .svg."""
-    x: Literal["images_seen", "epoch", "seconds"] = "images_seen"
-    """What the lines are drawn over: runs of other batches and data compare by images seen, or by the time taken."""
-    title: str = "Training curves"
-    """Stands above the plot."""
-    results: Path = Path("results")
-    """Folder that holds all runs."""
-
-    def __post_init__(self) -> None:
-        expect(1 <= len(self.runs) <= MOST_RUNS, "RUN", f"1 to {MOST_RUNS} runs", len(self.runs),
-               "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
-        expect(self.out.suffix.lower() in FORMATS, "--out", f"a name that ends in {', '.join(FORMATS)}", self.out,
-               "Try curves.png.")
-
-
 @dataclass(frozen=True)
 class Run:
     """What a run has logged so far."""
@@ -124,39 +85,6 @@ class Run:
     """In the legend."""
     rows: Sequence[Mapping[str, object]]
     """One an epoch, as csv.DictReader gives them: numbers or text, "" or None where there is no value."""
-
-
-def find_log(name: str, results: Path = Path("results")) -> Path:
-    """Return the folder of a run that has a log: `name` as a path, or looked up in <results>/*/ and pretrained/.
-
-    Unlike `checkpoints.find_run` it asks for no weights: a VQ-VAE has none before its codebooks are placed.
-    Raises: UserError, naming what was found, if there is none or more than one.
-    """
-    path = Path(os.path.expanduser(name))
-    if (path / LOG).is_file():
-        return path
-    logs = sorted([*results.glob(f"*/*/{LOG}"), *Path("pretrained").glob(f"*/{LOG}")])
-    found = [log.parent for log in logs if log.parent.name == name]
-    expect(len(found) <= 1, f"RUN {name}", "one run of this name", ", ".join(map(str, found)), "Give the path of one.")
-    known = sorted({log.parent.name for log in logs})
-    expect(len(found) == 1, f"RUN {name}", f"a folder with {LOG}, or a name in {results}/*/ or pretrained/",
-           f"only {', '.join(known)}" if known else "no log at all",
-           "Check the name, or wait for the first epoch to end.")
-    return found[0]
-
-
-def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run]:
-    """Return the logs of some runs; a run is called by its folder, by its whole path where two have the same name.
-
-    Raises: UserError if a run is not found or given twice, or its log is empty or not one of numbers.
-    """
-    folders = [find_log(name, results) for name in names]
-    for number, folder in enumerate(folders):
-        before = [one.resolve() for one in folders[:number]]
-        expect(folder.resolve() not in before, f"RUN {names[number]}", "each run once", f"{folder} twice", "Drop one.")
-    short = [folder.resolve().name for folder in folders]
-    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / LOG))
-            for name, folder in zip(short, folders)]
 
 
 def draw(rows: Sequence[Mapping[str, object]], title: str | None = None,
@@ -224,11 +152,6 @@ def draw_comparison(runs: Sequence[Run], x: str = "images_seen", title: str | No
     return figure
 
 
-def plain(text: str) -> str:
-    """Return a user's text as matplotlib shows it literally: two $ would be a formula, a leading _ hides a label."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
 def points(rows: Sequence[Mapping[str, object]], column: str, x: str = "epoch") -> list[tuple[float, float]]:
     """Return (place, value) of each row that has a value in `column`; "seconds" add up over all rows before it."""
     found, seconds = [], 0.0
@@ -238,17 +161,6 @@ def points(rows: Sequence[Mapping[str, object]], column: str, x: str = "epoch") 
         if row.get(column) not in (None, "") and place not in (None, ""):
             found.append((float(place), float(row[column])))
     return found
-
-
-def panels(number: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `number` panels, at most three in a row (four from ten on), and its axes.
-
-    pyplot's global state is left alone.
-    """
-    columns = min(3 if number <= 9 else 4, max(1, number))
-    rows = max(1, math.ceil(number / columns))
-    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, panel + 1) for panel in range(number)]
 
 
 def _without_repeats(found: list[tuple[str, str, Drawn]], lines_of: Callable[[Drawn], Lines],
@@ -279,33 +191,33 @@ def _set_scales(axis: Axes, name: str, values: Sequence[float], x: str) -> None:
         axis.set_yscale("log", nonpositive="mask")
 
 
-def _read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log.csv, all cells of which are numbers or empty."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        rows, found = [], f"{type(error).__name__}: {error}"
-    else:
-        found = f"{len(rows)} rows"
-    advice = "Point at a folder in which a training script is running or has run."
-    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", found, advice)
-    for number, row in enumerate(rows):
-        for column, cell in row.items():
-            try:
-                float(cell or 0)
-            except (TypeError, ValueError):
-                expect(False, str(path), f"numbers in row {number + 1}, column {column}", cell, advice)
-    return rows
-
-
-def _kind(folder: Path) -> str:
-    """What a run has learned, for the legend, where its config.json says so and it is no VQ-VAE."""
-    with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")
-        return f" ({kind})" if kind and kind != "vqvae" else ""
-    return ""
-
-
 def _names(runs: Sequence[Run]) -> str:
     return ", ".join(run.name for run in runs)
+
+
+def curves(rows: Sequence[Mapping[str, object]], out: Path | str, *, title: str | None = None,
+           references: Mapping[str, float] | None = None) -> Figure:
+    """Draw the columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.
+
+    Args:
+        rows: dicts as csv.DictReader gives them, numbers or text; empty values are left out. See curve_plots.PANELS.
+        title: stands above all panels.
+        references: bits per code of other models, by name, drawn as horizontal lines beside a prior's NLL.
+    """
+    return save_chart(curve_plots.draw(rows, title, references), out)
+
+
+def compare_curves(runs: Sequence[Run], out: Path | str, *, x: str = "images_seen",
+                   title: str | None = None) -> Figure:
+    """Draw several runs' figures of the validation images, a panel for each, a line for each run; write and return it.
+
+    Where no run has a figure of the validation images, that of the training images stands in.
+
+    Args:
+        runs: as `curve_plots.read_runs` finds them, at most curve_plots.MOST_RUNS; names differ. VQ-VAEs and priors may
+            be mixed: a run is in the panels whose figures it has.
+        x: what the lines are drawn over: "images_seen", "epoch", or "seconds" (training time, without validation).
+        title: stands above all panels.
+    Raises: UserError if there is nothing to draw.
+    """
+    return save_chart(curve_plots.draw_comparison(runs, x, title), out)

@@ -3,14 +3,13 @@
 Nothing here computes a figure or touches pyplot's global state, so that it can be called anywhere in a training
 run. Every file is written beside its place and then renamed: whoever looks sees the old picture or the new one.
 
-    python -m vqvae2.plots RUN... --out curves.png
+    python -m vqvae2.plots.pictures RUN... --out curves.png
 
 draws the curves of several runs on one plot; --help says more.
 """
 
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,15 +19,11 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vqvae2 import checkpoints, curve_plots
-from vqvae2.config import parse
-from vqvae2.curve_plots import COLOURS, CompareSettings, Run, panels
+from vqvae2 import checkpoints
+from vqvae2.commands.curves import main
 from vqvae2.errors import run_script
-from vqvae2.metrics import coding
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -36,14 +31,11 @@ DIFFERENCE_SCALE = 0.2
 SMALLEST_SIDE = 128
 """Images with fewer pixels are enlarged by a whole number, nearest neighbour, where text stands beside them."""
 LABEL_WIDTH, TEXT_SIZE = 116, 14
-DPI = 120
 GIF_WIDTH, GIF_FRAMES = 640, 60
 """Most pixels and frames of an animation."""
 GIF_GREYS, GIF_COLOURS = 64, 64
 """Of grey and of `inferno`: all that rows of images have; room is left for the colour that means "as before"."""
 FRAME_MS, LAST_FRAME_MS = 150, 3000
-METRIC_TITLES = {"ssim": ("SSIM", "SSIM (1 is equal)"), "ms_ssim": ("MS-SSIM", "MS-SSIM (1 is equal)"),
-                 "psnr": ("PSNR", "PSNR (dB)"), "mae": ("Mean absolute error", "mean absolute error (images 0…1)")}
 
 
 def image_grid(images: torch.Tensor, columns: int, gap: int = 2, *, title: str | None = None) -> Image.Image:
@@ -180,96 +172,6 @@ def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
     return len(frames)
 
 
-def curves(rows: Sequence[Mapping[str, object]], out: Path | str, *, title: str | None = None,
-           references: Mapping[str, float] | None = None) -> Figure:
-    """Draw the columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.
-
-    Args:
-        rows: dicts as csv.DictReader gives them, numbers or text; empty values are left out. See curve_plots.PANELS.
-        title: stands above all panels.
-        references: bits per code of other models, by name, drawn as horizontal lines beside a prior's NLL.
-    """
-    return save_chart(curve_plots.draw(rows, title, references), out)
-
-
-def compare_curves(runs: Sequence[Run], out: Path | str, *, x: str = "images_seen",
-                   title: str | None = None) -> Figure:
-    """Draw several runs' figures of the validation images, a panel for each, a line for each run; write and return it.
-
-    Where no run has a figure of the validation images, that of the training images stands in.
-
-    Args:
-        runs: as `curve_plots.read_runs` finds them, at most curve_plots.MOST_RUNS; names differ. VQ-VAEs and priors may
-            be mixed: a run is in the panels whose figures it has.
-        x: what the lines are drawn over: "images_seen", "epoch", or "seconds" (training time, without validation).
-        title: stands above all panels.
-    Raises: UserError if there is nothing to draw.
-    """
-    return save_chart(curve_plots.draw_comparison(runs, x, title), out)
-
-
-def code_histogram(counts_by_level: Mapping[str, torch.Tensor], out: Path | str | None = None, *,
-                   title: str | None = None) -> Figure:
-    """Draw how often each code is used, the most used first, a panel for each level; write it to `out`, and return it.
-
-    `counts_by_level`: "top" or "bottom" -> `metrics.code_counts` over a whole split, `[size]`, not all 0.
-    `as_picture` makes a picture of what is returned, and `title` stands above all panels.
-    """
-    figure, axes = panels(len(counts_by_level))
-    for axis, (level, counts) in zip(axes, counts_by_level.items()):
-        figures = coding.codebook_figures(counts)
-        share = counts.cpu().double().sort(descending=True).values / counts.sum().item() * 100
-        axis.fill_between(range(1, len(share) + 1), share.numpy(), step="mid", color=COLOURS.get(level))
-        axis.axhline(100 / len(share), color="black", linestyle="--", linewidth=1, label="even use")
-        axis.set(title=f"{level.capitalize()} codes: {figures['used']} of {figures['size']} used, "
-                       f"perplexity {figures['perplexity']:.0f}",
-                 xlabel="codes, the most used first (number)", ylabel="share of all codes (%)",
-                 xlim=(0.5, len(share) + 0.5), ylim=(0, None))
-        axis.legend()
-    if title:
-        figure.suptitle(title)
-    return figure if out is None else save_chart(figure, out)
-
-
-def metric_histograms(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path | str,
-                      names: Sequence[str] = ("ssim",), *, title: str | None = None) -> Figure:
-    """Draw how a metric is spread over images, a panel for each of `names`, mean and minimum marked, a title above all.
-
-    `figures` is what `metrics.image_figures` gives: area -> metric -> `[n]`; nan values are left out.
-    """
-    figure, axes = panels(len(names))
-    for axis, name in zip(axes, names):
-        what, unit = METRIC_TITLES[name]
-        spread = {area: values[name][~values[name].isnan()].cpu().numpy() for area, values in figures.items()}
-        spread = {area: values for area, values in spread.items() if len(values)}
-        bins = np.histogram_bin_edges(np.concatenate([*spread.values(), []]), bins=40)
-        for area, values in spread.items():
-            colour = COLOURS.get(area)
-            axis.hist(values, bins=bins, color=colour, alpha=0.5, label=f"{area}: {len(values)} images")
-            axis.axvline(values.mean(), color=colour, label=f"mean {values.mean():.4g}")
-            axis.axvline(values.min(), color=colour, linestyle=":", label=f"minimum {values.min():.4g}")
-        axis.set(title=f"{what} of the images", xlabel=unit, ylabel="images (number)")
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        if spread:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")
-    if title:
-        figure.suptitle(title)
-    return save_chart(figure, out)
-
-
-def as_picture(figure: Figure) -> Image.Image:
-    """Return a chart as it would be written to a PNG file."""
-    made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=DPI)
-    return Image.open(made).convert("RGB")
-
-
-def save_chart(figure: Figure, out: Path | str) -> Figure:
-    """Write a chart, in the format of the name's ending, and return it; the folder is made."""
-    checkpoints.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=DPI))
-    return figure
-
-
 def _as_pictures(images: torch.Tensor) -> np.ndarray:
     """uint8 `[n, channels, height, width]` -> `[n, height, width]` (grey) or `[n, height, width, 3]`."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
@@ -362,14 +264,6 @@ def _frame(path: Path, changed: int, columns: int) -> Image.Image:
     palette.putpalette(np.concatenate([greys, _inferno(np.linspace(0, 1, GIF_COLOURS))]).tobytes())
     return picture.crop((0, 0, min(round(width), picture.width), picture.height)).quantize(
         palette=palette, dither=Image.Dither.NONE)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Draw the curves of the runs that the command line names on one plot."""
-    settings = parse(CompareSettings, curve_plots.MANUAL, arguments)
-    runs = curve_plots.read_runs(settings.runs, settings.results)
-    figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
-    print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""Logs of runs -> their curves on one plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vqvae2.commands import curves as curves_module
+from vqvae2.config import expect, parse
+from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
+
+MANUAL = r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
+
+Two runs, by name or by folder; a run that is still going is drawn as far as it is:
+    python -m vqvae2.plots.pictures brain-128 results/oasis/brain-256 --out curves.png
+All runs of a data set over the hours that they took:
+    python -m vqvae2.plots.pictures results/oasis/* --x seconds --out curves.png
+
+Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
+a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
+"""
+LOG = "log.csv"
+FORMATS = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Settings of python -m vqvae2.plots.pictures."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Runs: folders that have a log.csv, or names in <results>/*/ or pretrained/."""
+    out: Path = Path("curves.png")
+    """The plot: .png, .pdf or .svg."""
+    x: Literal["images_seen", "epoch", "seconds"] = "images_seen"
+    """What the lines are drawn over: runs of other batches and data compare by images seen, or by the time taken."""
+    title: str = "Training curves"
+    """Stands above the plot."""
+    results: Path = Path("results")
+    """Folder that holds all runs."""
+
+    def __post_init__(self) -> None:
+        expect(1 <= len(self.runs) <= MOST_RUNS, "RUN", f"1 to {MOST_RUNS} runs", len(self.runs),
+               "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
+        expect(self.out.suffix.lower() in FORMATS, "--out", f"a name that ends in {', '.join(FORMATS)}", self.out,
+               "Try curves.png.")
+
+
+def find_log(name: str, results: Path = Path("results")) -> Path:
+    """Return the folder of a run that has a log: `name` as a path, or looked up in <results>/*/ and pretrained/.
+
+    Unlike `checkpoints.find_run` it asks for no weights: a VQ-VAE has none before its codebooks are placed.
+    Raises: UserError, naming what was found, if there is none or more than one.
+    """
+    path = Path(os.path.expanduser(name))
+    if (path / LOG).is_file():
+        return path
+    logs = sorted([*results.glob(f"*/*/{LOG}"), *Path("pretrained").glob(f"*/{LOG}")])
+    found = [log.parent for log in logs if log.parent.name == name]
+    expect(len(found) <= 1, f"RUN {name}", "one run of this name", ", ".join(map(str, found)), "Give the path of one.")
+    known = sorted({log.parent.name for log in logs})
+    expect(len(found) == 1, f"RUN {name}", f"a folder with {LOG}, or a name in {results}/*/ or pretrained/",
+           f"only {', '.join(known)}" if known else "no log at all",
+           "Check the name, or wait for the first epoch to end.")
+    return found[0]
+
+
+def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run]:
+    """Return the logs of some runs; a run is called by its folder, by its whole path where two have the same name.
+
+    Raises: UserError if a run is not found or given twice, or its log is empty or not one of numbers.
+    """
+    folders = [find_log(name, results) for name in names]
+    for number, folder in enumerate(folders):
+        before = [one.resolve() for one in folders[:number]]
+        expect(folder.resolve() not in before, f"RUN {names[number]}", "each run once", f"{folder} twice", "Drop one.")
+    short = [folder.resolve().name for folder in folders]
+    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / LOG))
+            for name, folder in zip(short, folders)]
+
+
+def _read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log.csv, all cells of which are numbers or empty."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows, found = [], f"{type(error).__name__}: {error}"
+    else:
+        found = f"{len(rows)} rows"
+    advice = "Point at a folder in which a training script is running or has run."
+    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", found, advice)
+    for number, row in enumerate(rows):
+        for column, cell in row.items():
+            try:
+                float(cell or 0)
+            except (TypeError, ValueError):
+                expect(False, str(path), f"numbers in row {number + 1}, column {column}", cell, advice)
+    return rows
+
+
+def _kind(folder: Path) -> str:
+    """What a run has learned, for the legend, where its config.json says so and it is no VQ-VAE."""
+    with suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")
+        return f" ({kind})" if kind and kind != "vqvae" else ""
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the curves of the runs that the command line names on one plot."""
+    settings = parse(CompareSettings, curves_module.MANUAL, arguments)
+    runs = curves_module.read_runs(settings.runs, settings.results)
+    figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
+    print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")
