@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import chain, checkpoints, report_text
+from vqvae2 import chain, report_text
 from vqvae2.chain import Step, run_steps
+from vqvae2.common import files
+from vqvae2.common.errors import run_script
 from vqvae2.config import expect, parse
-from vqvae2.errors import run_script
 
 PROCESSES = 2
 
@@ -43,7 +44,7 @@ class DemoSettings:
 
     def __post_init__(self) -> None:
         expect(self.subjects >= 3, "--subjects", "at least 3, one for each split", self.subjects, "The default is 24.")
-        checkpoints.check_folder(self.out, "--out")
+        files.check_folder(self.out, "--out")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqv
 """
 
 from vqvae2 import report_text, reports
+from vqvae2.common.errors import run_script
 from vqvae2.config import parse
-from vqvae2.errors import run_script
 from vqvae2.evaluate_config import EvaluateSettings
 
 

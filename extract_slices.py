@@ -40,8 +40,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vqvae2 import config
-from vqvae2.config import SPLITS
-from vqvae2.errors import Stopped, UserError, run_script
+from vqvae2.common.errors import Stopped, UserError, run_script
+from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
 from vqvae2.scans.finding import Found, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan

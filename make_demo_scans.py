@@ -40,8 +40,8 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from tqdm import tqdm
 
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.config import check_seed, expect, parse
-from vqvae2.errors import UserError, run_script
 
 
 @dataclass(frozen=True, kw_only=True)

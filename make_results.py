@@ -25,20 +25,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import (
-    __version__,
-    checkpoints,
-    codes,
-    distributed,
-    likelihood,
-    maps_plots,
-    model_cards,
-    report_text,
-    samples,
-)
+from vqvae2 import __version__, checkpoints, codes, likelihood, maps_plots, model_cards, report_text, samples
 from vqvae2.chain import Step, run_steps
+from vqvae2.common import distributed, files
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.config import expect, parse, path_from_environment
-from vqvae2.errors import UserError, run_script
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
@@ -88,8 +79,8 @@ class ResultsSettings:
     def __post_init__(self) -> None:
         expect(self.samples >= 2, "--samples", "at least 2", self.samples, "The default is 256.")
         expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "The default is 60.")
-        checkpoints.check_folder(self.out, "--out")
-        checkpoints.check_folder(self.docs, "--docs")
+        files.check_folder(self.out, "--out")
+        files.check_folder(self.docs, "--docs")
 
 
 def published_sizes() -> list[int]:
@@ -211,7 +202,7 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
                 text = report_text.fill(text, f"{name}-{size}" + folder.removeprefix("report"),
                             report_text.markdown_table(columns, rows))
     if text:
-        checkpoints.write_text(page, text)
+        files.write_text(page, text)
 
 
 def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> None:
@@ -228,7 +219,7 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
         left_out = COOLER if what == "vqvae" else REPORTS["report-default"]
         model_cards.write(folder, about, {name: one for name, one in reports.items() if name != left_out}, said)
     if AT_1 in reports:
-        checkpoints.write_json(models["vqvae"] / "metrics.json", reports[AT_1])
+        files.write_json(models["vqvae"] / "metrics.json", reports[AT_1])
 
 
 def main(arguments: list[str] | None = None) -> None:

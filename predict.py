@@ -32,8 +32,8 @@ An image that the model was trained on, and a scan of a subject of such a name, 
 """
 
 from vqvae2 import prediction
+from vqvae2.common.errors import run_script
 from vqvae2.config import parse
-from vqvae2.errors import run_script
 from vqvae2.predict_config import PredictSettings
 
 

@@ -48,10 +48,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed, drawing, inpainting, machine, samples
+from vqvae2 import checkpoints, drawing, inpainting, samples
 from vqvae2.autoencoder import TrainedVqvae
+from vqvae2.common import distributed, files, machine
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.config import as_dict, parse
-from vqvae2.errors import UserError, run_script
 from vqvae2.inpainting import Unfinished
 from vqvae2.plots import pictures
 from vqvae2.prior import Prior
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(settings: SampleSettings) -> None:
     """Make all checks, then draw this process's share of the images; rank 0 writes what they have in common."""
-    checkpoints.check_folder(settings.out, "--out")
+    files.check_folder(settings.out, "--out")
     if settings.inpaint is not None:
         inpainting.check(settings)
     device = distributed.pick_device()

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import checkpoints, distributed, features, machine, random_numbers, sample_figures
+from vqvae2 import features, sample_figures
+from vqvae2.common import distributed, files, machine, random_numbers
+from vqvae2.common.errors import run_script
 from vqvae2.config import parse, path_from_environment
-from vqvae2.errors import run_script
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.images import augmentation, dataset
 from vqvae2.plots import curves
@@ -115,7 +116,7 @@ class FeatureTrainer(Trainer):
             return
         split = self.images.splits["validate"]
         items = np.linspace(0, len(split) - 1, min(JUDGED, len(split))).round().astype(int)
-        checkpoints.write_rows(self.folder / "harms.csv", sample_figures.harm_figures(
+        files.write_rows(self.folder / "harms.csv", sample_figures.harm_figures(
             features.load_extractor(str(self.folder), self.device), split.bytes()[items],
             [split.subjects[i] for i in items], self.settings.seed))
 

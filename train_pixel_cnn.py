@@ -36,9 +36,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, conditions, distributed, machine, random_numbers
+from vqvae2 import autoencoder, checkpoints, codes, conditions
+from vqvae2.common import distributed, machine, random_numbers
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
-from vqvae2.errors import UserError, run_script
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import curves

@@ -25,8 +25,8 @@ from torch import nn
 from trainer import Share, Trainer
 from vqvae2 import codes, losses
 from vqvae2.autoencoder import Vqvae
+from vqvae2.common.errors import run_script
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
-from vqvae2.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity

@@ -15,9 +15,10 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from vqvae2 import averaging, checkpoints, distributed, machine, random_numbers, run_folder, run_log
+from vqvae2 import averaging, checkpoints, run_folder, run_log
+from vqvae2.common import distributed, machine, random_numbers
+from vqvae2.common.errors import Stopped, UserError
 from vqvae2.config import TrainingSettings
-from vqvae2.errors import Stopped, UserError
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """About every so often all ranks together look at the loss, and whether to stop or to save."""

@@ -43,9 +43,10 @@ import torch
 from tqdm import tqdm
 
 from train_vqvae import VqvaeTrainer
-from vqvae2 import checkpoints, distributed, machine, tuning, tuning_study
+from vqvae2 import checkpoints, tuning, tuning_study
+from vqvae2.common import files, machine, rendezvous
+from vqvae2.common.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
 from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
-from vqvae2.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
 from vqvae2.images import dataset
 from vqvae2.tune_config import TuneSettings
 from vqvae2.tuning_study import Study
@@ -178,7 +179,7 @@ class Tuner:
         """Train a trial, unless an earlier start was killed between an epoch that ends it and the telling."""
         settings = tuning.trial_settings(self.settings, trial.number, self.study.values(trial), self.folder,
                                          self.threads)
-        if self.study.report(trial, checkpoints.read_rows(_folder_of(settings) / "log.csv")):
+        if self.study.report(trial, files.read_rows(_folder_of(settings) / "log.csv")):
             self._record(trial, settings, "pruned")
             return
         slot = min(set(range(self.settings.workers)) - {worker.slot for worker in self.workers})
@@ -214,7 +215,7 @@ class Tuner:
         status = worker.process.exitcode
         if status == 0:
             # Rows that it could not tell: all were told by an earlier start, or it was killed before it told them.
-            self.study.report(worker.trial, checkpoints.read_rows(_folder_of(worker.settings) / "log.csv"))
+            self.study.report(worker.trial, files.read_rows(_folder_of(worker.settings) / "log.csv"))
             self._record(worker.trial, worker.settings, "complete")
         elif status == EXIT_USER_ERROR:
             self._record(worker.trial, worker.settings, "failed", worker.error)
@@ -241,7 +242,7 @@ class Tuner:
     def _record(self, trial: object, settings: TrainVqvae, state: str, reason: str = "") -> None:
         """Note how a trial ended, remove what was only there to go on from, and tell."""
         run = _folder_of(settings)
-        self.study.finish(trial, state, checkpoints.read_rows(run / "log.csv"), reason)
+        self.study.finish(trial, state, files.read_rows(run / "log.csv"), reason)
         weights = [] if state == "complete" else [checkpoints.WEIGHTS]
         for name in (checkpoints.STATE, checkpoints.STATE_BEFORE, *weights):
             (run / name).unlink(missing_ok=True)
@@ -304,8 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Search as the command line says."""
     settings = parse(TuneSettings, __doc__, arguments)
     tuning_study.check_optuna()
-    expect(distributed.launched_world_size() == 1, "tune.py", "to be started without torchrun",
-           f"{distributed.launched_world_size()} processes", "--workers N trains several trials at a time.")
+    expect(rendezvous.launched_world_size() == 1, "tune.py", "to be started without torchrun",
+           f"{rendezvous.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
     folder = settings.out or settings.results / "tune" / settings.savename
     with tuning_study.only_one(folder, settings.savename):

@@ -22,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vqvae2 import checkpoints, report_text
+from vqvae2 import report_text
+from vqvae2.common import files
 
 IMAGES_SEEN, JUDGED_ON = 20_400, "20"
 DEFAULT = "default"
@@ -84,7 +85,7 @@ def measure(given: argparse.Namespace, data: Path, judged: Path, group: str, wha
         one, two = (epoch_seconds(data, flags, epochs, given.more) for epochs in (1, 2))
         cost.write_text(json.dumps(1000 * (two - one) / len(list((data / "train").glob("*.png")))))
     return {"group": group, "what": what, "flags": flags, "seed": int(what.split()[1]) if group == "seed" else 0,
-            "images_seen": int(checkpoints.read_rows(run / "log.csv")[-1]["images_seen"]),
+            "images_seen": int(files.read_rows(run / "log.csv")[-1]["images_seen"]),
             "processor_seconds_per_1000_images": json.loads(cost.read_text()) if cost.is_file() else None,
             "ssim": full["ssim"]["mean"], "ssim_min": full["ssim"]["min"], "ssim_brain": brain["ssim"]["mean"],
             "psnr": full["psnr"]["mean"], "raw_bits_per_pixel": figures["raw_bits_per_pixel"],

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from vqvae2 import config
-from vqvae2.errors import run_script
+from vqvae2.common.errors import run_script
 from vqvae2.scans import inflate
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans

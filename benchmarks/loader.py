@@ -35,9 +35,10 @@ from ranks import run_on_ranks
 
 from train_vqvae import VqvaeTrainer
 from trainer import Share
-from vqvae2 import config, distributed
+from vqvae2 import config
+from vqvae2.common import distributed
+from vqvae2.common.errors import run_script
 from vqvae2.config import DataSettings, TrainVqvae
-from vqvae2.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 

@@ -26,7 +26,8 @@ import torch
 from common import processor
 from PIL import Image
 
-from vqvae2 import checkpoints, presets, report_text
+from vqvae2 import presets, report_text
+from vqvae2.common import files
 
 IMAGES_SEEN, MICRO_BATCH = 13_600, 8
 BEST = "vqvae2-256"
@@ -106,7 +107,7 @@ def done(one: Training, out: Path) -> dict | None:
 
 def last_row(one: Training, out: Path) -> dict[str, str]:
     """Return the last row of a training's log."""
-    return checkpoints.read_rows(one.run(out) / "log.csv")[-1]
+    return files.read_rows(one.run(out) / "log.csv")[-1]
 
 
 def train_and_judge(one: Training, slices: Path, given: argparse.Namespace) -> None:
@@ -149,7 +150,7 @@ def write(found: dict[Training, dict], given: argparse.Namespace) -> None:
     text = given.page.read_text(encoding="utf-8")
     if f"<!-- {MARK} -->" not in text:
         sys.exit(f"{given.page}: expected the lines <!-- {MARK} --> and <!-- end -->, found none. Put them back.")
-    checkpoints.write_text(given.page, report_text.fill(
+    files.write_text(given.page, report_text.fill(
         text, MARK, f"{report_text.markdown_table(columns, rows)}\n\n{said}"))
     print(f"written: {given.page}, {len(rows)} trainings")
 

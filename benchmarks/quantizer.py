@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2 import config, distributed
-from vqvae2.errors import run_script
+from vqvae2 import config
+from vqvae2.common import distributed
+from vqvae2.common.errors import run_script
 from vqvae2.quantizer import EmaQuantizer, Place
 
 try:

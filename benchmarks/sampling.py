@@ -33,10 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2 import config, distributed
+from vqvae2 import config
 from vqvae2.cached import CachedPrior
+from vqvae2.common import distributed
+from vqvae2.common.errors import run_script
 from vqvae2.config import TrainPrior
-from vqvae2.errors import run_script
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose
 

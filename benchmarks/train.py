@@ -50,10 +50,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from train_vqvae import VqvaeTrainer
-from vqvae2 import config, distributed, losses, machine
+from vqvae2 import config, losses
 from vqvae2.autoencoder import Vqvae
+from vqvae2.common import distributed, machine, rendezvous
+from vqvae2.common.errors import run_script
 from vqvae2.config import TrainVqvae
-from vqvae2.errors import run_script
 
 STEPS_BEFORE = 6
 """Untimed, once the codebooks are placed."""
@@ -207,7 +208,7 @@ class Ours:
         self.trainer = trainer = VqvaeTrainer(settings)
         trainer.config, trainer.device = {}, torch.device(task.device)
         if task.device == "cuda":
-            trainer.device = torch.device("cuda", distributed.launched_rank())
+            trainer.device = torch.device("cuda", rendezvous.launched_rank())
         distributed.start(trainer.device)
         with contextlib.redirect_stdout(io.StringIO()):
             trainer._prepare()

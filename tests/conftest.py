@@ -13,7 +13,7 @@ from PIL import Image
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2.errors import run_script
+from vqvae2.common.errors import run_script
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
 SUBJECTS = {"train": 6, "validate": 2, "test": 3}

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import distributed
+from vqvae2.common import distributed
+from vqvae2.common.errors import run_script
 from vqvae2.config import TrainingSettings, parse
-from vqvae2.errors import run_script
 
 
 class SlowLine(Trainer):

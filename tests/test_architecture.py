@@ -39,7 +39,7 @@ every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem
 
 
 def imports_in(tree):
-    """Every imported name with its module in front, such as vqvae2.errors.UserError or torch.nn."""
+    """Every imported name with its module in front, such as vqvae2.common.errors.UserError or torch.nn."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -112,7 +112,7 @@ def test_the_trainer_knows_no_model():
 
 
 @pytest.mark.parametrize(("source", "expected"), [
-    ("from vqvae2.errors import UserError", {"errors"}), ("from vqvae2 import metrics, plots", {"metrics", "plots"}),
+    ("from vqvae2.common.errors import UserError", {"errors"}), ("from vqvae2 import metrics, plots", {"metrics", "plots"}),
     ("import vqvae2.images.dataset as images", {"images"}), ("from .codes import load", {"codes"}),
     ("from . import prior", {"prior"}), ("import torch, vqvae2", {"vqvae2"}), ("import os", set()),
     ("def f():\n    from vqvae2 import codes", {"codes"})])

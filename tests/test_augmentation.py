@@ -18,9 +18,10 @@ from torch.nn import functional
 
 import train_vqvae
 from trainer import Share
-from vqvae2 import config, random_numbers
+from vqvae2 import config
+from vqvae2.common import random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.config import TrainVqvae
-from vqvae2.errors import UserError
 from vqvae2.images import augmentation
 from vqvae2.images.augmentation import Augmentation, moved
 

@@ -17,7 +17,8 @@ import torch
 from conftest import files_in
 
 from vqvae2 import checkpoints
-from vqvae2.errors import UserError
+from vqvae2.common import files
+from vqvae2.common.errors import UserError
 
 TENSORS = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3, 4])}
 STATE = {"model": {"weight": torch.arange(4.0)}, "epoch": 3, "best": 0.5, "rows": [{"epoch": 1, "ssim": 0.9}],
@@ -49,7 +50,7 @@ def large():
 
 class TestWriting:
     def test_a_file_appears_with_its_folder_and_nothing_beside_it(self, tmp_path):
-        checkpoints.write_text(tmp_path / "new" / "folder" / "a.txt", "0…1\n")
+        files.write_text(tmp_path / "new" / "folder" / "a.txt", "0…1\n")
         assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == "0…1\n".encode()
         assert list(files_in(tmp_path)) == ["new/folder/a.txt"]
 
@@ -65,13 +66,13 @@ class TestWriting:
         (tmp_path / "a.txt").write_text("the old one")
         before = files_in(tmp_path)
         with pytest.raises(raised, match=said):
-            checkpoints.write_atomically(tmp_path / "a.txt", write)
+            files.write_atomically(tmp_path / "a.txt", write)
         assert files_in(tmp_path) == before
 
     @pytest.mark.parametrize(("name", "write"), [
         ("state.pt", lambda path: checkpoints.save_state(path.parent, large())),
         ("w", lambda path: checkpoints.save_weights(path, large(), {})),
-        ("a.json", lambda path: checkpoints.write_json(path, ["x"] * 5000))])
+        ("a.json", lambda path: files.write_json(path, ["x"] * 5000))])
     def test_a_full_disk_is_one_line_and_keeps_what_was_there(self, name, write, tmp_path, full_disk):
         (tmp_path / name).write_text("the old one")
         with pytest.raises(UserError, match=rf"{name}: expected to write this file, found File too large\. Free some"):
@@ -81,23 +82,23 @@ class TestWriting:
     def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match=r"file/a\.txt: expected to write this file, found .*(exists|directory)"):
-            checkpoints.write_text(tmp_path / "file" / "a.txt", "")
+            files.write_text(tmp_path / "file" / "a.txt", "")
 
     @pytest.mark.parametrize("out", ["file", "file/new", "file/new/deeper"])
     def test_a_file_in_the_way_of_a_folder_is_found_before_any_work(self, out, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match=rf"--out .*{out}: expected a folder or nothing, found a file .*file\."):
-            checkpoints.check_folder(tmp_path / out, "--out")
-        checkpoints.check_folder(tmp_path, "--out")
-        checkpoints.check_folder(tmp_path / "new" / "folder", "--out")
+            files.check_folder(tmp_path / out, "--out")
+        files.check_folder(tmp_path, "--out")
+        files.check_folder(tmp_path / "new" / "folder", "--out")
 
     def test_json_has_no_nan(self, tmp_path):
         with pytest.raises(ValueError, match="Out of range float"):
-            checkpoints.write_json(tmp_path / "a.json", {"ssim": float("nan")})
+            files.write_json(tmp_path / "a.json", {"ssim": float("nan")})
         assert files_in(tmp_path) == {}
 
     def test_rows_have_the_columns_of_all_rows_in_the_order_of_their_coming(self, tmp_path):
-        checkpoints.write_rows(tmp_path / "log.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "used": 7, "loss": 0.25}])
+        files.write_rows(tmp_path / "log.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "used": 7, "loss": 0.25}])
         assert (tmp_path / "log.csv").read_text() == "epoch,loss,used\n1,0.5,\n2,0.25,7\n"
 
 
@@ -256,7 +257,7 @@ class TestWhereARunStands:
         return done.returncode, done.stdout + done.stderr
 
     def test_a_run_is_finished_or_not_or_cannot_be_told(self, tmp_path):
-        checkpoints.write_json(tmp_path / "config.json", {"settings": {"epochs": 3}})
+        files.write_json(tmp_path / "config.json", {"settings": {"epochs": 3}})
         assert self.stands(tmp_path) == (1, "not finished: 0 of 3 epochs, 0 steps\n")
         checkpoints.save_state(tmp_path, {**STATE, "epoch": 2, "step": 40})
         assert self.stands(tmp_path) == (1, "not finished: 2 of 3 epochs, 40 steps\n")
@@ -269,7 +270,7 @@ class TestWhereARunStands:
 
 class TestConfig:
     def test_a_config_comes_back(self, tmp_path):
-        checkpoints.write_json(tmp_path / "config.json", {"kind": "vqvae", "settings": {"size": None}})
+        files.write_json(tmp_path / "config.json", {"kind": "vqvae", "settings": {"size": None}})
         assert checkpoints.read_config(tmp_path) == {"kind": "vqvae", "settings": {"size": None}}
 
     @pytest.mark.parametrize(("content", "found"), [

@@ -12,7 +12,7 @@ from torch import nn
 
 from vqvae2 import codes
 from vqvae2.codes import CodeMaps
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 

@@ -9,13 +9,13 @@ import pytest
 
 from make_demo_scans import DemoScansSettings
 from vqvae2 import config
+from vqvae2.common.errors import UserError
 from vqvae2.config import (
     DataSettings,
     TrainPrior,
     TrainVqvae,
     parse,
 )
-from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.sample_config import SampleSettings
 from vqvae2.slices.settings import ExtractSettings

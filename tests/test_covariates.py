@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.scans.covariates import Covariates, Person, check_table, join
 from vqvae2.scans.identities import TABLE_NAME
 

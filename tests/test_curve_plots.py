@@ -11,7 +11,7 @@ from PIL import Image
 
 from vqvae2 import config
 from vqvae2.commands import curves
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.plots import curves as curve_plots
 from vqvae2.plots import curves as curves_module
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import demo
 from vqvae2 import chain
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import pytest
 import predict
 import train_vqvae
 from vqvae2 import config, environment
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from vqvae2 import errors
-from vqvae2.errors import Stopped, UserError, run_script
+from vqvae2.common import errors
+from vqvae2.common.errors import Stopped, UserError, run_script
 
 
 def raiser(error):
@@ -57,7 +57,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines):
     """As in `evaluate.py … | head -1`: the reading end of the pipe is closed before anything is written."""
     reading, writing = os.pipe()
     os.close(reading)
-    script = f"from vqvae2.errors import run_script\nrun_script(lambda: print('0.5\\n' * {lines}))"
+    script = f"from vqvae2.common.errors import run_script\nrun_script(lambda: print('0.5\\n' * {lines}))"
     done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True,
                           env={**os.environ, "PYTHONUNBUFFERED": ""}, check=False)
     os.close(writing)

@@ -19,7 +19,7 @@ from PIL import Image
 from scan_files import block, save, save_analyze, save_bids
 
 import extract_slices
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 REAL_SCANS = ROOT.parent / "shared/data/scans"

@@ -14,7 +14,7 @@ from torch import nn
 
 from vqvae2 import checkpoints, features, sample_figures
 from vqvae2.checkpoints import load_weights, weights_hash
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.features import HARMS, Extractor, FeatureNet, as_seen, harmed, harmed_alike, load_extractor, whitening
 

@@ -11,8 +11,8 @@ import torch
 from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
 from PIL import Image
 
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings
-from vqvae2.errors import UserError
 from vqvae2.images import dataset
 from vqvae2.images.listing import ImageFile
 

@@ -10,8 +10,8 @@ from conftest import files_in
 from scan_files import save_bids
 
 import extract_slices
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings
-from vqvae2.errors import UserError
 from vqvae2.images.dataset import load_images
 from vqvae2.slices import keras_names
 from vqvae2.slices.keras_names import links_of

@@ -7,8 +7,8 @@ import pytest
 from conftest import write_slices
 from PIL import Image
 
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings
-from vqvae2.errors import UserError
 from vqvae2.images import dataset as images
 from vqvae2.images import listing as layouts
 

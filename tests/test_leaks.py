@@ -10,7 +10,7 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 import train_pixel_cnn
 import train_vqvae
 from vqvae2 import checkpoints, leaks, model_cards, reports
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 from vqvae2.images.listing import ImageFile

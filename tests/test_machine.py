@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqvae2 import machine
+from vqvae2.common import machine
 
 CPU = torch.device("cpu")
 AVX2 = "fpu sse2 fma avx2 f16c"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import make_demo_scans
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 pytest.importorskip("nilearn", reason="the demo extra is not installed")
 COARSENESS = 4.0

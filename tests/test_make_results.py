@@ -13,7 +13,7 @@ import pytest
 import make_demo_scans
 import make_results
 from vqvae2 import model_cards, report_text
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "tests" / "stored" / "demo-64.json"

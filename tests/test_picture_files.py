@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.images import reading
 from vqvae2.images.reading import BrokenPicture, pictures_in, read_picture
 

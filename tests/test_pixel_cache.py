@@ -15,9 +15,9 @@ from PIL import Image
 from ranks import run_on_ranks
 from torch.multiprocessing import ProcessExitedException
 
-from vqvae2 import distributed
+from vqvae2.common import distributed
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings
-from vqvae2.errors import UserError
 from vqvae2.images import memory as pixel_cache
 from vqvae2.images.dataset import load_images
 

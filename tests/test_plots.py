@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from vqvae2 import maps_plots
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.plots import charts, curves, pictures
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",

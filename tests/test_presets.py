@@ -19,8 +19,9 @@ import train_pixel_cnn
 import train_vqvae
 from train_vqvae import VqvaeTrainer
 from vqvae2 import checkpoints, config, presets
+from vqvae2.common import files
+from vqvae2.common.errors import UserError
 from vqvae2.config import TrainPrior, TrainVqvae, parse
-from vqvae2.errors import UserError
 from vqvae2.feature_config import FeatureSettings
 
 NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
@@ -232,7 +233,7 @@ def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_p
     runs = tmp_path / "results" / dataset
     train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "9"])
     train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "10"])
-    rows = checkpoints.read_rows(runs / name / "log.csv")
+    rows = files.read_rows(runs / name / "log.csv")
     assert [int(row["epoch"]) for row in rows] == list(range(1, 11))
     assert all(np.isfinite(float(row["train_loss"])) for row in rows)
     levels = ("top", "bottom")[:presets.load(name, "vqvae")["levels"]]
@@ -240,7 +241,7 @@ def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_p
         for epochs in ("1", "2"):
             train_pixel_cnn.main([*common, *SMALL_PRIOR, "--level", level, "--vqvae", str(runs / name),
                                   "--epochs", epochs])
-        assert len(checkpoints.read_rows(runs / f"{name}-{level}" / "log.csv")) == 2
+        assert len(files.read_rows(runs / f"{name}-{level}" / "log.csv")) == 2
     models = ["--vqvae", str(runs / name)] + [word for level in levels
                                               for word in (f"--{level}", str(runs / f"{name}-{level}"))]
     sample.main([*models, "--count", "2", "--out", str(tmp_path / "samples")])
@@ -287,7 +288,7 @@ def test_a_standardised_error_is_in_units_of_the_variance(tiny_slices, tmp_path)
     trainer = VqvaeTrainer(vqvae_of("--data", str(tiny_slices), "--savename", "x", *TINY, *TINY_VQVAE, *GRADIENT,
                                     "--results", str(tmp_path), "--epochs", "1", "--ssim-weight", "0"))
     trainer.run()
-    row = checkpoints.read_rows(trainer.folder / "log.csv")[0]
+    row = files.read_rows(trainer.folder / "log.csv")[0]
     variance = float((trainer.images.splits["train"].pixels / 255).var())
     assert float(row["train_reconstruction"]) == pytest.approx(float(row["train_mse"]) / variance, rel=1e-4)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqvae2 import checkpoints, model_cards, publishing, samples
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 
 def weights(folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2 import random_numbers
+from vqvae2.common import random_numbers
 
 GOLDEN = 0x9E3779B97F4A7C15
 

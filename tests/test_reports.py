@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vqvae2 import leaks, report_text, reports
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import pixel_hash, subject_hash
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from vqvae2 import checkpoints
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 90

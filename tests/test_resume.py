@@ -10,8 +10,8 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE
 
 from train_pixel_cnn import PriorTrainer
 from train_vqvae import VqvaeTrainer
+from vqvae2.common.errors import Stopped
 from vqvae2.config import TrainPrior, TrainVqvae, parse
-from vqvae2.errors import Stopped
 
 
 def signalled(trainer_class: type, step: int) -> type:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from vqvae2 import codes, features, sample_report, samples
+from vqvae2.common.errors import UserError
 from vqvae2.config import TrainVqvae, from_dict
-from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import dataset
 

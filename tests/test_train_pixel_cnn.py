@@ -18,9 +18,10 @@ from torch.nn import functional
 import train_pixel_cnn
 from train_pixel_cnn import PriorTrainer
 from trainer import Share
-from vqvae2 import checkpoints, distributed, random_numbers
+from vqvae2 import checkpoints
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
+from vqvae2.common import distributed, random_numbers
 from vqvae2.conditions import Column
 from vqvae2.config import TrainPrior, parse
 from vqvae2.images import augmentation, dataset

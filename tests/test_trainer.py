@@ -10,8 +10,8 @@ from torch import nn
 
 from trainer import Share, Trainer
 from vqvae2 import checkpoints
+from vqvae2.common.errors import Stopped, UserError
 from vqvae2.config import TrainingSettings
-from vqvae2.errors import Stopped, UserError
 
 
 class Line(Trainer):

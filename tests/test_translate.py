@@ -16,8 +16,8 @@ from vqvae2 import codes as code_maps
 from vqvae2 import translate
 from vqvae2.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.codes import CodeMaps
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings, TrainVqvae
-from vqvae2.errors import UserError
 from vqvae2.images.dataset import load_images, to_bytes
 from vqvae2.inpainting import encode_visible
 

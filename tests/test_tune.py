@@ -23,6 +23,7 @@ from conftest import TINY_VQVAE, files_in, on_screen
 import train_vqvae
 import tune
 from vqvae2 import checkpoints, config, tuning, tuning_study
+from vqvae2.common import files
 from vqvae2.config import TrainVqvae, UserError
 from vqvae2.tune_config import Choices, Range, TuneSettings, space_of
 from vqvae2.tuning import TrialResult
@@ -185,7 +186,7 @@ def pretend(settings, judge, pictures_every, gpu, misfortune=""):
     misfortune: "crash once", "crash" or "diverge", in the second epoch of trials with 8 dimensions.
     """
     folder = settings.results / settings.dataset / settings.savename
-    rows = checkpoints.read_rows(folder / "log.csv")
+    rows = files.read_rows(folder / "log.csv")
     with (folder.parent.parent / "told.txt").open("a") as file:
         file.write(f"{settings.savename} from {len(rows)} on GPU {gpu}, {settings.threads} thread(s)\n")
     best = 1 - abs(math.log10(settings.learning_rate / BEST_RATE))
@@ -194,7 +195,7 @@ def pretend(settings, judge, pictures_every, gpu, misfortune=""):
         ssim = best * epoch / settings.epochs
         rows.append({"epoch": epoch, "validate_ssim": 1.0 if epoch == 1 else ssim, "validate_reconstruction": 1 - ssim,
                      **({} if epoch == 1 else HEALTHY)})
-        checkpoints.write_rows(folder / "log.csv", rows)
+        files.write_rows(folder / "log.csv", rows)
         if epoch == 2 and settings.embedding_dim == 8 and misfortune:
             if misfortune == "diverge":
                 judge.send("--learning-rate 9: expected a finite loss, found nan at step 7. Lower it.")
@@ -438,7 +439,7 @@ class TestRealTrainings:
                           "--threads", "1", "--pictures-every", "10"])
         trained = study / "oasis" / f"trial-00{best['trial']}"
         check_same_weights(trained, apart / "results" / "oasis" / "x")
-        logged = checkpoints.read_rows(trained / "log.csv")
+        logged = files.read_rows(trained / "log.csv")
         row = tuning.best_row(logged)
         assert float(best["ssim"]) == float(row["validate_ssim"])
         assert not (trained / "state.pt").exists()
@@ -479,7 +480,7 @@ def opened(folder, flags):
 
 
 def has_rows(log, number):
-    return len(checkpoints.read_rows(log)) >= number
+    return len(files.read_rows(log)) >= number
 
 
 def wait_for(is_so, process):

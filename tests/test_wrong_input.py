@@ -17,6 +17,7 @@ import train_pixel_cnn
 import train_vqvae
 from vqvae2 import checkpoints
 from vqvae2.autoencoder import Vqvae
+from vqvae2.common import files
 from vqvae2.config import TrainVqvae, as_dict
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +174,7 @@ class TestGoingOn:
             file.write("train/OAS1_0001_axial070.png,train,OAS1_0001,,,axial,99,0,0,1,0\n")
         config = checkpoints.read_config(run.vqvae)
         config["settings"]["data"] = str(other)  # as if they had changed where they were
-        checkpoints.write_json(run.vqvae / checkpoints.CONFIG, config)
+        files.write_json(run.vqvae / checkpoints.CONFIG, config)
         check_refused(
             r"^--savename tiny: expected the data that this run began with \([0-9a-f]{12}\), found [0-9a-f]{12}\. "
             r"Choose another --savename", train_vqvae.main, *train(run, "--data", other))

@@ -40,8 +40,8 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2 import checkpoints
+from vqvae2.common.errors import UserError
 from vqvae2.config import VqvaeSettings, from_dict
-from vqvae2.errors import UserError
 from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
 
 GROUPS = 8

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqvae2 import checkpoints
+from vqvae2.common import files
 
 HERE = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def run_steps(steps: list[Step]) -> None:
                   "The same command goes on from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
         if step.note:
-            checkpoints.write_text(step.note, done)
+            files.write_text(step.note, done)
 
 
 def run(command: list[str], processes: int) -> int:

@@ -9,17 +9,14 @@ SHA-256 and is read with weights_only=True: a torn or foreign file is told, a ma
 says where a run stands: exit status 0 if it has made all its epochs, 1 if not, 2 if that cannot be told.
 """
 
-import csv
 import hashlib
 import io
 import json
 import os
 import platform
 import sys
-import uuid
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,74 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vqvae2 import __version__
-from vqvae2.errors import Unreadable, UserError, run_script
+from vqvae2.common.errors import Unreadable, UserError, run_script
+from vqvae2.common.files import in_brief, write_atomically
 
 CONFIG, WEIGHTS, STATE, STATE_BEFORE = "config.json", "model.safetensors", "state.pt", "state-before.pt"
 SEAL = b"vqvae2 sha256 "
 """Stands at the end of a state, before the 32 bytes of the SHA-256 of all that comes before it."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none.
-
-    What `path` was before becomes `keep`, if that is given.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
-                        "Free some space or choose another folder; what was there before is kept.") from error
-    finally:
-        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
-            temporary.unlink()
-
-
-def check_folder(folder: Path, flag: str) -> None:
-    """Raise UserError where a file stands in the way of a folder that will be written to, before any work is done."""
-    for path in (folder, *folder.parents):
-        if path.is_file():
-            raise UserError(f"{flag} {folder}: expected a folder or nothing, found a file {path}. Choose another name.")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write JSON values, indented, atomically; NaN and infinity, which JSON lacks, are a ValueError."""
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV, atomically; a column stands where it first appears, and is empty where a row lacks it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, such as a run's log.csv; none where there is no file.
-
-    Raises: UserError if it is none.
-    """
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a table that a training has written, found {_short(error)}. "
-                        "Delete it, or train again.") from None
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
@@ -118,7 +53,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
                 raise KeyError("settings in its config")
             return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: expected a weights file of this project, found {_short(error)}. "
+        raise UserError(f"{path}: expected a weights file of this project, found {in_brief(error)}. "
                         "Check the name, or train the model again.") from None
 
 
@@ -178,7 +113,7 @@ def load_state(path: Path) -> dict:
         return state
     # Whatever torch raises, the file is not one that save_state has written.
     except Exception as error:
-        raise UserError(f"{path}: expected a training state of this project, found {_short(error)}. "
+        raise UserError(f"{path}: expected a training state of this project, found {in_brief(error)}. "
                         "Delete it to train from the start.") from None
 
 
@@ -215,7 +150,7 @@ def read_config(folder: Path) -> dict:
             raise ValueError("other JSON")
         return config
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {_short(error)}. "
+        raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {in_brief(error)}. "
                         "Point at a folder that a training script made.") from None
 
 
@@ -244,14 +179,6 @@ def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     return {"vqvae2": __version__, "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "torchmetrics")}}
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
-    text = text or type(error).__name__
-    return text if len(text) < 120 else text[:117] + "…"
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vqvae2 import checkpoints, distributed, random_numbers
 from vqvae2.autoencoder import Vqvae
-from vqvae2.errors import UserError
+from vqvae2.common import distributed, files, random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import coding, similarity
 
@@ -45,7 +45,7 @@ class CodeMaps:
             with temporary.open("wb") as file:
                 np.savez_compressed(file, image=np.array(self.names), vqvae_hash=vqvae_hash, data_hash=data_hash,
                                     **arrays, **{name: one.numpy() for name, one in self.scores.items()})
-        checkpoints.write_atomically(path, write)
+        files.write_atomically(path, write)
 
     @classmethod
     def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None) -> "CodeMaps | None":

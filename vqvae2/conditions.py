@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64

@@ -20,10 +20,9 @@ import tyro
 
 from vqvae2 import environment, presets, spelling
 from vqvae2.command_line import TYRO, one_line
-from vqvae2.errors import EXIT_USER_ERROR, UserError
+from vqvae2.common.errors import EXIT_USER_ERROR, UserError
 
 Settings = TypeVar("Settings")
-SPLITS = ("train", "validate", "test")
 
 
 def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:

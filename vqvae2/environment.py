@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 NAME = ".env"
 QUOTES = {"'": "'", '"': '"', "`": "`", "“": "”", "‘": "’"}

@@ -34,9 +34,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import checkpoints, random_numbers
+from vqvae2 import checkpoints
+from vqvae2.common import random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.config import expect, from_dict
-from vqvae2.errors import UserError
 from vqvae2.feature_config import FeatureSettings
 
 KIND = "features"

@@ -8,7 +8,7 @@ shares images or subjects for good, figures can be made after --allow-leak of tr
 
 from collections.abc import Iterable, Mapping
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 
 LEAK = "LEAK (--allow-leak)"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from vqvae2 import random_numbers
+from vqvae2.common import random_numbers
 
 KINDS = ("bright", "dark", "ventricle")
 CHANGE = 0.1

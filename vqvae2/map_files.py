@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, likelihood, maps_plots
+from vqvae2 import likelihood, maps_plots
+from vqvae2.common import files
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.plots import pictures
 
@@ -35,14 +36,14 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
         nll = {level: one[number:number + 1] for level, one in bits.items()}
         maps, total = _maps(nll, split)
         array = torch.stack([one[0] for one in maps.values()]).numpy()
-        checkpoints.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
+        files.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
         picture = maps_plots.likelihood_panels(to_bytes(split.batch([number]))[0],
                                                {level: one[0] for level, one in maps.items()}, total[0])
         pictures.save_picture(picture, folder / f"{name}.png")
         rows.append({"image": file.name, "subject": file.subject, "file": name,
                      **{f"{level}_bits_per_code": round(one.mean().item(), BIT_DIGITS) for level, one in nll.items()},
                      "bits_per_pixel": round(total.mean().item(), BIT_DIGITS)})
-    checkpoints.write_rows(folder / INDEX, rows)
+    files.write_rows(folder / INDEX, rows)
 
 
 def clear(folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vqvae2 import checkpoints, leaks, report_text
+from vqvae2.common import files
 from vqvae2.config import TrainPrior, TrainVqvae, as_before, as_dict, flag
 
 CARD = "MODEL_CARD.md"
@@ -32,7 +33,7 @@ def write(folder: Path, data: str, reports: Mapping[str, dict], commands: str) -
         reports: by name (such as "temperature 1"), metrics.json that this model has a part in; may be empty.
         commands: by which the figures were made.
     """
-    checkpoints.write_text(folder / CARD, card(folder, data, reports, commands))
+    files.write_text(folder / CARD, card(folder, data, reports, commands))
 
 
 def card(folder: Path, data: str, reports: Mapping[str, dict], commands: str) -> str:
@@ -100,7 +101,7 @@ def _settings(config: dict) -> str:
 
 
 def _training(folder: Path, config: dict) -> str:
-    rows = checkpoints.read_rows(folder / "log.csv")
+    rows = files.read_rows(folder / "log.csv")
     if not rows:
         return "The log of the training was not kept."
     last = rows[-1]

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
 from vqvae2.config import expect
-from vqvae2.errors import UserError
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.predict_config import PredictSettings
 from vqvae2.scans.finding import Scan, find_scans

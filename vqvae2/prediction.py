@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed
+from vqvae2 import checkpoints
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
-from vqvae2.common import statistics
+from vqvae2.common import distributed, files, statistics
 from vqvae2.config import DataSettings, as_before, as_dict, expect, from_dict
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
@@ -42,7 +42,7 @@ def predict(settings: PredictSettings) -> dict:
     Raises: UserError, before anything is written, if something that was named cannot be read, nothing could be, or
         --out holds what predict.py did not make.
     """
-    checkpoints.check_folder(settings.out, "--out")
+    files.check_folder(settings.out, "--out")
     check_out(settings)
     vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
@@ -58,11 +58,11 @@ def predict(settings: PredictSettings) -> dict:
     maps, figures = reconstruct_all(vqvae, given, names, settings)
     maps.save(settings.out / CODES, vqvae.hash, "")
     if rejected:
-        checkpoints.write_rows(settings.out / REJECTED, rejected)
-    checkpoints.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
+        files.write_rows(settings.out / REJECTED, rejected)
+    files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
     report = summary(vqvae, given, maps, figures, rejected) | {"device": str(next(vqvae.model.parameters()).device),
                                                                "slices": _slices_said(given, recorded, settings)}
-    checkpoints.write_json(settings.out / SUMMARY, report | {"settings": record["settings"],
+    files.write_json(settings.out / SUMMARY, report | {"settings": record["settings"],
                                                              "versions": record["versions"]})
     return report
 
@@ -103,7 +103,7 @@ def begin(out: Path, record: dict) -> None:
                 path.unlink(missing_ok=True)
     for name in (SUMMARY, TABLE, REJECTED, CODES, GRID):
         (out / name).unlink(missing_ok=True)
-    checkpoints.write_json(out / RECORD, record)
+    files.write_json(out / RECORD, record)
 
 
 def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[Given], names: Sequence[str],

@@ -24,7 +24,7 @@ from typing import TypeVar, get_type_hints
 import tyro
 
 from vqvae2.command_line import TYRO
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -30,8 +30,8 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2 import checkpoints, conditions
+from vqvae2.common.errors import UserError
 from vqvae2.config import PriorSettings, from_dict
-from vqvae2.errors import UserError
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
 
 

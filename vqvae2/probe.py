@@ -32,9 +32,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import random_numbers
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
+from vqvae2.common import random_numbers
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import context_model
 

@@ -19,8 +19,9 @@ import torch
 import tyro
 
 from vqvae2 import checkpoints
+from vqvae2.common import files
+from vqvae2.common.errors import run_script
 from vqvae2.config import expect, parse
-from vqvae2.errors import run_script
 from vqvae2.plots import curves
 
 LOG, CURVES = "log.csv", "curves.png"
@@ -64,9 +65,9 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     for name in SAID:  # they may speak of other weights
         (out / name).unlink(missing_ok=True)
     checkpoints.save_weights(out / checkpoints.WEIGHTS, tensors, config)
-    checkpoints.write_json(out / checkpoints.CONFIG, config)
-    if rows := checkpoints.read_rows(run / LOG):
-        checkpoints.write_rows(out / LOG, rows)
+    files.write_json(out / checkpoints.CONFIG, config)
+    if rows := files.read_rows(run / LOG):
+        files.write_rows(out / LOG, rows)
         curves.curves(rows, out / CURVES)
     return checkpoints.weights_hash(tensors)
 

@@ -40,7 +40,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from vqvae2 import distributed, machine, random_numbers
+from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.nearest import as_rows, kmeans, mean_squares, nearest
 
 CANDIDATES_PER_CODE = 8

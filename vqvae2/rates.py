@@ -36,8 +36,7 @@ from matplotlib.figure import Figure
 from PIL import Image, features
 from tqdm import tqdm
 
-from vqvae2 import checkpoints
-from vqvae2.common import statistics
+from vqvae2.common import files, statistics
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import similarity
 
@@ -195,7 +194,7 @@ def picture(report: dict, path: Path | str) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle(f"Rate and distortion on {report['images']} images of {report['subjects']} subjects; bars are 95 % "
                     "intervals over subjects")
-    checkpoints.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+    files.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
     return figure
 
 

@@ -20,7 +20,6 @@ from vqvae2 import (
     anomalies,
     checkpoints,
     codes,
-    distributed,
     features,
     leaks,
     lesions,
@@ -32,9 +31,9 @@ from vqvae2 import (
     samples,
 )
 from vqvae2.autoencoder import TrainedVqvae
-from vqvae2.common import statistics
+from vqvae2.common import distributed, files, statistics
+from vqvae2.common.errors import UserError
 from vqvae2.config import DataSettings, from_dict
-from vqvae2.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.metrics import coding, similarity
@@ -109,13 +108,13 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     for path, number in before.items():  # of an earlier report, which may have had models that this one lacks
         if number is not None and checkpoints.file_number(path) == number:
             path.unlink()
-    checkpoints.write_json(settings.out / METRICS, report)
+    files.write_json(settings.out / METRICS, report)
     return judged
 
 
 def check_out(out: Path) -> None:
     """Raise UserError unless `out` is a folder for a report: nothing else in it is to be written over."""
-    checkpoints.check_folder(out, "--out")
+    files.check_folder(out, "--out")
     if (out / checkpoints.WEIGHTS).exists():
         raise UserError(f"--out {out}: expected a folder for figures, found a model in it. Choose another --out.")
     try:
@@ -341,6 +340,6 @@ def _draw_figures(judged: Judged, figures: dict, vqvae: TrainedVqvae, settings: 
         rows.append(("sample", shown[:PICTURED]))
     pictures.save_picture(pictures.strip(rows), out / "strip.png")
     for name, folder in _folders(settings).items():
-        if log := checkpoints.read_rows(folder / "log.csv"):
+        if log := files.read_rows(folder / "log.csv"):
             curves.curves(log, out / f"curves{'' if name == '--vqvae' else name.replace('--', '_')}.png",
                          title=f"Training of {folder.name}")

@@ -11,9 +11,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from vqvae2 import checkpoints, distributed
+from vqvae2 import checkpoints
+from vqvae2.common import distributed, files
+from vqvae2.common.errors import UserError
 from vqvae2.config import NOT_PART_OF_A_RUN, TrainingSettings, as_dict, changed_settings
-from vqvae2.errors import UserError
 
 
 def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
@@ -22,7 +23,7 @@ def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
     Raises: UserError if the folder holds something else, or the run began with other settings.
     """
     if not (folder / checkpoints.CONFIG).exists():
-        checkpoints.check_folder(folder, "--savename")
+        files.check_folder(folder, "--savename")
         for name in (checkpoints.WEIGHTS, checkpoints.STATE, checkpoints.STATE_BEFORE):
             if os.path.lexists(folder / name):
                 raise UserError(f"--savename {settings.savename}: expected {checkpoints.CONFIG} beside "
@@ -90,7 +91,7 @@ def begin(folder: Path, config: dict) -> None:
     """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
     for path in folder.glob(".*.tmp*"):
         path.unlink(missing_ok=True)
-    checkpoints.write_json(folder / checkpoints.CONFIG, config)
+    files.write_json(folder / checkpoints.CONFIG, config)
 
 
 def check_alone(folder: Path, number: int | None, settings: TrainingSettings) -> None:

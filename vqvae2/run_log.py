@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, distributed
-from vqvae2.errors import UserError
+from vqvae2.common import distributed, files, rendezvous
+from vqvae2.common.errors import UserError
 
 SHOWN = ("train_loss", "validate_", "top_", "bottom_")
 """Figures of an epoch that the terminal shows begin with one of these; log.csv has all."""
@@ -23,7 +23,7 @@ BOARD_BINS = 30
 
 def say(line: str) -> None:
     """Print `line` on rank 0, before or after the processes have joined."""
-    if distributed.launched_rank() == 0:
+    if rendezvous.launched_rank() == 0:
         print(line, flush=True)
 
 
@@ -46,7 +46,7 @@ class RunLog:
         """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`."""
         if self.board is None:
             return
-        checkpoints.write_rows(self.folder / "log.csv", rows)
+        files.write_rows(self.folder / "log.csv", rows)
         with self._writing():
             for name, value in rows[-1].items():
                 self.board.add_scalar(name.replace("_", "/", 1), value, len(rows))
@@ -62,7 +62,7 @@ class RunLog:
         if self.board is None:
             return None
         path = self.folder / name / f"{epoch:04d}{part and '_' + part}.png"
-        checkpoints.write_atomically(path, lambda temporary: picture.save(temporary))
+        files.write_atomically(path, lambda temporary: picture.save(temporary))
         shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
         with self._writing():
             self.board.add_image(f"{name}/{part}" if part else name, np.array(shown), epoch, dataformats="HWC")

@@ -22,8 +22,9 @@ from PIL import Image
 
 from vqvae2 import checkpoints
 from vqvae2.codes import CodeMaps
+from vqvae2.common import files
+from vqvae2.common.errors import UserError
 from vqvae2.config import flag
-from vqvae2.errors import UserError
 from vqvae2.plots import pictures as plots
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
@@ -145,7 +146,7 @@ class SampleFolder:
         return CodeMaps.load(self.out / CODES, self.settings["vqvae_hash"]) if self.before else None
 
     def _write_record(self, report: dict) -> None:
-        checkpoints.write_json(self.out / RECORD, {"settings": self.settings, **report,
+        files.write_json(self.out / RECORD, {"settings": self.settings, **report,
                                                    "versions": checkpoints.versions()})
 
     def _settings_before(self) -> dict:

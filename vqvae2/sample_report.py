@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import codes, conditions, features, memorisation, probe, random_numbers, sample_figures, samples
+from vqvae2 import codes, conditions, features, memorisation, probe, sample_figures, samples
 from vqvae2.autoencoder import TrainedVqvae
-from vqvae2.errors import UserError
+from vqvae2.common import random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture

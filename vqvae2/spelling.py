@@ -19,7 +19,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 DASHES = "-‐‑‒–—―−"
 """The keyboard's own, and those that word processors make of it."""

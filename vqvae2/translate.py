@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import distributed
 from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
+from vqvae2.common import distributed
 from vqvae2.config import expect
 from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import read_picture

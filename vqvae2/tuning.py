@@ -25,8 +25,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from vqvae2 import checkpoints, presets
+from vqvae2 import presets
 from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
+from vqvae2.common import files
 from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, expect
 from vqvae2.metrics import coding
 from vqvae2.plots import charts
@@ -205,9 +206,9 @@ def write_results(folder: Path, results: Sequence[TrialResult], settings: TuneSe
                   data: Mapping[str, object]) -> TrialResult | None:
     """Write trials.csv, trials.png and, where a trial is fit for it, best.toml; return the best trial."""
     best = best_of(results, settings.codebook_size)
-    checkpoints.write_rows(folder / "trials.csv", table(results))
+    files.write_rows(folder / "trials.csv", table(results))
     if best is not None:
-        checkpoints.write_text(folder / "best.toml", preset_text(best, results, settings, space, data))
+        files.write_text(folder / "best.toml", preset_text(best, results, settings, space, data))
     if any(one.score is not None for one in results):
         draw(results, space, best, folder / "trials.png", settings.savename)
     return best

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vqvae2 import checkpoints, random_numbers, tuning
+from vqvae2 import tuning
+from vqvae2.common import files, random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.config import expect
-from vqvae2.errors import UserError
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, changes, shared_settings
 from vqvae2.tuning import TrialResult
 
@@ -47,7 +48,7 @@ def check_optuna() -> None:
 @contextmanager
 def only_one(folder: Path, name: str) -> Iterator[None]:
     """Let no other tune.py work on the study in `folder` meanwhile. Raises: UserError if one does."""
-    checkpoints.check_folder(folder, "--out")
+    files.check_folder(folder, "--out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vqvae2 import machine, random_numbers
+from vqvae2.common import machine, random_numbers
 from vqvae2.config import AugmentationSettings
 
 SPACING_MM = 32

@@ -17,9 +17,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from vqvae2 import distributed, machine
-from vqvae2.config import SPLITS, DataSettings
-from vqvae2.errors import UserError
+from vqvae2.common import distributed, machine, rendezvous
+from vqvae2.common.errors import UserError
+from vqvae2.common.names import SPLITS
+from vqvae2.config import DataSettings
 from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files
 from vqvae2.images.reading import read_picture
@@ -175,7 +176,7 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
         notes.add(note)
     _refuse_broken(folder, broken, sum(file.split in splits for file in files))
     for note in sorted(notes - {""}):
-        if distributed.launched_rank() == 0:
+        if rendezvous.launched_rank() == 0:
             print(note, flush=True)
     images = Images(folder, sets, subjects_known, tuple(files), listing.shared_subjects)
     _check_shapes(images, shape_must_divide)

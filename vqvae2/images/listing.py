@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from vqvae2 import random_numbers
-from vqvae2.common.names import SUFFIXES
-from vqvae2.config import SPLITS, DataSettings, expect, path_from_environment
-from vqvae2.errors import UserError
+from vqvae2.common import random_numbers
+from vqvae2.common.errors import UserError
+from vqvae2.common.names import SPLITS, SUFFIXES
+from vqvae2.config import DataSettings, expect, path_from_environment
 from vqvae2.images.reading import pictures_in
 from vqvae2.slices.keras_names import KERAS, UNFINISHED
 

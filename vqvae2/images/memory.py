@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vqvae2 import distributed, machine
-from vqvae2.errors import UserError
+from vqvae2.common import distributed, machine
+from vqvae2.common.errors import UserError
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")

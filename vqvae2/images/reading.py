@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
-from vqvae2.errors import UserError
 
 MOST_PIXELS = 2**26
 """64 mebipixels, 8192 by 8192: more is refused before anything is decoded. A few kilobytes can say that they are

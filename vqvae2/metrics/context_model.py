@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vqvae2 import random_numbers
+from vqvae2.common import random_numbers
 from vqvae2.metrics import similarity
 
 STEPS = ("both", "side", "neighbour", "all", "even")

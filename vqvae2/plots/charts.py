@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from vqvae2 import checkpoints
+from vqvae2.common import files
 from vqvae2.metrics import coding
 
 DPI = 120
@@ -78,7 +78,7 @@ def as_picture(figure: Figure) -> Image.Image:
 
 def save_chart(figure: Figure, out: Path | str) -> Figure:
     """Write a chart, in the format of the name's ending, and return it; the folder is made."""
-    checkpoints.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=DPI))
+    files.write_atomically(Path(out), lambda temporary: figure.savefig(temporary, dpi=DPI))
     return figure
 
 

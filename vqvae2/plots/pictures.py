@@ -21,9 +21,9 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vqvae2 import checkpoints
 from vqvae2.commands.curves import main
-from vqvae2.errors import run_script
+from vqvae2.common import files
+from vqvae2.common.errors import run_script
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -82,7 +82,7 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
 
 def save_picture(image: Image.Image, path: Path | str) -> None:
     """Write a picture, in the format of the name's ending; the folder is made."""
-    checkpoints.write_atomically(Path(path), lambda temporary: image.save(temporary))
+    files.write_atomically(Path(path), lambda temporary: image.save(temporary))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
         tallest = max(frame.height for frame in frames)  # a title may take a line more as its numbers grow
         frames = [ImageOps.expand(frame, (0, tallest - frame.height, 0, 0), GIF_GREYS - 1) for frame in frames]
         milliseconds = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-        checkpoints.write_atomically(Path(out), lambda temporary: frames[0].save(
+        files.write_atomically(Path(out), lambda temporary: frames[0].save(
             temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0))
     return len(frames)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
+from vqvae2.common.errors import UserError
 from vqvae2.config import expect
-from vqvae2.errors import UserError
 
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
 SUBJECT_COLUMNS = ("participantid", "participant", "subjectid", "subject", "subjid", "subj", "subid", "sub",

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation
 
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
 
 # What nibabel repairs in a header it reports on stderr, in the middle of the progress bar.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)

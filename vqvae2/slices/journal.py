@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vqvae2.common.errors import UserError
 from vqvae2.config import expect
-from vqvae2.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vqvae2.common.names import SUFFIXES
-from vqvae2.config import SPLITS, expect
+from vqvae2.common.names import SPLITS, SUFFIXES
+from vqvae2.config import expect
 from vqvae2.slices.journal import writing
 from vqvae2.slices.scan_slices import TEMPORARY, csv_bytes, write
 

@@ -24,8 +24,9 @@ from collections import Counter
 from pathlib import Path
 
 from vqvae2 import config
-from vqvae2.config import SPLITS, expect
-from vqvae2.errors import UserError
+from vqvae2.common.errors import UserError
+from vqvae2.common.names import SPLITS
+from vqvae2.config import expect
 from vqvae2.scans import covariates
 from vqvae2.scans.covariates import Covariates, Person
 from vqvae2.scans.finding import Found, Scan

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
-from vqvae2.config import SPLITS
+from vqvae2.common.names import SPLITS
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable
 
-from vqvae2.config import SPLITS
+from vqvae2.common.names import SPLITS
 
 
 def subject_number(subject: str, seed: int) -> float:

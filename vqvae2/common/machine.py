@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vqvae2.errors import Stopped
+from vqvae2.common.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

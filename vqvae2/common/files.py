@@ -1,0 +1,85 @@
+"""Values -> files that are there whole or not at all; tables and JSON read back.
+
+A file is written under a temporary name beside its own, synced and renamed: a kill at any moment leaves the last good one."""
+
+import csv
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from vqvae2.common.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
+    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none.
+
+    What `path` was before becomes `keep`, if that is given.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
+                        "Free some space or choose another folder; what was there before is kept.") from error
+    finally:
+        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+            temporary.unlink()
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Raise UserError where a file stands in the way of a folder that will be written to, before any work is done."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UserError(f"{flag} {folder}: expected a folder or nothing, found a file {path}. Choose another name.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write JSON values, indented, atomically; NaN and infinity, which JSON lacks, are a ValueError."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows as CSV, atomically; a column stands where it first appears, and is empty where a row lacks it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, such as a run's log.csv; none where there is no file.
+
+    Raises: UserError if it is none.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a table that a training has written, found {in_brief(error)}. "
+                        "Delete it, or train again.") from None
+
+
+def in_brief(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
+    text = text or type(error).__name__
+    return text if len(text) < 120 else text[:117] + "…"
