@@ -26,7 +26,8 @@ from vqvae2 import chain, report_text
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import files
 from vqvae2.common.errors import run_script
-from vqvae2.config import expect, parse
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import parse
 
 PROCESSES = 2
 

@@ -13,8 +13,8 @@ What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqv
 
 from vqvae2 import report_text, reports
 from vqvae2.common.errors import run_script
-from vqvae2.config import parse
 from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.settings.parsing import parse
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,12 +39,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vqvae2 import config
 from vqvae2.common.errors import Stopped, UserError, run_script
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
 from vqvae2.scans.finding import Found, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
+from vqvae2.settings import checks, parsing
 from vqvae2.slices import keras_names
 from vqvae2.slices.journal import Journal, Outcome, parts_begun
 from vqvae2.slices.manifest import (
@@ -67,12 +67,12 @@ from vqvae2.slices.splits import own_split
 
 def main(arguments: list[str] | None = None) -> None:
     """Extract the slices that the command line asks for, and print what became of the scans."""
-    settings = config.parse(ExtractSettings, __doc__, arguments)
-    folder = config.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+    settings = parsing.parse(ExtractSettings, __doc__, arguments)
+    folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
     if settings.list:
         print("\n".join(listed(find_and_check(folder, settings))))
         return
-    out = config.path_from_environment(settings.out, "SLICES_PATH", "--out")
+    out = parsing.path_from_environment(settings.out, "SLICES_PATH", "--out")
     check_out(folder, out)
     found = find_and_check(folder, settings)
     if settings.layout == "keras_png_slices":
@@ -85,13 +85,13 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
 
     Raises: UserError if there is none, or if --covariates cannot be used.
     """
-    config.expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "a file" if folder.exists() else "nothing",
+    checks.expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "a file" if folder.exists() else "nothing",
                   "Give the folder that holds them, or set OASIS_PATH.")
     if settings.covariates is not None:
         covariates.check_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs)
-    config.expect(bool(found.scans), f"--scans {folder}",
+    checks.expect(bool(found.scans), f"--scans {folder}",
                   "T1-weighted scans (.nii, .nii.gz, .hdr and .img, .mgh or .mgz)" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
                   "Check the folder; segmentations, masks and other contrasts are not scans." if not settings.suffix
@@ -101,9 +101,9 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
 
 def check_out(folder: Path, out: Path) -> None:
     """Raise UserError if `out` is no place for slices of the scans in `folder`."""
-    config.expect(out.is_dir() or not out.exists(), f"--out {out}", "a folder", "a file", "Name another folder.")
+    checks.expect(out.is_dir() or not out.exists(), f"--out {out}", "a folder", "a file", "Name another folder.")
     inside = out.resolve().is_relative_to(folder.resolve())
-    config.expect(not inside, f"--out {out}", "a folder outside of --scans", f"one inside {folder}",
+    checks.expect(not inside, f"--out {out}", "a folder outside of --scans", f"one inside {folder}",
                   "Raw scans stay as they are: name another folder.")
 
 
@@ -166,7 +166,7 @@ def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> l
     Raises: UserError if some are not, or were done with other settings or scans.
     """
     begun = parts_begun(out)
-    config.expect(bool(begun), f"--merge, --out {out}", "parts that are done (--shard I/N)", "none",
+    checks.expect(bool(begun), f"--merge, --out {out}", "parts that are done (--shard I/N)", "none",
                   "Run them first; the last one to end writes the manifest by itself.")
     for parts in begun:
         said, missing = finish_if_done(found, folder, settings, out, parts)

@@ -41,7 +41,8 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.config import check_seed, expect, parse
+from vqvae2.settings.checks import check_seed, expect
+from vqvae2.settings.parsing import parse
 
 
 @dataclass(frozen=True, kw_only=True)

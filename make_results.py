@@ -29,11 +29,12 @@ from vqvae2 import __version__, checkpoints, codes, likelihood, maps_plots, mode
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.config import expect, parse, path_from_environment
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.plots import pictures
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import parse, path_from_environment
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"

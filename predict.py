@@ -33,8 +33,8 @@ An image that the model was trained on, and a scan of a subject of such a name, 
 
 from vqvae2 import prediction
 from vqvae2.common.errors import run_script
-from vqvae2.config import parse
 from vqvae2.predict_config import PredictSettings
+from vqvae2.settings.parsing import parse
 
 
 def main(arguments: list[str] | None = None) -> None:

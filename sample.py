@@ -52,12 +52,12 @@ from vqvae2 import checkpoints, drawing, inpainting, samples
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.common import distributed, files, machine
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.config import as_dict, parse
 from vqvae2.inpainting import Unfinished
 from vqvae2.plots import pictures
 from vqvae2.prior import Prior
 from vqvae2.sample_config import SampleSettings
 from vqvae2.sample_folder import SampleFolder
+from vqvae2.settings.parsing import as_dict, parse
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""

@@ -21,10 +21,10 @@ from trainer import Share, Trainer
 from vqvae2 import features, sample_figures
 from vqvae2.common import distributed, files, machine, random_numbers
 from vqvae2.common.errors import run_script
-from vqvae2.config import parse, path_from_environment
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.images import augmentation, dataset
 from vqvae2.plots import curves
+from vqvae2.settings.parsing import parse, path_from_environment
 
 JUDGED = 400
 """Validation images, at most, that are harmed for harms.csv."""

@@ -39,12 +39,13 @@ from trainer import Share, Trainer
 from vqvae2 import autoencoder, checkpoints, codes, conditions
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.config import TrainPrior, as_before, parse, path_from_environment
+from vqvae2.config import TrainPrior, as_before
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import curves
 from vqvae2.prior import Prior
 from vqvae2.run_log import say
+from vqvae2.settings.parsing import parse, path_from_environment
 
 
 class PriorTrainer(Trainer):

@@ -46,8 +46,10 @@ from train_vqvae import VqvaeTrainer
 from vqvae2 import checkpoints, tuning, tuning_study
 from vqvae2.common import files, machine, rendezvous
 from vqvae2.common.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
-from vqvae2.config import TrainVqvae, expect, parse, path_from_environment
+from vqvae2.config import TrainVqvae
 from vqvae2.images import dataset
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.tune_config import TuneSettings
 from vqvae2.tuning_study import Study
 

@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2 import config
 from vqvae2.common.errors import run_script
 from vqvae2.scans import inflate
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
+from vqvae2.settings import checks, parsing
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices
 from vqvae2.slices.scan_slices import extract_scan, write
 from vqvae2.slices.settings import ExtractSettings
@@ -72,16 +72,16 @@ class BenchmarkSettings:
     """Numbers of worker processes. Default: 1, and all cores."""
 
     def __post_init__(self) -> None:
-        config.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 3.")
+        checks.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 3.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its ratios."""
-    settings = config.parse(BenchmarkSettings, __doc__, arguments)
-    folder = config.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
-    config.expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "nothing", "Give another one.")
+    settings = parsing.parse(BenchmarkSettings, __doc__, arguments)
+    folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+    checks.expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "nothing", "Give another one.")
     scans = find_scans(folder).scans[: settings.most or None]
-    config.expect(bool(scans), f"--scans {folder}", "scans", "none", "Give another folder.")
+    checks.expect(bool(scans), f"--scans {folder}", "scans", "none", "Give another folder.")
     for scan in scans:
         scan.path.read_bytes()
     first = read_volume(scans[0].path)

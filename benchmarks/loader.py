@@ -35,12 +35,12 @@ from ranks import run_on_ranks
 
 from train_vqvae import VqvaeTrainer
 from trainer import Share
-from vqvae2 import config
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
+from vqvae2.settings import checks, parsing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class BenchmarkSettings:
     """Threads of torch, as each process has where there are as many processes as cores."""
 
     def __post_init__(self) -> None:
-        config.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 3.")
-        config.expect(self.images >= self.batch >= 1, "--images", f"at least --batch {self.batch}", self.images,
+        checks.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 3.")
+        checks.expect(self.images >= self.batch >= 1, "--images", f"at least --batch {self.batch}", self.images,
                       "The default is 2000.")
 
 
@@ -80,7 +80,7 @@ class Files(Dataset):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its ratios."""
-    settings = config.parse(BenchmarkSettings, __doc__, arguments)
+    settings = parsing.parse(BenchmarkSettings, __doc__, arguments)
     torch.set_num_threads(settings.threads)
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, {settings.threads} thread(s); torch "
           f"{torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}")

@@ -26,8 +26,9 @@ import torch
 from common import processor
 from PIL import Image
 
-from vqvae2 import presets, report_text
+from vqvae2 import report_text
 from vqvae2.common import files
+from vqvae2.settings import presets
 
 IMAGES_SEEN, MICRO_BATCH = 13_600, 8
 BEST = "vqvae2-256"

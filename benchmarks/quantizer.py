@@ -38,10 +38,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2 import config
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.settings import checks, parsing
 
 try:
     from vector_quantize_pytorch import VectorQuantize
@@ -75,11 +75,11 @@ class BenchmarkSettings:
     """Embeddings in the codebook."""
 
     def __post_init__(self) -> None:
-        config.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 10.")
-        config.expect(self.threads >= 1, "--threads", "at least 1", self.threads, "The default is 1.")
-        config.expect(self.vectors >= SIDE**2 and self.vectors % SIDE**2 == 0, "--vectors",
+        checks.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 10.")
+        checks.expect(self.threads >= 1, "--threads", "at least 1", self.threads, "The default is 1.")
+        checks.expect(self.vectors >= SIDE**2 and self.vectors % SIDE**2 == 0, "--vectors",
                       f"a multiple of {SIDE**2}", self.vectors, "The default is 65536.")
-        config.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda", "a GPU that PyTorch can use",
+        checks.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda", "a GPU that PyTorch can use",
                       "none", "Use --device cpu.")
 
     @property
@@ -114,7 +114,7 @@ class Textbook(nn.Module):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its ratios."""
-    settings = config.parse(BenchmarkSettings, __doc__, arguments)
+    settings = parsing.parse(BenchmarkSettings, __doc__, arguments)
     torch.set_num_threads(settings.threads)
     on_gpu = settings.place.type == "cuda"
     name = torch.cuda.get_device_name(settings.place) if on_gpu else processor()

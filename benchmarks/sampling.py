@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2 import config
 from vqvae2.cached import CachedPrior
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose
+from vqvae2.settings import checks, parsing
 
 CODES, DIM = 512, 64
 PRIORS = {"top": {"level": "top"}, "bottom": {"level": "bottom"},
@@ -69,10 +69,10 @@ class BenchmarkSettings:
     """For each prior, size and batch: rounds go on until then, and there are at least two (of the slow way one)."""
 
     def __post_init__(self) -> None:
-        config.expect(self.threads >= 1, "--threads", "at least 1", self.threads, "The default is 1.")
-        config.expect(all(side >= 2 and side % 2 == 0 for side in self.sides), "--sides", "even numbers of 2 or more",
+        checks.expect(self.threads >= 1, "--threads", "at least 1", self.threads, "The default is 1.")
+        checks.expect(all(side >= 2 and side % 2 == 0 for side in self.sides), "--sides", "even numbers of 2 or more",
                       " ".join(map(str, self.sides)), "For example 16 32.")
-        config.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda", "a GPU that PyTorch can use",
+        checks.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda", "a GPU that PyTorch can use",
                       "none", "Use --device cpu.")
 
     @property
@@ -89,7 +89,7 @@ class BenchmarkSettings:
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its ratios."""
-    settings = config.parse(BenchmarkSettings, __doc__, arguments)
+    settings = parsing.parse(BenchmarkSettings, __doc__, arguments)
     torch.set_num_threads(settings.threads)
     place = settings.place
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()

@@ -50,11 +50,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from train_vqvae import VqvaeTrainer
-from vqvae2 import config, losses
+from vqvae2 import losses
 from vqvae2.autoencoder import Vqvae
 from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import run_script
 from vqvae2.config import TrainVqvae
+from vqvae2.settings import checks, parsing
 
 STEPS_BEFORE = 6
 """Untimed, once the codebooks are placed."""
@@ -90,12 +91,12 @@ class BenchmarkSettings:
     """Only: a table of what two of our steps consist of."""
 
     def __post_init__(self) -> None:
-        config.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 5.")
-        config.expect(all(size >= 8 and size % 8 == 0 for size in self.sizes), "--sizes", "multiples of 8",
+        checks.expect(self.rounds >= 1, "--rounds", "at least 1", self.rounds, "The default is 5.")
+        checks.expect(all(size >= 8 and size % 8 == 0 for size in self.sizes), "--sizes", "multiples of 8",
                       self.sizes, "For example 64 128 256.")
         for name in ("threads", "batch"):
-            config.expect(getattr(self, name) >= 0, f"--{name}", "0 or more", getattr(self, name), "Leave it out.")
-        config.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda",
+            checks.expect(getattr(self, name) >= 0, f"--{name}", "0 or more", getattr(self, name), "Leave it out.")
+        checks.expect(self.device != "cuda" or torch.cuda.is_available(), "--device cuda",
                       "a GPU that PyTorch can use", "none", "Use --device cpu.")
 
 
@@ -418,7 +419,7 @@ class Processes:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmarks and print their ratios."""
-    settings = config.parse(BenchmarkSettings, __doc__, arguments)
+    settings = parsing.parse(BenchmarkSettings, __doc__, arguments)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = settings.threads or cores

@@ -24,6 +24,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.config import TrainVqvae
 from vqvae2.images import augmentation
 from vqvae2.images.augmentation import Augmentation, moved
+from vqvae2.settings import parsing
 
 NOTHING = {"no_mirror": True, "rotate_degrees": 0, "shift_mm": 0, "scale_percent": 0, "elastic_mm": 0,
            "intensity_percent": 0}
@@ -304,7 +305,7 @@ class TestSettings:
         ("--picture-mm 180", r"--picture-mm: expected --augment beside it, found 180\.0 alone\.")])
     def test_a_bound_that_does_not_fit_is_refused(self, flags, message):
         with pytest.raises(UserError, match=message):
-            config.parse(TrainVqvae, "", ["--savename", "v", "--epochs", "1", "--batch", "1", *flags.split()])
+            parsing.parse(TrainVqvae, "", ["--savename", "v", "--epochs", "1", "--batch", "1", *flags.split()])
 
     def test_it_is_off_by_default_and_the_largest_bounds_are_let_through(self):
         assert not TrainVqvae(**RUN).augment
@@ -312,7 +313,7 @@ class TestSettings:
 
     def test_a_run_that_was_augmented_before_there_were_bounds_does_not_go_on_with_others(self):
         new = settings_of()
-        old = {name: value for name, value in config.as_dict(new).items() if name not in config.AUGMENTATION}
+        old = {name: value for name, value in parsing.as_dict(new).items() if name not in config.AUGMENTATION}
         assert config.changed_settings(new, old) == [
             "--rotate-degrees 5.0 (was 0.0)", "--shift-mm 5.0 (was 3 % of the picture)", "--elastic-mm 4.0 (was 0.0)"]
         as_near = dataclasses.replace(new, rotate_degrees=0.0, elastic_mm=0.0)
@@ -320,12 +321,12 @@ class TestSettings:
 
     def test_a_run_that_was_not_augmented_goes_on(self):
         new = TrainVqvae(**RUN)
-        old = {name: value for name, value in config.as_dict(new).items() if name not in config.AUGMENTATION}
+        old = {name: value for name, value in parsing.as_dict(new).items() if name not in config.AUGMENTATION}
         assert config.changed_settings(new, old) == []
         assert config.changed_settings(settings_of(), old) == ["--augment True (was False)"]
 
     def test_other_bounds_are_another_run(self):
-        assert config.changed_settings(settings_of(shift_mm=2), config.as_dict(settings_of())) == [
+        assert config.changed_settings(settings_of(shift_mm=2), parsing.as_dict(settings_of())) == [
             "--shift-mm 2 (was 5.0)"]
 
     def test_the_script_says_what_the_old_run_did_and_leaves_it_alone(self, tiny_run, apart):

@@ -10,14 +10,11 @@ import pytest
 from make_demo_scans import DemoScansSettings
 from vqvae2 import config
 from vqvae2.common.errors import UserError
-from vqvae2.config import (
-    DataSettings,
-    TrainPrior,
-    TrainVqvae,
-    parse,
-)
+from vqvae2.config import DataSettings, TrainPrior, TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.sample_config import SampleSettings
+from vqvae2.settings import parsing
+from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings
 
 RUN = {"savename": "brain", "epochs": 3, "batch": 4}
@@ -42,7 +39,7 @@ def line(request, monkeypatch):
 @pytest.fixture
 def data_folder(apart):
     """What --data or SLICES_PATH comes to."""
-    return lambda given=None: config.path_from_environment(given, "SLICES_PATH", "--data")
+    return lambda given=None: parsing.path_from_environment(given, "SLICES_PATH", "--data")
 
 
 class TestPaths:
@@ -203,15 +200,15 @@ def test_letters_of_an_assumed_orientation_may_be_small():
 
 def test_settings_are_the_same_after_they_were_json():
     settings = TrainPrior(**PRIOR, data=Path("/slices"), split=(1, 2, 3), size=64)
-    values = config.as_dict(settings)
+    values = parsing.as_dict(settings)
     assert values["data"] == "/slices"
     assert values["split"] == [1, 2, 3]
-    assert config.from_dict(TrainPrior, values) == settings
+    assert parsing.from_dict(TrainPrior, values) == settings
 
 
 def test_settings_of_a_later_version_are_read_without_what_is_not_known_here():
     settings = TrainVqvae(**RUN)
-    assert config.from_dict(TrainVqvae, {**config.as_dict(settings), "not_invented_yet": 3}) == settings
+    assert parsing.from_dict(TrainVqvae, {**parsing.as_dict(settings), "not_invented_yet": 3}) == settings
 
 
 def test_what_may_change_when_a_run_goes_on_are_settings():
@@ -221,7 +218,7 @@ def test_what_may_change_when_a_run_goes_on_are_settings():
 
 def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     new = TrainVqvae(savename="a", epochs=1, batch=1)
-    old = {name: value for name, value in config.as_dict(new).items() if name != "ssim_weight"}
+    old = {name: value for name, value in parsing.as_dict(new).items() if name != "ssim_weight"}
     assert config.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
     assert config.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []
 
@@ -232,6 +229,6 @@ def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     ("colours", "rgb", "--colours rgb (was auto)"), ("allow_leak", True, "--allow-leak True (was False)")])
 def test_a_run_of_before_there_was_a_choice_does_not_go_on_with_another(name, value, said):
     new = TrainVqvae(**RUN)
-    old = {key: one for key, one in config.as_dict(new).items() if key != name}
+    old = {key: one for key, one in parsing.as_dict(new).items() if key != name}
     assert config.changed_settings(new, old) == []
     assert config.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]

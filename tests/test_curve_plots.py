@@ -9,11 +9,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from vqvae2 import config
 from vqvae2.commands import curves
 from vqvae2.common.errors import UserError
 from vqvae2.plots import curves as curve_plots
 from vqvae2.plots import curves as curves_module
+from vqvae2.settings import parsing
 
 VQVAE = [{"epoch": "1", "images_seen": "40", "seconds": "5", "train_loss": "0.5", "validate_loss": "0.3",
           "validate_ssim": "0.7", "top_used": "", "top_perplexity": ""},
@@ -272,7 +272,7 @@ def test_help_is_the_manual_and_its_commands_are_taken(capsys):
     assert len(commands) == 2
     for words in commands:
         assert words[:3] == ["python", "-m", "vqvae2.plots.pictures"]
-        assert config.parse(curves.CompareSettings, "", words[3:]).runs
+        assert parsing.parse(curves.CompareSettings, "", words[3:]).runs
 
 
 def test_names_and_titles_are_shown_as_they_are():

@@ -9,8 +9,8 @@ import pytest
 
 import predict
 import train_vqvae
-from vqvae2 import config, environment
 from vqvae2.common.errors import UserError
+from vqvae2.settings import environment, parsing
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def test_no_file_and_a_folder_of_its_name_are_none(slices):
     Path(".env").mkdir()  # some keep a virtual environment there
     assert slices() is None
     with pytest.raises(UserError, match=r"^--data: .* found neither\. Give --data DIR, or copy \.env\.example to"):
-        config.path_from_environment(None, "SLICES_PATH", "--data")
+        parsing.path_from_environment(None, "SLICES_PATH", "--data")
 
 
 @pytest.mark.parametrize("line", ["SLICES_PATH: /a/b", "set SLICES_PATH=/a/b", "setenv SLICES_PATH /a/b", "SLICES_PATH",
@@ -106,7 +106,7 @@ def test_a_file_that_may_not_be_read_is_refused(slices, monkeypatch):
 def test_a_flag_or_variable_is_taken_whatever_is_in_the_file(slices, monkeypatch):
     monkeypatch.setenv("SLICES_PATH", "/b")
     assert slices(b"\xff\xfe\xff") == Path("/b")
-    assert config.path_from_environment(Path("~/c"), "SLICES_PATH", "--data") == Path("/home/me/c")
+    assert parsing.path_from_environment(Path("~/c"), "SLICES_PATH", "--data") == Path("/home/me/c")
 
 
 @pytest.mark.parametrize("written", ["~/b/", '"~/b"', "'$HOME/b'", " ~/b "])

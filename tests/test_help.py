@@ -13,9 +13,10 @@ import pytest
 from torch.distributed.run import parse_args
 
 from vqvae2 import config
+from vqvae2.settings import checks, parsing
 
 ROOT = Path(__file__).parents[1]
-PARSE = config.parse
+PARSE = parsing.parse
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "parse(" in path.read_text(encoding="utf-8"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "launch").rglob("*")),
          *sorted((ROOT / "pretrained").rglob("*.md"))]
@@ -70,7 +71,7 @@ def test_help_is_the_docstring_word_for_word_and_every_flag(script, capsys):
     assert shown.out.startswith(docstring_of(script).rstrip())
     own = re.search(r"parse\((\w+), __doc__", (ROOT / f"{script}.py").read_text(encoding="utf-8"))[1]
     for name in getattr(module, own).__dataclass_fields__:
-        flag = "INPUT" if name == "input" else config.flag(name)  # the one thing that is named without a flag
+        flag = "INPUT" if name == "input" else checks.flag(name)  # the one thing that is named without a flag
         assert re.search(rf"^\W*(-\w \w+, )?{flag}\b", shown.out, re.M), name
 
 

@@ -18,11 +18,13 @@ import sample
 import train_pixel_cnn
 import train_vqvae
 from train_vqvae import VqvaeTrainer
-from vqvae2 import checkpoints, config, presets
+from vqvae2 import checkpoints, config
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
-from vqvae2.config import TrainPrior, TrainVqvae, parse
+from vqvae2.config import TrainPrior, TrainVqvae
 from vqvae2.feature_config import FeatureSettings
+from vqvae2.settings import presets
+from vqvae2.settings.parsing import parse
 
 NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03"]

@@ -14,9 +14,9 @@ import train_features
 from train_features import FeatureTrainer
 from trainer import Share
 from vqvae2 import checkpoints, features
-from vqvae2.config import parse
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.features import HARMS, load_extractor
+from vqvae2.settings.parsing import parse
 
 CPU = torch.device("cpu")
 SMALL = [*TINY, "--epochs", "2", "--channels", "4", "--dims", "4"]

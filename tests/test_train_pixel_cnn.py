@@ -23,9 +23,10 @@ from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.common import distributed, random_numbers
 from vqvae2.conditions import Column
-from vqvae2.config import TrainPrior, parse
+from vqvae2.config import TrainPrior
 from vqvae2.images import augmentation, dataset
 from vqvae2.prior import load_prior
+from vqvae2.settings.parsing import parse
 
 AGES = {"OAS1_0001": "40", "OAS1_0002": "50", "OAS1_0003": "", "OAS1_0004": "60", "OAS1_0005": "70",
         "OAS1_0006": "80", "OAS1_0007": "45", "OAS1_0008": "n/a"}

@@ -22,9 +22,10 @@ from conftest import TINY_VQVAE, files_in, on_screen
 
 import train_vqvae
 import tune
-from vqvae2 import checkpoints, config, tuning, tuning_study
+from vqvae2 import checkpoints, tuning, tuning_study
 from vqvae2.common import files
 from vqvae2.config import TrainVqvae, UserError
+from vqvae2.settings import parsing
 from vqvae2.tune_config import Choices, Range, TuneSettings, space_of
 from vqvae2.tuning import TrialResult
 
@@ -39,7 +40,7 @@ SEARCH = ("--search", "learning_rate=0.0003..0.03", "embedding_dim=4,8")
 
 
 def settings_of(*flags):
-    return config.parse(TuneSettings, "", ["--study", "s", "--epochs", "4", "--batch", "8", *map(str, flags)])
+    return parsing.parse(TuneSettings, "", ["--study", "s", "--epochs", "4", "--batch", "8", *map(str, flags)])
 
 
 class TestScore:
@@ -163,7 +164,7 @@ class TestPreset:
                   "gradient_weight": 0.01, "prediction": 0.5}
         flags = ("--channels", 32, "--levels", 2, "--downsample", 2, 4, "--size", 64, "--threads", 1, "--seed", 5)
         (tmp_path / "best.toml").write_text(preset_of(values, flags), encoding="utf-8")
-        found = config.parse(TrainVqvae, "", ["--preset", str(tmp_path / "best.toml"), "--savename", "x"])
+        found = parsing.parse(TrainVqvae, "", ["--preset", str(tmp_path / "best.toml"), "--savename", "x"])
         trained = tuning.trial_settings(settings_of(*flags), 3, values, Path("results"), 1)
         differ = {name for name, value in vars(found).items() if value != getattr(trained, name)}
         assert differ == {"preset", "savename", "threads"}
@@ -254,7 +255,7 @@ class TestStudy:
             assert float(row["score"]) == pytest.approx(expected)
         best = max(rows, key=lambda row: float(row["score"]))
         assert float(best["score"]) > float(rows[0]["score"])
-        found = config.parse(TrainVqvae, "", ["--preset", "one/best.toml", "--savename", "x"])
+        found = parsing.parse(TrainVqvae, "", ["--preset", "one/best.toml", "--savename", "x"])
         assert (str(found.learning_rate), str(found.embedding_dim)) == (best["learning_rate"], best["embedding_dim"])
         assert (found.epochs, found.batch, found.codebook_size) == (4, 8, 128)
         shown = on_screen(capsys.readouterr().out)
@@ -474,7 +475,7 @@ class TestRealTrainings:
 
 
 def opened(folder, flags):
-    settings = config.parse(TuneSettings, "", flags)
+    settings = parsing.parse(TuneSettings, "", flags)
     data_hash = checkpoints.read_config(folder / "results/tune/s/oasis/trial-000")["data_hash"]
     return tuning_study.Study(folder / "results/tune/s", settings, space_of(settings), data_hash).results()
 

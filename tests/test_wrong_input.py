@@ -18,7 +18,8 @@ import train_vqvae
 from vqvae2 import checkpoints
 from vqvae2.autoencoder import Vqvae
 from vqvae2.common import files
-from vqvae2.config import TrainVqvae, as_dict
+from vqvae2.config import TrainVqvae
+from vqvae2.settings.parsing import as_dict
 
 ROOT = Path(__file__).parents[1]
 

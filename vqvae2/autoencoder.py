@@ -41,8 +41,9 @@ from torch.nn import functional
 
 from vqvae2 import checkpoints
 from vqvae2.common.errors import UserError
-from vqvae2.config import VqvaeSettings, from_dict
+from vqvae2.config import VqvaeSettings
 from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
+from vqvae2.settings.parsing import from_dict
 
 GROUPS = 8
 """Of channels, each normalised together; fewer where this does not divide them."""

@@ -5,37 +5,16 @@ The sentence under a field is what `--help` prints. Cheap checks are made here, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import math
-import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2 import environment, presets, spelling
-from vqvae2.command_line import TYRO, one_line
-from vqvae2.common.errors import EXIT_USER_ERROR, UserError
-
-Settings = TypeVar("Settings")
-
-
-def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
-    """Raise UserError in the project's one form unless `ok`."""
-    if not ok:
-        raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
-
-
-class Checked:
-    """The end of the chain of `__post_init__`, so that settings can be mixed in any order."""
-
-    def __post_init__(self) -> None:
-        """Check nothing; a dataclass that checks its own fields calls this through super() first."""
+from vqvae2.settings.checks import Checked, check_finite, check_seed, check_split, check_subject_pattern, expect, flag
+from vqvae2.settings.parsing import as_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,59 +292,6 @@ class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
         expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
 
 
-def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:
-    """Return the settings that the command line gives; `--help` prints `manual` first and exits 0.
-
-    Raises: UserError for a flag or value that does not fit, with what would.
-    """
-    arguments = spelling.corrected(sys.argv[1:] if arguments is None else list(arguments), settings)
-    if {"-h", "--help"} & set(arguments):
-        print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
-        if presets.has_one(settings):
-            print(presets.listing())
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            default = presets.as_default(settings, arguments)
-            return tyro.cli(settings, description="", config=TYRO, **default,
-                            args=presets.without_switches_that_are_on(arguments, **default))
-    except SystemExit as exit_:
-        if exit_.code != EXIT_USER_ERROR:
-            raise
-    answers = spelling.answers(arguments, settings)
-    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name, answers)) from None
-
-
-def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
-    """Return the flag's path, or the environment's, or .env's (see `environment.folder_of`), with ~ expanded.
-
-    Raises: UserError if none of them is set, or .env cannot be understood.
-    """
-    path = environment.folder_of(variable) if given is None else Path(os.path.expanduser(str(given).strip()))
-    expect(path is not None, flag_name, f"a folder, or {variable} in the environment or in .env", "neither",
-           f"Give {flag_name} DIR, or copy .env.example to .env and edit it.")
-    return path
-
-
-def flag(name: str) -> str:
-    """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
-    return "--" + name.replace("_", "-")
-
-
-def as_dict(settings: object) -> dict:
-    """Return a settings dataclass as JSON values; paths become text."""
-    return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(settings).items()}
-
-
-def from_dict(settings: type[Settings], values: dict) -> Settings:
-    """Return a settings dataclass from what `as_dict` made of it; values that this version lacks are left out."""
-    known = {field.name: field for field in dataclasses.fields(settings)}
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
-    return settings(**{key: Path(value) if key in ("data", "results") and value is not None else value
-                       for key, value in plain.items()})
-
-
 def as_before(old: dict) -> dict:
     """Return the settings of a config.json, with what its run did where it lacks one."""
     return BEFORE | (BEFORE_AUGMENTED if old.get("augment") else {}) | old
@@ -379,36 +305,3 @@ def changed_settings(new: RunSettings, old: dict) -> list[str]:
     old = as_before(old)
     return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
             if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
-
-
-def check_finite(settings: object, *names: str) -> None:
-    """Raise UserError if a number among these settings is infinite or not a number."""
-    for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            expect(not isinstance(number, float) or math.isfinite(number), flag(name), "a finite number", number,
-                   "See --help for defaults.")
-
-
-def check_subject_pattern(pattern: str | None) -> None:
-    """Raise UserError unless the pattern is a regular expression with a group."""
-    if pattern is None:
-        return
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise UserError(f"--subject-pattern: expected a regular expression, found {pattern} ({error}). "
-                        "For example 'case_(\\d+)'.") from None
-    expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", pattern,
-           "For example 'case_(\\d+)'.")
-
-
-def check_split(split: tuple[float, float, float]) -> None:
-    """Raise UserError unless the shares can split subjects in three."""
-    expect(all(share >= 0 for share in split) and split[0] > 0, "--split", "three shares, the first above 0",
-           " ".join(map(str, split)), "The default is 64 16 20.")
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError unless torch and NumPy both take the seed."""
-    expect(0 <= seed < 2**32, "--seed", "0 to 4294967295", seed, "The default is 0.")

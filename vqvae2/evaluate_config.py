@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import check_seed, expect, flag
 from vqvae2.sample_config import SAID, check_tastes
+from vqvae2.settings.checks import check_seed, expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vqvae2.config import TrainingSettings, expect, flag
+from vqvae2.config import TrainingSettings
+from vqvae2.settings.checks import expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ from torch.nn import functional
 from vqvae2 import checkpoints
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.config import expect, from_dict
 from vqvae2.feature_config import FeatureSettings
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import from_dict
 
 KIND = "features"
 SIDE, SMALL_SIDE, SMALLEST = 128, 32, 32

@@ -20,10 +20,10 @@ from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.codes import LEVELS, UNREADABLE
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
-from vqvae2.config import expect
 from vqvae2.images.dataset import to_bytes, unique_names
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.sample_config import CODE_FILE, SampleSettings
+from vqvae2.settings.checks import expect
 
 HALVES = ("left", "right", "upper", "lower")
 GREY = 128

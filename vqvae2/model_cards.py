@@ -9,7 +9,9 @@ from pathlib import Path
 
 from vqvae2 import checkpoints, leaks, report_text
 from vqvae2.common import files
-from vqvae2.config import TrainPrior, TrainVqvae, as_before, as_dict, flag
+from vqvae2.config import TrainPrior, TrainVqvae, as_before
+from vqvae2.settings.checks import flag
+from vqvae2.settings.parsing import as_dict
 
 CARD = "MODEL_CARD.md"
 OF_KIND = {"vqvae": ("reconstruction", "codes", "rates"),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from vqvae2.config import expect
+from vqvae2.settings.checks import expect
 from vqvae2.slices.settings import ExtractSettings, Plane
 
 SAID = tyro.conf.arg(help_behavior_hint="")

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
-from vqvae2.config import expect
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.predict_config import PredictSettings
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import File, identify, stem_of
 from vqvae2.scans.volumes import files_of
+from vqvae2.settings.checks import expect
 from vqvae2.slices.scan_slices import extract_scan
 from vqvae2.slices.settings import ExtractSettings
 

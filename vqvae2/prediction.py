@@ -19,13 +19,15 @@ from vqvae2 import checkpoints
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
 from vqvae2.common import distributed, files, statistics
-from vqvae2.config import DataSettings, as_before, as_dict, expect, from_dict
+from vqvae2.config import DataSettings, as_before
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import pictures as plots
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import as_dict, from_dict
 
 SCHEMA = 1
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",

@@ -31,8 +31,9 @@ from torch.nn import functional
 
 from vqvae2 import checkpoints, conditions
 from vqvae2.common.errors import UserError
-from vqvae2.config import PriorSettings, from_dict
+from vqvae2.config import PriorSettings
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.settings.parsing import from_dict
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ import tyro
 from vqvae2 import checkpoints
 from vqvae2.common import files
 from vqvae2.common.errors import run_script
-from vqvae2.config import expect, parse
 from vqvae2.plots import curves
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import parse
 
 LOG, CURVES = "log.csv", "curves.png"
 INTENSITIES = ("mean", "deviation")

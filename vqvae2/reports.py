@@ -33,12 +33,13 @@ from vqvae2 import (
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings, from_dict
+from vqvae2.config import DataSettings
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, curves, pictures
 from vqvae2.prior import Prior
+from vqvae2.settings.parsing import from_dict
 
 SCHEMA, METRICS = 1, "metrics.json"
 PICTURED, PICTURED_LESIONS, MOST_SAMPLES = 8, 3, 64

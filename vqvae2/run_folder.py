@@ -14,7 +14,8 @@ from pathlib import Path
 from vqvae2 import checkpoints
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
-from vqvae2.config import NOT_PART_OF_A_RUN, TrainingSettings, as_dict, changed_settings
+from vqvae2.config import NOT_PART_OF_A_RUN, TrainingSettings, changed_settings
+from vqvae2.settings.parsing import as_dict
 
 
 def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:

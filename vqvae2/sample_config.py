@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import check_finite, check_seed, expect, flag
+from vqvae2.settings.checks import check_finite, check_seed, expect, flag
 
 SAID = tyro.conf.arg(help_behavior_hint="")
 """For a field whose sentence says what happens without it: `--help` adds no (default: None)."""

@@ -24,8 +24,8 @@ from vqvae2 import checkpoints
 from vqvae2.codes import CodeMaps
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
-from vqvae2.config import flag
 from vqvae2.plots import pictures as plots
+from vqvae2.settings.checks import flag
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
 NAME = re.compile(r"(.+-)?\d{6,}")

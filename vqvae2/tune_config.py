@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, as_dict, changed_settings, expect, flag
+from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, changed_settings
+from vqvae2.settings.checks import expect, flag
+from vqvae2.settings.parsing import as_dict
 
 
 @dataclass(frozen=True)

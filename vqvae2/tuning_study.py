@@ -21,7 +21,7 @@ from pathlib import Path
 from vqvae2 import tuning
 from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.config import expect
+from vqvae2.settings.checks import expect
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, changes, shared_settings
 from vqvae2.tuning import TrialResult
 

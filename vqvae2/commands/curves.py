@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 import tyro
 
 from vqvae2.commands import curves as curves_module
-from vqvae2.config import expect, parse
 from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import parse
 
 MANUAL = r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
 

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from vqvae2.config import expect
 from vqvae2.plots import curves as curve_plots
 from vqvae2.plots.charts import COLOURS, panels, plain, save_chart
+from vqvae2.settings.checks import expect
 
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito again, without yellow, which is hard to see on white."""

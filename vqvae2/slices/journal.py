@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vqvae2.common.errors import UserError
-from vqvae2.config import expect
+from vqvae2.settings.checks import expect
 
 
 @dataclasses.dataclass(frozen=True)

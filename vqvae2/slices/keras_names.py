@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vqvae2.common.names import SPLITS, SUFFIXES
-from vqvae2.config import expect
+from vqvae2.settings.checks import expect
 from vqvae2.slices.journal import writing
 from vqvae2.slices.scan_slices import TEMPORARY, csv_bytes, write
 

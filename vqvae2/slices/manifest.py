@@ -23,15 +23,15 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from vqvae2 import config
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SPLITS
-from vqvae2.config import expect
 from vqvae2.scans import covariates
 from vqvae2.scans.covariates import Covariates, Person
 from vqvae2.scans.finding import Found, Scan
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import same_voxels
+from vqvae2.settings import checks, parsing
+from vqvae2.settings.checks import expect
 from vqvae2.slices import keras_names
 from vqvae2.slices.journal import Outcome, drawn_before, nobody_at_work, outcomes_of_parts, remove_journals, writing
 from vqvae2.slices.planes import RECIPE
@@ -227,7 +227,7 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
 def changes_said(past: Past, settings: ExtractSettings) -> str:
     """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
     now = _reported(settings)
-    return ", ".join(f"{config.flag(name)} {_words(now[name])} (was {_words(past.settings[name])})"
+    return ", ".join(f"{checks.flag(name)} {_words(now[name])} (was {_words(past.settings[name])})"
                      for name in now if name in past.settings and past.settings[name] != now[name])
 
 
@@ -301,7 +301,7 @@ def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejec
 
 
 def _reported(settings: ExtractSettings) -> dict:
-    values = {key: value for key, value in config.as_dict(settings).items() if key not in NOT_IN_THE_REPORT
+    values = {key: value for key, value in parsing.as_dict(settings).items() if key not in NOT_IN_THE_REPORT
               and (key, value) != ("layout", "oasis")}  # so that reports are as they were before there was a choice
     # 224, a default, and 224.0, which it is when it is given, are one setting.
     return json.loads(json.dumps(values), parse_float=lambda text: int(text[:-2]) if text[-2:] == ".0" else float(text))

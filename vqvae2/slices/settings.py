@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import check_seed, check_split, check_subject_pattern, expect
+from vqvae2.settings.checks import check_seed, check_split, check_subject_pattern, expect
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

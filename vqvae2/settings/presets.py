@@ -23,8 +23,8 @@ from typing import TypeVar, get_type_hints
 
 import tyro
 
-from vqvae2.command_line import TYRO
 from vqvae2.common.errors import UserError
+from vqvae2.settings.messages import TYRO
 
 if sys.version_info >= (3, 11):
     import tomllib
