@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import __version__, checkpoints, codes, likelihood, maps_plots, model_cards, report_text, samples
+from vqvae2 import __version__, codes, likelihood, maps_plots, model_cards, report_text, samples
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
@@ -33,6 +33,7 @@ from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.plots import pictures
+from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 
@@ -93,14 +94,14 @@ def published_sizes() -> list[int]:
 def models_of(size: int) -> dict[str, Path]:
     """Return the folders of the models of a size, by what they are: vqvae, top, bottom."""
     return {what: folder for what in ("vqvae", "top", "bottom")
-            if ((folder := PRETRAINED / f"{what}-{size}") / checkpoints.WEIGHTS).is_file()}
+            if ((folder := PRETRAINED / f"{what}-{size}") / weights.WEIGHTS).is_file()}
 
 
 def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
     out = shlex.quote(str(settings.out / str(size)))
     models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
-    hashes = [checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])
+    hashes = [weights.weights_hash(weights.load_weights(folder / weights.WEIGHTS)[0])
               for folder in models_of(size).values()]
     key = " ".join([*hashes, __version__])
 
@@ -153,7 +154,7 @@ def _some_test_images(source: Path, folder: Path) -> Path:
 
 def told_of(top: Path | None) -> str:
     """Return sample.py's --condition for the range of positions that a prior has learned; "" where it was told none."""
-    columns = checkpoints.read_config(top)["columns"] if top else []
+    columns = weights.read_config(top)["columns"] if top else []
     return "".join(f" --condition position_mm={one['least']:g}..{one['most']:g}" for one in columns
                    if one["name"] == "position_mm")
 

@@ -48,13 +48,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints, drawing, inpainting, samples
+from vqvae2 import drawing, inpainting, samples
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.common import distributed, files, machine
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.inpainting import Unfinished
 from vqvae2.plots import pictures
 from vqvae2.prior import Prior
+from vqvae2.runs import weights
 from vqvae2.sample_config import SampleSettings
 from vqvae2.sample_folder import SampleFolder
 from vqvae2.settings.parsing import as_dict, parse
@@ -99,7 +100,7 @@ def run(settings: SampleSettings) -> None:
 def describe(settings: SampleSettings, vqvae: TrainedVqvae, priors: dict[str, Prior],
              unfinished: Unfinished | None) -> dict:
     """Return the settings as sample.json has them, with hashes of all that the images depend on."""
-    hashes = {f"{level}_hash": checkpoints.weights_hash(priors[level].state_dict()) if level in priors else None
+    hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
     return {**as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
             "mask_hash": None, **(unfinished.hashes if unfinished else {})}

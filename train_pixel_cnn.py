@@ -36,16 +36,18 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, checkpoints, codes, conditions
+from vqvae2 import autoencoder, codes, conditions
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.config import TrainPrior, as_before
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import curves
 from vqvae2.prior import Prior
-from vqvae2.run_log import say
+from vqvae2.runs import weights
+from vqvae2.runs.log import say
+from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.training.settings import TrainPrior
 
 
 class PriorTrainer(Trainer):
@@ -211,7 +213,7 @@ class PriorTrainer(Trainer):
 def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
     settings = parse(TrainPrior, __doc__, arguments)
-    checkpoints.find_run(settings.vqvae, "--vqvae", settings.results)
+    weights.find_run(settings.vqvae, "--vqvae", settings.results)
     PriorTrainer(settings).run()
 
 

@@ -26,7 +26,6 @@ from trainer import Share, Trainer
 from vqvae2 import codes, losses
 from vqvae2.autoencoder import Vqvae
 from vqvae2.common.errors import run_script
-from vqvae2.config import TrainVqvae
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
@@ -35,6 +34,7 @@ from vqvae2.plots import pictures as plots
 from vqvae2.quantizer import Place
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.training.settings import TrainVqvae
 
 PICTURED = 8
 

@@ -15,10 +15,14 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from vqvae2 import averaging, checkpoints, run_folder, run_log
+from vqvae2 import averaging
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, UserError
-from vqvae2.config import TrainingSettings
+from vqvae2.runs import folder as run_folder
+from vqvae2.runs import log as run_log
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights as checkpoints
+from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """About every so often all ranks together look at the loss, and whether to stop or to save."""
@@ -172,7 +176,7 @@ class Trainer:
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
         if state := run_folder.load_state(self.folder, self.config, self.settings):
             self._restore(state)
-        self.state_number = checkpoints.file_number(self.folder / checkpoints.STATE)
+        self.state_number = run_state.file_number(self.folder / run_state.STATE)
         distributed.on_rank_0(lambda: run_folder.begin(self.folder, self.config))
         self.log = run_log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
@@ -364,7 +368,7 @@ class Trainer:
     def _write_state(self, results: Callable[[], None]) -> None:
         run_folder.check_alone(self.folder, self.state_number, self.settings)
         results()
-        self.state_number = checkpoints.save_state(self.folder, {
+        self.state_number = run_state.save_state(self.folder, {
             "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.stepper.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **{name: getattr(self, name) for name in PLACE_IN_RUN}})

@@ -43,13 +43,15 @@ import torch
 from tqdm import tqdm
 
 from train_vqvae import VqvaeTrainer
-from vqvae2 import checkpoints, tuning, tuning_study
+from vqvae2 import tuning, tuning_study
 from vqvae2.common import files, machine, rendezvous
 from vqvae2.common.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, run_script
-from vqvae2.config import TrainVqvae
 from vqvae2.images import dataset
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights as checkpoints
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.training.settings import TrainVqvae
 from vqvae2.tune_config import TuneSettings
 from vqvae2.tuning_study import Study
 
@@ -246,7 +248,7 @@ class Tuner:
         run = _folder_of(settings)
         self.study.finish(trial, state, files.read_rows(run / "log.csv"), reason)
         weights = [] if state == "complete" else [checkpoints.WEIGHTS]
-        for name in (checkpoints.STATE, checkpoints.STATE_BEFORE, *weights):
+        for name in (run_state.STATE, run_state.STATE_BEFORE, *weights):
             (run / name).unlink(missing_ok=True)
         self._tell(trial.number)
 

@@ -37,10 +37,11 @@ from train_vqvae import VqvaeTrainer
 from trainer import Share
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
+from vqvae2.images.settings import DataSettings
 from vqvae2.settings import checks, parsing
+from vqvae2.training.settings import TrainVqvae
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ from common import processor
 from vqvae2.cached import CachedPrior
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose
 from vqvae2.settings import checks, parsing
+from vqvae2.training.settings import TrainPrior
 
 CODES, DIM = 512, 64
 PRIORS = {"top": {"level": "top"}, "bottom": {"level": "bottom"},

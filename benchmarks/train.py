@@ -54,8 +54,8 @@ from vqvae2 import losses
 from vqvae2.autoencoder import Vqvae
 from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import run_script
-from vqvae2.config import TrainVqvae
 from vqvae2.settings import checks, parsing
+from vqvae2.training.settings import TrainVqvae
 
 STEPS_BEFORE = 6
 """Untimed, once the codebooks are placed."""

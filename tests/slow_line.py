@@ -13,8 +13,8 @@ from torch import nn
 from trainer import Share, Trainer
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.config import TrainingSettings
 from vqvae2.settings.parsing import parse
+from vqvae2.training.settings import TrainingSettings
 
 
 class SlowLine(Trainer):

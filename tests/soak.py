@@ -30,7 +30,8 @@ from pathlib import Path
 import torch
 from conftest import write_slices
 
-from vqvae2 import checkpoints
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights as checkpoints
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -147,7 +148,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     weights = [checkpoints.load_weights(run / checkpoints.WEIGHTS)[0] for run in (one, other)]
     found += [f"weights {name}" for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
-    states = [flat(checkpoints.load_state(run / checkpoints.STATE)) for run in (one, other)]
+    states = [flat(run_state.load_state(run / run_state.STATE)) for run in (one, other)]
     found += [f"state {name}" for name in states[0].keys() | states[1].keys()
               if not same(states[0].get(name), states[1].get(name))]
     logs = [list(csv.DictReader((run / "log.csv").open())) for run in (one, other)]

@@ -18,13 +18,13 @@ from torch.nn import functional
 
 import train_vqvae
 from trainer import Share
-from vqvae2 import config
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.config import TrainVqvae
-from vqvae2.images import augmentation
+from vqvae2.images import augmentation, settings
 from vqvae2.images.augmentation import Augmentation, moved
+from vqvae2.runs import settings as settings_module
 from vqvae2.settings import parsing
+from vqvae2.training.settings import TrainVqvae
 
 NOTHING = {"no_mirror": True, "rotate_degrees": 0, "shift_mm": 0, "scale_percent": 0, "elastic_mm": 0,
            "intensity_percent": 0}
@@ -313,20 +313,20 @@ class TestSettings:
 
     def test_a_run_that_was_augmented_before_there_were_bounds_does_not_go_on_with_others(self):
         new = settings_of()
-        old = {name: value for name, value in parsing.as_dict(new).items() if name not in config.AUGMENTATION}
-        assert config.changed_settings(new, old) == [
+        old = {name: value for name, value in parsing.as_dict(new).items() if name not in settings.AUGMENTATION}
+        assert settings_module.changed_settings(new, old) == [
             "--rotate-degrees 5.0 (was 0.0)", "--shift-mm 5.0 (was 3 % of the picture)", "--elastic-mm 4.0 (was 0.0)"]
         as_near = dataclasses.replace(new, rotate_degrees=0.0, elastic_mm=0.0)
-        assert config.changed_settings(as_near, old) == ["--shift-mm 5.0 (was 3 % of the picture)"]
+        assert settings_module.changed_settings(as_near, old) == ["--shift-mm 5.0 (was 3 % of the picture)"]
 
     def test_a_run_that_was_not_augmented_goes_on(self):
         new = TrainVqvae(**RUN)
-        old = {name: value for name, value in parsing.as_dict(new).items() if name not in config.AUGMENTATION}
-        assert config.changed_settings(new, old) == []
-        assert config.changed_settings(settings_of(), old) == ["--augment True (was False)"]
+        old = {name: value for name, value in parsing.as_dict(new).items() if name not in settings.AUGMENTATION}
+        assert settings_module.changed_settings(new, old) == []
+        assert settings_module.changed_settings(settings_of(), old) == ["--augment True (was False)"]
 
     def test_other_bounds_are_another_run(self):
-        assert config.changed_settings(settings_of(shift_mm=2), parsing.as_dict(settings_of())) == [
+        assert settings_module.changed_settings(settings_of(shift_mm=2), parsing.as_dict(settings_of())) == [
             "--shift-mm 2 (was 5.0)"]
 
     def test_the_script_says_what_the_old_run_did_and_leaves_it_alone(self, tiny_run, apart):
@@ -334,7 +334,7 @@ class TestSettings:
         shutil.copytree(tiny_run.vqvae, run)
         found = json.loads((run / "config.json").read_text())
         found["settings"] = {name: value for name, value in found["settings"].items()
-                             if name not in config.AUGMENTATION} | {"augment": True}
+                             if name not in settings.AUGMENTATION} | {"augment": True}
         (run / "config.json").write_text(json.dumps(found))
         before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
         with pytest.raises(UserError, match=r"found .*--shift-mm 5\.0 \(was 3 % of the picture\), --elastic-mm 4\.0"):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from vqvae2.autoencoder import Enlarging, ResidualBlock, Vqvae
-from vqvae2.config import TrainVqvae
 from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.training.settings import TrainVqvae
 
 
 def tiny(levels: int = 2, downsample: tuple[int, ...] = (), **more: object) -> Vqvae:

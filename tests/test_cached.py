@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from vqvae2.cached import CachedPrior
 from vqvae2.conditions import Column
-from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes
+from vqvae2.training.settings import TrainPrior
 
 CODES, DIM = 12, 5
 COLUMNS = (Column("age", (), 60.0, 10.0, 40.0, 80.0), Column("sex", ("F", "M")))

@@ -16,9 +16,10 @@ import pytest
 import torch
 from conftest import files_in
 
-from vqvae2 import checkpoints
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights as checkpoints
 
 TENSORS = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3, 4])}
 STATE = {"model": {"weight": torch.arange(4.0)}, "epoch": 3, "best": 0.5, "rows": [{"epoch": 1, "ssim": 0.9}],
@@ -70,7 +71,7 @@ class TestWriting:
         assert files_in(tmp_path) == before
 
     @pytest.mark.parametrize(("name", "write"), [
-        ("state.pt", lambda path: checkpoints.save_state(path.parent, large())),
+        ("state.pt", lambda path: run_state.save_state(path.parent, large())),
         ("w", lambda path: checkpoints.save_weights(path, large(), {})),
         ("a.json", lambda path: files.write_json(path, ["x"] * 5000))])
     def test_a_full_disk_is_one_line_and_keeps_what_was_there(self, name, write, tmp_path, full_disk):
@@ -165,13 +166,13 @@ def state_at(step: int, run_id: str = "this run") -> dict:
 
 class TestState:
     def test_a_state_comes_back(self, tmp_path):
-        checkpoints.save_state(tmp_path, STATE)
-        found = checkpoints.load_state(tmp_path / "state.pt")
+        run_state.save_state(tmp_path, STATE)
+        found = run_state.load_state(tmp_path / "state.pt")
         assert torch.equal(found["model"].pop("weight"), STATE["model"]["weight"])
         assert found == {**STATE, "model": {}}
 
     def test_another_program_reads_it_with_torch_alone(self, tmp_path):
-        checkpoints.save_state(tmp_path, STATE)
+        run_state.save_state(tmp_path, STATE)
         assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 3
 
     @pytest.mark.parametrize("sealed", [False, True])
@@ -184,15 +185,15 @@ class TestState:
         path = tmp_path / "state.pt"
         write(path, Malicious(tmp_path / "executed"))
         if sealed:  # whoever writes an evil file can write its checksum too
-            path.write_bytes(path.read_bytes() + checkpoints.SEAL + hashlib.sha256(path.read_bytes()).digest())
+            path.write_bytes(path.read_bytes() + run_state.SEAL + hashlib.sha256(path.read_bytes()).digest())
         with pytest.raises(UserError, match=r"state\.pt: expected a training state .* found .+\. Delete it to train"):
-            checkpoints.load_state(path)
+            run_state.load_state(path)
         assert not (tmp_path / "executed").exists()
         assert capfd.readouterr() == ("", "")
         assert not recwarn.list
 
     def test_a_file_that_is_torn_anywhere_or_has_one_wrong_bit_is_refused(self, tmp_path):
-        checkpoints.save_state(tmp_path, STATE)
+        run_state.save_state(tmp_path, STATE)
         path = tmp_path / "state.pt"
         whole = path.read_bytes()
         damaged = [whole[:length] for length in range(0, len(whole), 97)] + [whole[:-1], whole + b"x"]
@@ -201,28 +202,28 @@ class TestState:
             path.write_bytes(content)
             with pytest.raises(UserError, match=r"expected a training state .* found an? (torn or foreign|empty) file"
                                                 r"\. Delete it to train"):
-                checkpoints.load_state(path)
+                run_state.load_state(path)
 
     def test_a_missing_state_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"s: expected a training state .* found no such file\. Delete it"):
-            checkpoints.load_state(tmp_path / "s")
+            run_state.load_state(tmp_path / "s")
 
     def test_the_one_before_the_last_is_kept(self, tmp_path):
         for step in (1, 2, 3):
-            checkpoints.save_state(tmp_path, state_at(step))
+            run_state.save_state(tmp_path, state_at(step))
         assert sorted(files_in(tmp_path)) == ["state-before.pt", "state.pt"]
-        assert checkpoints.load_state(tmp_path / "state-before.pt")["step"] == 2
-        assert checkpoints.load_last_state(tmp_path)[0]["step"] == 3
+        assert run_state.load_state(tmp_path / "state-before.pt")["step"] == 2
+        assert run_state.load_last_state(tmp_path)[0]["step"] == 3
 
     @pytest.mark.parametrize("tear", [lambda content: b"", lambda content: content[:500],
                                       lambda content: content[:200] + b"?" + content[201:],
                                       lambda content: b"x" * 9999], ids=["empty", "truncated", "damaged", "foreign"])
     def test_a_bad_last_state_is_passed_over_for_the_one_before_with_a_warning(self, tear, tmp_path):
         for step in (1, 2):
-            checkpoints.save_state(tmp_path, state_at(step))
+            run_state.save_state(tmp_path, state_at(step))
         path = tmp_path / "state.pt"
         path.write_bytes(tear(path.read_bytes()))
-        state, warning = checkpoints.load_last_state(tmp_path, "this run")
+        state, warning = run_state.load_last_state(tmp_path, "this run")
         assert state["step"] == 1
         assert "state.pt: expected a training state" in warning
         assert "Going on from" in warning
@@ -230,38 +231,38 @@ class TestState:
 
     def test_a_state_of_another_run_is_foreign(self, tmp_path):
         for step, run in ((1, "this run"), (2, "another")):
-            checkpoints.save_state(tmp_path, state_at(step, run))
-        state, warning = checkpoints.load_last_state(tmp_path, "this run")
+            run_state.save_state(tmp_path, state_at(step, run))
+        state, warning = run_state.load_last_state(tmp_path, "this run")
         assert state["step"] == 1
         assert "expected a training state of this run, found one of another run" in warning
 
     def test_a_kill_between_the_two_renames_loses_nothing(self, tmp_path):
-        checkpoints.save_state(tmp_path, state_at(1))
+        run_state.save_state(tmp_path, state_at(1))
         (tmp_path / "state.pt").rename(tmp_path / "state-before.pt")
-        state, warning = checkpoints.load_last_state(tmp_path)
+        state, warning = run_state.load_last_state(tmp_path)
         assert (state["step"], warning) == (1, "")
 
     def test_without_any_state_there_is_none_and_with_bad_ones_only_all_are_named(self, tmp_path):
-        assert checkpoints.load_last_state(tmp_path) == (None, "")
+        assert run_state.load_last_state(tmp_path) == (None, "")
         (tmp_path / "state.pt").write_bytes(b"x")
         (tmp_path / "state-before.pt").write_bytes(b"")
         with pytest.raises(UserError, match=r"state\.pt: .* found a torn or foreign file\. .*state-before\.pt: .* "
                                             r"found an empty file\. Delete what is named here to train"):
-            checkpoints.load_last_state(tmp_path)
+            run_state.load_last_state(tmp_path)
 
 
 class TestWhereARunStands:
     def stands(self, folder: Path, *more: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "vqvae2.checkpoints", str(folder), *more], text=True,
+        done = subprocess.run([sys.executable, "-m", "vqvae2.runs.weights", str(folder), *more], text=True,
                               capture_output=True, check=False, cwd=Path(__file__).parents[1])
         return done.returncode, done.stdout + done.stderr
 
     def test_a_run_is_finished_or_not_or_cannot_be_told(self, tmp_path):
         files.write_json(tmp_path / "config.json", {"settings": {"epochs": 3}})
         assert self.stands(tmp_path) == (1, "not finished: 0 of 3 epochs, 0 steps\n")
-        checkpoints.save_state(tmp_path, {**STATE, "epoch": 2, "step": 40})
+        run_state.save_state(tmp_path, {**STATE, "epoch": 2, "step": 40})
         assert self.stands(tmp_path) == (1, "not finished: 2 of 3 epochs, 40 steps\n")
-        checkpoints.save_state(tmp_path, {**STATE, "epoch": 3, "step": 60})
+        run_state.save_state(tmp_path, {**STATE, "epoch": 3, "step": 60})
         assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
         status, said = self.stands(tmp_path / "nowhere")
         assert status == 2

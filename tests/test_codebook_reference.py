@@ -9,8 +9,8 @@ import torch
 from train_vqvae import VqvaeTrainer
 from trainer import Share
 from vqvae2.autoencoder import Vqvae
-from vqvae2.config import TrainVqvae
 from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place
+from vqvae2.training.settings import TrainVqvae
 
 BETA, DECAY, RATE = 0.3, 0.9, 0.05
 BATCH, DIM, HEIGHT, WIDTH, SIZE = 3, 4, 2, 5, 6

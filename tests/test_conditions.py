@@ -15,9 +15,9 @@ from vqvae2.cached import CachedPrior
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.conditions import Column
-from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior
 from vqvae2.samples import Taste, choose, draw_codes, known_of
+from vqvae2.training.settings import TrainPrior
 
 AGE = Column("age", (), 60.0, 10.0, 40.0, 80.0)
 SEX = Column("sex", ("F", "M"))

@@ -10,12 +10,14 @@ import pytest
 from make_demo_scans import DemoScansSettings
 from vqvae2 import config
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings, TrainPrior, TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.images.settings import DataSettings
+from vqvae2.runs import settings as settings_module
 from vqvae2.sample_config import SampleSettings
 from vqvae2.settings import parsing
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 RUN = {"savename": "brain", "epochs": 3, "batch": 4}
 RUN_FLAGS = ["--savename", "brain", "--epochs", "3", "--batch", "4"]
@@ -213,14 +215,14 @@ def test_settings_of_a_later_version_are_read_without_what_is_not_known_here():
 
 def test_what_may_change_when_a_run_goes_on_are_settings():
     known = {name for kind in (TrainVqvae, TrainPrior) for name in kind.__dataclass_fields__}
-    assert known >= config.NOT_PART_OF_A_RUN
+    assert known >= settings_module.NOT_PART_OF_A_RUN
 
 
 def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     new = TrainVqvae(savename="a", epochs=1, batch=1)
     old = {name: value for name, value in parsing.as_dict(new).items() if name != "ssim_weight"}
-    assert config.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
-    assert config.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []
+    assert settings_module.changed_settings(new, old) == ["--ssim-weight 0.03 (was 0.0)"]
+    assert settings_module.changed_settings(dataclasses.replace(new, ssim_weight=0.0), old) == []
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
@@ -230,5 +232,5 @@ def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
 def test_a_run_of_before_there_was_a_choice_does_not_go_on_with_another(name, value, said):
     new = TrainVqvae(**RUN)
     old = {key: one for key, one in parsing.as_dict(new).items() if key != name}
-    assert config.changed_settings(new, old) == []
-    assert config.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]
+    assert settings_module.changed_settings(new, old) == []
+    assert settings_module.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]

@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 
 import vqvae2
-from vqvae2.config import TrainPrior, TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.sample_config import SampleSettings
 from vqvae2.settings.spelling import flags_of
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "launch").glob("*.md")),

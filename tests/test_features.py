@@ -12,11 +12,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from vqvae2 import checkpoints, features, sample_figures
-from vqvae2.checkpoints import load_weights, weights_hash
+from vqvae2 import features, sample_figures
 from vqvae2.common.errors import UserError
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.features import HARMS, Extractor, FeatureNet, as_seen, harmed, harmed_alike, load_extractor, whitening
+from vqvae2.runs import weights
+from vqvae2.runs.weights import load_weights, weights_hash
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "pretrained" / "features"
@@ -241,7 +242,7 @@ class TestOwnRuns:
         model = FeatureNet(SETTINGS)
         config = {"kind": "features", "settings": {"savename": "a", "epochs": 1, "batch": 1, "dims": 5, "channels": 4}}
         folder = Path("results/oasis/net")
-        checkpoints.save_weights(folder / "model.safetensors", model.state_dict(), config)
+        weights.save_weights(folder / "model.safetensors", model.state_dict(), config)
         images = torch.randint(0, 255, (3, 1, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         expected = model.eval()(as_seen(images.float() / 255)).features.detach().numpy()
         for spec in ("net", str(folder)):
@@ -254,7 +255,7 @@ class TestOwnRuns:
         settings = {"savename": "net", "epochs": 1, "batch": 1, "dims": 7, "channels": 4}
         for kind, found in (("vqvae", r"expected a feature network, found a vqvae in net\. Give a folder"),
                             ("features", r"expected weights that this version .* found others .*Train the network")):
-            checkpoints.save_weights(Path("net/model.safetensors"), FeatureNet(SETTINGS).state_dict(),
+            weights.save_weights(Path("net/model.safetensors"), FeatureNet(SETTINGS).state_dict(),
                                      {"kind": kind, "settings": settings})
             with pytest.raises(UserError, match=f"--features net: {found}"):
                 load_extractor("net", CPU)

@@ -12,9 +12,9 @@ from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
 from PIL import Image
 
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings
 from vqvae2.images import dataset
 from vqvae2.images.listing import ImageFile
+from vqvae2.images.settings import DataSettings
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

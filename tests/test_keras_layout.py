@@ -11,8 +11,8 @@ from scan_files import save_bids
 
 import extract_slices
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings
 from vqvae2.images.dataset import load_images
+from vqvae2.images.settings import DataSettings
 from vqvae2.slices import keras_names
 from vqvae2.slices.keras_names import links_of
 

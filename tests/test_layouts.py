@@ -8,9 +8,9 @@ from conftest import write_slices
 from PIL import Image
 
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings
 from vqvae2.images import dataset as images
 from vqvae2.images import listing as layouts
+from vqvae2.images.settings import DataSettings
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

@@ -9,12 +9,13 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2 import checkpoints, leaks, model_cards, reports
+from vqvae2 import leaks, model_cards, reports
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 from vqvae2.images.listing import ImageFile
 from vqvae2.report_text import headline
+from vqvae2.runs import weights
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def leaky(tmp_path_factory):
 
 def test_after_allow_leak_config_reports_and_cards_say_what_is_shared(leaky, tmp_path):
     for name in ("leaky", "leaky-top"):
-        assert checkpoints.read_config(leaky / name)["data"]["shared_subjects"] == 1
+        assert weights.read_config(leaky / name)["data"]["shared_subjects"] == 1
     settings = EvaluateSettings(vqvae=str(leaky / "leaky"), top=str(leaky / "leaky-top"), out=tmp_path / "report",
                                 samples=0)
     report = reports.evaluate(settings).metrics

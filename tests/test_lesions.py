@@ -10,9 +10,9 @@ from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
 from vqvae2 import anomalies, autoencoder, lesions, samples
-from vqvae2.config import TrainVqvae
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.training.settings import TrainVqvae
 
 CPU = torch.device("cpu")
 

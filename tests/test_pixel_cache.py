@@ -17,9 +17,9 @@ from torch.multiprocessing import ProcessExitedException
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings
 from vqvae2.images import memory as pixel_cache
 from vqvae2.images.dataset import load_images
+from vqvae2.images.settings import DataSettings
 
 ROOT = Path(__file__).parents[1]
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

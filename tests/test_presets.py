@@ -18,13 +18,14 @@ import sample
 import train_pixel_cnn
 import train_vqvae
 from train_vqvae import VqvaeTrainer
-from vqvae2 import checkpoints, config
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
-from vqvae2.config import TrainPrior, TrainVqvae
 from vqvae2.feature_config import FeatureSettings
+from vqvae2.runs import weights
 from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
+from vqvae2.training import settings
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03"]
@@ -216,7 +217,7 @@ def test_what_a_preset_leaves_open_is_missing_as_ever(tmp_path):
 def test_a_run_goes_on_under_a_preset_or_the_same_flags_but_not_under_another(tiny_slices, tmp_path):
     common = ["--dataset", "oasis", "--data", str(tiny_slices), "--results", str(tmp_path), *SMALL_VQVAE]
     train_vqvae.main(["--preset", "vqvae2-tiny", "--savename", "x", *common, "--epochs", "1"])
-    kept = json.loads((tmp_path / "oasis" / "x" / checkpoints.CONFIG).read_text())["settings"]
+    kept = json.loads((tmp_path / "oasis" / "x" / weights.CONFIG).read_text())["settings"]
     assert (kept["preset"], kept["codebook_size"], kept["downsample"]) == ("vqvae2-tiny", 16, [4, 2])
     train_vqvae.main(["--savename", "x", *common, "--epochs", "1"])
     with pytest.raises(UserError, match=r"found --downsample 2 2 \(was 4 2\)\. Give those again"):
@@ -274,7 +275,7 @@ def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(ti
                                     "--results", str(tmp_path)))
     trainer.run()
     pixels = trainer.images.splits["train"].pixels / 255
-    stored = load_file(trainer.folder / checkpoints.WEIGHTS)
+    stored = load_file(trainer.folder / weights.WEIGHTS)
     assert stored["mean"].item() == pytest.approx(pixels.mean(), abs=1e-6)
     assert stored["deviation"].item() == pytest.approx(pixels.std(), abs=1e-6)
     images = trainer.images.splits["validate"].batch([0, 1])
@@ -298,7 +299,7 @@ def test_a_standardised_error_is_in_units_of_the_variance(tiny_slices, tmp_path)
 def test_a_normalised_network_makes_of_an_image_the_same_whatever_its_batch():
     """GroupNorm, not BatchNorm."""
     torch.manual_seed(0)
-    model = train_vqvae.Vqvae(config.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
+    model = train_vqvae.Vqvae(settings.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
                                                    residual_channels=6, embedding_dim=8)).train()
     images = torch.rand(3, 1, 32, 32)
     alone = torch.cat([model(one[None]).images for one in images])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqvae2 import samples
-from vqvae2.checkpoints import load_weights
+from vqvae2.runs.weights import load_weights
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 FOLDERS = sorted(path for path in PRETRAINED.iterdir() if path.is_dir())

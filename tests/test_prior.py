@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior, Spread
 from vqvae2.samples import Taste, choose, draw_codes
+from vqvae2.training.settings import TrainPrior
 
 CODES = 12
 

@@ -11,10 +11,10 @@ from scipy import ndimage, stats
 from vqvae2 import probe
 from vqvae2.autoencoder import Vqvae
 from vqvae2.codes import CodeMaps
-from vqvae2.config import TrainVqvae
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.metrics import context_model
+from vqvae2.training.settings import TrainVqvae
 
 SIZE = 32
 

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from vqvae2 import checkpoints, model_cards, publishing, samples
+from vqvae2 import model_cards, publishing, samples
 from vqvae2.common.errors import UserError
+from vqvae2.runs import weights as checkpoints
 
 
 def weights(folder):

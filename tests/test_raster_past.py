@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vqvae2.conditions import Column
-from vqvae2.config import TrainPrior
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.prior import GATES, GatedLayer, Prior
+from vqvae2.training.settings import TrainPrior
 
 CODES, CHANNELS = 7, 4
 COLUMNS = (Column("age", (), 60.0, 10.0, 40.0, 80.0), Column("sex", ("F", "M")))

@@ -18,8 +18,8 @@ import conftest
 import pytest
 import torch
 
-from vqvae2 import checkpoints
 from vqvae2.common.errors import UserError
+from vqvae2.runs import state as run_state
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 90
@@ -118,7 +118,7 @@ def training(data: Path, results: Path, batch: int, *more: str) -> list[object]:
 def state_of(results: Path) -> dict | None:
     """The state of the run, or None where there is none yet, or where it is just being replaced."""
     try:
-        return checkpoints.load_state(results / "oasis" / "x" / checkpoints.STATE)
+        return run_state.load_state(results / "oasis" / "x" / run_state.STATE)
     except UserError:
         return None
 

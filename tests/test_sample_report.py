@@ -10,10 +10,10 @@ from PIL import Image
 
 from vqvae2 import codes, features, sample_report, samples
 from vqvae2.common.errors import UserError
-from vqvae2.config import TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.settings.parsing import from_dict
+from vqvae2.training.settings import TrainVqvae
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ import torch
 from conftest import files_in, on_screen
 
 import sample
-from vqvae2 import checkpoints, samples
+from vqvae2 import samples
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.images.dataset import to_bytes
 from vqvae2.prior import load_prior
+from vqvae2.runs import weights
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
@@ -160,9 +161,9 @@ class TestGoingOn:
         arguments = ["--vqvae", tiny_run.vqvae, "--top", "top", "--bottom", tiny_run.bottom, "--count", 1]
         arguments += ["--out", "out"]
         sample.main([str(one) for one in arguments])
-        tensors, config = checkpoints.load_weights(apart / "top" / checkpoints.WEIGHTS)
+        tensors, config = weights.load_weights(apart / "top" / weights.WEIGHTS)
         tensors["bias"][0] += 1
-        checkpoints.save_weights(apart / "top" / checkpoints.WEIGHTS, tensors, config)
+        weights.save_weights(apart / "top" / weights.WEIGHTS, tensors, config)
         assert re.search(r"found --top top \(was top, which has changed\)\. Give", refusal(sample.main, *arguments))
 
     def test_a_record_that_cannot_be_read_is_refused(self, draw, models, refusal):

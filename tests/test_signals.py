@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqvae2 import checkpoints
+from vqvae2.runs import state as run_state
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20
@@ -68,7 +68,7 @@ def finish(results: Path, processes: int) -> dict[str, torch.Tensor]:
     """Run the same command to its end, undisturbed; return the weights."""
     with Run(results, processes) as run:
         assert run.end() == 0, run.log.read_text()
-        return checkpoints.load_state(run.folder / "state.pt")["model"]
+        return run_state.load_state(run.folder / "state.pt")["model"]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["alone", "two processes"])
@@ -103,7 +103,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on_as_if_nothing_had_been(
     elif number == signal.SIGUSR1:
         assert "exitcode  : 75" in said  # torchrun's report; where the signal ended torchrun itself it makes none
     if phase != "start":
-        state = checkpoints.load_state(run.folder / "state.pt")
+        state = run_state.load_state(run.folder / "state.pt")
         assert state["step_in_epoch"] == (5 if phase == "validation" else state["step"] % 5)
         assert state["step"] >= 1
     check_same(finish(tmp_path, processes), whole)
@@ -117,7 +117,7 @@ def test_a_signal_between_micro_batches_saves_the_step_before(tmp_path):
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == STOPPED, run.log.read_text()
         assert time.monotonic() - began < SECONDS
-    assert checkpoints.load_state(run.folder / "state.pt")["step"] == 0
+    assert run_state.load_state(run.folder / "state.pt")["step"] == 0
 
 
 def test_a_killed_run_has_lost_no_more_than_checkpoint_minutes(tmp_path):
@@ -125,7 +125,7 @@ def test_a_killed_run_has_lost_no_more_than_checkpoint_minutes(tmp_path):
         run.wait_for("pass")
         time.sleep(4)
         run.kill()
-    state = checkpoints.load_state(run.folder / "state.pt")
+    state = run_state.load_state(run.folder / "state.pt")
     assert (state["epoch"], state["step"] >= 1) == (0, True)
     assert not list(run.folder.glob("*.tmp*"))
 
@@ -137,4 +137,4 @@ def test_a_second_signal_does_not_disturb_the_saving(tmp_path):
             os.kill(run.process.pid, signal.SIGTERM)
             time.sleep(0.05)
         assert run.end() == STOPPED, run.log.read_text()
-    assert checkpoints.load_state(run.folder / "state.pt")["step"] == 1
+    assert run_state.load_state(run.folder / "state.pt")["step"] == 1

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from vqvae2.common.errors import UserError
-from vqvae2.config import TrainPrior, TrainVqvae
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.predict_config import PredictSettings
 from vqvae2.sample_config import SampleSettings
 from vqvae2.settings import spelling
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 ROOT = Path(__file__).parents[1]
 RUN = ["--savename", "brain", "--epochs", "3", "--batch", "4"]

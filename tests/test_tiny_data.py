@@ -16,9 +16,9 @@ from scipy.stats import chisquare
 
 from train_pixel_cnn import PriorTrainer
 from vqvae2.codes import CodeMaps
-from vqvae2.config import TrainPrior
 from vqvae2.prior import Prior, load_prior
 from vqvae2.samples import Taste, draw_codes
+from vqvae2.training.settings import TrainPrior
 
 CODES = 3
 IMAGES = {"train": 4096, "validate": 256, "test": 2048}

@@ -13,9 +13,10 @@ from test_resume import check_bitwise
 import train_features
 from train_features import FeatureTrainer
 from trainer import Share
-from vqvae2 import checkpoints, features
+from vqvae2 import features
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.features import HARMS, load_extractor
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def test_a_run_is_an_extractor_whose_training_features_are_white(run, tiny_slice
     made = extractor(trainer.images.splits["train"].bytes())
     assert made.shape == (18, 4)
     assert made.mean(0) == pytest.approx(np.zeros(4), abs=0.05)  # kept in float32
-    tensors, config = checkpoints.load_weights(run / "model.safetensors")
+    tensors, config = weights.load_weights(run / "model.safetensors")
     values = np.linalg.eigvalsh(tensors["covariance"].double().numpy())
     expected = values / (values + features.LEAST_VARIANCE * values.mean())
     assert np.linalg.eigvalsh(np.cov(made, rowvar=False, ddof=0)) == pytest.approx(np.sort(expected), abs=1e-2)
@@ -113,11 +114,11 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_slices, apart):
 
 def train_on_rank(data: str, results: str) -> dict:
     train_features.main(arguments(Path(data), "--results", results, "--batch", "4"))
-    return checkpoints.load_weights(Path(results) / "oasis/net/model.safetensors")[0]
+    return weights.load_weights(Path(results) / "oasis/net/model.safetensors")[0]
 
 
 def test_two_processes_learn_what_one_does(tiny_slices, run, tmp_path):
     ours = run_on_ranks(2, train_on_rank, str(tiny_slices), str(tmp_path / "results"))[0]
-    alone = checkpoints.load_weights(run / "model.safetensors")[0]
+    alone = weights.load_weights(run / "model.safetensors")[0]
     for name, tensor in alone.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

@@ -18,15 +18,16 @@ from torch.nn import functional
 import train_pixel_cnn
 from train_pixel_cnn import PriorTrainer
 from trainer import Share
-from vqvae2 import checkpoints
 from vqvae2.autoencoder import load_vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.common import distributed, random_numbers
 from vqvae2.conditions import Column
-from vqvae2.config import TrainPrior
 from vqvae2.images import augmentation, dataset
 from vqvae2.prior import load_prior
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
+from vqvae2.training.settings import TrainPrior
 
 AGES = {"OAS1_0001": "40", "OAS1_0002": "50", "OAS1_0003": "", "OAS1_0004": "60", "OAS1_0005": "70",
         "OAS1_0006": "80", "OAS1_0007": "45", "OAS1_0008": "n/a"}
@@ -69,7 +70,7 @@ class TestTold:
     def test_columns_are_remembered_as_the_training_images_have_them(self, level, told):
         """Ages of the training subjects: 40, 50, 60, 70, 80 in three slices each; validation counts for nothing."""
         train_pixel_cnn.main([*told, "--level", level, *CONDITION])
-        config = checkpoints.read_config(Path("results/oasis/new"))
+        config = weights.read_config(Path("results/oasis/new"))
         age, sex, position = config["columns"]
         assert (age["name"], age["categories"], age["mean"], age["least"], age["most"]) == ("age", [], 60, 40, 80)
         assert age["spread"] == pytest.approx(math.sqrt(200))
@@ -80,9 +81,9 @@ class TestTold:
         assert [column.name for column in prior.columns] == ["age", "sex", "position_mm"]
 
     def test_without_the_flag_a_prior_is_told_nothing(self, tiny_run):
-        assert checkpoints.read_config(tiny_run.top)["columns"] == []
-        assert not any(name.startswith("known.") for name in checkpoints.load_weights(
-            tiny_run.top / checkpoints.WEIGHTS)[0])
+        assert weights.read_config(tiny_run.top)["columns"] == []
+        assert not any(name.startswith("known.") for name in weights.load_weights(
+            tiny_run.top / weights.WEIGHTS)[0])
 
     def test_a_stopped_prior_that_is_told_goes_on_as_if_it_had_not_been(self, told):
         check_bitwise(PriorTrainer, TrainPrior, [*told, "--vqvae", "results/oasis/tiny", *CONDITION], Path("runs"),
@@ -117,7 +118,7 @@ class TestTold:
             assert files_in(Path("results")) == before
         manifest.write_text(text.replace(",1.5", ",3"))
         train_pixel_cnn.main([*told, *CONDITION, "--epochs", "3"])
-        assert checkpoints.load_state(Path("results/oasis/new/state.pt"))["epoch"] == 3
+        assert run_state.load_state(Path("results/oasis/new/state.pt"))["epoch"] == 3
 
     def test_a_column_that_the_manifest_lacks_is_refused_before_anything_is_written(self, told, refusal):
         before = files_in(Path())
@@ -262,7 +263,7 @@ class TestWeights:
 
         trainer = Worse(parse(TrainPrior, "", [*told, "--epochs", "4", "--pictures-every", "1"]))
         trainer.run()
-        tensors, _ = checkpoints.load_weights(trainer.folder / checkpoints.WEIGHTS)
+        tensors, _ = weights.load_weights(trainer.folder / weights.WEIGHTS)
         assert torch.equal(tensors["table"], trainer.states[2]["table"])
         assert not torch.equal(tensors["table"], trainer.states[4]["table"])
 

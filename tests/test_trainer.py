@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import checkpoints
 from vqvae2.common.errors import Stopped, UserError
-from vqvae2.config import TrainingSettings
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights as checkpoints
+from vqvae2.training.settings import TrainingSettings
 
 
 class Line(Trainer):
@@ -153,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
 
     with pytest.raises(UserError, match=r"--learning-rate .*: expected a finite loss, found nan at step 6\. Lower it"):
         line(Lost).run()
-    assert checkpoints.load_state(line().folder / "state.pt")["step"] == 5
+    assert run_state.load_state(line().folder / "state.pt")["step"] == 5
 
 
 def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(line):
@@ -166,7 +167,7 @@ def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(l
     with pytest.raises(UserError, match=r"--savename line: expected to be the only run in .*line, found a state that "
                                         r"another has written since\. Stop one of them"):
         first.run()
-    assert checkpoints.load_state(line().folder / "state.pt")["epoch"] == 2
+    assert run_state.load_state(line().folder / "state.pt")["epoch"] == 2
 
 
 def test_the_global_batch_can_be_given_whatever_the_number_of_micro_batches(line):

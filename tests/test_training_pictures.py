@@ -13,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2 import run_log
 from vqvae2.codes import CodeMaps
 from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import curves
 from vqvae2.plots import pictures as plots
-from vqvae2.run_log import RunLog
+from vqvae2.runs import log as run_log
+from vqvae2.runs.log import RunLog
 
 EVERY_EPOCH = [*TINY[: TINY.index("--pictures-every")], *TINY_VQVAE[2:], "--pictures-every", "1"]
 SMALL = Image.new("RGB", (40, 30), (10, 20, 30))

@@ -17,9 +17,10 @@ from vqvae2 import translate
 from vqvae2.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.codes import CodeMaps
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings, TrainVqvae
 from vqvae2.images.dataset import load_images, to_bytes
+from vqvae2.images.settings import DataSettings
 from vqvae2.inpainting import encode_visible
+from vqvae2.training.settings import TrainVqvae
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "in-python.md"

@@ -19,13 +19,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_VQVAE, files_in, on_screen
+from vqvae2.config import UserError
 
 import train_vqvae
 import tune
-from vqvae2 import checkpoints, tuning, tuning_study
+from vqvae2 import tuning, tuning_study
 from vqvae2.common import files
-from vqvae2.config import TrainVqvae, UserError
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights
 from vqvae2.settings import parsing
+from vqvae2.training.settings import TrainVqvae
 from vqvae2.tune_config import Choices, Range, TuneSettings, space_of
 from vqvae2.tuning import TrialResult
 
@@ -464,7 +467,7 @@ class TestRealTrainings:
             assert status == (75 if number == signal.SIGTERM else -9), (apart / "said.txt").read_text()
             with (run / "output.txt").open("a") as output:
                 fcntl.flock(output, fcntl.LOCK_EX)  # the training has ended
-            before, epochs = epochs, checkpoints.load_state(run / "state.pt")["epoch"]
+            before, epochs = epochs, run_state.load_state(run / "state.pt")["epoch"]
             assert before < epochs < 40
         assert "Stopped by a signal, all saved: results/tune/s. The same command" in (apart / "said.txt").read_text()
         assert [row.state for row in opened(apart, flags)] == ["unfinished"]
@@ -476,7 +479,7 @@ class TestRealTrainings:
 
 def opened(folder, flags):
     settings = parsing.parse(TuneSettings, "", flags)
-    data_hash = checkpoints.read_config(folder / "results/tune/s/oasis/trial-000")["data_hash"]
+    data_hash = weights.read_config(folder / "results/tune/s/oasis/trial-000")["data_hash"]
     return tuning_study.Study(folder / "results/tune/s", settings, space_of(settings), data_hash).results()
 
 
@@ -493,6 +496,6 @@ def wait_for(is_so, process):
 
 
 def check_same_weights(one, other):
-    found, expected = (checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0] for folder in (one, other))
+    found, expected = (weights.load_weights(folder / weights.WEIGHTS)[0] for folder in (one, other))
     for name, value in expected.items():
         assert torch.equal(found[name], value), name

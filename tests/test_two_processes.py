@@ -11,10 +11,10 @@ from torch import nn
 import trainer as trainer_module
 from train_vqvae import VqvaeTrainer
 from trainer import Trainer
-from vqvae2.checkpoints import load_state
 from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped
-from vqvae2.config import TrainingSettings, TrainVqvae
+from vqvae2.runs.state import load_state
+from vqvae2.training.settings import TrainingSettings, TrainVqvae
 
 
 class Recorded(VqvaeTrainer):

@@ -15,11 +15,12 @@ import evaluate
 import sample
 import train_pixel_cnn
 import train_vqvae
-from vqvae2 import checkpoints
 from vqvae2.autoencoder import Vqvae
 from vqvae2.common import files
-from vqvae2.config import TrainVqvae
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import as_dict
+from vqvae2.training.settings import TrainVqvae
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,20 +48,20 @@ def check_refused(refusal, apart):
 @pytest.fixture
 def another_vqvae(run):
     """A VQ-VAE that differs from the tiny one in one number."""
-    tensors, config = checkpoints.load_weights(run.vqvae / checkpoints.WEIGHTS)
+    tensors, config = weights.load_weights(run.vqvae / weights.WEIGHTS)
     tensors["decoder.0.bias"][0] += 1
-    checkpoints.save_weights(run.results / "oasis" / "another" / checkpoints.WEIGHTS, tensors, config)
+    weights.save_weights(run.results / "oasis" / "another" / weights.WEIGHTS, tensors, config)
     return run.results / "oasis" / "another"
 
 
 @pytest.fixture
 def one_level(run):
     """An untrained VQ-VAE with one level, as train_vqvae.py would leave it."""
-    _, config = checkpoints.load_weights(run.vqvae / checkpoints.WEIGHTS)
+    _, config = weights.load_weights(run.vqvae / weights.WEIGHTS)
     settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16, data=run.data)
     folder = run.results / "oasis" / "one"
-    checkpoints.save_weights(folder / checkpoints.WEIGHTS, Vqvae(settings).state_dict(),
+    weights.save_weights(folder / weights.WEIGHTS, Vqvae(settings).state_dict(),
                              {**config, "settings": as_dict(settings)})
     return folder
 
@@ -104,7 +105,7 @@ class TestNames:
                       sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--bottom", "tiny-top", "--out", "out")
 
     def test_a_prior_of_another_vqvae(self, run, another_vqvae, check_refused):
-        ours, other = (checkpoints.weights_hash(checkpoints.load_weights(folder / checkpoints.WEIGHTS)[0])[:6]
+        ours, other = (weights.weights_hash(weights.load_weights(folder / weights.WEIGHTS)[0])[:6]
                        for folder in (run.vqvae, another_vqvae))
         said = (rf"^--vqvae: expected the VQ-VAE whose codes --top .*tiny-top learned \({ours}, tiny\), found {other}"
                 r"\. Pass --vqvae tiny, or train the prior again\.$")
@@ -128,9 +129,9 @@ class TestLevels:
             sample.main, "--vqvae", "tiny", "--top", "tiny-top", "--out", "out")
 
     def test_a_codebook_that_has_collapsed(self, run, another_vqvae, refusal):
-        tensors, config = checkpoints.load_weights(another_vqvae / checkpoints.WEIGHTS)
+        tensors, config = weights.load_weights(another_vqvae / weights.WEIGHTS)
         tensors["quantizers.top.codebook"][:] = 0
-        checkpoints.save_weights(another_vqvae / checkpoints.WEIGHTS, tensors, config)
+        weights.save_weights(another_vqvae / weights.WEIGHTS, tensors, config)
         before = files_in(run.results)
         assert re.search(r"^--vqvae another: expected at least 8 of 16 top codes in use on the training images, found "
                          r"1: its codebook has collapsed\. Train", refusal(train_pixel_cnn.main,
@@ -173,9 +174,9 @@ class TestGoingOn:
         other = write_slices(apart / "other")
         with (other / "manifest.csv").open("a") as file:
             file.write("train/OAS1_0001_axial070.png,train,OAS1_0001,,,axial,99,0,0,1,0\n")
-        config = checkpoints.read_config(run.vqvae)
+        config = weights.read_config(run.vqvae)
         config["settings"]["data"] = str(other)  # as if they had changed where they were
-        files.write_json(run.vqvae / checkpoints.CONFIG, config)
+        files.write_json(run.vqvae / weights.CONFIG, config)
         check_refused(
             r"^--savename tiny: expected the data that this run began with \([0-9a-f]{12}\), found [0-9a-f]{12}\. "
             r"Choose another --savename", train_vqvae.main, *train(run, "--data", other))
@@ -183,8 +184,8 @@ class TestGoingOn:
     @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
                                        lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
     def test_states_that_are_all_damaged(self, spoil, run, refusal):
-        spoil(run.vqvae / checkpoints.STATE)
-        spoil(run.vqvae / checkpoints.STATE_BEFORE)
+        spoil(run.vqvae / run_state.STATE)
+        spoil(run.vqvae / run_state.STATE_BEFORE)
         said = refusal(train_vqvae.main, *train(run))
         assert re.search(r"state\.pt: expected a training state of this project, found .+state-before\.pt: .+, found "
                          r".+\. Delete what is named here to train from", said)
@@ -192,14 +193,14 @@ class TestGoingOn:
     @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
                                        lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
     def test_a_last_state_that_is_damaged_is_passed_over_with_a_warning_and_kept_aside(self, spoil, run, capfd):
-        before = checkpoints.load_state(run.vqvae / checkpoints.STATE)["model"]
-        spoil(run.vqvae / checkpoints.STATE)
+        before = run_state.load_state(run.vqvae / run_state.STATE)["model"]
+        spoil(run.vqvae / run_state.STATE)
         train_vqvae.main([str(one) for one in train(run)])
         said = capfd.readouterr()
         assert "warning: " in said.err
         assert "state-before.pt, the one before it" in said.err
         assert (run.vqvae / "state-bad.pt").exists()
-        for name, value in checkpoints.load_state(run.vqvae / checkpoints.STATE)["model"].items():
+        for name, value in run_state.load_state(run.vqvae / run_state.STATE)["model"].items():
             assert torch.equal(value, before[name]), name
 
     def test_all_epochs_done_is_no_error_and_changes_no_result(self, run, capfd):
@@ -275,7 +276,7 @@ def test_a_prior_splits_unsplit_images_as_its_vqvae_did_whatever_its_own_seed(ti
     common = ["--dataset", "folder", "--data", "flat", *TINY]
     train_vqvae.main([*common, "--savename", "v", *TINY_VQVAE, "--seed", "1", "--subject-pattern", "(OAS1_\\d+)"])
     train_pixel_cnn.main([*common, "--savename", "p", *TINY_PRIOR, "--seed", "2", "--level", "bottom", "--vqvae", "v"])
-    vqvae, prior = (checkpoints.read_config(Path("results/folder") / name) for name in "vp")
+    vqvae, prior = (weights.read_config(Path("results/folder") / name) for name in "vp")
     assert prior["training_images"] == vqvae["training_images"]
     assert prior["data_hash"] == vqvae["data_hash"]
     assert prior["settings"]["seed"] == 2

@@ -39,10 +39,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import checkpoints
 from vqvae2.common.errors import UserError
-from vqvae2.config import VqvaeSettings
+from vqvae2.models.settings import VqvaeSettings
 from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
 GROUPS = 8
@@ -282,8 +282,8 @@ def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
 
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
-    folder = checkpoints.find_run(name, flag, results)
-    tensors, config = checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+    folder = weights.find_run(name, flag, results)
+    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
     if config.get("kind") != "vqvae":
         raise UserError(f"{flag} {name}: expected a VQ-VAE, found a {config.get('kind')} in {folder}. "
                         "Give the name that train_vqvae.py was run with.")
@@ -293,4 +293,4 @@ def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
     except RuntimeError as error:
         raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
                         f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
-    return TrainedVqvae(model.to(device).eval(), config, checkpoints.weights_hash(tensors), folder)
+    return TrainedVqvae(model.to(device).eval(), config, weights.weights_hash(tensors), folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vqvae2.config import TrainingSettings
 from vqvae2.settings.checks import expect, flag
+from vqvae2.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import checkpoints
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.feature_config import FeatureSettings
+from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict
 
@@ -166,14 +166,14 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
     Raises: UserError if there is none, or it is something else.
     """
     if spec is None:
-        folder = next((one for one in SHIPPED if (one / checkpoints.WEIGHTS).is_file()), None)
+        folder = next((one for one in SHIPPED if (one / weights.WEIGHTS).is_file()), None)
         expect(folder is not None, "--features", f"the feature network in {SHIPPED[0]}", "none",
                f"Get it from the project, or give {NEED}.")
         return _own(folder, str(folder), device)
     path = Path(os.path.expanduser(spec))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device)
-    return _own(checkpoints.find_run(spec, "--features"), spec, device)
+    return _own(weights.find_run(spec, "--features"), spec, device)
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:
@@ -288,7 +288,7 @@ def extractor_of(model: FeatureNet, name: str, weights_hash: str, device: torch.
 
 
 def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
-    tensors, config = checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
     expect(config.get("kind") == KIND, f"--features {spec}", "a feature network", f"a {config.get('kind')} in {folder}",
            f"Give {NEED}.")
     model = FeatureNet(from_dict(FeatureSettings, config["settings"]))
@@ -297,7 +297,7 @@ def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
     except RuntimeError as error:
         raise UserError(f"--features {spec}: expected weights that this version of the code reads, found others "
                         f"({' '.join(str(error).split())[:150]}). Train the network again.") from None
-    made = extractor_of(model.to(device).eval(), folder.name, checkpoints.weights_hash(tensors), device)
+    made = extractor_of(model.to(device).eval(), folder.name, weights.weights_hash(tensors), device)
     return dataclasses.replace(made, config=config)
 
 

@@ -7,11 +7,13 @@ what was not measured; only what the data are, and what the model is not for, ar
 from collections.abc import Mapping
 from pathlib import Path
 
-from vqvae2 import checkpoints, leaks, report_text
+from vqvae2 import leaks, report_text
 from vqvae2.common import files
-from vqvae2.config import TrainPrior, TrainVqvae, as_before
+from vqvae2.runs import weights
+from vqvae2.runs.settings import as_before
 from vqvae2.settings.checks import flag
 from vqvae2.settings.parsing import as_dict
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 CARD = "MODEL_CARD.md"
 OF_KIND = {"vqvae": ("reconstruction", "codes", "rates"),
@@ -40,8 +42,8 @@ def write(folder: Path, data: str, reports: Mapping[str, dict], commands: str) -
 
 def card(folder: Path, data: str, reports: Mapping[str, dict], commands: str) -> str:
     """Return the text of the card. Arguments as for `write`."""
-    config = checkpoints.read_config(folder)
-    size = (folder / checkpoints.WEIGHTS).stat().st_size / 2**20
+    config = weights.read_config(folder)
+    size = (folder / weights.WEIGHTS).stat().st_size / 2**20
     kind = "vqvae" if config["kind"] == "vqvae" else "prior"
     parts = [f"# {folder.name}: {_what(config)}", _summary(config, size), "## Data", data, _split(config),
              "## Settings", f"```sh\n{config['command']}\n```", _settings(config), "## Training",

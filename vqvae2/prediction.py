@@ -15,17 +15,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import checkpoints
 from vqvae2.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.codes import CodeMaps, reconstruct
 from vqvae2.common import distributed, files, statistics
-from vqvae2.config import DataSettings, as_before
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
+from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import pictures as plots
 from vqvae2.predict_config import OF_SLICES, PredictSettings
 from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
+from vqvae2.runs import weights
+from vqvae2.runs.settings import as_before
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict, from_dict
 
@@ -55,7 +56,7 @@ def predict(settings: PredictSettings) -> dict:
     names = unique_names([one.file_name for one in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},
-              "vqvae_hash": vqvae.hash, "images": names, "versions": checkpoints.versions()}
+              "vqvae_hash": vqvae.hash, "images": names, "versions": weights.versions()}
     begin(settings.out, record)
     maps, figures = reconstruct_all(vqvae, given, names, settings)
     maps.save(settings.out / CODES, vqvae.hash, "")

@@ -29,10 +29,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import checkpoints, conditions
+from vqvae2 import conditions
 from vqvae2.common.errors import UserError
-from vqvae2.config import PriorSettings
 from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.priors.settings import PriorSettings
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
 
@@ -273,8 +274,8 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
     Raises: UserError if it is missing, of another level, or learned from another VQ-VAE's codes.
     """
     flag = f"--{level}"
-    folder = checkpoints.find_run(name, flag, results)
-    tensors, config = checkpoints.load_weights(folder / checkpoints.WEIGHTS)
+    folder = weights.find_run(name, flag, results)
+    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
     if config.get("kind") != f"{level} prior":
         raise UserError(f"{flag} {name}: expected a {level} prior, found a {config.get('kind')} in {folder}. "
                         f"Give the name that train_pixel_cnn.py --level {level} was run with.")

@@ -18,10 +18,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from vqvae2 import checkpoints
 from vqvae2.common import files
 from vqvae2.common.errors import run_script
 from vqvae2.plots import curves
+from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
@@ -44,7 +44,7 @@ class PublishSettings:
     """Round the weights to 16 bit."""
 
     def __post_init__(self) -> None:
-        expect((self.run / checkpoints.WEIGHTS).is_file(), str(self.run), f"a run with {checkpoints.WEIGHTS}", "none",
+        expect((self.run / weights.WEIGHTS).is_file(), str(self.run), f"a run with {weights.WEIGHTS}", "none",
                "Give the folder of a finished training.")
         expect(not self.out.is_file(), "out", "a folder or nothing", f"a file, {self.out}", "Choose another one.")
         expect(self.out.resolve() != self.run.resolve(), str(self.out), "another folder than the run's",
@@ -57,7 +57,7 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
     and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
     """
-    tensors, config = checkpoints.load_weights(run / checkpoints.WEIGHTS)
+    tensors, config = weights.load_weights(run / weights.WEIGHTS)
     _check_same_run(out, config)
     config = without_paths(config)
     if bf16:
@@ -65,18 +65,18 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
                    name in INTENSITIES else tensor.bfloat16() for name, tensor in tensors.items()}
     for name in SAID:  # they may speak of other weights
         (out / name).unlink(missing_ok=True)
-    checkpoints.save_weights(out / checkpoints.WEIGHTS, tensors, config)
-    files.write_json(out / checkpoints.CONFIG, config)
+    weights.save_weights(out / weights.WEIGHTS, tensors, config)
+    files.write_json(out / weights.CONFIG, config)
     if rows := files.read_rows(run / LOG):
         files.write_rows(out / LOG, rows)
         curves.curves(rows, out / CURVES)
-    return checkpoints.weights_hash(tensors)
+    return weights.weights_hash(tensors)
 
 
 def _check_same_run(out: Path, config: dict) -> None:
     """Raise UserError if `out` holds another model: priors may belong to it."""
-    if (out / checkpoints.WEIGHTS).is_file():
-        there = checkpoints.load_weights(out / checkpoints.WEIGHTS)[1]
+    if (out / weights.WEIGHTS).is_file():
+        there = weights.load_weights(out / weights.WEIGHTS)[1]
         same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
         expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",
                "Choose another folder, or delete that one.")

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from vqvae2 import (
     anomalies,
-    checkpoints,
     codes,
     features,
     leaks,
@@ -33,12 +32,14 @@ from vqvae2 import (
 from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError
-from vqvae2.config import DataSettings
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
+from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, curves, pictures
 from vqvae2.prior import Prior
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
 SCHEMA, METRICS = 1, "metrics.json"
@@ -88,10 +89,10 @@ def evaluate(settings: EvaluateSettings) -> Judged:
         **_image_and_code_figures(vqvae, split, maps, figures, settings),
         "priors": _judge_priors(vqvae, priors, bits, maps, split, references, settings), "samples": None,
         "rates": None, "likelihood": None, "lesions": None, "seed": settings.seed, "vqvae_hash": vqvae.hash,
-        "versions": checkpoints.versions()}
+        "versions": weights.versions()}
     drawn = None if extractor is None else _samples(vqvae, all_priors, images, settings)
     (settings.out / METRICS).unlink(missing_ok=True)  # from here on it is no longer true of the pictures beside it
-    before = {path: checkpoints.file_number(path) for path in (settings.out / f"{name}.png" for name in FIGURES)}
+    before = {path: run_state.file_number(path) for path in (settings.out / f"{name}.png" for name in FIGURES)}
     if drawn is not None:
         report["samples"] = _judge_samples(drawn, made, images, training_codes, vqvae, warnings, settings, extractor)
     judged = Judged(report, split, made, maps, drawn)
@@ -107,7 +108,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
     if settings.lesions:
         report["lesions"] = _find_lesions(vqvae, priors, split, settings)
     for path, number in before.items():  # of an earlier report, which may have had models that this one lacks
-        if number is not None and checkpoints.file_number(path) == number:
+        if number is not None and run_state.file_number(path) == number:
             path.unlink()
     files.write_json(settings.out / METRICS, report)
     return judged
@@ -116,7 +117,7 @@ def evaluate(settings: EvaluateSettings) -> Judged:
 def check_out(out: Path) -> None:
     """Raise UserError unless `out` is a folder for a report: nothing else in it is to be written over."""
     files.check_folder(out, "--out")
-    if (out / checkpoints.WEIGHTS).exists():
+    if (out / weights.WEIGHTS).exists():
         raise UserError(f"--out {out}: expected a folder for figures, found a model in it. Choose another --out.")
     try:
         there = json.loads((out / METRICS).read_text(encoding="utf-8")) if (out / METRICS).exists() else {"split": ""}
@@ -147,7 +148,7 @@ def _finite(value: float) -> float | None:
 def _folders(settings: EvaluateSettings) -> dict[str, Path]:
     """The folder of each model that is given, by its flag."""
     given = {"--vqvae": settings.vqvae, "--top": settings.top, "--bottom": settings.bottom}
-    return {flag: checkpoints.find_run(name, flag) for flag, name in given.items() if name}
+    return {flag: weights.find_run(name, flag) for flag, name in given.items() if name}
 
 
 def _images(vqvae: TrainedVqvae, settings: EvaluateSettings) -> tuple[Images, dict[str, int], list[str]]:
@@ -177,7 +178,7 @@ def _shared_subjects(images: Images, vqvae: TrainedVqvae) -> int:
 
 def _configs(settings: EvaluateSettings) -> dict[str, dict]:
     """What each model that is given was trained with and on, by its flag."""
-    return {flag: checkpoints.load_weights(folder / checkpoints.WEIGHTS)[1] for flag, folder in
+    return {flag: weights.load_weights(folder / weights.WEIGHTS)[1] for flag, folder in
             _folders(settings).items()}
 
 

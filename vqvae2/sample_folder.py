@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import checkpoints
 from vqvae2.codes import CodeMaps
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.plots import pictures as plots
+from vqvae2.runs import weights
 from vqvae2.settings.checks import flag
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
@@ -147,7 +147,7 @@ class SampleFolder:
 
     def _write_record(self, report: dict) -> None:
         files.write_json(self.out / RECORD, {"settings": self.settings, **report,
-                                                   "versions": checkpoints.versions()})
+                                                   "versions": weights.versions()})
 
     def _settings_before(self) -> dict:
         """Return the settings of the images in the folder, {} where there are none that can be gone on with."""

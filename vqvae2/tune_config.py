@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae, changed_settings
+from vqvae2.runs.settings import NOT_PART_OF_A_RUN, changed_settings
 from vqvae2.settings.checks import expect, flag
 from vqvae2.settings.parsing import as_dict
+from vqvae2.training.settings import TrainVqvae
 
 
 @dataclass(frozen=True)

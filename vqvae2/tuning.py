@@ -27,13 +27,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
 from vqvae2.common import files
-from vqvae2.config import NOT_PART_OF_A_RUN, TrainVqvae
 from vqvae2.metrics import coding
 from vqvae2.plots import charts
 from vqvae2.plots.charts import panels, plain
+from vqvae2.runs.settings import NOT_PART_OF_A_RUN
 from vqvae2.settings import presets
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict
+from vqvae2.training.settings import TrainVqvae
 from vqvae2.tune_config import Choices, Range, Space, TuneSettings, space_of
 
 FLOORS = {"used_share": 0.5, "perplexity_share": 0.05, "shuffle_drop": 0.05}

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from vqvae2.common import machine, random_numbers
-from vqvae2.config import AugmentationSettings
+from vqvae2.images.settings import AugmentationSettings
 
 SPACING_MM = 32
 """Between the control points of the smooth field."""

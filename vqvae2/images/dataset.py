@@ -20,10 +20,10 @@ import torch
 from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SPLITS
-from vqvae2.config import DataSettings
 from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files
 from vqvae2.images.reading import read_picture
+from vqvae2.images.settings import DataSettings
 
 HASH_DIGITS = 16
 MOST_NAMED = 10

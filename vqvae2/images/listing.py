@@ -20,8 +20,8 @@ from pathlib import Path, PurePath
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SPLITS, SUFFIXES
-from vqvae2.config import DataSettings
 from vqvae2.images.reading import pictures_in
+from vqvae2.images.settings import DataSettings
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import path_from_environment
 from vqvae2.slices.keras_names import KERAS, UNFINISHED

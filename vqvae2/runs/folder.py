@@ -11,11 +11,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from vqvae2 import checkpoints
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
-from vqvae2.config import NOT_PART_OF_A_RUN, TrainingSettings, changed_settings
+from vqvae2.runs import state as run_state
+from vqvae2.runs import weights
+from vqvae2.runs.settings import NOT_PART_OF_A_RUN, changed_settings
 from vqvae2.settings.parsing import as_dict
+from vqvae2.training.settings import TrainingSettings
 
 
 def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
@@ -23,15 +25,15 @@ def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
 
     Raises: UserError if the folder holds something else, or the run began with other settings.
     """
-    if not (folder / checkpoints.CONFIG).exists():
+    if not (folder / weights.CONFIG).exists():
         files.check_folder(folder, "--savename")
-        for name in (checkpoints.WEIGHTS, checkpoints.STATE, checkpoints.STATE_BEFORE):
+        for name in (weights.WEIGHTS, run_state.STATE, run_state.STATE_BEFORE):
             if os.path.lexists(folder / name):
-                raise UserError(f"--savename {settings.savename}: expected {checkpoints.CONFIG} beside "
+                raise UserError(f"--savename {settings.savename}: expected {weights.CONFIG} beside "
                                 f"{folder / name}, found none. Put it back, or choose another name: a new run would "
                                 "write over it.")
         return {}
-    config = checkpoints.read_config(folder)
+    config = weights.read_config(folder)
     name = f"--savename {settings.savename}"
     if config.get("kind") != kind:
         raise UserError(f"{name}: expected a run of kind {kind} in {folder}, found {config.get('kind')}. "
@@ -85,14 +87,14 @@ def describe(settings: TrainingSettings, kind: str, global_batch: int, data: dic
     run_id = hashlib.sha256(json.dumps([kind, own, global_batch, hashes]).encode()).hexdigest()[:16]
     return {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data,
             "run_id": before.get("run_id") or run_id,
-            "versions": checkpoints.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+            "versions": weights.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
 
 
 def begin(folder: Path, config: dict) -> None:
     """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
     for path in folder.glob(".*.tmp*"):
         path.unlink(missing_ok=True)
-    files.write_json(folder / checkpoints.CONFIG, config)
+    files.write_json(folder / weights.CONFIG, config)
 
 
 def check_alone(folder: Path, number: int | None, settings: TrainingSettings) -> None:
@@ -103,9 +105,9 @@ def check_alone(folder: Path, number: int | None, settings: TrainingSettings) ->
     Two runs in one folder would each undo the other's work; torchrun starts a second one where it has lost sight of
     a machine that goes on training.
     """
-    found = checkpoints.file_number(folder / checkpoints.STATE)
+    found = run_state.file_number(folder / run_state.STATE)
     if found is None and number is not None:
-        raise UserError(f"--savename {settings.savename}: expected {folder / checkpoints.STATE} as this run left it, "
+        raise UserError(f"--savename {settings.savename}: expected {folder / run_state.STATE} as this run left it, "
                         "found none. Put it back; the same command goes on from it.")
     if found != number:
         raise UserError(f"--savename {settings.savename}: expected to be the only run in {folder}, found a state that "
@@ -119,7 +121,7 @@ def load_state(folder: Path, config: dict, settings: TrainingSettings) -> dict |
     Raises: UserError, on all ranks, if no state can be trusted, or machines do not see the same folder (which shows
         once something has been saved).
     """
-    state, warning = distributed.together(lambda: checkpoints.load_last_state(folder, config["run_id"]))
+    state, warning = distributed.together(lambda: run_state.load_last_state(folder, config["run_id"]))
     found = distributed.gather_objects((config["run_id"], 0 if state is None else state["step"]))
     if len(set(found)) > 1:
         raise UserError(f"--results {settings.results}: expected one folder that all machines share, found "
@@ -128,5 +130,5 @@ def load_state(folder: Path, config: dict, settings: TrainingSettings) -> dict |
     if warning and distributed.rank() == 0:
         print(warning, file=sys.stderr, flush=True)
         # Else the next save would keep the bad one as the one before it, and throw the good one away.
-        (folder / checkpoints.STATE).replace(folder / "state-bad.pt")
+        (folder / run_state.STATE).replace(folder / "state-bad.pt")
     return state

@@ -1,0 +1,31 @@
+"""A run's folder -> where the run stands.
+
+    vqvae2 status results/oasis/brain-128
+
+Exit status 0 if the run has made all its epochs, 1 if not, 2 if that cannot be told."""
+
+import sys
+from pathlib import Path
+
+from vqvae2.common.errors import UserError
+from vqvae2.runs.state import load_last_state
+from vqvae2.runs.weights import read_config
+
+
+def main() -> None:
+    """Print where the run in the folder that the command line names stands."""
+    if len(sys.argv) != 2:
+        raise UserError(f"checkpoints: expected the folder of one run, found {len(sys.argv) - 1} argument(s). "
+                        "For example: python -m vqvae2.runs.weights results/oasis/brain-128")
+    folder = Path(sys.argv[1])
+    config = read_config(folder)
+    state, warning = load_last_state(folder, config.get("run_id"))
+    try:
+        epochs = int(config["settings"]["epochs"])
+        made, step = (state["epoch"], state["step"]) if state else (0, 0)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder}: expected a training run, found other files of these names. Point at a folder that "
+                        "a training script made.") from None
+    print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of {epochs} epochs, "
+          f"{step} steps")
+    raise SystemExit(made < epochs)

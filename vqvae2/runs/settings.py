@@ -1,0 +1,104 @@
+"""Nothing -> the settings of a run, whatever it trains, and which of them may change when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vqvae2.settings.checks import Checked, check_finite, expect, flag
+from vqvae2.settings.parsing import as_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Checked):
+    """How a training run is named, paced, saved and logged, whatever it trains."""
+
+    savename: str
+    """Name of the run; its files go to <results>/<dataset>/<savename>/."""
+    epochs: int
+    """Passes over the training images."""
+    batch: int
+    """Images per process and micro-batch. The global batch is processes x batch x accumulation."""
+    accumulate: int = 1
+    """Micro-batches per step, each of --batch images."""
+    global_batch: int | None = None
+    """Images per step over all processes, in place of --accumulate: the same whatever the number of processes. Default:
+    what the first start makes of processes x batch x accumulation."""
+    results: Path = Path("results")
+    """Folder that holds all runs."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on where the run of this name stopped; never refuses a folder that holds a run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto takes bf16 where the device computes it natively."""
+    compile: Literal["auto", "never", "always"] = "auto"
+    """auto compiles convolutions (torch.compile) on CUDA, where a compiler works; on a CPU it does not pay."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
+    warmup_steps: int = 100
+    """Steps in which the learning rate rises from 0."""
+    clip: float = 0.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
+    pictures_every: int = 1
+    """Epochs between pictures."""
+    checkpoint_minutes: float = 10
+    """Minutes between saves inside an epoch; the state is saved at the end of each epoch anyway."""
+    timeout_minutes: float = 10
+    """Minutes that a process waits for the others before it gives up: a machine whose link is cut does not say so."""
+    threads: int | None = None
+    """CPU threads of each process. Default: the cores divided by the processes of this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch", "accumulate", "pictures_every"):
+            value = getattr(self, name)
+            expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
+        check_finite(self, *(one.name for one in dataclasses.fields(self)))
+        expect(self.global_batch is None or self.global_batch >= self.batch, "--global-batch",
+               f"at least --batch {self.batch}", self.global_batch, "Or leave it out.")
+        expect(self.global_batch is None or self.accumulate == 1, "--accumulate", "1 beside --global-batch",
+               self.accumulate, "Give one of them.")
+        for name in ("warmup_steps", "clip"):
+            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        for name in ("checkpoint_minutes", "timeout_minutes"):
+            expect(getattr(self, name) > 0, flag(name), "more than 0", getattr(self, name), "The default is 10.")
+        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
+        expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
+        expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
+               "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
+
+
+NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", "data", "results", "resume",
+                     "pictures_every", "threads", "checkpoint_minutes", "timeout_minutes"}
+"""Settings that may change when a run goes on; the global batch and the data's hash may not."""
+BEFORE = {"ssim_weight": 0.0, "quantizer": "ema", "norm": "none", "standardise": False, "fit": "stretch",
+          "colours": "auto", "allow_leak": False}
+"""What runs did whose config.json lacks a setting: a VQ-VAE's, or of how images are read."""
+BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "elastic_mm": 0.0}
+"""Likewise, with --augment: their shift was no number of mm, so that none of them goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetSettings(Checked):
+    """What the training runs share that a preset has tables for."""
+
+    preset: str | None = None
+    """Other defaults, listed above by their names, or a .toml file of yours; flags beat them. Then --savename is the
+    preset's name (a prior's with the level), and --vqvae likewise, if they are not given."""
+
+
+def as_before(old: dict) -> dict:
+    """Return the settings of a config.json, with what its run did where it lacks one."""
+    return BEFORE | (BEFORE_AUGMENTED if old.get("augment") else {}) | old
+
+
+def changed_settings(new: RunSettings, old: dict) -> list[str]:
+    """Return what differs from the settings that a run began with, such as `--seed 5 (was 0)`."""
+    def words(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    old = as_before(old)
+    return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
+            if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]

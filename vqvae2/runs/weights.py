@@ -1,0 +1,101 @@
+"""A run's state <-> files: written atomically, read without executing anything, found by name.
+
+Weights are safetensors with the run's config in their metadata, so that they load without the code's
+defaults. The training state is a torch file that holds tensors and plain values only, ends with its own
+SHA-256 and is read with weights_only=True: a torn or foreign file is told, a malicious pickle is refused.
+
+    python -m vqvae2.runs.weights results/oasis/brain-128
+
+says where a run stands: exit status 0 if it has made all its epochs, 1 if not, 2 if that cannot be told.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from vqvae2 import __version__
+from vqvae2.common.errors import UserError
+from vqvae2.common.files import in_brief, write_atomically
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
+    """Write `tensors` as safetensors with `config` in the metadata, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # Made in memory: a full disk is then an OSError, as everywhere, and not the library's own kind of error.
+    write_atomically(path, partial(Path.write_bytes, data=save(plain, {"config": json.dumps(config)})))
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return the tensors and the config of a weights file.
+
+    Raises: UserError if it is missing or not a weights file of this project.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {})["config"])
+            if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+                raise KeyError("settings in its config")
+            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: expected a weights file of this project, found {in_brief(error)}. "
+                        "Check the name, or train the model again.") from None
+
+
+def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over names, shapes and bytes of `tensors`, sorted by name, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> dict:
+    """Return a run's config.json. Raises: UserError if it is missing or not JSON."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise ValueError("other JSON")
+        return config
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {in_brief(error)}. "
+                        "Point at a folder that a training script made.") from None
+
+
+def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
+    """Return the folder of a run: `name` as a path, or looked up in <results>/*/ and pretrained/.
+
+    Raises: UserError, naming what was found, if there is none or more than one.
+    """
+    if (Path(os.path.expanduser(name)) / WEIGHTS).is_file():
+        return Path(os.path.expanduser(name))
+    runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
+                  for path in paths)
+    found = [folder for folder in runs if folder.name == name]
+    if len(found) > 1:
+        raise UserError(f"{flag} {name}: expected one run of this name, found {', '.join(map(str, found))}. "
+                        f"Give the path of one.")
+    if not found:
+        known = sorted({folder.name for folder in runs})
+        raise UserError(f"{flag} {name}: expected a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/, "
+                        f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
+                        "Check the name, or wait for the first epoch to end.")
+    return found[0]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"vqvae2": __version__, "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "torchmetrics")}}

@@ -1,0 +1,50 @@
+"""Nothing -> the settings of each training, mixed from those of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from vqvae2.images.settings import AugmentationSettings, DataSettings
+from vqvae2.models.settings import VqvaeSettings
+from vqvae2.priors.settings import PriorSettings
+from vqvae2.runs.settings import PresetSettings, RunSettings
+from vqvae2.settings.checks import expect, flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(RunSettings, DataSettings):
+    """What every training takes: how the run goes, and which images it reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVqvae(AugmentationSettings, VqvaeSettings, PresetSettings, TrainingSettings):
+    """Settings of train_vqvae.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
+    """Settings of train_pixel_cnn.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
+    condition_dropout: float = 0.1
+    """While training, this share of the images is told nothing, and of the others' values this share is unknown."""
+    copies: int = 0
+    """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are validated and saved; 0 keeps the plain ones."""
+    clip: float = 1.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("copies", "weight_decay"):
+            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
+        expect(0 <= self.condition_dropout < 1, "--condition-dropout", "0 <= SHARE < 1", self.condition_dropout,
+               "The default is 0.1.")
+        expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
