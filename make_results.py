@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import __version__, codes, likelihood, maps_plots, model_cards, report_text, samples
+from vqvae2 import __version__, likelihood, maps_plots, model_cards, report_text, samples
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.models import encoding
 from vqvae2.plots import pictures
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
@@ -167,7 +168,7 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     vqvae, priors = samples.load_models(*(str(models[what]) for what in ("vqvae", "top", "bottom")),
                                         distributed.pick_device())
     split = ImageSet(tuple(ImageFile(path.name, "test", path.name, "") for path in paths), real.numpy())
-    maps, made = codes.reconstruct(vqvae.model, split, len(paths))
+    maps, made = encoding.reconstruct(vqvae.model, split, len(paths))
     bits = likelihood.code_bits(priors, maps.levels, [{}] * len(paths), len(paths))
     unusual = likelihood.bits_per_pixel_maps(bits, real.shape[2:])
     masked = real.clone()

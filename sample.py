@@ -49,10 +49,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2 import drawing, inpainting, samples
-from vqvae2.autoencoder import TrainedVqvae
 from vqvae2.common import distributed, files, machine
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.inpainting import Unfinished
+from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
 from vqvae2.prior import Prior
 from vqvae2.runs import weights

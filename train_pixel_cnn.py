@@ -36,11 +36,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import autoencoder, codes, conditions
+from vqvae2 import conditions
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
 from vqvae2.prior import Prior
 from vqvae2.runs import weights
@@ -79,7 +80,7 @@ class PriorTrainer(Trainer):
         self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
         self.copies = [self._codes(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
                        for number in range(1, self.settings.copies + 1)]
-        for warning in codes.check_codebook_use(codes.code_figures(
+        for warning in encoding.check_codebook_use(encoding.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
@@ -104,16 +105,16 @@ class PriorTrainer(Trainer):
             raise UserError(f"--data {loaded.folder}: expected images of shape {expected} as --vqvae "
                             f"{self.settings.vqvae} was trained on, found {loaded.shape}. Give its --data or --size.")
 
-    def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> codes.CodeMaps:
+    def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Stored code maps, or the VQ-VAE's of these images; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"
-        stored = codes.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])
+        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:
                 change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
-                stored = codes.extract(self.vqvae.model, split, 64,
+                stored = encoding.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change)
             if distributed.rank() == 0:
                 stored.save(path, self.vqvae.hash, self.data["data_hash"])

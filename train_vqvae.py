@@ -23,15 +23,15 @@ import torch
 from torch import nn
 
 from trainer import Share, Trainer
-from vqvae2 import codes, losses
-from vqvae2.autoencoder import Vqvae
 from vqvae2.common.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
+from vqvae2.models import encoding, losses
+from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.quantizer import Place
 from vqvae2.plots import charts, curves
 from vqvae2.plots import pictures as plots
-from vqvae2.quantizer import Place
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training.settings import TrainVqvae
@@ -117,10 +117,10 @@ class VqvaeTrainer(Trainer):
         if not self.model.is_quantising():
             return {}
         split = self.images.splits["validate"]
-        maps = codes.extract(self.model, split, self.settings.batch)
+        maps = encoding.extract(self.model, split, self.settings.batch)
         self.code_counts = {level: coding.code_counts(one, self.settings.codebook_size)
                             for level, one in maps.levels.items()}
-        figures = codes.code_figures(self.model, split, maps, self.settings.batch)
+        figures = encoding.code_figures(self.model, split, maps, self.settings.batch)
         return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()
                 if name != "size"}
 

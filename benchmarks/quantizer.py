@@ -40,7 +40,7 @@ from common import processor
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.models.quantizer import EmaQuantizer, Place
 from vqvae2.settings import checks, parsing
 
 try:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vqvae2.autoencoder import Enlarging, ResidualBlock, Vqvae
-from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.models.autoencoder import Enlarging, ResidualBlock, Vqvae
+from vqvae2.models.quantizer import EmaQuantizer, Place
 from vqvae2.training.settings import TrainVqvae
 
 

@@ -8,8 +8,8 @@ import torch
 
 from train_vqvae import VqvaeTrainer
 from trainer import Share
-from vqvae2.autoencoder import Vqvae
-from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place
+from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place
 from vqvae2.training.settings import TrainVqvae
 
 BETA, DECAY, RATE = 0.3, 0.9, 0.05

@@ -10,11 +10,11 @@ from conftest import files_in
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from vqvae2 import codes
-from vqvae2.codes import CodeMaps
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.models import encoding
+from vqvae2.models.code_maps import CodeMaps
 
 LEVELS = ("top", "bottom")
 
@@ -116,7 +116,7 @@ class TestExtraction:
     @pytest.mark.parametrize("batch", [1, 5, 12, 100])
     def test_codes_are_those_of_each_image_whatever_the_batch(self, batch, noise):
         model, done = Known(uses_top=False), []
-        maps = codes.extract(model, noise, batch, done.append)
+        maps = encoding.extract(model, noise, batch, done.append)
         assert maps.names == [f"{i}.png" for i in range(12)]
         np.testing.assert_array_equal(maps.levels["bottom"], noise.pixels[:, 0] // 17)
         np.testing.assert_array_equal(maps.levels["top"][:, 0, 0], (noise.pixels[:, 0] // 17).mean((1, 2)).astype(int))
@@ -127,19 +127,19 @@ class TestExtraction:
         def darken_odd_ones(pixels, items):
             return pixels * torch.from_numpy(1 - items % 2)[:, None, None, None]
 
-        bottom = codes.extract(Known(uses_top=False), noise, 5, change=darken_odd_ones).levels["bottom"]
+        bottom = encoding.extract(Known(uses_top=False), noise, 5, change=darken_odd_ones).levels["bottom"]
         np.testing.assert_array_equal(bottom[::2], noise.pixels[::2, 0] // 17)
         assert not bottom[1::2].any()
 
     def test_no_image_gives_no_map(self):
-        assert codes.extract(Known(uses_top=False), image_set(np.zeros((0, 1, 16, 16), np.uint8)), 4).names == []
+        assert encoding.extract(Known(uses_top=False), image_set(np.zeros((0, 1, 16, 16), np.uint8)), 4).names == []
 
 
 class TestFigures:
     def figures(self, noise, uses_top):
         model = Known(uses_top)
-        maps = codes.extract(model, noise, 5)
-        return codes.code_figures(model, noise, maps, 5), maps
+        maps = encoding.extract(model, noise, 5)
+        return encoding.code_figures(model, noise, maps, 5), maps
 
     def test_a_level_that_the_decoder_ignores_has_a_shuffle_drop_of_0(self, noise):
         figures, _ = self.figures(noise, uses_top=False)
@@ -162,14 +162,14 @@ class TestFigures:
         maps = CodeMaps(noise.names, {"top": torch.tensor([0, 1] * 6)[:, None, None], "bottom": torch.from_numpy(
             np.stack([even if i % 2 == 0 else 15 - odd for i in range(12)]).astype(np.int64))})
         pictures = image_set(np.stack([even if i % 2 == 0 else odd for i in range(12)])[:, None] * 17)
-        figures = codes.code_figures(model, pictures, maps, 4)
+        figures = encoding.code_figures(model, pictures, maps, 4)
         assert figures["top"]["shuffle_drop"] > 0.3
 
     def test_figures_are_the_same_whatever_the_batch(self, noise):
         model = Known(uses_top=True)
-        maps = codes.extract(model, noise, 12)
-        assert codes.code_figures(model, noise, maps, 12)["bottom"]["shuffle_drop"] == pytest.approx(
-            codes.code_figures(model, noise, maps, 1)["bottom"]["shuffle_drop"], abs=1e-9)
+        maps = encoding.extract(model, noise, 12)
+        assert encoding.code_figures(model, noise, maps, 12)["bottom"]["shuffle_drop"] == pytest.approx(
+            encoding.code_figures(model, noise, maps, 1)["bottom"]["shuffle_drop"], abs=1e-9)
 
     def test_use_and_perplexity_are_those_of_the_whole_split(self, noise):
         figures, maps = self.figures(noise, uses_top=False)
@@ -181,7 +181,7 @@ class TestFigures:
 
     def test_the_drop_is_left_out_where_it_is_not_wanted(self, noise):
         model = Known(uses_top=False)
-        figures = codes.code_figures(model, noise, codes.extract(model, noise, 5), 5, with_shuffle_drop=False)
+        figures = encoding.code_figures(model, noise, encoding.extract(model, noise, 5), 5, with_shuffle_drop=False)
         assert set(figures["top"]) == {"size", "used", "perplexity"}
 
 
@@ -194,17 +194,17 @@ class TestCollapse:
         figures = {"top": {"size": size, "used": size}, "bottom": {"size": size, "used": used}}
         with pytest.raises(UserError, match=rf"^--vqvae brain: expected at least {needed} of {size} bottom codes in "
                                             rf"use on the training images, found {used}: its codebook has collapsed\."):
-            codes.check_codebook_use(figures, "brain")
+            encoding.check_codebook_use(figures, "brain")
 
     @pytest.mark.parametrize(("size", "used"), [(512, 11), (512, 51), (128, 8)])
     def test_a_codebook_of_which_little_is_used_is_warned_of(self, size, used):
-        warnings = codes.check_codebook_use({"top": {"size": size, "used": used}}, "brain")
+        warnings = encoding.check_codebook_use({"top": {"size": size, "used": used}}, "brain")
         assert len(warnings) == 1
         assert warnings[0].startswith(f"warning: only {used} of {size} top codes are in use on the training images. ")
 
     @pytest.mark.parametrize(("size", "used"), [(512, 52), (512, 512), (16, 8), (4, 4)])
     def test_a_codebook_that_is_used_is_passed_in_silence(self, size, used):
-        assert codes.check_codebook_use({"top": {"size": size, "used": used}}, "brain") == []
+        assert encoding.check_codebook_use({"top": {"size": size, "used": used}}, "brain") == []
 
 
 def test_codes_of_a_real_chain_are_stored_once_for_both_levels_and_tied_to_its_vqvae(tiny_run):

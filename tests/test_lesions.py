@@ -9,9 +9,10 @@ import torch
 from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
-from vqvae2 import anomalies, autoencoder, lesions, samples
+from vqvae2 import anomalies, lesions, samples
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.models import autoencoder
 from vqvae2.training.settings import TrainVqvae
 
 CPU = torch.device("cpu")

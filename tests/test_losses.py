@@ -4,7 +4,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from vqvae2 import losses
+from vqvae2.models import losses
 
 
 def test_a_black_pixel_may_be_blacker_and_a_white_one_whiter():

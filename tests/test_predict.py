@@ -12,13 +12,13 @@ from conftest import TINY, TINY_VQVAE, files_in, picture_of
 from PIL import Image
 from scan_files import ellipsoid, save, save_analyze
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from vqvae2.config import UserError
 
 import extract_slices
 import predict
 import train_vqvae
 from vqvae2 import prediction
-from vqvae2.autoencoder import load_vqvae
-from vqvae2.config import UserError
+from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
 from vqvae2.predict_config import PredictSettings
 from vqvae2.predict_inputs import Source, read_all, resized

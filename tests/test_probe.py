@@ -9,11 +9,11 @@ import torch
 from scipy import ndimage, stats
 
 from vqvae2 import probe
-from vqvae2.autoencoder import Vqvae
-from vqvae2.codes import CodeMaps
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.metrics import context_model
+from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.training.settings import TrainVqvae
 
 SIZE = 32

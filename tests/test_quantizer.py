@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2 import nearest as nearest_module
-from vqvae2 import quantizer
-from vqvae2.nearest import kmeans, nearest
-from vqvae2.quantizer import EmaQuantizer, Place
+from vqvae2.models import nearest as nearest_module
+from vqvae2.models import quantizer
+from vqvae2.models.nearest import kmeans, nearest
+from vqvae2.models.quantizer import EmaQuantizer, Place
 
 
 def started(codebook: torch.Tensor, decay: float = 0.9, count: float = 1.0) -> EmaQuantizer:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2 import codes, features, sample_report, samples
+from vqvae2 import features, sample_report, samples
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import dataset
+from vqvae2.models import encoding
 from vqvae2.settings.parsing import from_dict
 from vqvae2.training.settings import TrainVqvae
 
@@ -31,7 +32,7 @@ def judge(chain, out, drawn, trained=None, **changes):
     settings, vqvae, _, splits = chain
     train, test = splits["train"], splits["test"]
     return sample_report.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
-                               codes.extract(vqvae.model, train, 8), vqvae,
+                               encoding.extract(vqvae.model, train, 8), vqvae,
                                dataclasses.replace(settings, out=out, **changes),
                                features.load_extractor(None, torch.device("cpu")))
 

@@ -18,9 +18,9 @@ from conftest import files_in, on_screen
 
 import sample
 from vqvae2 import samples
-from vqvae2.autoencoder import load_vqvae
-from vqvae2.codes import CodeMaps
 from vqvae2.images.dataset import to_bytes
+from vqvae2.models.autoencoder import load_vqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.prior import load_prior
 from vqvae2.runs import weights
 

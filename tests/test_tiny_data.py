@@ -15,7 +15,7 @@ from fields import Field, order_that_hides
 from scipy.stats import chisquare
 
 from train_pixel_cnn import PriorTrainer
-from vqvae2.codes import CodeMaps
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.prior import Prior, load_prior
 from vqvae2.samples import Taste, draw_codes
 from vqvae2.training.settings import TrainPrior

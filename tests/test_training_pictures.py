@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_pixel_cnn
 import train_vqvae
-from vqvae2.codes import CodeMaps
 from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.metrics import coding, similarity
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import curves
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import log as run_log

@@ -12,14 +12,14 @@ from conftest import write_slices
 from PIL import Image
 
 import sample
-from vqvae2 import codes as code_maps
 from vqvae2 import translate
-from vqvae2.autoencoder import TrainedVqvae, Vqvae
-from vqvae2.codes import CodeMaps
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import load_images, to_bytes
 from vqvae2.images.settings import DataSettings
 from vqvae2.inpainting import encode_visible
+from vqvae2.models import encoding as code_maps
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.training.settings import TrainVqvae
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ import evaluate
 import sample
 import train_pixel_cnn
 import train_vqvae
-from vqvae2.autoencoder import Vqvae
 from vqvae2.common import files
+from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import as_dict

@@ -28,10 +28,11 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from vqvae2 import codes, lesions, likelihood, maps_plots
-from vqvae2.autoencoder import Vqvae
+from vqvae2 import lesions, likelihood, maps_plots
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
+from vqvae2.models import code_maps, encoding
+from vqvae2.models.autoencoder import Vqvae
 from vqvae2.prior import Prior
 
 SMOOTHING = 1 / 32
@@ -108,7 +109,7 @@ def judge(scored: Mapping[str, Scored], seed: int) -> dict:
 
 
 def surprise(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
-             maps: codes.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None) -> np.ndarray:
+             maps: code_maps.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None) -> np.ndarray:
     """Return float32 `[n, height, width]`, the NLL in bits per pixel: mean of the image's and of its mirror image's.
 
     Args:
@@ -116,13 +117,13 @@ def surprise(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch:
         maps: codes of the images, if they are there already.
         on_batch: told how many images have been encoded, or been read by a prior, since.
     """
-    def one_way(maps: codes.CodeMaps) -> np.ndarray:
+    def one_way(maps: code_maps.CodeMaps) -> np.ndarray:
         bits = likelihood.code_bits(priors, maps.levels, images.facts, batch, on_batch)
         return likelihood.bits_per_pixel_maps(bits, tuple(images.pixels.shape[2:])).numpy()
 
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
-    as_it_is = maps or codes.extract(model, images, batch, on_batch)
-    return (one_way(as_it_is) + one_way(codes.extract(model, mirrored, batch, on_batch))[..., ::-1]) / 2
+    as_it_is = maps or encoding.extract(model, images, batch, on_batch)
+    return (one_way(as_it_is) + one_way(encoding.extract(model, mirrored, batch, on_batch))[..., ::-1]) / 2
 
 
 def auroc(scores: np.ndarray, masks: np.ndarray, brain: np.ndarray, subjects: Sequence[str], seed: int) -> dict:
@@ -183,7 +184,7 @@ def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:
 def _scores(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
             bar: tqdm) -> dict[str, dict[str, np.ndarray]]:
     """Every score in all its forms, float32 `[n, height, width]`."""
-    maps, made = codes.reconstruct(model, images, batch, bar.update)
+    maps, made = encoding.reconstruct(model, images, batch, bar.update)
     bits = surprise(model, priors, images, batch, maps, bar.update)
     pixels = images.batch(np.arange(len(images)))
     grey = pixels.mean(1).numpy()

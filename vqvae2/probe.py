@@ -32,11 +32,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.autoencoder import Vqvae
-from vqvae2.codes import CodeMaps
 from vqvae2.common import random_numbers
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import context_model
+from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.code_maps import CodeMaps
 
 FOLDS = 4
 FLOOR, CEILING = 8, 247

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2.codes import CodeMaps
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.settings.checks import flag

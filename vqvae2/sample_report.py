@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import codes, conditions, features, memorisation, probe, sample_figures, samples
-from vqvae2.autoencoder import TrainedVqvae
+from vqvae2 import conditions, features, memorisation, probe, sample_figures, samples
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.models import code_maps
+from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.prior import Prior
 from vqvae2.sample_config import of_level
@@ -68,7 +69,7 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, training: ImageSet,
-          trained: ImageSet, training_codes: codes.CodeMaps | None, vqvae: TrainedVqvae,
+          trained: ImageSet, training_codes: code_maps.CodeMaps | None, vqvae: TrainedVqvae,
           settings: EvaluateSettings, extractor: features.Extractor) -> dict:
     """Return the samples' part of metrics.json; write closest.png to settings.out.
 
@@ -106,7 +107,7 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
 
 
 @torch.no_grad()
-def _reconstructions(training_codes: codes.CodeMaps, vqvae: TrainedVqvae, items: torch.Tensor) -> torch.Tensor:
+def _reconstructions(training_codes: code_maps.CodeMaps, vqvae: TrainedVqvae, items: torch.Tensor) -> torch.Tensor:
     """What these training images come back as: samples of perfect priors would be like these."""
     device = next(vqvae.model.parameters()).device
     return torch.cat([to_bytes(vqvae.model.decode({level: maps[some].to(device)

@@ -21,10 +21,10 @@ import torch
 from torch.nn import functional
 
 from vqvae2 import conditions
-from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.cached import CachedPrior
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.prior import Prior, load_prior
 
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.common import distributed
 from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import read_picture
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.settings.checks import expect
 

@@ -25,9 +25,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from vqvae2.codes import LEVELS, SMALLEST_SHARE, SMALLEST_USE
 from vqvae2.common import files
 from vqvae2.metrics import coding
+from vqvae2.models.code_maps import LEVELS
+from vqvae2.models.encoding import SMALLEST_SHARE, SMALLEST_USE
 from vqvae2.plots import charts
 from vqvae2.plots.charts import panels, plain
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN

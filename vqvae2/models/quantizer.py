@@ -41,7 +41,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.nearest import as_rows, kmeans, mean_squares, nearest
+from vqvae2.models.nearest import as_rows, kmeans, mean_squares, nearest
 
 CANDIDATES_PER_CODE = 8
 """Vectors looked at per embedding when embeddings are placed or restarted."""

@@ -5,60 +5,19 @@ A prior is trained on codes/<split>.npz in the VQ-VAE's folder, extracted once f
 """
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from vqvae2.autoencoder import Vqvae
-from vqvae2.common import distributed, files, random_numbers
+from vqvae2.common import distributed, random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import coding, similarity
+from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.code_maps import CodeMaps
 
-LEVELS = ("top", "bottom")
-OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What numpy.load and the reading of its arrays raise where a file is none of ours, or damaged."""
 SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
-
-
-@dataclass(frozen=True)
-class CodeMaps:
-    """The codes of some images."""
-
-    names: list[str]
-    levels: dict[str, torch.Tensor]
-    """For each level, coarse first, int64 `[n, height, width]`."""
-    scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What else is known of each image, float64 `[n]`."""
-
-    def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
-        """Write the maps as .npz, atomically."""
-        arrays = {level: codes.numpy().astype(np.int16) for level, codes in self.levels.items()}
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, image=np.array(self.names), vqvae_hash=vqvae_hash, data_hash=data_hash,
-                                    **arrays, **{name: one.numpy() for name, one in self.scores.items()})
-        files.write_atomically(path, write)
-
-    @classmethod
-    def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None) -> "CodeMaps | None":
-        """Return stored maps, or None where there are none, or they are another VQ-VAE's or another data set's."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["vqvae_hash"]) != vqvae_hash or data_hash not in (None, str(file["data_hash"])):
-                    return None
-                return cls([str(name) for name in file["image"]],
-                           {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
-                           {name: torch.from_numpy(file[name]) for name in file if name not in OTHERS})
-        except UNREADABLE:
-            return None
 
 
 @torch.no_grad()
@@ -156,4 +115,3 @@ def _interleave(shares: list[dict[str, np.ndarray]], total: int) -> dict[str, to
                 whole[rank::len(shares)] = share[level]
         levels[level] = torch.from_numpy(whole)
     return levels
-

@@ -40,8 +40,8 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2.common.errors import UserError
+from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
