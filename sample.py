@@ -54,7 +54,7 @@ from vqvae2.common.errors import UserError, run_script
 from vqvae2.inpainting import Unfinished
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
-from vqvae2.prior import Prior
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import weights
 from vqvae2.sample_config import SampleSettings
 from vqvae2.sample_folder import SampleFolder

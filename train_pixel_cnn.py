@@ -36,14 +36,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from trainer import Share, Trainer
-from vqvae2 import conditions
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
-from vqvae2.prior import Prior
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import weights
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before

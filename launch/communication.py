@@ -16,7 +16,7 @@ import torch
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import RESTART_EVERY, Place
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.prior import Prior
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.priors.settings import PriorSettings
 
 GIGABYTES_A_SECOND = {"NVLink 4 (450 GB/s)": 450, "400 Gb/s": 50, "200 Gb/s": 25, "25 Gb/s Ethernet": 3.125}

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2.cached import CachedPrior
-from vqvae2.conditions import Column
-from vqvae2.prior import Prior
+from vqvae2.priors.conditions import Column
+from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.stepping import CachedPrior
 from vqvae2.samples import Taste, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 
@@ -113,7 +113,7 @@ def addresses(thing: object) -> list[int]:
         return [thing.data_ptr()]
     if isinstance(thing, (list, tuple, dict)):
         return [place for part in (thing.values() if isinstance(thing, dict) else thing) for place in addresses(part)]
-    return addresses(vars(thing)) if type(thing).__module__ == "vqvae2.cached" else []
+    return addresses(vars(thing)) if type(thing).__module__ == "vqvae2.priors.stepping" else []
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2 import conditions
-from vqvae2.cached import CachedPrior
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.conditions import Column
-from vqvae2.prior import Prior
+from vqvae2.priors import conditions
+from vqvae2.priors.conditions import Column
+from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.stepping import CachedPrior
 from vqvae2.samples import Taste, choose, draw_codes, known_of
 from vqvae2.training.settings import TrainPrior
 

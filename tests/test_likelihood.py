@@ -13,9 +13,10 @@ from torch import nn
 
 import evaluate
 import train_pixel_cnn
-from vqvae2 import conditions, likelihood, map_files, prior_figures, samples
+from vqvae2 import likelihood, map_files, prior_figures, samples
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
+from vqvae2.priors import conditions
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 
 HEIGHT, WIDTH = 4, 5
 

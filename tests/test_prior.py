@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae2.prior import Prior, Spread
+from vqvae2.priors.pixel_cnn import Prior, Spread
 from vqvae2.samples import Taste, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vqvae2.conditions import Column
-from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
-from vqvae2.prior import GATES, GatedLayer, Prior
+from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.priors.conditions import Column
+from vqvae2.priors.pixel_cnn import GATES, GatedLayer, Prior
 from vqvae2.training.settings import TrainPrior
 
 CODES, CHANNELS = 7, 4

@@ -21,7 +21,7 @@ from vqvae2 import samples
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.prior import load_prior
+from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.runs import weights
 
 ROOT = Path(__file__).parents[1]

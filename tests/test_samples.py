@@ -7,7 +7,7 @@ import torch
 from test_prior import CODES, prior, random_codes
 
 from vqvae2 import samples
-from vqvae2.cached import CachedPrior
+from vqvae2.priors.stepping import CachedPrior
 from vqvae2.samples import Taste, bits_per_code, draw_codes, draw_maps
 
 

@@ -19,11 +19,11 @@ import train_pixel_cnn
 from train_pixel_cnn import PriorTrainer
 from trainer import Share
 from vqvae2.common import distributed, random_numbers
-from vqvae2.conditions import Column
 from vqvae2.images import augmentation, dataset
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.prior import load_prior
+from vqvae2.priors.conditions import Column
+from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse

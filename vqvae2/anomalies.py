@@ -33,7 +33,7 @@ from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
 from vqvae2.models import code_maps, encoding
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.prior import Prior
+from vqvae2.priors.pixel_cnn import Prior
 
 SMOOTHING = 1 / 32
 """Standard deviation of the smoothing, as a share of the image's width: 7 mm at a field of view of 224 mm."""

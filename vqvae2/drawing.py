@@ -22,7 +22,7 @@ from vqvae2.images.dataset import to_bytes
 from vqvae2.inpainting import Unfinished
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.prior import Prior
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.sample_config import SampleSettings
 from vqvae2.sample_folder import Finished
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch.nn import functional
 
-from vqvae2 import conditions
-from vqvae2.prior import Prior
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior
 
 
 @torch.no_grad()

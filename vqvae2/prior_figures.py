@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from vqvae2 import conditions
 from vqvae2.common import statistics
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import coding
-from vqvae2.prior import Prior
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior
 
 REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
               "position_histogram_bits": "position_histogram"}

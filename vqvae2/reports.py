@@ -38,7 +38,7 @@ from vqvae2.models import code_maps as code_maps_module
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import charts, curves, pictures
-from vqvae2.prior import Prior
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict

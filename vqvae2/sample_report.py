@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import conditions, features, memorisation, probe, sample_figures, samples
+from vqvae2 import features, memorisation, probe, sample_figures, samples
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
@@ -24,7 +24,8 @@ from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models import code_maps
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures as plots
-from vqvae2.prior import Prior
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.sample_config import of_level
 
 AT_A_TIME = 32

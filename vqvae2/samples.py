@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vqvae2 import conditions
-from vqvae2.cached import CachedPrior
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
-from vqvae2.prior import Prior, load_prior
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior, load_prior
+from vqvae2.priors.stepping import CachedPrior
 
 
 def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, device: torch.device,

@@ -29,9 +29,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2 import conditions
 from vqvae2.common.errors import UserError
-from vqvae2.masked_conv import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.priors import conditions
+from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.masked_conv import COLUMNS, ROWS, CausalAttention
-from vqvae2.prior import GatedLayer, Prior
+from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
+from vqvae2.priors.pixel_cnn import GatedLayer, Prior
 
 
 class CachedPrior:
