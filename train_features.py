@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer import Share, Trainer
 from vqvae2 import features, sample_figures
 from vqvae2.common import distributed, files, machine, random_numbers
 from vqvae2.common.errors import run_script
@@ -25,6 +24,7 @@ from vqvae2.feature_config import FeatureSettings
 from vqvae2.images import augmentation, dataset
 from vqvae2.plots import curves
 from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.training.trainer import Share, Trainer
 
 JUDGED = 400
 """Validation images, at most, that are harmed for harms.csv."""

@@ -33,8 +33,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from common import processor
 from ranks import run_on_ranks
 
-from train_vqvae import VqvaeTrainer
-from trainer import Share
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.images import dataset
@@ -42,6 +40,8 @@ from vqvae2.images.augmentation import Augmentation
 from vqvae2.images.settings import DataSettings
 from vqvae2.settings import checks, parsing
 from vqvae2.training.settings import TrainVqvae
+from vqvae2.training.trainer import Share
+from vqvae2.training.vqvae import VqvaeTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

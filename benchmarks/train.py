@@ -49,13 +49,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from train_vqvae import VqvaeTrainer
 from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import run_script
 from vqvae2.models import losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.settings import checks, parsing
 from vqvae2.training.settings import TrainVqvae
+from vqvae2.training.vqvae import VqvaeTrainer
 
 STEPS_BEFORE = 6
 """Untimed, once the codebooks are placed."""

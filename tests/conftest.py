@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import train_pixel_cnn
-import train_vqvae
+from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common.errors import run_script
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
@@ -49,7 +48,7 @@ def tiny_run(tiny_slices, tmp_path_factory) -> TinyRun:
     common = ["--data", str(tiny_slices), "--results", str(results), *TINY]
     train_vqvae.main([*common, "--savename", "tiny", *TINY_VQVAE])
     for level in ("top", "bottom"):
-        train_pixel_cnn.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
+        train_prior.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
     folder = results / "oasis"
     return TinyRun(tiny_slices, results, folder / "tiny", folder / "tiny-top", folder / "tiny-bottom")
 

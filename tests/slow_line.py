@@ -10,11 +10,11 @@ import time
 import torch
 from torch import nn
 
-from trainer import Share, Trainer
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.settings.parsing import parse
 from vqvae2.training.settings import TrainingSettings
+from vqvae2.training.trainer import Share, Trainer
 
 
 class SlowLine(Trainer):

@@ -16,15 +16,16 @@ from conftest import TINY, TINY_VQVAE, picture_of
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
-import train_vqvae
-from trainer import Share
+from vqvae2.commands import train_vqvae
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.images import augmentation, settings
 from vqvae2.images.augmentation import Augmentation, moved
 from vqvae2.runs import settings as settings_module
 from vqvae2.settings import parsing
+from vqvae2.training import vqvae
 from vqvae2.training.settings import TrainVqvae
+from vqvae2.training.trainer import Share
 
 NOTHING = {"no_mirror": True, "rotate_degrees": 0, "shift_mm": 0, "scale_percent": 0, "elastic_mm": 0,
            "intensity_percent": 0}
@@ -345,7 +346,7 @@ class TestSettings:
 class TestTraining:
     @pytest.mark.parametrize("augment", [False, True])
     def test_only_training_images_are_augmented_and_only_when_asked(self, augment, tiny_slices, tmp_path):
-        trainer = train_vqvae.VqvaeTrainer(TrainVqvae(data=tiny_slices, savename="v", epochs=1, batch=4, seed=5,
+        trainer = vqvae.VqvaeTrainer(TrainVqvae(data=tiny_slices, savename="v", epochs=1, batch=4, seed=5,
                                                          results=tmp_path, augment=augment))
         trainer.device = torch.device("cpu")
         trainer.start()
@@ -382,7 +383,7 @@ class TestTraining:
             table.writerows({**row, "plane": planes[number % 3]} for number, row in enumerate(rows))
         if text is not None:
             (tmp_path / "slices" / "extraction.json").write_text(text)
-        trainer = train_vqvae.VqvaeTrainer(TrainVqvae(data=tmp_path / "slices", savename="v", epochs=1, batch=4,
+        trainer = vqvae.VqvaeTrainer(TrainVqvae(data=tmp_path / "slices", savename="v", epochs=1, batch=4,
                                                          results=tmp_path, augment=True, size=16, ssim_weight=0.03))
         trainer.start()
         assert trainer.augmentation.width_mm == width  # --size changes the pixels, not what they show

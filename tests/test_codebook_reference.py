@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from train_vqvae import VqvaeTrainer
-from trainer import Share
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place
 from vqvae2.training.settings import TrainVqvae
+from vqvae2.training.trainer import Share
+from vqvae2.training.vqvae import VqvaeTrainer
 
 BETA, DECAY, RATE = 0.3, 0.9, 0.05
 BATCH, DIM, HEIGHT, WIDTH, SIZE = 3, 4, 2, 5, 6

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import predict
-import train_vqvae
+from vqvae2.commands import train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.settings import environment, parsing
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 
-import train_pixel_cnn
-import train_vqvae
 from vqvae2 import leaks, model_cards, reports
+from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
@@ -81,7 +80,7 @@ def leaky(tmp_path_factory):
     with pytest.raises(UserError, match=r"found subject OAS1_0002 in train and test\. Split by subject"):
         train_vqvae.main(vqvae)
     train_vqvae.main([*vqvae, "--allow-leak"])
-    train_pixel_cnn.main([*common, "--savename", "leaky-top", "--level", "top", *TINY_PRIOR, "--epochs", "1",
+    train_prior.main([*common, "--savename", "leaky-top", "--level", "top", *TINY_PRIOR, "--epochs", "1",
                           "--vqvae", str(folder / "results" / "oasis" / "leaky")])
     return folder / "results" / "oasis"
 

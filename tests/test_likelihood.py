@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-import train_pixel_cnn
 from vqvae2 import likelihood, map_files, prior_figures, samples
+from vqvae2.commands import train_prior
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.priors import conditions
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def told_top(tiny_run, tmp_path_factory):
     """A top prior that was told the position of each image."""
     results = tmp_path_factory.mktemp("told")
-    train_pixel_cnn.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
+    train_prior.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
                           "told", "--level", "top", "--vqvae", str(tiny_run.vqvae), "--condition", "position_mm"])
     return results / "oasis" / "told"
 

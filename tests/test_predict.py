@@ -16,8 +16,8 @@ from vqvae2.config import UserError
 
 import extract_slices
 import predict
-import train_vqvae
 from vqvae2 import prediction
+from vqvae2.commands import train_vqvae
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
 from vqvae2.predict_config import PredictSettings

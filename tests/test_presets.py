@@ -15,9 +15,7 @@ from test_resume import check_bitwise
 
 import evaluate
 import sample
-import train_pixel_cnn
-import train_vqvae
-from train_vqvae import VqvaeTrainer
+from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.feature_config import FeatureSettings
@@ -26,6 +24,7 @@ from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
 from vqvae2.training import settings
 from vqvae2.training.settings import TrainPrior, TrainVqvae
+from vqvae2.training.vqvae import VqvaeTrainer
 
 NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03"]
@@ -242,7 +241,7 @@ def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_p
     levels = ("top", "bottom")[:presets.load(name, "vqvae")["levels"]]
     for level in levels:
         for epochs in ("1", "2"):
-            train_pixel_cnn.main([*common, *SMALL_PRIOR, "--level", level, "--vqvae", str(runs / name),
+            train_prior.main([*common, *SMALL_PRIOR, "--level", level, "--vqvae", str(runs / name),
                                   "--epochs", epochs])
         assert len(files.read_rows(runs / f"{name}-{level}" / "log.csv")) == 2
     models = ["--vqvae", str(runs / name)] + [word for level in levels

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE
 
-from train_pixel_cnn import PriorTrainer
-from train_vqvae import VqvaeTrainer
 from vqvae2.common.errors import Stopped
 from vqvae2.settings.parsing import parse
+from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior, TrainVqvae
+from vqvae2.training.vqvae import VqvaeTrainer
 
 
 def signalled(trainer_class: type, step: int) -> type:

@@ -14,10 +14,10 @@ import torch
 from fields import Field, order_that_hides
 from scipy.stats import chisquare
 
-from train_pixel_cnn import PriorTrainer
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import Prior, load_prior
 from vqvae2.samples import Taste, draw_codes
+from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior
 
 CODES = 3

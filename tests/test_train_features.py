@@ -12,12 +12,12 @@ from test_resume import check_bitwise
 
 import train_features
 from train_features import FeatureTrainer
-from trainer import Share
 from vqvae2 import features
 from vqvae2.feature_config import FeatureSettings
 from vqvae2.features import HARMS, load_extractor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
+from vqvae2.training.trainer import Share
 
 CPU = torch.device("cpu")
 SMALL = [*TINY, "--epochs", "2", "--channels", "4", "--dims", "4"]

@@ -15,9 +15,7 @@ from ranks import run_on_ranks
 from test_resume import check_bitwise
 from torch.nn import functional
 
-import train_pixel_cnn
-from train_pixel_cnn import PriorTrainer
-from trainer import Share
+from vqvae2.commands import train_prior
 from vqvae2.common import distributed, random_numbers
 from vqvae2.images import augmentation, dataset
 from vqvae2.models.autoencoder import load_vqvae
@@ -27,7 +25,9 @@ from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
+from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior
+from vqvae2.training.trainer import Share
 
 AGES = {"OAS1_0001": "40", "OAS1_0002": "50", "OAS1_0003": "", "OAS1_0004": "60", "OAS1_0005": "70",
         "OAS1_0006": "80", "OAS1_0007": "45", "OAS1_0008": "n/a"}
@@ -69,7 +69,7 @@ class TestTold:
     @pytest.mark.parametrize("level", ["top", "bottom"])
     def test_columns_are_remembered_as_the_training_images_have_them(self, level, told):
         """Ages of the training subjects: 40, 50, 60, 70, 80 in three slices each; validation counts for nothing."""
-        train_pixel_cnn.main([*told, "--level", level, *CONDITION])
+        train_prior.main([*told, "--level", level, *CONDITION])
         config = weights.read_config(Path("results/oasis/new"))
         age, sex, position = config["columns"]
         assert (age["name"], age["categories"], age["mean"], age["least"], age["most"]) == ("age", [], 60, 40, 80)
@@ -94,16 +94,16 @@ class TestTold:
         ([], r"--condition \(was age sex position_mm\)"),
         ([*CONDITION, "--condition-dropout", "0.5"], r"--condition-dropout 0\.5 \(was 0\.1\)")])
     def test_other_conditions_than_a_run_began_with_are_refused(self, flags, found, told, refusal):
-        train_pixel_cnn.main([*told, *CONDITION])
+        train_prior.main([*told, *CONDITION])
         before = files_in(Path("results"))
-        line = refusal(train_pixel_cnn.main, *told, *flags)
+        line = refusal(train_prior.main, *told, *flags)
         assert re.search(rf"^--savename new: expected the settings that this run began with, found {found}\. Give those"
                          , line), line
         assert files_in(Path("results")) == before
 
     def test_facts_that_have_changed_since_are_refused_and_those_that_it_is_not_told_are_not(self, told, refusal):
         """Of one training image, of one validation image, and everybody's, in another unit or other words."""
-        train_pixel_cnn.main([*told, *CONDITION])
+        train_prior.main([*told, *CONDITION])
         before = files_in(Path("results"))
         manifest = Path("slices/manifest.csv")
         text = manifest.read_text()
@@ -112,23 +112,23 @@ class TestTold:
                         text.replace(",M,", ",male,").replace(",F,", ",female,")):
             assert changed != text
             manifest.write_text(changed)
-            line = refusal(train_pixel_cnn.main, *told, *CONDITION)
+            line = refusal(train_prior.main, *told, *CONDITION)
             assert re.search(r"^--savename new: expected the facts that this run began with \([0-9a-f]{12}\), found "
                              r"[0-9a-f]{12}\. Choose another --savename", line), line
             assert files_in(Path("results")) == before
         manifest.write_text(text.replace(",1.5", ",3"))
-        train_pixel_cnn.main([*told, *CONDITION, "--epochs", "3"])
+        train_prior.main([*told, *CONDITION, "--epochs", "3"])
         assert run_state.load_state(Path("results/oasis/new/state.pt"))["epoch"] == 3
 
     def test_a_column_that_the_manifest_lacks_is_refused_before_anything_is_written(self, told, refusal):
         before = files_in(Path())
-        line = refusal(train_pixel_cnn.main, *told, "--condition", "sex", "agee")
+        line = refusal(train_prior.main, *told, "--condition", "sex", "agee")
         assert re.search(r"^--condition agee: expected a column of the manifest, found none of that name among image, "
                          r".*position_mm, .*age, sex, field\. Correct the name", line), line
         assert files_in(Path()) == before
 
     def test_a_column_given_twice_is_refused(self, told, refusal):
-        line = refusal(train_pixel_cnn.main, *told, "--condition", "sex", "age", "sex")
+        line = refusal(train_prior.main, *told, "--condition", "sex", "age", "sex")
         assert re.search(r"--condition: expected each column once, found sex age sex\. For example", line), line
 
 

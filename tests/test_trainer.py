@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import Share, Trainer
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
 from vqvae2.training.settings import TrainingSettings
+from vqvae2.training.trainer import Share, Trainer
 
 
 class Line(Trainer):

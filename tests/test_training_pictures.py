@@ -11,8 +11,7 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train_pixel_cnn
-import train_vqvae
+from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.metrics import coding, similarity
@@ -21,6 +20,7 @@ from vqvae2.plots import curves
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import log as run_log
 from vqvae2.runs.log import RunLog
+from vqvae2.training import vqvae
 
 EVERY_EPOCH = [*TINY[: TINY.index("--pictures-every")], *TINY_VQVAE[2:], "--pictures-every", "1"]
 SMALL = Image.new("RGB", (40, 30), (10, 20, 30))
@@ -144,7 +144,7 @@ def test_what_the_histogram_counts_is_what_the_log_reports(tiny_slices, tmp_path
 @pytest.mark.usefixtures("no_curves")
 def test_drawing_needs_no_other_process(tiny_slices, tmp_path, monkeypatch):
     """Rank 0 draws alone: a sum over ranks there would wait for ever."""
-    draw = train_vqvae.VqvaeTrainer.pictures
+    draw = vqvae.VqvaeTrainer.pictures
 
     def alone(trainer, epoch):
         with monkeypatch.context() as changed:
@@ -152,7 +152,7 @@ def test_drawing_needs_no_other_process(tiny_slices, tmp_path, monkeypatch):
                 changed.setattr(distributed, name, lambda *_, name=name: pytest.fail(f"{name} while drawing"))
             draw(trainer, epoch)
 
-    monkeypatch.setattr(train_vqvae.VqvaeTrainer, "pictures", alone)
+    monkeypatch.setattr(vqvae.VqvaeTrainer, "pictures", alone)
     folder = train(tiny_slices, tmp_path, 2)
     assert len(list((folder / "reconstructions").iterdir())) == 2
 
@@ -197,7 +197,7 @@ def test_a_prior_draws_its_curves_beside_the_models_that_count(tiny_run, tmp_pat
     drawn = []
     monkeypatch.setattr(curves, "curves", lambda rows, out, **more: drawn.append((len(rows), out.name, more)))
     arguments = [*TINY[: TINY.index("--pictures-every")], *TINY_PRIOR, "--pictures-every", "1", "--level", "top"]
-    train_pixel_cnn.main([*arguments, "--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--results",
+    train_prior.main([*arguments, "--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--results",
                           str(tmp_path), "--savename", "top"])
     assert [(rows, name) for rows, name, _ in drawn] == [(1, "losses.png"), (2, "losses.png")]
     assert drawn[1][2]["title"] == "top, top prior: epoch 2 of 2"

@@ -21,16 +21,15 @@ import torch
 from conftest import TINY_VQVAE, files_in, on_screen
 from vqvae2.config import UserError
 
-import train_vqvae
-import tune
-from vqvae2 import tuning, tuning_study
+from vqvae2.commands import train_vqvae, tune
 from vqvae2.common import files
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings import parsing
+from vqvae2.training import tuner, tuning, tuning_study
 from vqvae2.training.settings import TrainVqvae
-from vqvae2.tune_config import Choices, Range, TuneSettings, space_of
-from vqvae2.tuning import TrialResult
+from vqvae2.training.tuning import TrialResult
+from vqvae2.training.tuning_settings import Choices, Range, TuneSettings, space_of
 
 ROOT = Path(__file__).parents[1]
 needs_optuna = pytest.mark.skipif(tuning_study.optuna is None, reason="needs the extra tune: pip install -e '.[tune]'")
@@ -234,7 +233,7 @@ def table(folder):
 def search(tiny_slices, apart, monkeypatch):
     """Run a study of pretended trainings in a folder; return its table. Charts take longer than all else: none."""
     def run(folder, *flags, training=pretend):
-        monkeypatch.setattr(tune, "train", training)
+        monkeypatch.setattr(tuner, "train", training)
         monkeypatch.setattr(tuning, "draw", lambda *_: None)
         monkeypatch.setattr(tuning_study, "AT_RANDOM", 3)
         tune.main([*map(str, ("--study", "s", "--data", tiny_slices, "--out", folder, "--epochs", 4, "--batch", 8,

@@ -8,13 +8,13 @@ import torch
 from ranks import run_on_ranks
 from torch import nn
 
-import trainer as trainer_module
-from train_vqvae import VqvaeTrainer
-from trainer import Trainer
 from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped
 from vqvae2.runs.state import load_state
+from vqvae2.training import trainer as trainer_module
 from vqvae2.training.settings import TrainingSettings, TrainVqvae
+from vqvae2.training.trainer import Trainer
+from vqvae2.training.vqvae import VqvaeTrainer
 
 
 class Recorded(VqvaeTrainer):

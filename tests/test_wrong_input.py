@@ -13,8 +13,8 @@ from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, on_screen, write_sl
 
 import evaluate
 import sample
-import train_pixel_cnn
-import train_vqvae
+from vqvae2.commands import train_prior as train_pixel_cnn
+from vqvae2.commands import train_vqvae
 from vqvae2.common import files
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import state as run_state

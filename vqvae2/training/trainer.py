@@ -15,13 +15,13 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from vqvae2 import averaging
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.runs import folder as run_folder
 from vqvae2.runs import log as run_log
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
+from vqvae2.training import averaging
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0

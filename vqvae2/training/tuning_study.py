@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vqvae2 import tuning
 from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.settings.checks import expect
-from vqvae2.tune_config import Choices, Range, Space, TuneSettings, changes, shared_settings
-from vqvae2.tuning import TrialResult
+from vqvae2.training import tuning
+from vqvae2.training.tuning import TrialResult
+from vqvae2.training.tuning_settings import Choices, Range, Space, TuneSettings, changes, shared_settings
 
 try:
     import optuna

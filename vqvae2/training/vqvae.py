@@ -1,29 +1,9 @@
-r"""Images -> a trained VQ-VAE-2 in results/<dataset>/<savename>/.
-
-One process, on the CPU or on one GPU:
-    python train_vqvae.py --dataset oasis --batch 32 --epochs 60 --savename brain-128
-One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_vqvae.py \
-        --dataset oasis --batch 16 --epochs 60 --savename brain-256
-Two machines with 8 GPUs each (run on both; HOST is the first one's address):
-    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
-        --rdzv_endpoint=HOST:29500 train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain-256
-
-A set-up by its name, on any folder of pictures (below is a list; flags beat it):
-    python train_vqvae.py --preset own-images --data ~/pictures
-
-The same command goes on where a run was stopped. --batch is for each process.
-Watch each level's used codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
-"""
-
-import dataclasses
+"""Slices -> a trained VQ-VAE: what the trainer's loop is told of it."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from trainer import Share, Trainer
-from vqvae2.common.errors import run_script
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
@@ -33,8 +13,7 @@ from vqvae2.models.quantizer import Place
 from vqvae2.plots import charts, curves
 from vqvae2.plots import pictures as plots
 from vqvae2.settings.checks import expect
-from vqvae2.settings.parsing import parse, path_from_environment
-from vqvae2.training.settings import TrainVqvae
+from vqvae2.training.trainer import Share, Trainer
 
 PICTURED = 8
 
@@ -148,15 +127,3 @@ class VqvaeTrainer(Trainer):
         for level, counts in self.code_counts.items():
             self.log.histogram(f"use_of_codes_percent/{level}", epoch, 100 * counts / counts.sum())
         model.train()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Train as the command line says."""
-    settings = parse(TrainVqvae, __doc__, arguments)
-    # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
-    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    VqvaeTrainer(dataclasses.replace(settings, data=data)).run()
-
-
-if __name__ == "__main__":
-    run_script(main)

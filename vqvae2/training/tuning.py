@@ -36,7 +36,7 @@ from vqvae2.settings import presets
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict
 from vqvae2.training.settings import TrainVqvae
-from vqvae2.tune_config import Choices, Range, Space, TuneSettings, space_of
+from vqvae2.training.tuning_settings import Choices, Range, Space, TuneSettings, space_of
 
 FLOORS = {"used_share": 0.5, "perplexity_share": 0.05, "shuffle_drop": 0.05}
 PENALTY, UNFIT = 0.1, 1.0

@@ -1,29 +1,4 @@
-r"""Codes of a trained VQ-VAE -> a trained PixelCNN prior in results/<dataset>/<savename>/.
-
-The top prior, then the bottom prior, which is conditioned on the top codes (either may be first):
-    python train_pixel_cnn.py --level top --vqvae brain-128 \
-        --dataset oasis --batch 16 --epochs 100 --savename brain-128-top
-    python train_pixel_cnn.py --level bottom --vqvae brain-128 \
-        --dataset oasis --batch 16 --epochs 60 --savename brain-128-bottom
-Told where a slice was taken, and more training maps, of images that are mirrored, shifted and scaled:
-    python train_pixel_cnn.py --level top --vqvae brain-128 --dataset oasis --batch 4 --epochs 30 \
-        --savename brain-128-top-told --condition position_mm --copies 5
-The one level of a plain VQ-VAE, by a gated PixelCNN without attention:
-    python train_pixel_cnn.py --level top --vqvae brain-128-plain --network gated \
-        --dataset oasis --batch 4 --epochs 30 --savename brain-128-plain-top
-The prior of a VQ-VAE that was trained as a preset says:
-    python train_pixel_cnn.py --preset own-images --level top --data ~/pictures
-One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py \
-        --level top --vqvae brain-256 --dataset oasis --batch 16 --epochs 100 --savename brain-256-top
-Two machines (run on both; HOST is the first one's address):
-    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
-        --rdzv_endpoint=HOST:29500 train_pixel_cnn.py \
-        --level bottom --vqvae brain-256 --dataset oasis --batch 16 --epochs 60 --savename brain-256-bottom
-
-The codes are extracted once into the VQ-VAE's folder and serve both levels. Losses are bits per code; beside
-them stand three reference models that only count. A prior that does not beat them has learned nothing.
-"""
+"""Codes of a VQ-VAE -> a trained prior of one level: what the trainer's loop is told of it."""
 
 import dataclasses
 import hashlib
@@ -35,20 +10,19 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from trainer import Share, Trainer
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.common.errors import UserError, run_script
+from vqvae2.common.errors import UserError
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
 from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import Prior
-from vqvae2.runs import weights
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before
-from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.settings.parsing import path_from_environment
 from vqvae2.training.settings import TrainPrior
+from vqvae2.training.trainer import Share, Trainer
 
 
 class PriorTrainer(Trainer):
@@ -209,14 +183,3 @@ class PriorTrainer(Trainer):
         """Draw the curves, beside what models need that only count."""
         title = f"{self.settings.savename}, {self.kind}: epoch {epoch} of {self.settings.epochs}"
         curves.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Train as the command line says."""
-    settings = parse(TrainPrior, __doc__, arguments)
-    weights.find_run(settings.vqvae, "--vqvae", settings.results)
-    PriorTrainer(settings).run()
-
-
-if __name__ == "__main__":
-    run_script(main)
