@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import __version__, likelihood, maps_plots, model_cards, report_text, samples
+from vqvae2 import __version__, likelihood, maps_plots, model_cards, report_text
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
@@ -35,6 +35,7 @@ from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models import encoding
 from vqvae2.plots import pictures
 from vqvae2.runs import weights
+from vqvae2.sampling import sampler
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 
@@ -69,7 +70,7 @@ class ResultsSettings:
     """Folder whose results.md and pictures are written."""
     sizes: tuple[int, ...] = ()
     """Sizes of the models in pretrained/ that are judged. Default: all."""
-    samples: int = 256
+    sampler: int = 256
     """Samples that are judged of each size."""
     per_scan: int = 60
     """Slices of each scan."""
@@ -165,7 +166,7 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     out, models = settings.out / str(size), models_of(size)
     paths = pictures_in(out / "to-complete")
     real = _stacked(paths)
-    vqvae, priors = samples.load_models(*(str(models[what]) for what in ("vqvae", "top", "bottom")),
+    vqvae, priors = sampler.load_models(*(str(models[what]) for what in ("vqvae", "top", "bottom")),
                                         distributed.pick_device())
     split = ImageSet(tuple(ImageFile(path.name, "test", path.name, "") for path in paths), real.numpy())
     maps, made = encoding.reconstruct(vqvae.model, split, len(paths))

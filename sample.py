@@ -48,16 +48,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2 import drawing, inpainting, samples
 from vqvae2.common import distributed, files, machine
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.inpainting import Unfinished
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import weights
-from vqvae2.sample_config import SampleSettings
-from vqvae2.sample_folder import SampleFolder
+from vqvae2.sampling import candidates, inpainting, sampler
+from vqvae2.sampling.folder import SampleFolder
+from vqvae2.sampling.inpainting import Unfinished
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import as_dict, parse
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     signals = machine.Signals()
     stopped = f"Stopped by a signal, all finished images saved: {settings.out}. The same command goes on from here."
     # On one thread also what is not drawn: with another number of threads the last bits might be others.
-    with signals, signals.stopping_at_once(stopped), samples.one_thread():
+    with signals, signals.stopping_at_once(stopped), sampler.one_thread():
         run(settings)
 
 
@@ -82,17 +82,17 @@ def run(settings: SampleSettings) -> None:
     if settings.inpaint is not None:
         inpainting.check(settings)
     device = distributed.pick_device()
-    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, device)
+    vqvae, priors = sampler.load_models(settings.vqvae, settings.top, settings.bottom, device)
     missing = [level for level in vqvae.model.levels if level not in priors]
     if missing:
         raise UserError(f"--{missing[0]}: expected the {missing[0]} prior of --vqvae {settings.vqvae}, which has "
                         f"{len(vqvae.model.levels)} levels, found none. Give --{missing[0]} NAME.")
-    samples.known_of(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
+    sampler.known_of(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
     unfinished = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     folder = SampleFolder(settings.out, describe(settings, vqvae, priors, unfinished))
     distributed.start(device, MINUTES_FOR_OTHERS)
     try:
-        write_samples(drawing.Drawer(vqvae, priors, settings, unfinished), folder)
+        write_samples(candidates.Drawer(vqvae, priors, settings, unfinished), folder)
     finally:
         distributed.stop()
 
@@ -106,10 +106,10 @@ def describe(settings: SampleSettings, vqvae: TrainedVqvae, priors: dict[str, Pr
             "mask_hash": None, **(unfinished.hashes if unfinished else {})}
 
 
-def write_samples(drawer: drawing.Drawer, folder: SampleFolder) -> None:
+def write_samples(drawer: candidates.Drawer, folder: SampleFolder) -> None:
     """Draw and write what is not there yet, shared out over the processes; then the grid, the codes, the settings."""
     settings = drawer.settings
-    wishes = drawing.wishes_of(settings, drawer.unfinished)
+    wishes = candidates.wishes_of(settings, drawer.unfinished)
     names = [wish.name for wish in wishes]
     distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
@@ -120,7 +120,7 @@ def write_samples(drawer: drawing.Drawer, folder: SampleFolder) -> None:
     distributed.on_rank_0(lambda: finish(drawer, folder, names))
 
 
-def draw(drawer: drawing.Drawer, wishes: list[drawing.Wish], folder: SampleFolder) -> None:
+def draw(drawer: candidates.Drawer, wishes: list[candidates.Wish], folder: SampleFolder) -> None:
     """Draw and write these images; progress is rank 0's own."""
     codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * drawer.settings.reject
     with tqdm(total=codes * len(wishes), desc="sampling", unit="code", leave=False,
@@ -129,10 +129,10 @@ def draw(drawer: drawing.Drawer, wishes: list[drawing.Wish], folder: SampleFolde
             folder.keep(image)
 
 
-def finish(drawer: drawing.Drawer, folder: SampleFolder, names: list[str]) -> None:
+def finish(drawer: candidates.Drawer, folder: SampleFolder, names: list[str]) -> None:
     """Write what shows or says something of all images, and print where it is. For rank 0 alone."""
     maps = folder.collect(names)
-    report = drawing.rejection_report(drawer.settings, maps)
+    report = candidates.rejection_report(drawer.settings, maps)
     grid = new_images(folder, names) if drawer.unfinished is None else completions(folder, drawer)
     folder.finish(maps, grid, report)
     for one in report.values():
@@ -147,7 +147,7 @@ def new_images(folder: SampleFolder, names: list[str]) -> Image.Image:
     return pictures.image_grid(pictures.enlarged(torch.stack(images)), columns=max(1, round(len(images)**0.5)))
 
 
-def completions(folder: SampleFolder, drawer: drawing.Drawer) -> Image.Image:
+def completions(folder: SampleFolder, drawer: candidates.Drawer) -> Image.Image:
     """Return a row for each of the first MOST_ROWS images: what was given, and its first MOST_COMPLETIONS."""
     number, rows = min(drawer.settings.count, MOST_COMPLETIONS), []
     for item, name in enumerate(drawer.unfinished.names[:MOST_ROWS]):

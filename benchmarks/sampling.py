@@ -37,7 +37,7 @@ from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.priors.stepping import CachedPrior
-from vqvae2.samples import Taste, choose
+from vqvae2.sampling.sampler import Taste, choose
 from vqvae2.settings import checks, parsing
 from vqvae2.training.settings import TrainPrior
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vqvae2.priors.conditions import Column
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.priors.stepping import CachedPrior
-from vqvae2.samples import Taste, choose, draw_codes
+from vqvae2.sampling.sampler import Taste, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 
 CODES, DIM = 12, 5

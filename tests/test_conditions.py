@@ -16,7 +16,7 @@ from vqvae2.priors import conditions
 from vqvae2.priors.conditions import Column
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.priors.stepping import CachedPrior
-from vqvae2.samples import Taste, choose, draw_codes, known_of
+from vqvae2.sampling.sampler import Taste, choose, draw_codes, known_of
 from vqvae2.training.settings import TrainPrior
 
 AGE = Column("age", (), 60.0, 10.0, 40.0, 80.0)

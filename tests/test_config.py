@@ -13,7 +13,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
-from vqvae2.sample_config import SampleSettings
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import parsing
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vqvae2
 from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.sample_config import SampleSettings
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.spelling import flags_of
 from vqvae2.training.settings import TrainPrior, TrainVqvae
 

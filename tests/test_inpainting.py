@@ -12,12 +12,12 @@ from conftest import files_in
 from PIL import Image
 
 import sample
-from vqvae2 import inpainting
 from vqvae2.images.dataset import unique_names
-from vqvae2.inpainting import Unfinished, encode_visible
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
+from vqvae2.sampling import inpainting
+from vqvae2.sampling.inpainting import Unfinished, encode_visible
 from vqvae2.training.settings import TrainVqvae
 
 SIDE = 32

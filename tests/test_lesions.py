@@ -9,10 +9,11 @@ import torch
 from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
-from vqvae2 import anomalies, lesions, samples
+from vqvae2 import anomalies, lesions
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.models import autoencoder
+from vqvae2.sampling import sampler
 from vqvae2.training.settings import TrainVqvae
 
 CPU = torch.device("cpu")
@@ -156,7 +157,7 @@ def test_smoothing_keeps_what_is_even_and_takes_nothing_from_outside_the_brain()
 @pytest.fixture(scope="module")
 def chain(tiny_run):
     """The tiny VQ-VAE, its priors, and six images of 32 x 32 pixels of three subjects."""
-    vqvae, priors = samples.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom), CPU)
+    vqvae, priors = sampler.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom), CPU)
     pixels = np.stack([picture_of(30 + number // 2, number % 2)[None] for number in range(6)])
     files = tuple(ImageFile(f"test/{number}.png", "test", f"s{number // 2}", "") for number in range(6))
     return vqvae.model, priors, ImageSet(files, pixels)

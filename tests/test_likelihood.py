@@ -12,11 +12,12 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-from vqvae2 import likelihood, map_files, prior_figures, samples
+from vqvae2 import likelihood, map_files, prior_figures
 from vqvae2.commands import train_prior
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.priors import conditions
+from vqvae2.sampling import sampler
 
 CPU = torch.device("cpu")
 
@@ -55,7 +56,7 @@ def test_a_code_of_probability_one_eighth_costs_three_bits():
 
 
 def test_bits_are_those_of_torch_whatever_the_batch(tiny_run):
-    priors = samples.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom), CPU)[1]
+    priors = sampler.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom), CPU)[1]
     draw = torch.Generator().manual_seed(0)
     levels = {level: torch.randint(16, (5, side, side), generator=draw) for level, side in (("top", 4), ("bottom", 8))}
     done = []
@@ -150,7 +151,7 @@ def test_pictures_of_maps_stand_beside_their_image_in_fixed_colours(tmp_path):
 
 class TestEvaluate:
     def test_a_prior_that_is_told_something_is_judged_with_what_is_known(self, tiny_run, told_top):
-        vqvae, priors = samples.load_models(str(tiny_run.vqvae), str(told_top), None, CPU)
+        vqvae, priors = sampler.load_models(str(tiny_run.vqvae), str(told_top), None, CPU)
         split = an_image_set(["a.png"], size=32)
         codes = {"top": torch.zeros(1, 4, 4, dtype=torch.long)}
         blind, told = (likelihood.code_bits(priors, codes, [facts], 1)["top"].sum().item()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqvae2 import samples
 from vqvae2.runs.weights import load_weights
+from vqvae2.sampling import sampler
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 FOLDERS = sorted(path for path in PRETRAINED.iterdir() if path.is_dir())
@@ -23,10 +23,10 @@ def test_each_has_a_card_and_names_no_place_of_the_machine_that_trained_it(folde
 
 def test_they_belong_together_and_draw_an_outline_on_black():
     """A fifth to a half of a slice is brain in training; one image at a low temperature keeps to that."""
-    vqvae, priors = samples.load_models(*(str(PRETRAINED / name) for name in ("vqvae-128", "top-128", "bottom-128")),
+    vqvae, priors = sampler.load_models(*(str(PRETRAINED / name) for name in ("vqvae-128", "top-128", "bottom-128")),
                                         torch.device("cpu"))
-    tastes = {"top": samples.Taste(0.9, top_p=0.9), "bottom": samples.Taste(0.7, top_p=0.9)}
-    image, maps = samples.draw_images(vqvae.model, priors, [0], 0, tastes)
+    tastes = {"top": sampler.Taste(0.9, top_p=0.9), "bottom": sampler.Taste(0.7, top_p=0.9)}
+    image, maps = sampler.draw_images(vqvae.model, priors, [0], 0, tastes)
     assert {level: tuple(one.shape) for level, one in maps.items()} == {"top": (1, 16, 16), "bottom": (1, 32, 32)}
     assert 0.15 < (image > 0.05).float().mean().item() < 0.5
     assert image[..., :8].max() < 0.05

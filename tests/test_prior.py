@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqvae2.priors.pixel_cnn import Prior, Spread
-from vqvae2.samples import Taste, choose, draw_codes
+from vqvae2.sampling.sampler import Taste, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 
 CODES = 12

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from vqvae2 import model_cards, publishing, samples
+from vqvae2 import model_cards, publishing
 from vqvae2.common.errors import UserError
 from vqvae2.runs import weights as checkpoints
+from vqvae2.sampling import sampler
 
 
 def weights(folder):
@@ -28,7 +29,7 @@ def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp
 def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_run, tmp_path):
     for name in ("vqvae", "top", "bottom"):
         publishing.publish(getattr(tiny_run, name), tmp_path / name, bf16=name != "vqvae")
-    _, priors = samples.load_models(*(str(tmp_path / name) for name in ("vqvae", "top", "bottom")),
+    _, priors = sampler.load_models(*(str(tmp_path / name) for name in ("vqvae", "top", "bottom")),
                                     torch.device("cpu"))
     assert all(one.dtype == torch.float32 for prior in priors.values() for one in prior.parameters())
     original, rounded = (weights(folder)[0] for folder in (tiny_run.top, tmp_path / "top"))

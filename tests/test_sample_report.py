@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2 import features, sample_report, samples
+from vqvae2 import features, sample_report
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.models import encoding
+from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import from_dict
 from vqvae2.training.settings import TrainVqvae
 
@@ -20,7 +21,7 @@ from vqvae2.training.settings import TrainVqvae
 @pytest.fixture(scope="module")
 def chain(tiny_run):
     """Settings, models and images of the tiny run."""
-    vqvae, priors = samples.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom),
+    vqvae, priors = sampler.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom),
                                         torch.device("cpu"))
     settings = EvaluateSettings(vqvae=str(tiny_run.vqvae), top=str(tiny_run.top), bottom=str(tiny_run.bottom),
                                 out=tiny_run.results / "report", samples=6)

@@ -17,12 +17,12 @@ import torch
 from conftest import files_in, on_screen
 
 import sample
-from vqvae2 import samples
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.runs import weights
+from vqvae2.sampling import sampler
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
@@ -103,7 +103,7 @@ class TestGoingOn:
     def test_the_same_command_again_draws_nothing_and_leaves_the_same_bytes(self, draw, monkeypatch, capfd):
         out = draw("--count", 3)
         before = files_in(out)
-        monkeypatch.setattr(samples, "draw_codes", None)
+        monkeypatch.setattr(sampler, "draw_codes", None)
         draw("--count", 3)
         assert files_in(out) == before
         assert "3 of 3 images are there already" in capfd.readouterr().out
@@ -288,8 +288,8 @@ class TestRejection:
         found = CodeMaps.load(out / "codes.npz", vqvae.hash)
         kept, of_all = [], []
         for image in range(2):
-            top = samples.draw_codes(priors["top"], [image] * 4, 0, "top", candidates=range(4))
-            maps = {"top": top, "bottom": samples.draw_codes(priors["bottom"], [image] * 4, 0, "bottom", top_codes=top,
+            top = sampler.draw_codes(priors["top"], [image] * 4, 0, "top", candidates=range(4))
+            maps = {"top": top, "bottom": sampler.draw_codes(priors["bottom"], [image] * 4, 0, "bottom", top_codes=top,
                                                              candidates=range(4))}
             scores = scores_of(by, vqvae, priors, maps) / (16 + 64)
             best = scores.argmin() if by == "likelihood" else scores.argmax()

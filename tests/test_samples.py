@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_prior import CODES, prior, random_codes
 
-from vqvae2 import samples
 from vqvae2.priors.stepping import CachedPrior
-from vqvae2.samples import Taste, bits_per_code, draw_codes, draw_maps
+from vqvae2.sampling import sampler
+from vqvae2.sampling.sampler import Taste, bits_per_code, draw_codes, draw_maps
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def steps(monkeypatch):
             positions.append((row, column))
             return super().step(row, column)
 
-    monkeypatch.setattr(samples, "CachedPrior", Counting)
+    monkeypatch.setattr(sampler, "CachedPrior", Counting)
     return positions
 
 
@@ -121,7 +121,7 @@ def test_bits_per_code_of_an_image_do_not_depend_on_its_batch():
 def test_priors_draw_in_float64_and_stay_as_they_were():
     model = prior("top")
     model.float()
-    copied = samples.in_float64({"top": model})["top"]
+    copied = sampler.in_float64({"top": model})["top"]
     assert (copied.bias.dtype, model.bias.dtype) == (torch.float64, torch.float32)
     together, alone = (CachedPrior(copied, batch) for batch in (5, 1))
     torch.testing.assert_close(together.step(0, 0)[:1], alone.step(0, 0), rtol=0, atol=1e-12)

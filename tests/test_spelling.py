@@ -11,7 +11,7 @@ import pytest
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
 from vqvae2.predict_config import PredictSettings
-from vqvae2.sample_config import SampleSettings
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import spelling
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings

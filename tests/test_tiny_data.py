@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import Prior, load_prior
-from vqvae2.samples import Taste, draw_codes
+from vqvae2.sampling.sampler import Taste, draw_codes
 from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior
 

@@ -16,10 +16,10 @@ from vqvae2 import translate
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import load_images, to_bytes
 from vqvae2.images.settings import DataSettings
-from vqvae2.inpainting import encode_visible
 from vqvae2.models import encoding as code_maps
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
+from vqvae2.sampling.inpainting import encode_visible
 from vqvae2.training.settings import TrainVqvae
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.sample_config import SAID, check_tastes
+from vqvae2.sampling.settings import SAID, check_tastes
 from vqvae2.settings.checks import check_seed, expect, flag
 
 

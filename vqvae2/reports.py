@@ -16,18 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import (
-    anomalies,
-    features,
-    leaks,
-    lesions,
-    likelihood,
-    map_files,
-    prior_figures,
-    rates,
-    sample_report,
-    samples,
-)
+from vqvae2 import anomalies, features, leaks, lesions, likelihood, map_files, prior_figures, rates, sample_report
 from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
@@ -41,6 +30,7 @@ from vqvae2.plots import charts, curves, pictures
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
+from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import from_dict
 
 SCHEMA, METRICS = 1, "metrics.json"
@@ -61,7 +51,7 @@ class Judged:
     reconstructions: torch.Tensor
     """uint8 `[n, channels, height, width]`."""
     code_maps: code_maps_module.CodeMaps
-    samples: torch.Tensor | None
+    sampler: torch.Tensor | None
     """uint8 `[samples, channels, height, width]`, where there are any."""
 
 
@@ -131,7 +121,7 @@ def check_out(out: Path) -> None:
 
 def _models(settings: EvaluateSettings) -> tuple[TrainedVqvae, dict[str, Prior]]:
     """The VQ-VAE and the priors that are given, which are enough for what is asked for."""
-    vqvae, priors = samples.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
+    vqvae, priors = sampler.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
     missing = [level for level in vqvae.model.levels if level not in priors]
     needing = ["likelihood", "lesions", *(() if settings.sampled else ("probe",))]
     for name in needing if missing else ():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import features, memorisation, probe, sample_figures, samples
+from vqvae2 import features, memorisation, probe, sample_figures
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.evaluate_config import EvaluateSettings
@@ -26,7 +26,8 @@ from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import Prior
-from vqvae2.sample_config import of_level
+from vqvae2.sampling import sampler
+from vqvae2.sampling.settings import of_level
 
 AT_A_TIME = 32
 CLOSEST = "closest.png"
@@ -36,7 +37,7 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
          training: ImageSet) -> torch.Tensor:
     """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors."""
     numbers = list(range(settings.samples))
-    tastes = {level: samples.Taste(*(of_level(getattr(settings, name), level) for name in (
+    tastes = {level: sampler.Taste(*(of_level(getattr(settings, name), level) for name in (
         "temperature", "top_k", "top_p"))) for level in priors}
     facts = {level: _facts(prior, training, settings) for level, prior in priors.items()}
     parts = []
@@ -45,7 +46,7 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
         for first in range(0, len(numbers), AT_A_TIME):
             own = numbers[first:first + AT_A_TIME]
             told = {level: one[own] for level, one in facts.items()}
-            images, _ = samples.draw_images(vqvae.model, dict(priors), own, settings.seed, tastes,
+            images, _ = sampler.draw_images(vqvae.model, dict(priors), own, settings.seed, tastes,
                                             lambda own=own: bar.update(len(own)), told)
             parts.append(to_bytes(images))
     return torch.cat(parts)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 import torch
 
-from vqvae2 import samples
 from vqvae2.images.dataset import to_bytes
-from vqvae2.inpainting import Unfinished
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import Prior
-from vqvae2.sample_config import SampleSettings
-from vqvae2.sample_folder import Finished
+from vqvae2.sampling import sampler
+from vqvae2.sampling.folder import Finished
+from vqvae2.sampling.inpainting import Unfinished
+from vqvae2.sampling.settings import SampleSettings
 
 SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
 """What --reject-by compares. Of bits the least is best, of agreement the most."""
@@ -76,8 +76,8 @@ class Drawer:
                  unfinished: Unfinished | None = None):
         self.model, self.settings, self.unfinished = vqvae.model, settings, unfinished
         own = {level: priors[level] for level in vqvae.model.levels}
-        self.priors = samples.in_float64(own) if settings.precision == "auto" else own
-        self.tastes = {level: samples.Taste(*(settings.of_level(name, level) for name in (
+        self.priors = sampler.in_float64(own) if settings.precision == "auto" else own
+        self.tastes = {level: sampler.Taste(*(settings.of_level(name, level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
 
     def draw(self, wishes: Sequence[Wish], on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
@@ -99,16 +99,16 @@ class Drawer:
     def _draw_batch(self, batch: Sequence[tuple[Wish, int]], on_codes: Callable[[int], object]) -> list[Candidate]:
         """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
         numbers = [wish.number for wish, _ in batch]
-        facts = samples.known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
+        facts = sampler.known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
         stay = None if self.unfinished is None else {
             level: maps[[wish.item for wish, _ in batch]] for level, maps in self.unfinished.codes.items()}
-        maps = samples.draw_maps(self.priors, numbers, self.settings.seed, self.tastes, facts,
+        maps = sampler.draw_maps(self.priors, numbers, self.settings.seed, self.tastes, facts,
                                  lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
         alone = [{level: one[i:i + 1] for level, one in maps.items()} for i in range(len(batch))]
         images = [to_bytes(self.model.decode(one)) for one in alone]
         scores = [0.0] * len(batch)
         if self.settings.reject > 1:
-            scores = samples.bits_per_code(self.priors, maps, facts).tolist() \
+            scores = sampler.bits_per_code(self.priors, maps, facts).tolist() \
                 if self.settings.reject_by == "likelihood" else \
                 [agreement(self.model, image, one) for image, one in zip(images, alone)]
         return [Candidate(image[0], {level: codes[0].cpu() for level, codes in one.items()}, score)

@@ -22,7 +22,7 @@ from vqvae2.images.dataset import to_bytes, unique_names
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.models.code_maps import LEVELS, UNREADABLE
-from vqvae2.sample_config import CODE_FILE, SampleSettings
+from vqvae2.sampling.settings import CODE_FILE, SampleSettings
 from vqvae2.settings.checks import expect
 
 HALVES = ("left", "right", "upper", "lower")
