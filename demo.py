@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import chain, report_text
+from vqvae2 import chain
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import files
 from vqvae2.common.errors import run_script
+from vqvae2.evaluation import text
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
@@ -98,7 +99,7 @@ def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[S
 
 def show_results(out: Path, minutes: float) -> None:
     """Print where the pictures and figures are, and the first of the figures."""
-    figures = dict(report_text.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
+    figures = dict(text.headline(json.loads((out / "report" / "metrics.json").read_text(encoding="utf-8"))))
     print(f"\nDone in {minutes:.1f} minutes. Look at:")
     for path, what in (("report/strip.png", "real, reconstructed and new images"), ("samples/grid.png", "new images"),
                        ("report/reconstructions.png", "where reconstructions differ"),

@@ -11,9 +11,10 @@ What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over 
 What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqvae2/anomalies.py.
 """
 
-from vqvae2 import report_text, reports
 from vqvae2.common.errors import run_script
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import report as reports
+from vqvae2.evaluation import text
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.settings.parsing import parse
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
     settings = parse(EvaluateSettings, __doc__, arguments)
     report = reports.evaluate(settings).metrics
-    print("\n".join(f"{name}: {value}" for name, value in report_text.headline(report)))
+    print("\n".join(f"{name}: {value}" for name, value in text.headline(report)))
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")
 
 

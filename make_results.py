@@ -25,10 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import __version__, likelihood, maps_plots, model_cards, report_text
+from vqvae2 import __version__, model_cards
 from vqvae2.chain import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
+from vqvae2.evaluation import likelihood, map_pictures
+from vqvae2.evaluation import text as report_text
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.images.reading import pictures_in, read_picture
@@ -177,7 +179,7 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
     new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
     return pictures.strip([("real, unseen", real), ("reconstruction", made),
-                        ("unusual, bits", pictures.Scaled(unusual, maps_plots.BITS_PER_PIXEL)),
+                        ("unusual, bits", pictures.Scaled(unusual, map_pictures.BITS_PER_PIXEL)),
                         ("half hidden", masked), ("completed", completed), ("new", new)])
 
 

@@ -31,9 +31,9 @@ The figures are no benchmark: nothing is known of whose images these are. evalua
 An image that the model was trained on, and a scan of a subject of such a name, is warned about and counted.
 """
 
-from vqvae2 import prediction
 from vqvae2.common.errors import run_script
-from vqvae2.predict_config import PredictSettings
+from vqvae2.evaluation import prediction
+from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.settings.parsing import parse
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vqvae2 import report_text
 from vqvae2.common import files
+from vqvae2.evaluation import text
 
 IMAGES_SEEN, JUDGED_ON = 20_400, "20"
 DEFAULT = "default"
@@ -119,7 +119,7 @@ def write(rows: list[dict], out: Path) -> None:
               "–" if cost is None else f"{cost:.2f}") for row, cost in zip(rows, costs)]
     columns = ("variant", "seed", "SSIM", "minimum", "brain", "PSNR (dB)", "raw bits per pixel",
                "top: used, perplexity, drop", "bottom: the same", "cost")
-    (out / "ablations.md").write_text(report_text.markdown_table(columns, table) + "\n")
+    (out / "ablations.md").write_text(text.markdown_table(columns, table) + "\n")
 
 
 if __name__ == "__main__":

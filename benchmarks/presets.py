@@ -26,8 +26,8 @@ import torch
 from common import processor
 from PIL import Image
 
-from vqvae2 import report_text
 from vqvae2.common import files
+from vqvae2.evaluation import text as report_text
 from vqvae2.settings import presets
 
 IMAGES_SEEN, MICRO_BATCH = 13_600, 8

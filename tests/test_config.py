@@ -10,7 +10,7 @@ import pytest
 from make_demo_scans import DemoScansSettings
 from vqvae2 import config
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
 from vqvae2.sampling.settings import SampleSettings

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import vqvae2
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.spelling import flags_of
 from vqvae2.training.settings import TrainPrior, TrainVqvae

@@ -12,10 +12,20 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from vqvae2 import features, sample_figures
 from vqvae2.common.errors import UserError
-from vqvae2.feature_config import FeatureSettings
-from vqvae2.features import HARMS, Extractor, FeatureNet, as_seen, harmed, harmed_alike, load_extractor, whitening
+from vqvae2.evaluation import distances as sample_figures
+from vqvae2.evaluation import features
+from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.features import (
+    HARMS,
+    Extractor,
+    FeatureNet,
+    as_seen,
+    harmed,
+    harmed_alike,
+    load_extractor,
+    whitening,
+)
 from vqvae2.runs import weights
 from vqvae2.runs.weights import load_weights, weights_hash
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 
-from vqvae2 import leaks, model_cards, reports
+from vqvae2 import model_cards
 from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import leaks
+from vqvae2.evaluation import report as reports
+from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.evaluation.text import headline
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 from vqvae2.images.listing import ImageFile
-from vqvae2.report_text import headline
 from vqvae2.runs import weights
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
-from vqvae2 import anomalies, lesions
+from vqvae2.evaluation import anomalies, lesions
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.models import autoencoder

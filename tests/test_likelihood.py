@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-from vqvae2 import likelihood, map_files, prior_figures
 from vqvae2.commands import train_prior
+from vqvae2.evaluation import likelihood, map_files
+from vqvae2.evaluation import priors as prior_figures
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.priors import conditions

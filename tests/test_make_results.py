@@ -12,8 +12,9 @@ import pytest
 
 import make_demo_scans
 import make_results
-from vqvae2 import model_cards, report_text
+from vqvae2 import model_cards
 from vqvae2.common.errors import UserError
+from vqvae2.evaluation import text
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "tests" / "stored" / "demo-64.json"
@@ -78,9 +79,9 @@ def test_the_stored_figures_are_of_unseen_subjects(made):
 
 def test_tables_go_to_their_places_and_words_stay(made):
     page = (made[0] / "docs" / "results.md").read_text()
-    tables = report_text.tables(made[1])
+    tables = text.tables(made[1])
     for name in ("reconstruction", "priors"):
-        table = report_text.markdown_table(*tables[name])
+        table = text.markdown_table(*tables[name])
         assert f"<!-- {name}-64 -->\n{table}\n<!-- end -->" in page
     assert "\nwords\n" in page
     assert "\nold\n" not in page
@@ -88,8 +89,8 @@ def test_tables_go_to_their_places_and_words_stay(made):
 
 
 def test_a_page_without_the_place_is_left_as_it_is():
-    assert report_text.fill(PAGE, "codes-64", "table") == PAGE
-    filled = report_text.fill(PAGE, "priors-64", r"a\1b")
+    assert text.fill(PAGE, "codes-64", "table") == PAGE
+    filled = text.fill(PAGE, "priors-64", r"a\1b")
     assert filled == PAGE.replace("<!-- priors-64 -->\n", "<!-- priors-64 -->\na\\1b\n")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from vqvae2 import memorisation
+from vqvae2.evaluation import copies
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 
@@ -65,7 +65,7 @@ def test_the_nearest_slice_is_that_of_trying_every_slice_and_every_shift(channel
     slices = (127 + 300 * slices * rng.uniform(0.2, 1, (40, 1, 1, 1))).clip(0, 255).astype(np.uint8)
     images = [rng.integers(0, 256, slices.shape[1:]).astype(np.uint8), np.zeros_like(slices[0]), slices[7] // 2,
               *(slices[:3] // 2 + slices[10:13] // 2), *(np.roll(slices[20:24], (1, 1), (2, 3)) // 3 * 2)]
-    gallery = memorisation.Gallery(slices)
+    gallery = copies.Gallery(slices)
     for image in images:
         squared, item, mirrored, shift = slow_nearest(image, slices, gallery.reach)
         found = gallery.nearest(image)
@@ -75,7 +75,7 @@ def test_the_nearest_slice_is_that_of_trying_every_slice_and_every_shift(channel
 
 def test_most_slices_need_no_exact_comparison(training, unseen, monkeypatch):
     """Else the search would be no quicker than the slow way, which every other test would let pass."""
-    looked_at, gallery = [], memorisation.Gallery(training.pixels)
+    looked_at, gallery = [], copies.Gallery(training.pixels)
     exact = gallery._distances
     monkeypatch.setattr(gallery, "_distances", lambda *given: looked_at.append(len(given[2])) or exact(*given))
     for image in unseen.pixels[:20]:
@@ -87,10 +87,10 @@ def test_most_slices_need_no_exact_comparison(training, unseen, monkeypatch):
 @pytest.mark.parametrize("shift", [(0, 0), (2, -1), (-2, 2)])
 def test_a_moved_and_mirrored_copy_has_distance_0_and_is_laid_upon_the_image_again(training, mirrored, shift):
     original = training.pixels[50]
-    copy = memorisation.shifted(original[..., ::-1] if mirrored else original, *shift)
-    gallery = memorisation.Gallery(training.pixels)
+    copy = copies.shifted(original[..., ::-1] if mirrored else original, *shift)
+    gallery = copies.Gallery(training.pixels)
     found = gallery.nearest(copy)
-    assert found == memorisation.Match(0.0, 50, mirrored, shift)
+    assert found == copies.Match(0.0, 50, mirrored, shift)
     assert np.array_equal(gallery.registered(found), copy)
 
 
@@ -98,11 +98,11 @@ def test_what_a_shift_moves_out_of_the_picture_still_counts():
     """A white left column can be moved out of the picture, and yet is not like black: 16 of 256 pixels differ by 1."""
     striped = np.zeros((1, 1, 16, 16), np.uint8)
     striped[..., 0] = 255
-    assert memorisation.Gallery(striped).nearest(np.zeros_like(striped[0])).distance == 0.25
+    assert copies.Gallery(striped).nearest(np.zeros_like(striped[0])).distance == 0.25
 
 
 def test_the_reach_is_a_sixteenth_of_the_width():
-    assert [memorisation.Gallery(np.zeros((1, 1, 8, width), np.uint8)).reach for width in (8, 32, 128)] == [1, 2, 8]
+    assert [copies.Gallery(np.zeros((1, 1, 8, width), np.uint8)).reach for width in (8, 32, 128)] == [1, 2, 8]
 
 
 def as_jpeg(image):
@@ -116,11 +116,11 @@ def test_planted_copies_are_found_and_nothing_else_is(training, unseen):
     rng = np.random.default_rng(5)
     drawn, source = brains(5000, people=60, slices=1), training.pixels
     planted = {3: 11, 8: 100, 20: 31, 21: 44, 30: 90, 31: 110, 40: 118, 41: 8, 50: 66, 51: 77}
-    changes = [lambda image: image, lambda image: memorisation.shifted(image, 2, -2), lambda image: image[..., ::-1],
+    changes = [lambda image: image, lambda image: copies.shifted(image, 2, -2), lambda image: image[..., ::-1],
                lambda image: (image + rng.normal(0, 6, image.shape)).clip(0, 255), as_jpeg]
     for number, (sample, original) in enumerate(planted.items()):
         drawn[sample] = changes[number // 2](source[original])
-    report, pairs = memorisation.judge(torch.from_numpy(drawn), unseen, training, None, seed=0)
+    report, pairs = copies.judge(torch.from_numpy(drawn), unseen, training, None, seed=0)
     pixels = report["pixels"]
     assert pixels["closer_share"] == pytest.approx(10 / 60, abs=1e-9)
     assert pixels["ci_low"] > 0.05
@@ -128,7 +128,7 @@ def test_planted_copies_are_found_and_nothing_else_is(training, unseen):
     assert [(one["sample"], one["training"]) for one in pixels["closest"]] == [
         (sample, f"train/{planted[sample]}.png") for sample in exact]
     assert [pair.distance for pair in pairs] == [0] * 5
-    matches = [memorisation.Gallery(source).nearest(image) for image in drawn]
+    matches = [copies.Gallery(source).nearest(image) for image in drawn]
     assert {sample: match.item for sample, match in enumerate(matches)
             if match.distance < pixels["threshold"]} == planted
 
@@ -136,7 +136,7 @@ def test_planted_copies_are_found_and_nothing_else_is(training, unseen):
 def test_samples_without_copies_are_as_seldom_close_as_unseen_people(training, unseen):
     """New people: about 1 of 100, and the interval holds 0.01."""
     drawn = torch.from_numpy(brains(9000, people=60, slices=4))
-    report, _ = memorisation.judge(drawn, unseen, training, None, seed=0)
+    report, _ = copies.judge(drawn, unseen, training, None, seed=0)
     assert report["pixels"]["closer_share"] <= 0.03
     assert report["pixels"]["ci_low"] < 0.01 < report["pixels"]["ci_high"]
     assert report["features"] is None
@@ -148,7 +148,7 @@ def test_copies_are_found_in_features_too(training, unseen):
     of_drawn, of_unseen, of_training = (rng.normal(size=(n, 6)) for n in (40, len(unseen), len(training)))
     of_drawn[[4, 9]] = of_training[[17, 3]]
     drawn = torch.from_numpy(brains(9000, people=40, slices=1))
-    report, _ = memorisation.judge(drawn, unseen, training, (of_drawn, of_unseen, of_training), seed=0)
+    report, _ = copies.judge(drawn, unseen, training, (of_drawn, of_unseen, of_training), seed=0)
     features = report["features"]
     nearest = np.sqrt(((of_unseen[:, None] - of_training[None])**2).sum(2)).min(1)
     assert features["threshold"] == pytest.approx(np.percentile(nearest, 1))
@@ -160,7 +160,7 @@ def test_copies_are_found_in_features_too(training, unseen):
 
 def test_the_share_is_that_of_samples_below_the_percentile():
     """Unseen 0 to 100: the 1st percentile is 1. Of 4 samples one is below, one is on it."""
-    found = memorisation.compare(np.array([5.0, 0.5, 1.0, 9.0]), np.arange(101.0), ["a"] * 101, seed=0)
+    found = copies.compare(np.array([5.0, 0.5, 1.0, 9.0]), np.arange(101.0), ["a"] * 101, seed=0)
     assert found == {"samples_median": 3.0, "samples_min": 0.5, "unseen_median": 50.0, "threshold": 1.0,
                      "closer_share": 0.25, "ci_low": None, "ci_high": None}
 
@@ -168,7 +168,7 @@ def test_the_share_is_that_of_samples_below_the_percentile():
 def test_no_close_sample_of_few_is_not_taken_for_proof_that_there_are_none():
     """0 of 100, all unseen people alike: the interval is Jeffreys', from scipy 0 to 0.0247."""
     people = [str(i // 100) for i in range(1000)]
-    found = memorisation.compare(np.full(100, 50.0), np.tile(np.arange(100.0), 10), people, seed=0)
+    found = copies.compare(np.full(100, 50.0), np.tile(np.arange(100.0), 10), people, seed=0)
     assert found["closer_share"] == 0
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((0, 0.0247), abs=0.004)
 
@@ -177,10 +177,10 @@ def test_the_interval_knows_that_the_threshold_hangs_on_one_person():
     """One of ten people is near to training. A draw without that person (1 of 3) has a threshold above all samples."""
     unseen = np.concatenate([np.full(20, 1.0), np.full(180, 10.0)])
     people = [str(i // 20) for i in range(200)]
-    found = memorisation.compare(np.full(200, 5.0), unseen, people, seed=0)
+    found = copies.compare(np.full(200, 5.0), unseen, people, seed=0)
     assert found["closer_share"] == 0
     assert found["ci_high"] > 0.98
-    alike = memorisation.compare(np.full(200, 5.0), unseen, [str(i % 10) for i in range(200)], seed=0)
+    alike = copies.compare(np.full(200, 5.0), unseen, [str(i % 10) for i in range(200)], seed=0)
     assert alike["ci_high"] < 0.03
 
 
@@ -188,16 +188,16 @@ def test_the_order_of_unseen_slices_changes_nothing_and_the_seed_does():
     rng = np.random.default_rng(2)
     samples, unseen, people = rng.normal(size=50), rng.normal(size=90), np.repeat(list("abcdefghi"), 10)
     order = rng.permutation(90)
-    first = memorisation.compare(samples, unseen, people, seed=3)
-    assert memorisation.compare(samples, unseen[order], people[order], seed=3) == first
-    assert memorisation.compare(samples, unseen, people, seed=4) != first
+    first = copies.compare(samples, unseen, people, seed=3)
+    assert copies.compare(samples, unseen[order], people[order], seed=3) == first
+    assert copies.compare(samples, unseen, people, seed=4) != first
 
 
 def test_more_unseen_slices_than_needed_are_chosen_evenly(training, unseen, monkeypatch):
-    monkeypatch.setattr(memorisation, "MOST_UNSEEN", 7)
+    monkeypatch.setattr(copies, "MOST_UNSEEN", 7)
     seen = []
     drawn = torch.from_numpy(brains(9000, people=2, slices=1))
-    report, pairs = memorisation.judge(drawn, unseen, training, None, 0, seen.append)
+    report, pairs = copies.judge(drawn, unseen, training, None, 0, seen.append)
     assert (report["unseen"], len(seen), len(pairs)) == (7, 9, 2)
     assert report["unseen_subjects"] == 7  # of 40 people, so not the first seven slices, which are of two
 
@@ -205,28 +205,28 @@ def test_more_unseen_slices_than_needed_are_chosen_evenly(training, unseen, monk
 def test_the_report_fits_json_and_a_table_and_the_pairs_a_picture(training, unseen):
     drawn = torch.from_numpy(brains(9000, people=6, slices=1))
     features = tuple(np.random.default_rng(0).normal(size=(n, 3)) for n in (6, len(unseen), len(training)))
-    report, pairs = memorisation.judge(drawn, unseen, training, features, seed=0)
+    report, pairs = copies.judge(drawn, unseen, training, features, seed=0)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert [row[0] for row in memorisation.rows(report)] == ["samples, pixels (RMS, images 0…1)",
+    assert [row[0] for row in copies.rows(report)] == ["samples, pixels (RMS, images 0…1)",
                                                                   "samples, features (Euclidean)"]
-    assert all("%" in row[-1] and len(row) == 5 for row in memorisation.rows(report))
-    assert len(pairs) == memorisation.PICTURED
-    picture = memorisation.picture(pairs)
+    assert all("%" in row[-1] and len(row) == 5 for row in copies.rows(report))
+    assert len(pairs) == copies.PICTURED
+    picture = copies.picture(pairs)
     assert picture.width > 5 * 128
     assert picture.height > 3 * 128
 
 
 def test_images_of_another_shape_are_refused(training, unseen):
     with pytest.raises(ValueError, match=r"one shape, found .*\(1, 16, 16\)"):
-        memorisation.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), unseen, training, None, seed=0)
+        copies.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), unseen, training, None, seed=0)
 
 
 def test_reconstructions_are_judged_beside_the_samples(training, unseen):
     drawn, soft = (torch.from_numpy(brains(seed, people=2, slices=2)) for seed in (9000, 9500))
-    alone, _ = memorisation.judge(soft, unseen, training, None, seed=0)
-    beside, _ = memorisation.judge(drawn, unseen, training, None, seed=0, reconstructions=soft)
+    alone, _ = copies.judge(soft, unseen, training, None, seed=0)
+    beside, _ = copies.judge(drawn, unseen, training, None, seed=0, reconstructions=soft)
     for name in ("samples_median", "threshold", "closer_share"):
         assert beside["reconstructions"]["pixels"][name] == alone["pixels"][name], name
     # No interval: they are slices of the people who make the threshold.
     assert beside["reconstructions"]["pixels"]["ci_high"] is None
-    assert [row[0].split(",")[0] for row in memorisation.rows(beside)] == ["samples", "reconstructions"]
+    assert [row[0].split(",")[0] for row in copies.rows(beside)] == ["samples", "reconstructions"]

@@ -16,12 +16,12 @@ from vqvae2.config import UserError
 
 import extract_slices
 import predict
-from vqvae2 import prediction
 from vqvae2.commands import train_vqvae
+from vqvae2.evaluation import prediction
+from vqvae2.evaluation.inputs import Source, read_all, resized
+from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
-from vqvae2.predict_config import PredictSettings
-from vqvae2.predict_inputs import Source, read_all, resized
 
 
 @pytest.fixture

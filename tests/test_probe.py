@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from vqvae2 import probe
+from vqvae2.evaluation import probe
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.metrics import context_model

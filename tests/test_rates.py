@@ -11,7 +11,7 @@ from conftest import picture_of
 from PIL import Image, features
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vqvae2 import rates
+from vqvae2.evaluation import rates
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.metrics import similarity

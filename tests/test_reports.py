@@ -6,9 +6,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from vqvae2 import leaks, report_text, reports
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import leaks
+from vqvae2.evaluation import report as reports
+from vqvae2.evaluation import text as report_text
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import pixel_hash, subject_hash
 
 SUMMARY = {"mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"}

@@ -11,12 +11,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from vqvae2 import sample_figures
-from vqvae2.features import HARMS, Extractor, load_extractor
-from vqvae2.images.dataset import ImageSet
-from vqvae2.images.listing import ImageFile
-from vqvae2.metrics import similarity
-from vqvae2.sample_figures import (
+from vqvae2.evaluation import distances
+from vqvae2.evaluation.distances import (
     frechet_distance,
     harm_figures,
     judge,
@@ -26,6 +22,10 @@ from vqvae2.sample_figures import (
     precision_recall,
     rows,
 )
+from vqvae2.evaluation.features import HARMS, Extractor, load_extractor
+from vqvae2.images.dataset import ImageSet
+from vqvae2.images.listing import ImageFile
+from vqvae2.metrics import similarity
 
 CPU = torch.device("cpu")
 
@@ -135,7 +135,7 @@ class TestKernelMmd:
     def test_blocks_of_rows_change_nothing(self, rng, monkeypatch):
         (first, names), (second, others) = in_subjects(rng, 4, 5, 3), in_subjects(rng, 3, 4, 3)
         figures = [kernel_mmd(first, second, names, others), *precision_recall(first, second, 3, names, others)]
-        monkeypatch.setattr(sample_figures, "ROWS_AT_A_TIME", 7)
+        monkeypatch.setattr(distances, "ROWS_AT_A_TIME", 7)
         assert [kernel_mmd(first, second, names, others),
                 *precision_recall(first, second, 3, names, others)] == pytest.approx(figures, rel=1e-12)
 
@@ -284,7 +284,7 @@ class TestJudge:
     def test_floors_are_of_as_many_training_slices_as_there_are_samples(self, rng, monkeypatch):
         """And where those are fewer, of so many samples."""
         sizes = []
-        monkeypatch.setattr(sample_figures, "frechet_distance", lambda made, real: sizes.append(len(made)) or 1.0)
+        monkeypatch.setattr(distances, "frechet_distance", lambda made, real: sizes.append(len(made)) or 1.0)
         unseen = slices(rng, 4, 3)
         judge(slices(rng, 7, 1).bytes(), unseen, slices(rng, 10, 2), EXTRACTOR, 0)
         assert sizes == [7] * 6

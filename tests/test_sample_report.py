@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2 import features, sample_report
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import features, samples
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.models import encoding
 from vqvae2.sampling import sampler
@@ -32,7 +32,7 @@ def chain(tiny_run):
 def judge(chain, out, drawn, trained=None, **changes):
     settings, vqvae, _, splits = chain
     train, test = splits["train"], splits["test"]
-    return sample_report.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
+    return samples.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
                                encoding.extract(vqvae.model, train, 8), vqvae,
                                dataclasses.replace(settings, out=out, **changes),
                                features.load_extractor(None, torch.device("cpu")))
@@ -40,9 +40,9 @@ def judge(chain, out, drawn, trained=None, **changes):
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_a_time(chain, monkeypatch):
     settings, vqvae, priors, splits = chain
-    whole = sample_report.draw(settings, vqvae, priors, splits["train"])
-    monkeypatch.setattr(sample_report, "AT_A_TIME", 4)
-    assert torch.equal(sample_report.draw(settings, vqvae, priors, splits["train"]), whole)
+    whole = samples.draw(settings, vqvae, priors, splits["train"])
+    monkeypatch.setattr(samples, "AT_A_TIME", 4)
+    assert torch.equal(samples.draw(settings, vqvae, priors, splits["train"]), whole)
     assert (whole.shape, whole.dtype) == ((6, 1, 32, 32), torch.uint8)
 
 
@@ -84,14 +84,14 @@ def test_a_sample_of_a_colour_model_that_happens_to_be_grey_is_read_too(tmp_path
     colour[..., 0] = 200
     for number, picture in enumerate((grey, colour)):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    read = sample_report.read(tmp_path, (3, 8, 8))
+    read = samples.read(tmp_path, (3, 8, 8))
     assert torch.equal(read[0], torch.full((3, 8, 8), 90, dtype=torch.uint8))
     assert torch.equal(read[1], torch.from_numpy(colour).movedim(2, 0))
 
 
 def test_samples_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
     pictures = [np.full((32, 32), value, np.uint8) for value in (7, 8)]
-    read = sample_report.read(write_pictures(tmp_path / "a", *pictures), (1, 32, 32))
+    read = samples.read(write_pictures(tmp_path / "a", *pictures), (1, 32, 32))
     assert read[:, 0, 0, 0].tolist() == [7, 8]
 
 
@@ -100,9 +100,9 @@ def test_samples_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
 def test_samples_of_another_form_are_refused(tmp_path, picture, found):
     folder = write_pictures(tmp_path / "a", np.zeros((32, 32), np.uint8), picture)
     with pytest.raises(UserError, match=rf"--sampled .*1\.png: expected 8 bit and shape \(1, 32, 32\) .* {found}"):
-        sample_report.read(folder, (1, 32, 32))
+        samples.read(folder, (1, 32, 32))
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--sampled .*: expected a folder of pictures, found none\. Give OUT/images"):
-        sample_report.read(tmp_path, (1, 32, 32))
+        samples.read(tmp_path, (1, 32, 32))

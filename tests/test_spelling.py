@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
-from vqvae2.predict_config import PredictSettings
+from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import spelling
 from vqvae2.settings.parsing import parse

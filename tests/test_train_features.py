@@ -10,11 +10,11 @@ from conftest import TINY
 from ranks import run_on_ranks
 from test_resume import check_bitwise
 
-import train_features
-from train_features import FeatureTrainer
-from vqvae2 import features
-from vqvae2.feature_config import FeatureSettings
-from vqvae2.features import HARMS, load_extractor
+from vqvae2.commands import train_features
+from vqvae2.evaluation import features
+from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.feature_training import FeatureTrainer
+from vqvae2.evaluation.features import HARMS, load_extractor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.trainer import Share

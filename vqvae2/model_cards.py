@@ -7,8 +7,8 @@ what was not measured; only what the data are, and what the model is not for, ar
 from collections.abc import Mapping
 from pathlib import Path
 
-from vqvae2 import leaks, report_text
 from vqvae2.common import files
+from vqvae2.evaluation import leaks, text
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.checks import flag
@@ -49,13 +49,13 @@ def card(folder: Path, data: str, reports: Mapping[str, dict], commands: str) ->
              "## Settings", f"```sh\n{config['command']}\n```", _settings(config), "## Training",
              _training(folder, config)]
     for name, report in reports.items():
-        tables = report_text.tables(report)
+        tables = text.tables(report)
         found = [table for table in OF_KIND[kind] if tables[table][1]]
         if found:
             parts.append(f"## Figures{f', {name}' if name else ''}")
             parts.append(_judged_on(report))
         for table in found:
-            parts.append(f"### {TITLES[table]}\n\n{report_text.markdown_table(*tables[table])}")
+            parts.append(f"### {TITLES[table]}\n\n{text.markdown_table(*tables[table])}")
     if reports:
         parts += ["Every figure is defined in `vqvae2/metrics.py` and the modules that it names, and made by",
                   f"```sh\n{commands}\n```"]

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import features, memorisation, probe, sample_figures
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import copies, distances, features, probe
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models import code_maps
@@ -83,22 +83,22 @@ def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, 
         training_codes: of the train split, for what reconstructions reach, and for the fakes that judge the probe.
     """
     device = next(vqvae.model.parameters()).device
-    report = {"source": _source(settings), **sample_figures.judge(drawn, unseen, training, extractor, settings.seed),
+    report = {"source": _source(settings), **distances.judge(drawn, unseen, training, extractor, settings.seed),
               "reconstructions": None, "memorisation": None, "probe": None}
     if training_codes is not None:
         items = _evenly(len(training), len(drawn))
         again = _reconstructions(training_codes, vqvae, items)
-        report["reconstructions"] = sample_figures.judge(again, unseen, training, extractor, settings.seed,
+        report["reconstructions"] = distances.judge(again, unseen, training, extractor, settings.seed,
                                                          [training.subjects[item] for item in items])
     if len(trained):
         soft = reconstructions[_evenly(len(reconstructions), len(drawn))]
         vectors = [extractor(images) for images in (drawn, unseen.bytes(), trained.bytes(), soft)]
-        vectors = sample_figures.whitened(extractor, vectors[2], *vectors)
+        vectors = distances.whitened(extractor, vectors[2], *vectors)
         with tqdm(desc="nearest training slices", unit="image", leave=False) as bar:
-            report["memorisation"], pairs = memorisation.judge(drawn, unseen, trained, vectors, settings.seed,
+            report["memorisation"], pairs = copies.judge(drawn, unseen, trained, vectors, settings.seed,
                                                                bar.update, soft)
         title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
-        plots.save_picture(plots.titled(memorisation.picture(pairs), title), settings.out / CLOSEST)
+        plots.save_picture(plots.titled(copies.picture(pairs), title), settings.out / CLOSEST)
     if settings.probe:
         fakes = None if training_codes is None else probe.context_model_fakes(
             vqvae.model, training_codes, len(drawn), settings.seed, settings.batch)

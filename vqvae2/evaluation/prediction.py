@@ -16,6 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
+from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
+from vqvae2.evaluation.predict_settings import OF_SLICES, PredictSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
 from vqvae2.images.settings import DataSettings
@@ -24,8 +26,6 @@ from vqvae2.models.autoencoder import TrainedVqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.models.encoding import reconstruct
 from vqvae2.plots import pictures as plots
-from vqvae2.predict_config import OF_SLICES, PredictSettings
-from vqvae2.predict_inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.checks import expect

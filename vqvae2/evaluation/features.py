@@ -36,7 +36,7 @@ from torch.nn import functional
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.feature_config import FeatureSettings
+from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict

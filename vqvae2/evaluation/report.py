@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import anomalies, features, leaks, lesions, likelihood, map_files, prior_figures, rates, sample_report
 from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError
-from vqvae2.evaluate_config import EvaluateSettings
+from vqvae2.evaluation import anomalies, features, leaks, lesions, likelihood, map_files, rates, samples
+from vqvae2.evaluation import priors as prior_figures
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
@@ -264,8 +265,8 @@ def _samples(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
              settings: EvaluateSettings) -> torch.Tensor:
     """The samples that are to be judged: given, or drawn."""
     if settings.sampled:
-        return sample_report.read(settings.sampled, images.shape)
-    return sample_report.draw(settings, vqvae, priors, images.splits["train"])
+        return samples.read(settings.sampled, images.shape)
+    return samples.draw(settings, vqvae, priors, images.splits["train"])
 
 
 def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, training_codes: code_maps_module.CodeMaps | None,
@@ -283,7 +284,7 @@ def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, trai
         seen = leaks.seen_in_training([extractor.config], split)
         warnings += leaks.check(seen, split, settings.split, ["--features"],
                                 allowed=vqvae.config["settings"].get("allow_leak", False))
-    return sample_report.judge(drawn, made, split, train, trained, training_codes, vqvae, settings, extractor)
+    return samples.judge(drawn, made, split, train, trained, training_codes, vqvae, settings, extractor)
 
 
 def _find_lesions(vqvae: TrainedVqvae, priors: dict[str, Prior], split: ImageSet,

@@ -28,7 +28,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from vqvae2 import lesions, likelihood, maps_plots
+from vqvae2.evaluation import lesions, likelihood, map_pictures
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
 from vqvae2.models import code_maps, encoding
@@ -166,7 +166,7 @@ def picture(scored: Mapping[str, Scored], each: int) -> Image.Image:
         parts.append((one.healthy[chosen], one.images.bytes()[chosen],
                       *(torch.from_numpy(values[chosen]) for values in maps), [kind] * len(chosen)))
     *pictures, kinds = zip(*parts)
-    return maps_plots.lesion_rows(*(torch.cat(one) for one in pictures), [kind for one in kinds for kind in one],
+    return map_pictures.lesion_rows(*(torch.cat(one) for one in pictures), [kind for one in kinds for kind in one],
                                   title="Synthetic lesions, and what two scores make of them")
 
 

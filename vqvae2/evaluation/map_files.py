@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2 import likelihood, maps_plots
 from vqvae2.common import files
+from vqvae2.evaluation import likelihood, map_pictures
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.plots import pictures
 
@@ -37,7 +37,7 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
         maps, total = _maps(nll, split)
         array = torch.stack([one[0] for one in maps.values()]).numpy()
         files.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
-        picture = maps_plots.likelihood_panels(to_bytes(split.batch([number]))[0],
+        picture = map_pictures.likelihood_panels(to_bytes(split.batch([number]))[0],
                                                {level: one[0] for level, one in maps.items()}, total[0])
         pictures.save_picture(picture, folder / f"{name}.png")
         rows.append({"image": file.name, "subject": file.subject, "file": name,
@@ -58,7 +58,7 @@ def draw_overview(path: Path, split: ImageSet, bits: Mapping[str, torch.Tensor],
     """Draw the maps of the images with these numbers, their bits per pixel under each."""
     maps, total = _maps({level: one[items] for level, one in bits.items()}, split)
     captions = [f"{one.mean():.3f} bits per pixel" for one in total]
-    pictures.save_picture(maps_plots.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions,
+    pictures.save_picture(map_pictures.likelihood_rows(to_bytes(split.batch(items)), maps, total, captions=captions,
                                                   title="NLL of the codes: bits per code, all in bits per pixel"), path)
 
 

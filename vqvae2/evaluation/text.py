@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from vqvae2 import anomalies, lesions, memorisation, probe, rates, sample_figures
+from vqvae2.evaluation import anomalies, copies, distances, lesions, probe, rates
 
 FIGURES = (("ssim", "SSIM", 4), ("ms_ssim", "MS-SSIM", 4), ("psnr", "PSNR in dB", 2),
            ("mae", "mean absolute error, images 0…1", 4))
@@ -61,7 +61,7 @@ def _sample_lines(one: dict) -> list[tuple[str, str]]:
              for figure, value, again, floor in _samples(one)]
     if one["memorisation"]:
         lines += [(f"closer to training than 99 % of unseen slices, by {what}", share)
-                  for what, *_, share in memorisation.rows(one["memorisation"])]
+                  for what, *_, share in copies.rows(one["memorisation"])]
     if one["probe"]:
         lines += [(f"AUROC of the probe, {what}", value) for what, value in probe.rows(one["probe"])]
     return lines
@@ -82,7 +82,7 @@ def tables(report: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...
     parts["samples"] = (("figure", "samples", "reconstructions of training slices", "real slices"),
                         _samples(found) if found else [])
     given = {"memorisation": (("distance to the nearest training slice", "median", "median of unseen slices",
-                               "1st percentile of these", "share closer than that"), memorisation,
+                               "1st percentile of these", "share closer than that"), copies,
                               found.get("memorisation")),
              "probe": (("what is told from what", "AUROC"), probe, found.get("probe")),
              "rates": (rates.COLUMNS, rates, report.get("rates"))}
@@ -95,9 +95,9 @@ def tables(report: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...
 
 def _samples(one: dict) -> list[tuple[str, ...]]:
     """Rows (figure, samples, what perfect priors would reach, what real slices reach)."""
-    again = sample_figures.rows(one["reconstructions"]) if one["reconstructions"] else None
+    again = distances.rows(one["reconstructions"]) if one["reconstructions"] else None
     return [(figure, value, again[number][1] if again else "–", floor)
-            for number, (figure, value, floor) in enumerate(sample_figures.rows(one))]
+            for number, (figure, value, floor) in enumerate(distances.rows(one))]
 
 
 def _reconstruction(report: dict) -> list[tuple[str, ...]]:

@@ -1,29 +1,13 @@
-r"""Images -> a small feature network in results/<dataset>/<savename>/, in whose features samples are judged.
-
-One process, on the CPU or on one GPU:
-    python train_features.py --dataset oasis --batch 32 --epochs 20 --savename features
-One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_features.py \
-        --dataset oasis --batch 4 --epochs 20 --savename features
-
-Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
-the one in pretrained/features judges. The same command goes on where a run was stopped. --batch is for each process.
-harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
-"""
-
-import dataclasses
+"""Slices -> the feature network that judges samples: what the trainer's loop is told of it."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from vqvae2 import features, sample_figures
 from vqvae2.common import distributed, files, machine, random_numbers
-from vqvae2.common.errors import run_script
-from vqvae2.feature_config import FeatureSettings
+from vqvae2.evaluation import distances, features
 from vqvae2.images import augmentation, dataset
 from vqvae2.plots import curves
-from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training.trainer import Share, Trainer
 
 JUDGED = 400
@@ -116,18 +100,6 @@ class FeatureTrainer(Trainer):
             return
         split = self.images.splits["validate"]
         items = np.linspace(0, len(split) - 1, min(JUDGED, len(split))).round().astype(int)
-        files.write_rows(self.folder / "harms.csv", sample_figures.harm_figures(
+        files.write_rows(self.folder / "harms.csv", distances.harm_figures(
             features.load_extractor(str(self.folder), self.device), split.bytes()[items],
             [split.subjects[i] for i in items], self.settings.seed))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Train as the command line says."""
-    settings = parse(FeatureSettings, __doc__, arguments)
-    # The folder is kept in config.json, whether a flag or the environment named it.
-    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    FeatureTrainer(dataclasses.replace(settings, data=data)).run()
-
-
-if __name__ == "__main__":
-    run_script(main)

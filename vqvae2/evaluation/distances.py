@@ -24,8 +24,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vqvae2 import features
-from vqvae2.features import Extractor
+from vqvae2.evaluation import features
+from vqvae2.evaluation.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
+from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.images.reading import pictures_in, read_picture
-from vqvae2.predict_config import PredictSettings
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import File, identify, stem_of

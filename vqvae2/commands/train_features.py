@@ -1,0 +1,31 @@
+r"""Images -> a small feature network in results/<dataset>/<savename>/, in whose features samples are judged.
+
+One process, on the CPU or on one GPU:
+    python train_features.py --dataset oasis --batch 32 --epochs 20 --savename features
+One machine with 8 GPUs:
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_features.py \
+        --dataset oasis --batch 4 --epochs 20 --savename features
+
+Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
+the one in pretrained/features judges. The same command goes on where a run was stopped. --batch is for each process.
+harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
+"""
+
+import dataclasses
+
+from vqvae2.common.errors import run_script
+from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.feature_training import FeatureTrainer
+from vqvae2.settings.parsing import parse, path_from_environment
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    settings = parse(FeatureSettings, __doc__, arguments)
+    # The folder is kept in config.json, whether a flag or the environment named it.
+    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
+    FeatureTrainer(dataclasses.replace(settings, data=data)).run()
+
+
+if __name__ == "__main__":
+    run_script(main)
