@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from make_demo_scans import DemoScansSettings
 from vqvae2 import config
+from vqvae2.commands.demo_scans import DemoScansSettings
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.settings import DataSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import demo
-from vqvae2 import chain
+from tools import demo
+from vqvae2.commands import steps as chain
 from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import predict
-from vqvae2.commands import train_vqvae
+from vqvae2.commands import predict, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.settings import environment, parsing
 

@@ -18,7 +18,7 @@ from conftest import files_in, on_screen
 from PIL import Image
 from scan_files import block, save, save_analyze, save_bids
 
-import extract_slices
+from vqvae2.commands import extract as extract_slices
 from vqvae2.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from conftest import files_in
 from PIL import Image
 from scan_files import block, save, save_analyze, save_bids, save_series
 
-import extract_slices
+from vqvae2.commands import extract as extract_slices
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.scans import headers, volumes
 from vqvae2.slices import journal, manifest

@@ -11,7 +11,7 @@ import torch
 from conftest import files_in
 from PIL import Image
 
-import sample
+from vqvae2.commands import sample
 from vqvae2.images.dataset import unique_names
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps

@@ -9,7 +9,7 @@ import pytest
 from conftest import files_in
 from scan_files import save_bids
 
-import extract_slices
+from vqvae2.commands import extract as extract_slices
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import load_images
 from vqvae2.images.settings import DataSettings

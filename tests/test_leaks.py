@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 
-from vqvae2 import model_cards
+from tools import model_cards
 from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import leaks

@@ -11,8 +11,7 @@ from conftest import TINY, TINY_PRIOR
 from PIL import Image
 from torch import nn
 
-import evaluate
-from vqvae2.commands import train_prior
+from vqvae2.commands import evaluate, train_prior
 from vqvae2.evaluation import likelihood, map_files
 from vqvae2.evaluation import priors as prior_figures
 from vqvae2.images.dataset import ImageSet

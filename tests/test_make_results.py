@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import make_demo_scans
-import make_results
-from vqvae2 import model_cards
+from tools import make_results, model_cards
+from vqvae2.commands import demo_scans
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import text
 
@@ -25,7 +24,7 @@ PAGE = "# Results\n\n<!-- reconstruction-64 -->\nold\n<!-- end -->\n\nwords\n\n<
 
 def make(folder):
     """Run make_results on six synthetic subjects; return its folder of reports."""
-    make_demo_scans.main(["--out", str(folder / "scans"), "--subjects", "6"])
+    demo_scans.main(["--out", str(folder / "scans"), "--subjects", "6"])
     (folder / "docs").mkdir()
     (folder / "docs" / "results.md").write_text(PAGE)
     make_results.main(["--scans", str(folder / "scans"), "--sizes", "64", "--quick", "--samples", "40", "--per-scan",

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqvae2 import translate
+from vqvae2 import api
 
 NOTEBOOK = Path(__file__).parents[1] / "evaluate.ipynb"
 FIGURES = ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
            "ssim_histogram", "rates", "likelihood", "samples", "closest", "curves", "curves_top", "curves_bottom")
 OWN_PICTURES = ("image_picture(vqvae, images)", 'pictures["top"]', 'pictures.get("bottom")',
                 "images_from_codes(vqvae, codes))", "images_from_codes(vqvae, exchanged))")
-"""What the cells end with that show a picture of their own, by functions of vqvae2.translate."""
+"""What the cells end with that show a picture of their own, by functions of vqvae2.api."""
 
 
 def execute(notebook, folder, **environment):
@@ -68,7 +68,7 @@ def test_the_notebook_shows_every_figure(executed):
 
 
 def own_cells(code):
-    """The cells that call functions of vqvae2.translate, from the one that loads the model on."""
+    """The cells that call functions of vqvae2.api, from the one that loads the model on."""
     first = next(number for number, cell in enumerate(code) if "translate.load(" in source_of(cell))
     return [cell for cell in code[first:] if not source_of(cell).startswith(("show(", "table("))]
 
@@ -88,10 +88,10 @@ def test_codes_embeddings_and_images_are_made_by_functions_that_a_user_can_call(
     names = [row["image"] for row in csv.DictReader((tiny_run.data / "manifest.csv").open()) if row["split"] == "test"]
     images, top, bottom, made, exchanged = map(picture_in, pictured)
     np.testing.assert_array_equal(images[::4, :128:4], np.asarray(Image.open(tiny_run.data / names[0])))
-    vqvae = translate.load(tiny_run.vqvae, "cpu")
-    codes = translate.codes_from_images(vqvae, [tiny_run.data / name for name in names[:8]])
+    vqvae = api.load(tiny_run.vqvae, "cpu")
+    codes = api.codes_from_images(vqvae, [tiny_run.data / name for name in names[:8]])
     for level, shown in (("top", top), ("bottom", bottom)):
-        np.testing.assert_array_equal(shown, np.asarray(translate.code_pictures(vqvae, codes)[level]))
+        np.testing.assert_array_equal(shown, np.asarray(api.code_pictures(vqvae, codes)[level]))
     assert made.shape == exchanged.shape == images.shape
     assert 0 < np.abs(made.astype(int) - images).mean() < np.abs(exchanged.astype(int) - images).mean()
 

@@ -14,9 +14,7 @@ from scan_files import ellipsoid, save, save_analyze
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from vqvae2.config import UserError
 
-import extract_slices
-import predict
-from vqvae2.commands import train_vqvae
+from vqvae2.commands import extract, predict, train_vqvae
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.inputs import Source, read_all, resized
 from vqvae2.evaluation.predict_settings import PredictSettings
@@ -113,7 +111,7 @@ class TestScans:
             scan(apart / "scans" / f"{subject}.nii.gz", seed, storage=("RAS", "PIL")[seed])
         chosen = ["--per-scan", "2", "--planes", "axial", "sagittal", "--extent", "0.2", "0.9",
                   "--field-of-view", "150"]
-        extract_slices.main(["--scans", "scans", "--out", "slices", "--size", "32", "--workers", "1", *chosen])
+        extract.main(["--scans", "scans", "--out", "slices", "--size", "32", "--workers", "1", *chosen])
         expected = {path.stem: pixels(path) for path in (apart / "slices").rglob("*.png")}
         out, rows, report = run("scans", *chosen)
         assert set(rows) == set(expected)

@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 from test_help import commands_in, settings_of
 from test_resume import check_bitwise
 
-import evaluate
-import sample
-from vqvae2.commands import train_prior, train_vqvae
+from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.feature_settings import FeatureSettings

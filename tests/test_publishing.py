@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from vqvae2 import model_cards, publishing
+from tools import model_cards
+from vqvae2.commands import publish
 from vqvae2.common.errors import UserError
 from vqvae2.runs import weights as checkpoints
 from vqvae2.sampling import sampler
@@ -18,7 +19,7 @@ def weights(folder):
 
 def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp_path):
     tensors, _ = weights(tiny_run.vqvae)
-    assert publishing.publish(tiny_run.vqvae, tmp_path / "out") == checkpoints.weights_hash(tensors)
+    assert publish.publish(tiny_run.vqvae, tmp_path / "out") == checkpoints.weights_hash(tensors)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "log.csv",
                                                                    "curves.png"}
     for text in (json.dumps(weights(tmp_path / "out")[1]), (tmp_path / "out" / "config.json").read_text()):
@@ -28,7 +29,7 @@ def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp
 
 def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_run, tmp_path):
     for name in ("vqvae", "top", "bottom"):
-        publishing.publish(getattr(tiny_run, name), tmp_path / name, bf16=name != "vqvae")
+        publish.publish(getattr(tiny_run, name), tmp_path / name, bf16=name != "vqvae")
     _, priors = sampler.load_models(*(str(tmp_path / name) for name in ("vqvae", "top", "bottom")),
                                     torch.device("cpu"))
     assert all(one.dtype == torch.float32 for prior in priors.values() for one in prior.parameters())
@@ -39,7 +40,7 @@ def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_
 
 
 def test_the_codebook_of_a_16_bit_vqvae_keeps_every_digit(tiny_run, tmp_path):
-    publishing.publish(tiny_run.vqvae, tmp_path, bf16=True)
+    publish.publish(tiny_run.vqvae, tmp_path, bf16=True)
     original, rounded = (weights(folder)[0] for folder in (tiny_run.vqvae, tmp_path))
     assert torch.equal(rounded["quantizers.top.codebook"], original["quantizers.top.codebook"])
     assert rounded["to_top.weight"].dtype == torch.bfloat16
@@ -50,7 +51,7 @@ def test_what_a_standardised_vqvae_knows_of_intensities_keeps_every_digit(tiny_r
     (tmp_path / "run").mkdir()
     more = {"mean": torch.full((1, 1, 1), 1 / 3), "deviation": torch.full((1, 1, 1), 1 / 7)}
     checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors | more, config)
-    publishing.publish(tmp_path / "run", tmp_path / "out", bf16=True)
+    publish.publish(tmp_path / "run", tmp_path / "out", bf16=True)
     rounded = weights(tmp_path / "out")[0]
     assert all(torch.equal(rounded[name], value) for name, value in more.items())
 
@@ -60,19 +61,19 @@ def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_
     (tmp_path / "run").mkdir()
     own = config | {"settings": config["settings"] | {"preset": "/home/me/mine.toml"}}
     checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors, own)
-    publishing.publish(tmp_path / "run", tmp_path / "out")
+    publish.publish(tmp_path / "run", tmp_path / "out")
     assert weights(tmp_path / "out")[1]["settings"]["preset"] == "mine.toml"
     assert "mine" not in model_cards.card(tmp_path / "out", "Made-up ellipses.", {}, "")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected a run with model\.safetensors, found none\. Give the folder"):
-        publishing.PublishSettings(run=tmp_path, out=tmp_path / "out")
+        publish.PublishSettings(run=tmp_path, out=tmp_path / "out")
 
 
 def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):
     for name in ("vqvae", "top"):
-        publishing.publish(getattr(tiny_run, name), tmp_path / name)
+        publish.publish(getattr(tiny_run, name), tmp_path / name)
     text = model_cards.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
     assert text.startswith("# vqvae: VQ-VAE-2, two levels of 16 codes, 32 by 32 pixels\n")
     assert "18 images of 6 subjects to train, 6 images of 2 subjects to choose the best weights, 9 images of 3" in text
@@ -88,23 +89,23 @@ def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_pa
 
 def test_a_run_is_not_published_onto_itself(tiny_run):
     with pytest.raises(UserError, match=r"expected another folder than the run's, found the run itself"):
-        publishing.PublishSettings(run=tiny_run.top, out=tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")
+        publish.PublishSettings(run=tiny_run.top, out=tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")
 
 
 def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_is(tiny_run, tmp_path):
-    publishing.publish(tiny_run.vqvae, tmp_path)
+    publish.publish(tiny_run.vqvae, tmp_path)
     (tmp_path / "MODEL_CARD.md").write_text("of other weights")
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"expected nothing, or an earlier form of the same run, found another vqvae"):
-        publishing.publish(tiny_run.top, tmp_path)
+        publish.publish(tiny_run.top, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    publishing.publish(tiny_run.vqvae, tmp_path, bf16=True)
+    publish.publish(tiny_run.vqvae, tmp_path, bf16=True)
     assert len((tmp_path / "model.safetensors").read_bytes()) < len(before)
     assert not (tmp_path / "MODEL_CARD.md").exists()
 
 
 def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting(tiny_run, tmp_path):
-    publishing.publish(tiny_run.vqvae, tmp_path)
+    publish.publish(tiny_run.vqvae, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"]["restart_every"] = 0
     del config["settings"]["ssim_weight"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import files_in, on_screen
 
-import sample
+from vqvae2.commands import sample
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps

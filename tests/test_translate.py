@@ -11,8 +11,8 @@ import torch
 from conftest import write_slices
 from PIL import Image
 
-import sample
-from vqvae2 import translate
+from vqvae2 import api
+from vqvae2.commands import sample
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import load_images, to_bytes
 from vqvae2.images.settings import DataSettings
@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "in-python.md"
 
 @pytest.fixture(scope="module")
 def vqvae(tiny_run):
-    return translate.load(tiny_run.vqvae, "cpu")
+    return api.load(tiny_run.vqvae, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def split(tiny_run):
 
 @pytest.fixture(scope="module")
 def codes(vqvae, split):
-    return translate.codes_from_images(vqvae, split.pixels)
+    return api.codes_from_images(vqvae, split.pixels)
 
 
 def untrained(channels=1, levels=1, **settings):
@@ -64,25 +64,25 @@ class TestLoading:
     def test_a_run_is_found_by_its_name_and_by_its_folder(self, apart, tiny_run):
         (apart / "results").symlink_to(tiny_run.results)
         for name in ("tiny", Path("results/oasis/tiny"), str(tiny_run.vqvae)):
-            found = translate.load(name)
-            assert found.hash == translate.load(tiny_run.vqvae, "cpu").hash
+            found = api.load(name)
+            assert found.hash == api.load(tiny_run.vqvae, "cpu").hash
             assert not found.model.training
-        elsewhere = translate.load("tiny", "cpu", results=tiny_run.results)
+        elsewhere = api.load("tiny", "cpu", results=tiny_run.results)
         assert next(elsewhere.model.parameters()).device == torch.device("cpu")
 
     def test_no_run_of_this_name_and_a_prior_are_one_line(self, apart, tiny_run):
         (apart / "results").symlink_to(tiny_run.results)
         with pytest.raises(UserError, match=r"load tyni: expected a folder with model\.safetensors, or a name in .*, "
                                             r"found only tiny, tiny-bottom, tiny-top\. Check the name"):
-            translate.load("tyni")
+            api.load("tyni")
         with pytest.raises(UserError, match=r"load tiny-top: expected a VQ-VAE, found a top prior in"):
-            translate.load("tiny-top")
+            api.load("tiny-top")
 
 
 class TestCodesFromImages:
     @pytest.mark.parametrize("batch", [1, 4, 9, 32])
     def test_they_are_those_that_the_scripts_extract(self, batch, vqvae, split):
-        found = translate.codes_from_images(vqvae, split.pixels, batch)
+        found = api.codes_from_images(vqvae, split.pixels, batch)
         assert equal(found, code_maps.extract(vqvae.model, split, batch).levels)
         assert {level: (one.dtype, tuple(one.shape)) for level, one in found.items()} == {
             "top": (torch.int64, (9, 4, 4)), "bottom": (torch.int64, (9, 8, 8))}
@@ -92,11 +92,11 @@ class TestCodesFromImages:
         stored = CodeMaps.load(tiny_run.vqvae / "codes" / "train.npz", vqvae.hash)
         files = [tiny_run.data / name for name in stored.names]
         assert len(files) == 18
-        assert equal(translate.codes_from_images(vqvae, files, 64), stored.levels)
+        assert equal(api.codes_from_images(vqvae, files, 64), stored.levels)
 
     def test_one_by_one_they_are_those_that_inpainting_starts_from(self, vqvae, split):
         nothing = torch.zeros(32, 32, dtype=torch.bool)
-        assert equal(translate.codes_from_images(vqvae, split.pixels, 1),
+        assert equal(api.codes_from_images(vqvae, split.pixels, 1),
                      encode_visible(split.bytes(), nothing, vqvae))
 
     @pytest.mark.parametrize("form", [
@@ -107,15 +107,15 @@ class TestCodesFromImages:
         lambda pixels: np.repeat(pixels, 2, 3)[..., ::2],
         lambda pixels: torch.nn.Parameter(torch.from_numpy(pixels) / 255)])
     def test_they_are_the_same_whatever_form_the_same_images_come_in(self, form, vqvae, split, codes):
-        assert equal(translate.codes_from_images(vqvae, form(split.pixels.copy())), codes)
+        assert equal(api.codes_from_images(vqvae, form(split.pixels.copy())), codes)
 
     def test_files_are_read_as_training_reads_them(self, vqvae, split, codes, tiny_run, recwarn):
         files = [tiny_run.data / name for name in split.names]
-        assert equal(translate.codes_from_images(vqvae, files), codes)
-        assert equal(translate.codes_from_images(vqvae, tuple(map(str, files))), codes)
+        assert equal(api.codes_from_images(vqvae, files), codes)
+        assert equal(api.codes_from_images(vqvae, tuple(map(str, files))), codes)
         frozen = split.pixels.copy()
         frozen.flags.writeable = False
-        assert equal(translate.codes_from_images(vqvae, frozen), codes)
+        assert equal(api.codes_from_images(vqvae, frozen), codes)
         assert not recwarn.list
 
     @pytest.mark.parametrize(("fit", "box"), [("stretch", None), ("crop", (10, 0, 70, 60))])
@@ -123,25 +123,25 @@ class TestCodesFromImages:
         noise = [Image.effect_noise((80, 60), 99) for _ in range(3)]
         Image.merge("RGB", noise).save(tmp_path / "noise.png")
         expected = Image.open(tmp_path / "noise.png").convert("L").resize((16, 16), Image.Resampling.BOX, box=box)
-        shown = translate.image_picture(untrained(size=16, fit=fit, colours="grey"), [tmp_path / "noise.png"])
+        shown = api.image_picture(untrained(size=16, fit=fit, colours="grey"), [tmp_path / "noise.png"])
         np.testing.assert_array_equal(np.asarray(shown)[::8, ::8], np.asarray(expected))
 
     @pytest.mark.parametrize("shape", [(1, 1, 8, 24), (3, 1, 16, 16)])
     def test_images_may_have_any_size_that_the_cells_divide(self, shape):
-        (top,) = translate.codes_from_images(untrained(), np.zeros(shape, np.uint8)).values()
+        (top,) = api.codes_from_images(untrained(), np.zeros(shape, np.uint8)).values()
         assert top.shape == (shape[0], shape[2] // 8, shape[3] // 8)
 
     def test_a_model_of_colours_takes_channels_first_or_last_and_grey_files(self, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
         model = untrained(channels=3)
-        found = translate.codes_from_images(model, pixels)
+        found = api.codes_from_images(model, pixels)
         assert list(found) == ["top"]
         assert len(found["top"].unique()) > 2
-        assert equal(translate.codes_from_images(model, pixels.transpose(0, 2, 3, 1)), found)
+        assert equal(api.codes_from_images(model, pixels.transpose(0, 2, 3, 1)), found)
         Image.fromarray(pixels[0, 0]).save(tmp_path / "grey.png")
         Image.fromarray(pixels[0].transpose(1, 2, 0)).save(tmp_path / "colour.png")
-        both = translate.codes_from_images(model, [tmp_path / "grey.png", tmp_path / "colour.png"])
-        assert equal(both, translate.codes_from_images(model, np.stack([pixels[0, :1].repeat(3, 0), pixels[0]])))
+        both = api.codes_from_images(model, [tmp_path / "grey.png", tmp_path / "colour.png"])
+        assert equal(both, api.codes_from_images(model, np.stack([pixels[0, :1].repeat(3, 0), pixels[0]])))
 
     @pytest.mark.parametrize(("images", "said"), [
         (np.zeros((32, 32), np.uint8), r"images: expected the shape \[n, 1, height, width\] or \[n, height, width, 1\],"
@@ -161,14 +161,14 @@ class TestCodesFromImages:
         (["no-such.png"], r"no-such\.png: expected an image, found nothing\.")])
     def test_what_is_no_batch_of_images_is_one_line(self, images, said, vqvae):
         with pytest.raises(UserError, match=said):
-            translate.codes_from_images(vqvae, images)
+            api.codes_from_images(vqvae, images)
 
     def test_one_image_for_a_model_of_colours_is_one_line(self):
         with pytest.raises(UserError, match=r"the shape \[n, 3, height, width\] or \[n, height, width, 3\], found "
                                             r"\[32, 32, 3\]\. Make a batch of one"):
-            translate.codes_from_images(untrained(channels=3), np.zeros((32, 32, 3), np.uint8))
+            api.codes_from_images(untrained(channels=3), np.zeros((32, 32, 3), np.uint8))
         with pytest.raises(UserError, match=r"found \[2, 1, 32, 32\]\. Convert them: .* on colour images"):
-            translate.codes_from_images(untrained(channels=3), np.zeros((2, 1, 32, 32), np.uint8))
+            api.codes_from_images(untrained(channels=3), np.zeros((2, 1, 32, 32), np.uint8))
 
     def test_files_that_do_not_fit_are_named(self, vqvae, tmp_path):
         for name, pixels in (("a", np.zeros((32, 32), np.uint8)), ("b", np.zeros((40, 32), np.uint8)),
@@ -178,18 +178,18 @@ class TestCodesFromImages:
                            ("c", r"c\.png: .* found uint16 of 32 by 32\."),
                            ("d", r"d\.png: expected a grey image, .* found colours\. Make it grey")):
             with pytest.raises(UserError, match=said):
-                translate.codes_from_images(vqvae, [tmp_path / "a.png", tmp_path / f"{name}.png"])
+                api.codes_from_images(vqvae, [tmp_path / "a.png", tmp_path / f"{name}.png"])
 
     def test_a_batch_of_none_is_one_line(self, vqvae, split, codes):
         with pytest.raises(UserError, match=r"batch: expected at least 1 image, found 0\. The default is 32"):
-            translate.codes_from_images(vqvae, split.pixels, 0)
+            api.codes_from_images(vqvae, split.pixels, 0)
         with pytest.raises(UserError, match=r"batch: expected at least 1 image, found -1\."):
-            translate.images_from_codes(vqvae, codes, -1)
+            api.images_from_codes(vqvae, codes, -1)
 
 
 class TestFromCodes:
     def test_embeddings_are_the_rows_of_the_codebook(self, vqvae, codes):
-        found = translate.embeddings_from_codes(vqvae, codes)
+        found = api.embeddings_from_codes(vqvae, codes)
         for level, one in codes.items():
             codebook = vqvae.model.quantizers[level].codebook.detach().numpy()
             np.testing.assert_array_equal(found[level].numpy(), codebook[one.numpy()].transpose(0, 3, 1, 2))
@@ -200,7 +200,7 @@ class TestFromCodes:
 
     @pytest.mark.parametrize("batch", [1, 4, 32])
     def test_images_of_images_are_the_reconstructions_that_evaluate_judges(self, batch, vqvae, split):
-        found = translate.images_from_codes(vqvae, translate.codes_from_images(vqvae, split.pixels, batch), batch)
+        found = api.images_from_codes(vqvae, api.codes_from_images(vqvae, split.pixels, batch), batch)
         assert torch.equal(to_bytes(found), code_maps.reconstruct(vqvae.model, split, batch)[1])
         assert (found.dtype, tuple(found.shape)) == (torch.float32, (9, 1, 32, 32))
         assert 0 <= found.min() < found.max() <= 1
@@ -210,7 +210,7 @@ class TestFromCodes:
         sample.main(["--vqvae", str(tiny_run.vqvae), "--top", str(tiny_run.top), "--bottom", str(tiny_run.bottom),
                      "--count", "3", "--out", "new"])
         with np.load("new/codes.npz") as file:
-            made = translate.images_from_codes(vqvae, {level: file[level] for level in ("top", "bottom")}, batch=1)
+            made = api.images_from_codes(vqvae, {level: file[level] for level in ("top", "bottom")}, batch=1)
             assert file["top"].dtype == np.int16
         for number, image in enumerate(to_bytes(made)):
             np.testing.assert_array_equal(image[0].numpy(), np.asarray(Image.open(f"new/images/{number:06d}.png")))
@@ -224,25 +224,25 @@ class TestFromCodes:
         found = CodeMaps.load(Path("completed/codes.npz"), vqvae.hash).levels
         assert torch.equal(found["top"][:, :2], codes["top"][:, :2])
         assert torch.equal(found["bottom"][:, :4], codes["bottom"][:, :4])
-        assert translate.images_from_codes(vqvae, found).shape == (9, 1, 32, 32)
+        assert api.images_from_codes(vqvae, found).shape == (9, 1, 32, 32)
 
     def test_each_level_can_be_exchanged_between_images(self, vqvae, codes):
-        plain = translate.images_from_codes(vqvae, codes)
+        plain = api.images_from_codes(vqvae, codes)
         for level in codes:
-            changed = translate.images_from_codes(vqvae, {**codes, level: codes[level].roll(1, 0)})
+            changed = api.images_from_codes(vqvae, {**codes, level: codes[level].roll(1, 0)})
             assert not torch.equal(changed, plain)
             assert not torch.equal(changed, plain.roll(1, 0))
 
     def test_one_level_has_the_top_alone(self):
         model = untrained()
-        codes = translate.codes_from_images(model, np.random.default_rng(0).random((2, 16, 16)))
-        assert list(codes) == list(translate.embeddings_from_codes(model, codes)) == ["top"]
-        assert translate.images_from_codes(model, codes).shape == (2, 1, 16, 16)
+        codes = api.codes_from_images(model, np.random.default_rng(0).random((2, 16, 16)))
+        assert list(codes) == list(api.embeddings_from_codes(model, codes)) == ["top"]
+        assert api.images_from_codes(model, codes).shape == (2, 1, 16, 16)
         with pytest.raises(UserError, match=r"codes: expected a dict with the level\(s\) top, found top and bottom\."):
-            translate.images_from_codes(model, {**codes, "bottom": codes["top"]})
+            api.images_from_codes(model, {**codes, "bottom": codes["top"]})
 
-    @pytest.mark.parametrize("function", [translate.embeddings_from_codes, translate.images_from_codes,
-                                          translate.code_pictures])
+    @pytest.mark.parametrize("function", [api.embeddings_from_codes, api.images_from_codes,
+                                          api.code_pictures])
     @pytest.mark.parametrize(("changed", "said"), [
         (lambda codes: codes["top"], r"codes: expected a dict with the level\(s\) top and bottom, found a Tensor\. "
                                      r"Give what codes_from_images returns"),
@@ -269,7 +269,7 @@ class TestPictures:
     def test_equal_codes_have_equal_colours_and_others_others(self, vqvae):
         """All 16 codes in a row: the bottom's cells are 16 pixels in a picture of 128, the top's 32."""
         codes = {"top": torch.arange(16).view(1, 4, 4), "bottom": torch.arange(64).view(1, 8, 8) % 16}
-        pictures = translate.code_pictures(vqvae, codes)
+        pictures = api.code_pictures(vqvae, codes)
         assert list(pictures) == ["top", "bottom"]
         top, bottom = (np.asarray(pictures[level])[::cell, ::cell].reshape(-1, 3) for level, cell in
                        (("top", 32), ("bottom", 16)))
@@ -279,24 +279,24 @@ class TestPictures:
     def test_greys_are_the_numbers_of_the_codes(self, vqvae):
         """Of 16 codes the step from one to the next is 255 / 15 = 17."""
         codes = {"top": torch.arange(16).view(1, 4, 4), "bottom": np.full((1, 8, 8), 3)}
-        pictures = translate.code_pictures(vqvae, codes, grey=True)
+        pictures = api.code_pictures(vqvae, codes, grey=True)
         assert np.asarray(pictures["top"])[::32, ::32].tolist() == (17 * np.arange(16).reshape(4, 4)).tolist()
         assert np.unique(np.asarray(pictures["bottom"])).tolist() == [51]
 
     def test_images_and_codes_lie_beside_each_other(self, vqvae, split, codes, tmp_path):
-        shown = translate.image_picture(vqvae, split.pixels, columns=5)
+        shown = api.image_picture(vqvae, split.pixels, columns=5)
         sizes = {picture.size for more in ({}, {"grey": True})
-                 for picture in translate.code_pictures(vqvae, codes, columns=5, **more).values()}
+                 for picture in api.code_pictures(vqvae, codes, columns=5, **more).values()}
         assert sizes == {shown.size} == {(5 * 128 + 4 * 4, 2 * 128 + 4)}
         np.testing.assert_array_equal(np.asarray(shown)[:128:4, 132:260:4], split.pixels[1, 0])
-        again = translate.image_picture(vqvae, split.pixels[:, 0] / 255, columns=5)
+        again = api.image_picture(vqvae, split.pixels[:, 0] / 255, columns=5)
         np.testing.assert_array_equal(np.asarray(again), np.asarray(shown))
         shown.save(tmp_path / "images.png")
         assert Image.open(tmp_path / "images.png").size == shown.size
 
     def test_images_in_colour_are_shown_in_colour(self):
         pixels = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), dtype=np.uint8)
-        np.testing.assert_array_equal(np.asarray(translate.image_picture(untrained(channels=3), pixels)), pixels[0])
+        np.testing.assert_array_equal(np.asarray(api.image_picture(untrained(channels=3), pixels)), pixels[0])
 
 
 def test_the_worked_example_runs_and_prints_what_the_page_says(apart):
@@ -315,6 +315,6 @@ def test_the_worked_example_runs_and_prints_what_the_page_says(apart):
 
 
 def test_every_function_stands_in_the_page():
-    own = {name for name, value in vars(translate).items()
-           if getattr(value, "__module__", "") == translate.__name__ and not name.startswith("_")}
+    own = {name for name, value in vars(api).items()
+           if getattr(value, "__module__", "") == api.__name__ and not name.startswith("_")}
     assert own == set(re.findall(r"^\| `(\w+)\(\w+(?:, \w+)?\)` \| ", PAGE.read_text(encoding="utf-8"), re.MULTILINE))

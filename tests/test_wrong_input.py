@@ -11,10 +11,8 @@ import pytest
 import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, on_screen, write_slices
 
-import evaluate
-import sample
+from vqvae2.commands import evaluate, sample, train_vqvae
 from vqvae2.commands import train_prior as train_pixel_cnn
-from vqvae2.commands import train_vqvae
 from vqvae2.common import files
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import state as run_state

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqvae2 import __version__, model_cards
-from vqvae2.chain import Step, run_steps
+from tools import model_cards
+from vqvae2 import __version__
+from vqvae2.commands.steps import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.evaluation import likelihood, map_pictures

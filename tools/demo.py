@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from vqvae2 import chain
-from vqvae2.chain import Step, run_steps
+from vqvae2.commands import steps
+from vqvae2.commands.steps import Step, run_steps
 from vqvae2.common import files
 from vqvae2.common.errors import run_script
 from vqvae2.evaluation import text
@@ -107,7 +107,7 @@ def show_results(out: Path, minutes: float) -> None:
                        ("report/metrics.json", f"all figures; SSIM {figures['SSIM, full picture']}")):
         print(f"  {out / path}: {what}")
     models = " ".join(f"{name.upper()}={out / 'results' / 'oasis' / name}" for name in ("vqvae", "top", "bottom"))
-    print(f"All of them on one page: {models} DATA={out / 'slices'} {chain.short(sys.executable)} -m nbconvert "
+    print(f"All of them on one page: {models} DATA={out / 'slices'} {steps.short(sys.executable)} -m nbconvert "
           "--to html --execute evaluate.ipynb")
 
 

@@ -1,8 +1,8 @@
 """A run's folder -> a folder that may be passed on: weights, settings, log and curves, without anything of the machine.
 
-    python -m vqvae2.publishing results/oasis/brain-128 pretrained/vqvae-128
+    python -m vqvae2.commands.publish results/oasis/brain-128 pretrained/vqvae-128
 With 16-bit weights, half as large (the bits per code of the shipped priors changed by 0.0001 on validation images):
-    python -m vqvae2.publishing results/oasis/brain-128-top pretrained/top-128 --bf16
+    python -m vqvae2.commands.publish results/oasis/brain-128-top pretrained/top-128 --bf16
 
 A prior belongs to its VQ-VAE by the hash of that one's weights: publish a VQ-VAE before its priors are trained if it is
 to have 16-bit weights, else as it is.
