@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: venv
-	$(PY) demo.py
+	$(PY) -m tools.demo
 
 test: venv
 	$(PY) -m pytest -n 2
@@ -26,11 +26,11 @@ test: venv
 # Every figure, picture and model card of the documentation, from the weights in pretrained/ and your scans.
 results: venv
 	@test -n "$(SCANS)" || { echo "SCANS: expected a folder of scans, found nothing. make results SCANS=folder" >&2; exit 2; }
-	$(PY) make_results.py --scans "$(SCANS)"
+	$(PY) -m tools.make_results --scans "$(SCANS)"
 
 # Trainings killed 100 times at random moments end bit for bit like those that never were; at most 20 minutes.
 soak: venv
-	PYTHONPATH=. $(PY) tests/soak.py
+	$(PY) -m tests.chain.soak
 
 lint: venv
 	$(PY) -m ruff check .

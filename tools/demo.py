@@ -82,18 +82,18 @@ def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[S
     vqvae, top, bottom = (f"--{name} {out}/results/oasis/{name}" for name in ("vqvae", "top", "bottom"))
     models = f"{vqvae} {top} {bottom}"
     return [
-        Step("synthetic scans", "make_demo_scans.py", f"--out {out}/scans --subjects {settings.subjects}",
+        Step("synthetic scans", "demo-scans", f"--out {out}/scans --subjects {settings.subjects}",
              note=settings.out / "scans" / ".done"),
-        Step("slices", "extract_slices.py", f"--scans {out}/scans --out {out}/slices {recipe.slices}"),
-        Step("VQ-VAE-2", "train_vqvae.py", f"{run} --savename vqvae {recipe.vqvae}", processes),
-        Step("prior of the top codes", "train_pixel_cnn.py", f"--level top {vqvae} {run} --savename top {recipe.top}",
+        Step("slices", "extract", f"--scans {out}/scans --out {out}/slices {recipe.slices}"),
+        Step("VQ-VAE-2", "train-vqvae", f"{run} --savename vqvae {recipe.vqvae}", processes),
+        Step("prior of the top codes", "train-prior", f"--level top {vqvae} {run} --savename top {recipe.top}",
              processes),
-        Step("prior of the bottom codes", "train_pixel_cnn.py",
+        Step("prior of the bottom codes", "train-prior",
              f"--level bottom {vqvae} {run} --savename bottom {recipe.bottom}", processes),
         # Priors of a minute each do not know much: their likelier codes are shown.
-        Step("new images", "sample.py",
+        Step("new images", "sample",
              f"{models} --count {recipe.count} --temperature 0.6 0.3 --top-p 0.8 --out {out}/samples"),
-        Step("figures", "evaluate.py", f"{models} --data {out}/slices --samples {recipe.count} --out {out}/report"),
+        Step("figures", "evaluate", f"{models} --data {out}/slices --samples {recipe.count} --out {out}/report"),
     ]
 
 

@@ -116,18 +116,18 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     has_priors, more = "--top" in models, "" if settings.quick else " --rates"
     if has_priors:
         more += f" --samples {settings.samples}" + ("" if settings.quick else " --probe --lesions")
-    steps = [Step(f"slices of {size} by {size}", "extract_slices.py",
+    steps = [Step(f"slices of {size} by {size}", "extract",
                   f"--scans {shlex.quote(str(scans))} --out {out}/slices --size {size} --per-scan {settings.per_scan}"),
-             Step(f"figures, {size} by {size}", "evaluate.py", f"{models} --data {out}/slices --out {out}/report{more}",
+             Step(f"figures, {size} by {size}", "evaluate", f"{models} --data {out}/slices --out {out}/report{more}",
                   note=done("report"), key=key)]
     if not settings.quick:
-        steps += [Step(f"one slice of each scan, {size} by {size}", "extract_slices.py",
+        steps += [Step(f"one slice of each scan, {size} by {size}", "extract",
                        f"--scans {shlex.quote(str(scans))} --out {out}/slices-default --size {size}"),
-                  Step(f"figures of these, {size} by {size}", "evaluate.py", f"--vqvae {models_of(size)['vqvae']} "
+                  Step(f"figures of these, {size} by {size}", "evaluate", f"--vqvae {models_of(size)['vqvae']} "
                        f"--data {out}/slices-default --out {out}/report-default",
                        note=done("report-default"), key=key)]
     if has_priors and not settings.quick:
-        steps.append(Step(f"figures of likelier samples, {size} by {size}", "evaluate.py",
+        steps.append(Step(f"figures of likelier samples, {size} by {size}", "evaluate",
                           f"{models} --data {out}/slices --samples {settings.samples} {COOL} --probe --out "
                           f"{out}/report-cool", note=done("report-cool"), key=key))
     return steps
@@ -140,10 +140,10 @@ def drawing(size: int, settings: ResultsSettings, told: str) -> list[Step]:
     folder = settings.out / str(size)
     some = _some_test_images(folder / "slices" / "test", folder / "to-complete")
     complete = f"{models} --inpaint {shlex.quote(str(some))} --count 4 {COOL}"
-    return [Step("samples", "sample.py", f"{models} --count 64{told} --out {out}/samples"),
-            Step("likelier samples", "sample.py", f"{models} --count 64{told} {COOL} --out {out}/samples-cool"),
-            Step("completions of the right half", "sample.py", f"{complete} --mask right --out {out}/completed"),
-            Step("completions of the left half, the best of eight", "sample.py",
+    return [Step("samples", "sample", f"{models} --count 64{told} --out {out}/samples"),
+            Step("likelier samples", "sample", f"{models} --count 64{told} {COOL} --out {out}/samples-cool"),
+            Step("completions of the right half", "sample", f"{complete} --mask right --out {out}/completed"),
+            Step("completions of the left half, the best of eight", "sample",
                  f"{complete} --mask left --reject 8 --out {out}/completed-left")]
 
 
@@ -217,7 +217,7 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
     out, models = settings.out / str(size), models_of(size)
     reports = {title: report for folder, title in REPORTS.items()
                if (report := read_report(out / folder / "metrics.json"))}
-    said = "\n".join(f"python {step.script} {step.arguments}" for step in commands)
+    said = "\n".join(f"vqvae2 {step.name} {step.arguments}" for step in commands)
     # Where things lie is this machine's business.
     said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said).replace(shlex.quote(str(settings.out)),
                                                                            "results/published")

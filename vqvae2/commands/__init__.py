@@ -1,0 +1,48 @@
+"""The first word after `vqvae2` -> the command of that name; no other command's module is loaded.
+
+A command is a module of this package: its docstring is its manual, its `main` takes the words after its name.
+"""
+
+import importlib
+import sys
+
+from vqvae2 import __version__
+from vqvae2.common.errors import UserError, run_script
+
+COMMANDS = {
+    "demo-scans": "synthetic brain scans, to try everything on",
+    "extract": "raw brain scans -> slices, their manifest, a split by subject",
+    "train-vqvae": "slices -> a hierarchical VQ-VAE-2, or a plain VQ-VAE",
+    "train-prior": "a VQ-VAE's codes -> the prior of one level (PixelCNN)",
+    "train-features": "slices -> a network whose features judge samples",
+    "sample": "a VQ-VAE and its priors -> new images, or completed ones",
+    "evaluate": "a VQ-VAE and its priors -> the figures of one split",
+    "predict": "any images or scans -> what a VQ-VAE makes of them",
+    "tune": "many short trainings -> the best settings, as a preset",
+    "curves": "the logs of several runs -> their curves in one picture",
+    "status": "a run's folder -> how far the run is",
+    "publish": "a run -> a folder that may be passed on",
+}
+"""Each command and what it turns into what, for --help; its module has _ for -."""
+
+
+def main() -> None:
+    """Run the command that the command line names, and exit with its status."""
+    run_script(_run)
+
+
+def _run() -> None:
+    word, *arguments = sys.argv[1:] or ["--help"]
+    if word in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(f"vqvae2 {__version__}: raw brain scans to slices, a VQ-VAE-2, its priors, new images and figures.\n\n"
+              + "\n".join(f"    vqvae2 {name:{width}}  {what}" for name, what in COMMANDS.items())
+              + "\n\nvqvae2 COMMAND --help explains a command. Trainings on several GPUs:\n    python -m "
+              "torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 -m vqvae2 train-vqvae …")
+    elif word in ("-V", "--version", "version"):
+        print(f"vqvae2 {__version__}")
+    elif word not in COMMANDS:
+        raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")
+    else:
+        sys.argv = [f"vqvae2 {word}", *arguments]
+        importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main(arguments)

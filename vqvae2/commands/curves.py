@@ -1,4 +1,13 @@
-"""Logs of runs -> their curves on one plot."""
+r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
+
+Two runs, by name or by folder; a run that is still going is drawn as far as it is:
+    vqvae2 curves brain-128 results/oasis/brain-256 --out curves.png
+All runs of a data set over the hours that they took:
+    vqvae2 curves results/oasis/* --x seconds --out curves.png
+
+Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
+a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +22,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.commands import curves as curves_module
 from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
-MANUAL = r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
-
-Two runs, by name or by folder; a run that is still going is drawn as far as it is:
-    python -m vqvae2.plots.pictures brain-128 results/oasis/brain-256 --out curves.png
-All runs of a data set over the hours that they took:
-    python -m vqvae2.plots.pictures results/oasis/* --x seconds --out curves.png
-
-Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
-a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
-"""
 LOG = "log.csv"
 FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """Settings of python -m vqvae2.plots.pictures."""
+    """Settings of `vqvae2 curves`."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Runs: folders that have a log.csv, or names in <results>/*/ or pretrained/."""
@@ -117,7 +115,7 @@ def _kind(folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the curves of the runs that the command line names on one plot."""
-    settings = parse(CompareSettings, curves_module.MANUAL, arguments)
-    runs = curves_module.read_runs(settings.runs, settings.results)
+    settings = parse(CompareSettings, __doc__, arguments)
+    runs = read_runs(settings.runs, settings.results)
     figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
     print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")

@@ -40,7 +40,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 from tqdm import tqdm
 
-from vqvae2.common.errors import UserError, run_script
+from vqvae2.common.errors import UserError
 from vqvae2.settings.checks import check_seed, expect
 from vqvae2.settings.parsing import parse
 
@@ -386,7 +386,3 @@ def main(arguments: list[str] | None = None) -> None:
     check_out(settings.out, subjects)
     torch.set_num_threads(1)  # scans are made side by side, and sums must not depend on the number of cores
     write_scans(settings, subjects, load_atlas())
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -11,7 +11,6 @@ What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over 
 What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqvae2/anomalies.py.
 """
 
-from vqvae2.common.errors import run_script
 from vqvae2.evaluation import report as reports
 from vqvae2.evaluation import text
 from vqvae2.evaluation.settings import EvaluateSettings
@@ -24,7 +23,3 @@ def main(arguments: list[str] | None = None) -> None:
     report = reports.evaluate(settings).metrics
     print("\n".join(f"{name}: {value}" for name, value in text.headline(report)))
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -31,7 +31,6 @@ The figures are no benchmark: nothing is known of whose images these are. evalua
 An image that the model was trained on, and a scan of a subject of such a name, is warned about and counted.
 """
 
-from vqvae2.common.errors import run_script
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.settings.parsing import parse
@@ -43,7 +42,3 @@ def main(arguments: list[str] | None = None) -> None:
     report = prediction.predict(settings)
     print("\n".join(prediction.headline(report)))
     print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)
-
-
-if __name__ == "__main__":
-    run_script(main)

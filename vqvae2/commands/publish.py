@@ -1,8 +1,8 @@
 """A run's folder -> a folder that may be passed on: weights, settings, log and curves, without anything of the machine.
 
-    python -m vqvae2.commands.publish results/oasis/brain-128 pretrained/vqvae-128
+    vqvae2 publish results/oasis/brain-128 pretrained/vqvae-128
 With 16-bit weights, half as large (the bits per code of the shipped priors changed by 0.0001 on validation images):
-    python -m vqvae2.commands.publish results/oasis/brain-128-top pretrained/top-128 --bf16
+    vqvae2 publish results/oasis/brain-128-top pretrained/top-128 --bf16
 
 A prior belongs to its VQ-VAE by the hash of that one's weights: publish a VQ-VAE before its priors are trained if it is
 to have 16-bit weights, else as it is.
@@ -19,7 +19,6 @@ import torch
 import tyro
 
 from vqvae2.common import files
-from vqvae2.common.errors import run_script
 from vqvae2.plots import curves
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
@@ -98,7 +97,3 @@ def main() -> None:
     settings = parse(PublishSettings, __doc__)
     found = publish(settings.run, settings.out, settings.bf16)
     print(f"written: {settings.out}, weights {found[:12]}")
-
-
-if __name__ == "__main__":
-    run_script(main)

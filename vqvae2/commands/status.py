@@ -1,8 +1,9 @@
-"""A run's folder -> where the run stands.
+"""A run's folder -> how far the run is.
 
     vqvae2 status results/oasis/brain-128
 
-Exit status 0 if the run has made all its epochs, 1 if not, 2 if that cannot be told."""
+Exit status: 0 if the run has made all its epochs, 1 if not, 2 if that cannot be told.
+"""
 
 import sys
 from pathlib import Path
@@ -12,12 +13,16 @@ from vqvae2.runs.state import load_last_state
 from vqvae2.runs.weights import read_config
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print where the run in the folder that the command line names stands."""
-    if len(sys.argv) != 2:
-        raise UserError(f"checkpoints: expected the folder of one run, found {len(sys.argv) - 1} argument(s). "
-                        "For example: python -m vqvae2.runs.weights results/oasis/brain-128")
-    folder = Path(sys.argv[1])
+    words = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    if len(words) != 1:
+        raise UserError(f"vqvae2 status: expected the folder of one run, found {len(words)} argument(s). "
+                        "For example: vqvae2 status results/oasis/brain-128")
+    folder = Path(words[0])
     config = read_config(folder)
     state, warning = load_last_state(folder, config.get("run_id"))
     try:

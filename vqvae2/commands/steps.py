@@ -1,4 +1,4 @@
-"""Scripts and their arguments -> the same chain run step by step, each command printed so that it can be pasted."""
+"""Commands and their arguments -> the same chain run step by step, each command printed so that it can be pasted."""
 
 import os
 import shlex
@@ -10,26 +10,25 @@ from pathlib import Path
 
 from vqvae2.common import files
 
-HERE = Path(__file__).parents[1]
-
 
 @dataclass(frozen=True)
 class Step:
-    """One script of the chain."""
+    """One command of the chain."""
 
     heading: str
-    script: str
+    name: str
+    """The command's name after `vqvae2`."""
     arguments: str
     processes: int = 1
     note: Path | None = None
-    """Where the finished command is noted, so that it is not run again: for a script that would begin anew."""
+    """Where the finished command is noted, so that it is not run again: for a command that would begin anew."""
     key: str = ""
     """What else the result depends on, such as weights: with another one it is run again."""
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
         launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
-        return [short(sys.executable), *(launcher.split() if self.processes > 1 else ()), short(HERE / self.script),
+        return [short(sys.executable), *(launcher.split() if self.processes > 1 else ()), "-m", "vqvae2", self.name,
                 *shlex.split(self.arguments)]
 
 
@@ -46,7 +45,7 @@ def run_steps(steps: list[Step]) -> None:
             continue
         print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
         if status := run(command, step.processes):
-            print(f"{title}: {step.script} ended with status {status}; what it said stands above. "
+            print(f"{title}: vqvae2 {step.name} ended with status {status}; what it said stands above. "
                   "The same command goes on from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
         if step.note:
@@ -82,7 +81,7 @@ def demo_slices(folder: Path, size: int, subjects: int = 24, per_scan: int = 16)
     """
     scans, slices = folder / "scans", folder / f"slices-{size}"
     from_, to = shlex.quote(str(scans)), shlex.quote(str(slices))
-    run_steps([Step("synthetic scans", "make_demo_scans.py", f"--out {from_} --subjects {subjects}",
+    run_steps([Step("synthetic scans", "demo-scans", f"--out {from_} --subjects {subjects}",
                     note=scans / ".done"),
-               Step("slices", "extract_slices.py", f"--scans {from_} --out {to} --size {size} --per-scan {per_scan}")])
+               Step("slices", "extract", f"--scans {from_} --out {to} --size {size} --per-scan {per_scan}")])
     return slices

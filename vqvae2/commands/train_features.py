@@ -7,13 +7,12 @@ One machine with 8 GPUs:
         --dataset oasis --batch 4 --epochs 20 --savename features
 
 Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
-the one in pretrained/features judges. The same command goes on where a run was stopped. --batch is for each process.
+the one in vqvae2/evaluation/network judges. The same command goes on where a run was stopped. --batch is for each process.
 harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
 """
 
 import dataclasses
 
-from vqvae2.common.errors import run_script
 from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.evaluation.feature_training import FeatureTrainer
 from vqvae2.settings.parsing import parse, path_from_environment
@@ -25,7 +24,3 @@ def main(arguments: list[str] | None = None) -> None:
     # The folder is kept in config.json, whether a flag or the environment named it.
     data = path_from_environment(settings.data, "SLICES_PATH", "--data")
     FeatureTrainer(dataclasses.replace(settings, data=data)).run()
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -27,7 +27,6 @@ them stand three reference models that only count. A prior that does not beat th
 
 
 
-from vqvae2.common.errors import run_script
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.priors import PriorTrainer
@@ -39,7 +38,3 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(TrainPrior, __doc__, arguments)
     weights.find_run(settings.vqvae, "--vqvae", settings.results)
     PriorTrainer(settings).run()
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -18,7 +18,6 @@ Watch each level's used codes, perplexity and shuffle drop: a level whose shuffl
 
 import dataclasses
 
-from vqvae2.common.errors import run_script
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
@@ -30,7 +29,3 @@ def main(arguments: list[str] | None = None) -> None:
     # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
     data = path_from_environment(settings.data, "SLICES_PATH", "--data")
     VqvaeTrainer(dataclasses.replace(settings, data=data)).run()
-
-
-if __name__ == "__main__":
-    run_script(main)

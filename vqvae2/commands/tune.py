@@ -28,7 +28,6 @@ It needs one more package: pip install -e '.[tune]'
 import dataclasses
 
 from vqvae2.common import rendezvous
-from vqvae2.common.errors import run_script
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training import tuning, tuning_study
@@ -62,7 +61,3 @@ def main(arguments: list[str] | None = None) -> None:
            "raise --trials.")
     print(f"Done: {folder / 'best.toml'}, trial {best.number}, score {best.score:.4f} "
           f"({tuning.in_words(best, settings.codebook_size)})")
-
-
-if __name__ == "__main__":
-    run_script(main)

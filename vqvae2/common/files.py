@@ -1,6 +1,8 @@
-"""Values -> files that are there whole or not at all; tables and JSON read back.
+"""Values -> files that are there whole or not at all; tables and JSON.
 
-A file is written under a temporary name beside its own, synced and renamed: a kill at any moment leaves the last good one."""
+A file is written under a temporary name beside its own, synced and renamed: a kill at any moment leaves the last good
+one.
+"""
 
 import csv
 import io
@@ -78,6 +80,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def in_brief(error: Exception) -> str:
+    """Return what an error says, in at most 120 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
 The network of this project needs no download: `train_features.py` trains it in minutes on the training subjects, and
-one stands in pretrained/features. Pictures are harmed in six ways, each more or less (HARMS), and from its features
+one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its features
 alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the picture on
 32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it shows; and
 since both layers are linear, what they read lies open to a kernel or a Gaussian.
@@ -48,7 +48,7 @@ OCTAVES = 3
 FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0), (-0.5, 0, 0, 0, 1, 0, 0, 0, -0.5),
            (0, 0, -0.5, 0, 1, 0, -0.5, 0, 0))  # 3 by 3, row by row: across, down, both diagonals
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
-SHIPPED = (Path(__file__).parents[1] / "pretrained" / "features", Path("pretrained") / "features")
+SHIPPED = Path(__file__).parent / "network"
 NEED = "a folder or name of a run of train_features.py, or a TorchScript file"
 TRIED = (64, 128, 256, 299)
 """Sides of the images with which a network of others is tried: some take one size only."""
@@ -157,7 +157,7 @@ class Extractor:
 
 
 def load_extractor(spec: str | None, device: torch.device) -> Extractor:
-    """Return the feature network that `--features SPEC` names; None is the one in pretrained/features.
+    """Return the feature network that `--features SPEC` names; None is the one in vqvae2/evaluation/network.
 
     Args:
         spec: a folder or a name of a run of train_features.py, or a TorchScript file: uint8 `[n, 3, height, width]`
@@ -166,10 +166,7 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
     Raises: UserError if there is none, or it is something else.
     """
     if spec is None:
-        folder = next((one for one in SHIPPED if (one / weights.WEIGHTS).is_file()), None)
-        expect(folder is not None, "--features", f"the feature network in {SHIPPED[0]}", "none",
-               f"Get it from the project, or give {NEED}.")
-        return _own(folder, str(folder), device)
+        return _own(SHIPPED, str(SHIPPED), device)
     path = Path(os.path.expanduser(spec))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device)

@@ -23,10 +23,10 @@ from vqvae2.evaluation import priors as prior_figures
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet, load_images
 from vqvae2.images.settings import DataSettings
-from vqvae2.metrics import coding, similarity
-from vqvae2.models import code_maps as code_maps_module
+from vqvae2.metrics import coding, context_model, similarity
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import charts, curves, pictures
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.runs import state as run_state
@@ -51,7 +51,7 @@ class Judged:
     """Of the split."""
     reconstructions: torch.Tensor
     """uint8 `[n, channels, height, width]`."""
-    code_maps: code_maps_module.CodeMaps
+    code_maps: CodeMaps
     sampler: torch.Tensor | None
     """uint8 `[samples, channels, height, width]`, where there are any."""
 
@@ -174,12 +174,12 @@ def _configs(settings: EvaluateSettings) -> dict[str, dict]:
             _folders(settings).items()}
 
 
-def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[code_maps_module.CodeMaps, torch.Tensor]:
+def _reconstruct(vqvae: TrainedVqvae, split: ImageSet, batch: int) -> tuple[CodeMaps, torch.Tensor]:
     with tqdm(total=len(split), desc="encoding", unit="image", leave=False) as bar:
         return encoding.reconstruct(vqvae.model, split, batch, bar.update)
 
 
-def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: code_maps_module.CodeMaps, figures: dict,
+def _image_and_code_figures(vqvae: TrainedVqvae, split: ImageSet, maps: CodeMaps, figures: dict,
                             settings: EvaluateSettings) -> dict:
     """What metrics.json says of the VQ-VAE alone."""
     shape = split.pixels.shape[2:]
@@ -196,32 +196,32 @@ def _raw_bits_per_pixel(vqvae: TrainedVqvae, levels: dict[str, torch.Tensor], pi
                                       [tuple(one.shape[1:]) for one in levels.values()], pixels)
 
 
-def _code_bits(priors: dict[str, Prior], maps: code_maps_module.CodeMaps, split: ImageSet, batch: int,
+def _code_bits(priors: dict[str, Prior], maps: CodeMaps, split: ImageSet, batch: int,
                facts: Sequence[dict[str, str]]) -> dict[str, torch.Tensor]:
     """What each code of the split costs, given these facts of its image."""
     with tqdm(total=len(priors) * len(split), desc="priors", unit="image", leave=False) as bar:
         return likelihood.code_bits(priors, maps.levels, facts, batch, bar.update)
 
 
-def _training_codes(vqvae: TrainedVqvae, images: Images, settings: EvaluateSettings) -> code_maps_module.CodeMaps | None:
+def _training_codes(vqvae: TrainedVqvae, images: Images, settings: EvaluateSettings) -> CodeMaps | None:
     """Codes of the training images, where something is to be compared with them and there are any."""
     train = images.splits.get("train")
     if train is None or len(train) == 0 or settings.split == "train":  # then they would be judged by themselves
         return None
-    stored = code_maps_module.CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
+    stored = CodeMaps.load(vqvae.folder / "codes" / "train.npz", vqvae.hash, images.describe()["data_hash"])
     return stored or encoding.extract(vqvae.model, train, settings.batch)
 
 
-def _references(vqvae: TrainedVqvae, train: code_maps_module.CodeMaps | None,
+def _references(vqvae: TrainedVqvae, train: CodeMaps | None,
                 levels: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """For each level bits per code of the models that only count, fitted on the training images' codes, if any."""
     size = vqvae.model.settings.codebook_size
-    return {} if train is None else {level: similarity.context_model_bits(one.numpy(), levels[level].numpy(), size)
+    return {} if train is None else {level: context_model.context_model_bits(one.numpy(), levels[level].numpy(), size)
                                      for level, one in train.levels.items()}
 
 
-def _rates(vqvae: TrainedVqvae, priors: dict[str, Prior], made: torch.Tensor, maps: code_maps_module.CodeMaps, split: ImageSet,
-           training_codes: code_maps_module.CodeMaps | None, settings: EvaluateSettings) -> dict:
+def _rates(vqvae: TrainedVqvae, priors: dict[str, Prior], made: torch.Tensor, maps: CodeMaps, split: ImageSet,
+           training_codes: CodeMaps | None, settings: EvaluateSettings) -> dict:
     """Rate and distortion beside common codecs, and rates.png. All is of the same images; the priors are told nothing
     of them, as the codecs are not."""
     pixels, items = math.prod(split.pixels.shape[2:]), rates.chosen_items(len(split))
@@ -230,7 +230,7 @@ def _rates(vqvae: TrainedVqvae, priors: dict[str, Prior], made: torch.Tensor, ma
     counted = _references(vqvae, training_codes, levels)
     context = sum(counted[level]["context"] * one[0].numel() for level, one in levels.items()) / pixels \
         if counted else None
-    bits = _code_bits(priors, code_maps_module.CodeMaps(chosen.names, levels), chosen, settings.batch, [{}] * len(chosen))
+    bits = _code_bits(priors, CodeMaps(chosen.names, levels), chosen, settings.batch, [{}] * len(chosen))
     prior = sum(one.double().sum((1, 2)) for one in bits.values()) / pixels if bits else None
     found = rates.measure(chosen, made[items], raw=_raw_bits_per_pixel(vqvae, levels, pixels), context=context,
                           prior=prior, seed=settings.seed)
@@ -238,7 +238,7 @@ def _rates(vqvae: TrainedVqvae, priors: dict[str, Prior], made: torch.Tensor, ma
     return found
 
 
-def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], bits: dict[str, torch.Tensor], maps: code_maps_module.CodeMaps,
+def _judge_priors(vqvae: TrainedVqvae, priors: dict[str, Prior], bits: dict[str, torch.Tensor], maps: CodeMaps,
                   split: ImageSet, references: dict, settings: EvaluateSettings) -> dict | None:
     told = {level: prior for level, prior in priors.items() if prior.columns}
     untold = _code_bits(told, maps, split, settings.batch, [{}] * len(split))
@@ -269,7 +269,7 @@ def _samples(vqvae: TrainedVqvae, priors: dict[str, Prior], images: Images,
     return samples.draw(settings, vqvae, priors, images.splits["train"])
 
 
-def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, training_codes: code_maps_module.CodeMaps | None,
+def _judge_samples(drawn: torch.Tensor, made: torch.Tensor, images: Images, training_codes: CodeMaps | None,
                    vqvae: TrainedVqvae, warnings: list[str], settings: EvaluateSettings,
                    extractor: features.Extractor) -> dict:
     """The samples' part of metrics.json. Warnings are added where the train split is not what was trained on, and

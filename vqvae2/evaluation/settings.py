@@ -43,7 +43,7 @@ class EvaluateSettings:
     """Of the samples: the likeliest codes that together have this probability. One value or two."""
     features: Annotated[str | None, SAID] = None
     """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of train_features.py, or a
-    TorchScript file such as an Inception of yours. Default: the small one in pretrained/features."""
+    TorchScript file such as an Inception of yours. Default: the small one in vqvae2/evaluation/network."""
     probe: bool = False
     """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""
     rates: bool = False

@@ -23,15 +23,12 @@ import torch
 from scipy.ndimage import binary_fill_holes
 from torch.nn import functional
 
-from vqvae2.metrics.coding import _bits
-
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # reference 1, sections III.B and III.C
 BORDER = WINDOW // 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # reference 2, section 3.2, finest scale first
 SMALLEST_MSE = 1e-10
 """Floor under the mean squared error: equal images have 100 dB. One pixel of a 256² image that is one step of 8 bit
 off has 96 dB."""
-CONCENTRATIONS = 4.0 ** np.arange(-3, 9)
 
 
 def image_figures(originals: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
@@ -90,59 +87,6 @@ def ms_ssim_scales(size: int) -> list[float]:
     """
     weights = [weight for scale, weight in enumerate(SCALE_WEIGHTS) if size >> scale >= WINDOW]
     return [weight / sum(weights) for weight in weights]
-
-
-def context_model_bits(train_codes: np.ndarray, test_codes: np.ndarray, size: int) -> dict[str, float]:
-    """Return what three models that only count reach on test codes, in bits per code: a prior has to beat them.
-
-    histogram: how often each code stands in the training maps. position_histogram: how often it stands at this
-    place. context: how often it follows this left and this upper neighbour (beyond the edge is a symbol of its own).
-
-    Args:
-        train_codes: integers in [0, size), `[n, height, width]`, array or CPU tensor, n at least 1.
-        test_codes: likewise `[m, height, width]`, m at least 1.
-    Raises: ValueError for other shapes or codes.
-
-    Each estimate is (count(code, context) + k q(code)) / (count(context) + k), where q is the coarser estimate: even
-    use below the histogram; the histogram below the place, the left and the upper neighbour; the mean of the last
-    two below both neighbours. Every k is the best of CONCENTRATIONS on the last fifth of the training maps, given
-    counts of the others (maps stand in the order of their subjects, so this fifth is mostly other people); then all
-    are counted. Test codes choose nothing. Source: reference 4, equation 13.
-    """
-    train, test = (_checked_codes(codes, name, size) for codes, name in ((train_codes, "train"), (test_codes, "test")))
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(f"test_codes: expected code maps of shape {train.shape[1:]}, found {test.shape[1:]}.")
-    bits = _bits(_evidence(train, test, size), context_concentrations(train, size), size)
-    return {"histogram": bits["all"], "position_histogram": bits["place"], "context": bits["both"]}
-
-
-def context_concentrations(train_codes: np.ndarray, size: int) -> dict[str, float]:
-    """Return the k of each estimate of `context_model_bits`, by the kind of context: see there.
-
-    `train_codes` is as there. Raises: ValueError for other shapes or codes.
-    """
-    train = _checked_codes(train_codes, "train", size)
-    concentrations = dict.fromkeys(("all", "place", "left", "above", "both"), 1.0)
-    kept = min(len(train) - 1, len(train) * 4 // 5)
-    if kept > 0:  # a single map cannot be split, and keeps k = 1
-        held_out = _evidence(train[:kept], train[kept:], size)
-        for context in concentrations:
-            costs = [_bits(held_out, {**concentrations, context: k}, size)[context] for k in CONCENTRATIONS]
-            concentrations[context] = float(CONCENTRATIONS[int(np.argmin(costs))])
-    return concentrations
-
-
-def code_contexts(codes: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """Return what each model of `context_model_bits` knows of each code before it comes: int64 `[n height width]`.
-
-    `codes` is integer `[n, height, width]`. all: 0. place: row x width + column. left, above: that code, or `size`
-    beyond the edge. both: left x (size + 1) + above.
-    """
-    framed = np.pad(codes, ((0, 0), (1, 0), (1, 0)), constant_values=size)
-    left, above = framed[:, 1:, :-1], framed[:, :-1, 1:]
-    place = np.broadcast_to(np.arange(codes[0].size).reshape(codes[0].shape), codes.shape)
-    return {"all": np.zeros(codes.size, np.int64), "place": place.ravel(), "left": left.ravel(),
-            "above": above.ravel(), "both": (left * (size + 1) + above).ravel()}
 
 
 def _as_float64(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[torch.Tensor]:
@@ -211,25 +155,3 @@ def _structural_similarities(first: torch.Tensor, second: torch.Tensor,
         first, second, *halved = (functional.avg_pool2d(images, 2) for images in (first, second, *covers.values()))
         covers = dict(zip(covers, halved))
     return {area: (single[area], product[area]) for area in areas}
-
-
-def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:
-    array = np.asarray(codes).astype(np.int64)
-    if array.ndim != 3 or array.size == 0 or array.min() < 0 or array.max() >= size:
-        found = f"{array.shape}" + (f" with {array.min()} to {array.max()}" if array.size else "")
-        raise ValueError(f"{name}_codes: expected integers in [0, {size}) of shape [n, height, width], found {found}.")
-    return array
-
-
-def _occurrences(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often each of `wanted` stands in `among`: int64, as `wanted`."""
-    values, counts = np.unique(among, return_counts=True)
-    nearest = np.searchsorted(values, wanted).clip(max=len(values) - 1)
-    return np.where(values[nearest] == wanted, counts[nearest], 0)
-
-
-def _evidence(counted: np.ndarray, judged: np.ndarray, size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each judged code and kind of context: (count(code, context), count(context)) in the counted maps."""
-    of_counted, of_judged = code_contexts(counted, size), code_contexts(judged, size)
-    return {kind: (_occurrences(of_counted[kind] * size + counted.ravel(), of_judged[kind] * size + judged.ravel()),
-                   _occurrences(of_counted[kind], of_judged[kind])) for kind in of_counted}

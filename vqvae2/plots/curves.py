@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from vqvae2.plots import curves as curve_plots
 from vqvae2.plots.charts import COLOURS, panels, plain, save_chart
 from vqvae2.settings.checks import expect
 
@@ -200,11 +199,11 @@ def curves(rows: Sequence[Mapping[str, object]], out: Path | str, *, title: str 
     """Draw the columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.
 
     Args:
-        rows: dicts as csv.DictReader gives them, numbers or text; empty values are left out. See curve_plots.PANELS.
+        rows: dicts as csv.DictReader gives them, numbers or text; empty values are left out. See PANELS.
         title: stands above all panels.
         references: bits per code of other models, by name, drawn as horizontal lines beside a prior's NLL.
     """
-    return save_chart(curve_plots.draw(rows, title, references), out)
+    return save_chart(draw(rows, title, references), out)
 
 
 def compare_curves(runs: Sequence[Run], out: Path | str, *, x: str = "images_seen",
@@ -214,10 +213,10 @@ def compare_curves(runs: Sequence[Run], out: Path | str, *, x: str = "images_see
     Where no run has a figure of the validation images, that of the training images stands in.
 
     Args:
-        runs: as `curve_plots.read_runs` finds them, at most curve_plots.MOST_RUNS; names differ. VQ-VAEs and priors may
+        runs: as `read_runs` finds them, at most MOST_RUNS; names differ. VQ-VAEs and priors may
             be mixed: a run is in the panels whose figures it has.
         x: what the lines are drawn over: "images_seen", "epoch", or "seconds" (training time, without validation).
         title: stands above all panels.
     Raises: UserError if there is nothing to draw.
     """
-    return save_chart(curve_plots.draw_comparison(runs, x, title), out)
+    return save_chart(draw_comparison(runs, x, title), out)

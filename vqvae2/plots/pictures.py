@@ -1,11 +1,7 @@
-"""Figures as arrays -> pictures: image grids and code maps with PIL, charts with matplotlib.
+"""Images, code maps and maps of numbers -> pictures (PIL): grids, labelled strips, an animated GIF.
 
-Nothing here computes a figure or touches pyplot's global state, so that it can be called anywhere in a training
-run. Every file is written beside its place and then renamed: whoever looks sees the old picture or the new one.
-
-    python -m vqvae2.plots.pictures RUN... --out curves.png
-
-draws the curves of several runs on one plot; --help says more.
+Nothing here computes a metric. Every file is written beside its place and then renamed: whoever looks sees the old
+picture or the new one.
 """
 
 import math
@@ -21,9 +17,7 @@ import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vqvae2.commands.curves import main
 from vqvae2.common import files
-from vqvae2.common.errors import run_script
 
 BLACK, INK = (0, 0, 0), (30, 30, 30)
 DIFFERENCE_SCALE = 0.2
@@ -265,6 +259,3 @@ def _frame(path: Path, changed: int, columns: int) -> Image.Image:
     return picture.crop((0, 0, min(round(width), picture.width), picture.height)).quantize(
         palette=palette, dither=Image.Dither.NONE)
 
-
-if __name__ == "__main__":
-    run_script(main)

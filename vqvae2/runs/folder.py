@@ -15,12 +15,11 @@ from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
-from vqvae2.runs.settings import NOT_PART_OF_A_RUN, changed_settings
+from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
 from vqvae2.settings.parsing import as_dict
-from vqvae2.training.settings import TrainingSettings
 
 
-def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
+def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
     """Return the config of the run in `folder`, {} where there is none; needs no data and no other process.
 
     Raises: UserError if the folder holds something else, or the run began with other settings.
@@ -48,7 +47,7 @@ def open_folder(folder: Path, settings: TrainingSettings, kind: str) -> dict:
     return config
 
 
-def share_out(settings: TrainingSettings, config: dict) -> tuple[int, int]:
+def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
     """Return the run's global batch, which its first start fixes, and how many micro-batches make it up today.
 
     Raises: UserError if today's processes and --batch do not divide it.
@@ -70,7 +69,7 @@ def share_out(settings: TrainingSettings, config: dict) -> tuple[int, int]:
     return global_batch, accumulation
 
 
-def describe(settings: TrainingSettings, kind: str, global_batch: int, data: dict, before: dict) -> dict:
+def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, before: dict) -> dict:
     """Return what config.json is to hold.
 
     Args:
@@ -87,7 +86,7 @@ def describe(settings: TrainingSettings, kind: str, global_batch: int, data: dic
     run_id = hashlib.sha256(json.dumps([kind, own, global_batch, hashes]).encode()).hexdigest()[:16]
     return {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data,
             "run_id": before.get("run_id") or run_id,
-            "versions": weights.versions(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+            "versions": weights.versions(), "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"}
 
 
 def begin(folder: Path, config: dict) -> None:
@@ -97,7 +96,7 @@ def begin(folder: Path, config: dict) -> None:
     files.write_json(folder / weights.CONFIG, config)
 
 
-def check_alone(folder: Path, number: int | None, settings: TrainingSettings) -> None:
+def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None:
     """Raise UserError if the state in `folder` is not the one that this run has read or written last.
 
     Args:
@@ -114,7 +113,7 @@ def check_alone(folder: Path, number: int | None, settings: TrainingSettings) ->
                         "another has written since. Stop one of them; the same command goes on from that state.")
 
 
-def load_state(folder: Path, config: dict, settings: TrainingSettings) -> dict | None:
+def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
     """Return the state that this run goes on from, None at its first start; the same on every rank.
 
     A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.

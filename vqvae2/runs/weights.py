@@ -1,12 +1,7 @@
-"""A run's state <-> files: written atomically, read without executing anything, found by name.
+"""A run's weights and config <-> files, and the folder of a run found by its name.
 
 Weights are safetensors with the run's config in their metadata, so that they load without the code's
-defaults. The training state is a torch file that holds tensors and plain values only, ends with its own
-SHA-256 and is read with weights_only=True: a torn or foreign file is told, a malicious pickle is refused.
-
-    python -m vqvae2.runs.weights results/oasis/brain-128
-
-says where a run stands: exit status 0 if it has made all its epochs, 1 if not, 2 if that cannot be told.
+defaults and without executing anything.
 """
 
 import hashlib
@@ -98,4 +93,4 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     return {"vqvae2": __version__, "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "torchmetrics")}}
+            **{name: version(name) for name in ("torch", "numpy")}}

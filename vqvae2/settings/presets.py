@@ -8,7 +8,7 @@ A preset is a TOML file: comments that explain it, `about`, and tables of settin
     [prior]                 # train_pixel_cnn.py, whichever level; [top] and [bottom] are of one alone
     layers = 8
 
-Those that come with the project lie in presets/, beside the scripts. A flag beats them, and what they leave out is the
+Those that come with the project lie in vqvae2/presets/. A flag beats them, and what they leave out is the
 scripts' own default.
 """
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.images import augmentation, dataset
-from vqvae2.metrics import coding, similarity
+from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
 from vqvae2.priors import conditions
@@ -98,7 +98,7 @@ class PriorTrainer(Trainer):
         level, size = self.settings.level, self.vqvae.model.settings.codebook_size
         self.references = {}
         if len(self.maps["validate"].names) and distributed.rank() == 0:
-            self.references = similarity.context_model_bits(
+            self.references = context_model.context_model_bits(
                 self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
             say("reference models on the validation images, bits per code: " +
                 ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +

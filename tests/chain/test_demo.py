@@ -1,0 +1,113 @@
+"""The demo: the whole chain from scans to figures, at a tiny size, as `make demo` runs it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tools import demo
+from vqvae2.commands import steps as chain
+from vqvae2.common.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny_demo(tmp_path_factory):
+    """The finished demo's folder and what it printed. OASIS_PATH and SLICES_PATH lead astray: it must not look."""
+    out = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, "demo.py", "--out", str(out), "--subjects", "6", "--tiny"], cwd=ROOT, check=False, text=True,
+        capture_output=True, env={**os.environ, "OASIS_PATH": "nowhere", "SLICES_PATH": "nowhere"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return out, done
+
+
+def test_the_demo_leaves_pictures_of_every_part_of_the_chain(tiny_demo):
+    out, _ = tiny_demo
+    for name in ("report/strip.png", "report/reconstructions.png", "report/curves.png", "report/curves_top.png",
+                 "report/curves_bottom.png", "report/code_histogram.png", "report/samples.png", "samples/grid.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100, name
+    assert len(list((out / "samples" / "images").glob("*.png"))) == demo.TINY.count
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("vqvae", demo.TINY.vqvae), ("top", demo.TINY.top),
+                                              ("bottom", demo.TINY.bottom)])
+def test_each_run_has_made_all_its_epochs_on_two_processes(tiny_demo, name, recipe):
+    folder = tiny_demo[0] / "results" / "oasis" / name
+    epochs = int(recipe.split()[recipe.split().index("--epochs") + 1])
+    with (folder / "log.csv").open(newline="") as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs + 1))
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["global_batch"], config["settings"]["batch"]) == (demo.TINY.global_batch, demo.TINY.global_batch / 2)
+
+
+def test_the_demos_figures_are_about_unseen_people_and_have_the_keys_of_the_schema(tiny_demo):
+    report = json.loads((tiny_demo[0] / "report" / "metrics.json").read_text())
+    assert (report["schema"], report["split"], report["seen_in_training"]) == (1, "test", {"images": 0, "subjects": 0})
+    assert set(report["codes"]) == {"top", "bottom"}
+    assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel", "bits_per_pixel_is"}
+    assert report["samples"]["count"] == demo.TINY.count
+
+
+def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(tiny_demo):
+    out, done = tiny_demo
+    commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert [next(word for word in line.split() if word.endswith(".py")) for line in commands] == [
+        "make_demo_scans.py", "extract_slices.py", "train_vqvae.py", "train_pixel_cnn.py", "train_pixel_cnn.py",
+        "sample.py", "evaluate.py"]
+    assert sum("--nproc_per_node=2" in line for line in commands) == 3
+    end = done.stdout[done.stdout.index("Done in "):]
+    for line in end.splitlines()[1:-1]:
+        assert Path(line.split(": ")[0].strip()).is_file(), line
+    assert str(out / "report" / "strip.png") in end
+
+
+def test_a_failing_step_ends_the_demo_with_its_status_and_says_which(capfd):
+    steps = [chain.Step("figures", "evaluate.py", "--vqvae no-such-run --out nowhere"),
+             chain.Step("never", "sample.py", "--help")]
+    with pytest.raises(SystemExit) as end:
+        chain.run_steps(steps)
+    assert end.value.code == 2
+    printed = capfd.readouterr()
+    assert "--vqvae no-such-run: expected a folder" in printed.err
+    assert "Step 1 of 2: figures: evaluate.py ended with status 2" in printed.err
+    assert "Step 2" not in printed.out
+
+
+def test_a_finished_step_that_would_begin_anew_is_not_run_again_unless_its_command_changes(tmp_path, capfd):
+    script, note = tmp_path / "script.py", tmp_path / "out" / ".done"
+    script.write_text("import sys\nprint('ran', sys.argv[1], flush=True)\n")
+    for argument in ("a", "a", "b"):
+        chain.run_steps([chain.Step("scans", str(script), argument, note=note)])
+    out = capfd.readouterr().out
+    assert (out.count("ran a"), out.count("ran b"), out.count("there already")) == (1, 1, 1)
+
+
+def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    assert chain.run([sys.executable, str(script)], 1) == 137
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--subjects: expected at least 3, .* found 2\. The default is 24"):
+        demo.main(["--subjects", "2"])
+    with pytest.raises(UserError, match=r"--out .*file: expected a folder or nothing, found a file"):
+        demo.main(["--out", str(tmp_path / "file")])
+
+
+def test_demo_slices_are_made_once(tmp_path, capfd):
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder = chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2)
+    assert sum(1 for _ in folder.rglob("*.png")) == 6
+    assert "there already" not in capfd.readouterr().out
+    assert chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2) == folder
+    assert "synthetic scans: there already" in capfd.readouterr().out

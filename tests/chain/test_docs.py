@@ -1,0 +1,145 @@
+"""Pages that can be trusted: links lead somewhere, pictures and flags exist; who cites us finds what to cite."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from PIL import Image
+
+import vqvae2
+from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.sampling.settings import SampleSettings
+from vqvae2.settings.spelling import flags_of
+from vqvae2.training.settings import TrainPrior, TrainVqvae
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "launch").glob("*.md")),
+         *sorted((ROOT / "pretrained").glob("*/*.md"))]
+HOW = ROOT / "docs/how-it-works.md"
+PICTURES = ROOT / "docs/pictures"
+MODELS = (TrainVqvae, TrainPrior, SampleSettings, EvaluateSettings)
+
+
+def prose(page):
+    """A page's text without code, in which brackets may mean anything."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^ {4,}.*$|`[^`\n]*`", "", text, flags=re.MULTILINE)
+
+
+def links_of(page):
+    """Where a page's links and pictures lead, but for the web."""
+    found = re.findall(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)", prose(page)) + re.findall(
+        r"(?:src|href)=\"([^\"]+)\"", prose(page))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors_of(page):
+    """What its headings are called in links, as GitHub makes it of them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_and_picture_of_a_page_is_there(page):
+    for link in links_of(page):
+        file, _, anchor = link.partition("#")
+        aim = (page.parent / file).resolve() if file else page
+        assert aim.exists(), f"{page.name}: {link}"
+        if anchor and aim.suffix == ".md":
+            assert anchor in anchors_of(aim), f"{page.name}: {link}"
+
+
+def test_links_are_found_and_code_is_not_taken_for_them(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text("# A heading: `x`, 2 * 3\n[a](b.md#c) ![d](e.png \"f\")\n[g](https://h) `[i](j)`\n    [k](l)\n"
+                    "```\n[m](n)\n# no heading\n```\n<img src=\"o.png\">\n")
+    assert links_of(page) == ["b.md#c", "e.png", "o.png"]
+    assert anchors_of(page) == {"a-heading-x-2--3"}
+
+
+class TestHowItWorks:
+    def test_every_flag_that_it_names_exists(self):
+        named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", HOW.read_text(encoding="utf-8")))
+        known = {name for settings in MODELS for name in flags_of(settings)[0]}
+        assert named - known == set()
+        assert len(named) > 15
+
+    def test_every_paper_that_it_cites_is_in_its_list_and_the_reverse(self):
+        text, papers = HOW.read_text(encoding="utf-8").split("\n## Papers\n")
+        listed = re.findall(r"^\| (\[[A-Z]\d*\]) \|", papers, re.MULTILINE)
+        cited = set(re.findall(r"\[[A-Z]\d*\](?!\()", text))
+        assert listed == sorted(listed)
+        assert cited == set(listed)
+
+    def test_its_bits_are_those_of_the_shipped_weights(self):
+        """7 bits each for 16 x 16 and 32 x 32 codes of 128 x 128 pixels, and the figures of docs/results.md."""
+        text, results = (path.read_text(encoding="utf-8") for path in (HOW, ROOT / "docs/results.md"))
+        section = results.split("<!-- priors-128 -->")[1].split("<!-- end -->")[0]
+        total = 0.0
+        for level, codes in (("top", 16 * 16), ("bottom", 32 * 32)):
+            bits = float(re.search(rf"\| {level} \| ([\d.]+) ", section)[1])
+            total += bits * codes / 128**2
+            row = next(line for line in text.splitlines() if line.startswith(f"| {level} | "))
+            for part in (f"= {codes:,} ", f" {codes * 7:,} bits ", f" {bits:.2f} ", f" {codes * 7 / 128**2:.3f} raw",
+                         f" {bits * codes / 128**2:.3f} under"):
+                assert part in row, part
+        assert f"{1280 * 7 / 128**2:.3f} raw, {total:.3f} under the priors" in text
+
+    def test_its_diagrams_are_drawings_that_need_nothing_else_and_are_readable_on_any_background(self):
+        for path in sorted(PICTURES.glob("how-it-works*.svg")):
+            root = ElementTree.parse(path).getroot()
+            title, first = root[0], next(one for one in root if one.tag.endswith("rect"))
+            assert title.tag.endswith("title")
+            assert len(title.text) > 50
+            assert (first.get("fill"), first.get("width")) == ("white", root.get("width"))
+            links = [value for one in root.iter() for name, value in one.attrib.items() if name.endswith("href")]
+            assert all(link.startswith("data:image/png;base64,") for link in links)
+            assert path.stat().st_size < 150_000
+
+    def test_its_picture_of_codes_is_small(self):
+        path = PICTURES / "how-it-works-codes.png"
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as picture:
+            assert picture.width < 1000
+
+
+class TestCitation:
+    @pytest.fixture
+    def citation(self):
+        return yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+
+    def test_it_has_what_the_format_requires(self, citation):
+        assert citation["cff-version"] == "1.2.0"
+        assert citation["type"] == "software"
+        for key in ("title", "message"):
+            assert len(citation[key]) > 20
+        assert [set(author) for author in citation["authors"]] == [{"name"}]
+        for reference in citation["references"]:
+            assert {"type", "title", "authors"} <= set(reference)
+            assert all({"name"} == set(author) or {"family-names", "given-names"} <= set(author)
+                       for author in reference["authors"])
+
+    def test_its_version_and_licence_are_the_project_s(self, citation):
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1] == citation["version"] == vqvae2.__version__
+        assert re.search(r'^license = "(.+)"$', project, re.MULTILINE)[1] == citation["license"] == "MIT"
+        licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+        assert licence.startswith("MIT License\n\nCopyright (c) ")
+        assert citation["authors"][0]["name"].lower() in licence.lower()
+
+    def test_it_names_the_papers_and_the_data_as_the_pages_do(self, citation):
+        text = " ".join(HOW.read_text(encoding="utf-8").split()).lower()
+        for reference in citation["references"]:
+            assert reference.get("doi", reference.get("url")) in text, reference["title"]
+            assert reference["type"] == "data" or reference["title"].lower() in text, reference["title"]
+        results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+        assert {"ds002748", "1.0.5", "CC0"} <= set(re.findall(r"[\w.]+", results))
+        assert {"10.18112/openneuro.ds002748.v1.0.5", "10.1155/2021/8846097"} <= {
+            reference.get("doi") for reference in citation["references"]}
+
+    def test_no_alias_is_in_it_which_some_readers_refuse(self):
+        text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+        assert not re.search(r": [&*]\w", text)

@@ -1,0 +1,121 @@
+"""What the documentation shows is made again, on synthetic scans, and is what it was.
+
+tests/stored/demo-64.json holds the figures; `PYTHONPATH=. python tests/test_make_results.py` writes it
+anew.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tools import make_results, model_cards
+from vqvae2.commands import demo_scans
+from vqvae2.common.errors import UserError
+from vqvae2.evaluation import text
+
+ROOT = Path(__file__).parents[2]
+STORED = ROOT / "tests" / "stored" / "demo-64.json"
+TOLERANCES = {"reconstruction": (0.004, 0.01), "codes": (0.02, 0.05), "priors": (0.03, 0.02)}
+"""Absolute and relative: other CPUs round otherwise, and a code here and there is then another one."""
+PAGE = "# Results\n\n<!-- reconstruction-64 -->\nold\n<!-- end -->\n\nwords\n\n<!-- priors-64 -->\n<!-- end -->\n"
+
+
+def make(folder):
+    """Run make_results on six synthetic subjects; return its folder of reports."""
+    demo_scans.main(["--out", str(folder / "scans"), "--subjects", "6"])
+    (folder / "docs").mkdir()
+    (folder / "docs" / "results.md").write_text(PAGE)
+    make_results.main(["--scans", str(folder / "scans"), "--sizes", "64", "--quick", "--samples", "40", "--per-scan",
+                       "6", "--out", str(folder / "out"), "--docs", str(folder / "docs")])
+    return json.loads((folder / "out" / "64" / "report" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return folder, make(folder)
+
+
+def leaves(tree, name=""):
+    """Every value of nested dicts and lists, with its path as name."""
+    if isinstance(tree, (dict, list)):
+        for key, one in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves(one, f"{name}/{key}")
+    else:
+        yield name, tree
+
+
+@pytest.mark.parametrize("part", TOLERANCES)
+def test_the_figures_made_from_the_published_weights_are_the_stored_ones(made, part):
+    absolute, relative = TOLERANCES[part]
+    stored, found = (dict(leaves(report[part])) for report in (json.loads(STORED.read_text()), made[1]))
+    numbers = {name for name, value in stored.items() if isinstance(value, float) and "closest" not in name}
+    assert stored.keys() == found.keys()
+    assert len(numbers) >= 4
+    for name in numbers:
+        assert found[name] == pytest.approx(stored[name], abs=absolute, rel=relative), name
+
+
+def test_the_figures_of_samples_are_all_there_and_those_that_few_samples_allow_are_the_stored_ones(made):
+    """Another code near the beginning of a sample makes another sample, and of 40 one counts."""
+    stored, found = json.loads(STORED.read_text())["samples"], made[1]["samples"]
+    assert dict(leaves(stored)).keys() == dict(leaves(found)).keys()
+    assert found["pairwise_ms_ssim"] == pytest.approx(stored["pairwise_ms_ssim"], abs=0.05)
+    assert found["features"] == stored["features"]
+
+
+def test_the_stored_figures_are_of_unseen_subjects(made):
+    report = json.loads(STORED.read_text())
+    for one in (report, made[1]):
+        assert (one["schema"], one["split"], one["seen_in_training"]) == (1, "test", {"images": 0, "subjects": 0})
+    assert report["subjects"] == made[1]["subjects"] >= 1
+
+
+def test_tables_go_to_their_places_and_words_stay(made):
+    page = (made[0] / "docs" / "results.md").read_text()
+    tables = text.tables(made[1])
+    for name in ("reconstruction", "priors"):
+        table = text.markdown_table(*tables[name])
+        assert f"<!-- {name}-64 -->\n{table}\n<!-- end -->" in page
+    assert "\nwords\n" in page
+    assert "\nold\n" not in page
+    assert (made[0] / "docs" / "pictures" / "strip-64.png").is_file()
+
+
+def test_a_page_without_the_place_is_left_as_it_is():
+    assert text.fill(PAGE, "codes-64", "table") == PAGE
+    filled = text.fill(PAGE, "priors-64", r"a\1b")
+    assert filled == PAGE.replace("<!-- priors-64 -->\n", "<!-- priors-64 -->\na\\1b\n")
+
+
+def test_the_page_has_a_place_for_every_table_of_each_published_size():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for size in (64, 128):
+        for name in ("reconstruction", "codes", "priors", "samples", "memorisation", "probe", "rates", "lesions"):
+            start = page.index(f"<!-- {name}-{size} -->\n| ")  # a table follows at once
+            assert "<!-- end -->" in page[start:]
+
+
+def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"--sizes 7: expected a size of which pretrained.*, found 64, 128"):
+        make_results.main(["--scans", str(tmp_path), "--sizes", "7", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("name", ["vqvae-64", "top-64", "bottom-64", "vqvae-128", "top-128", "bottom-128"])
+def test_each_published_card_has_data_split_settings_curve_figures_and_limits(name):
+    card = (ROOT / "pretrained" / name / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for part in ("## Data", "ds002748", "Split by subject: 2,040 images of 34 subjects", "## Settings", "## Training",
+                 "(curves.png)", "## Figures", "0 of these images and 0 of these subjects were trained on",
+                 model_cards.LIMITS):
+        assert part in card, part
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        STORED.write_text(json.dumps(make(Path(folder)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,6 @@
+"""`python -m vqvae2 COMMAND …` -> the same as `vqvae2 COMMAND …`; torchrun starts it likewise, with -m."""
+
+from vqvae2.commands import main
+
+if __name__ == "__main__":
+    main()
