@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_help import commands_in, settings_of
+from pasted import commands_in, settings_of
 from test_restarts import (
     EPOCHS,
     GLOBAL_BATCH,

@@ -1,6 +1,5 @@
 """--help of every script is its docstring and all flags, and every command that we tell people to paste would run."""
 
-import ast
 import dataclasses
 import importlib
 import re
@@ -10,77 +9,51 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.distributed.run import parse_args
+from pasted import commands_in, module_and_arguments, settings_of
 
-from vqvae2 import config
-from vqvae2.settings import checks, parsing
+from vqvae2.commands import COMMANDS
+from vqvae2.common.errors import UserError
+from vqvae2.settings import checks
 
 ROOT = Path(__file__).parents[2]
-PARSE = parsing.parse
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if "parse(" in path.read_text(encoding="utf-8"))
+FRONT_DOORS = {"extract_slices": "extract", "train_vqvae": "train-vqvae", "train_pixel_cnn": "train-prior",
+               "sample": "sample", "evaluate": "evaluate", "predict": "predict", "make_demo_scans": "demo-scans"}
+WITH_FLAGS = [*(f"vqvae2.commands.{word.replace('-', '_')}" for word in COMMANDS if word != "status"),
+              "tools.demo", "tools.make_results"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "launch").rglob("*")),
          *sorted((ROOT / "pretrained").rglob("*.md"))]
-
-
-def commands_in(text):
-    """Commands that start with python in a text, as lists of words; a backslash continues a line."""
-    lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    return [shlex.split(line, comments=True) for line in lines
-            if re.match(r"\s*(\$ )?([.\w/]*/)?python3? (-m torch\.distributed\.run |\w+\.py\b)", line)]
-
-
-def settings_of(words, monkeypatch):
-    """The settings that a command gives its script; no more of the script than its parsing is run."""
-    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    if "torch.distributed.run" in words[:at]:
-        parse_args(words[words.index("torch.distributed.run") + 1:])
-    module = importlib.import_module(Path(words[at]).stem)
-
-    class ParsedError(Exception):
-        pass
-
-    def parse(settings, manual, arguments=None):
-        raise ParsedError(PARSE(settings, manual, arguments))
-
-    for holder in (module, config):
-        monkeypatch.setattr(holder, "parse", parse, raising=False)
-    with pytest.raises(ParsedError) as parsed:
-        module.main(words[at + 1:])
-    return parsed.value.args[0]
-
-
-def docstring_of(script):
-    return ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8")), clean=False)
 
 
 def commands_of(page):
     return commands_in(page.read_text(encoding="utf-8")) if page.is_file() else []
 
 
-def test_the_scripts_of_the_design_are_here():
-    assert {"make_demo_scans", "train_vqvae", "train_pixel_cnn", "sample", "evaluate", "predict"} <= set(SCRIPTS)
+@pytest.mark.parametrize(("script", "command"), FRONT_DOORS.items())
+def test_a_script_of_the_design_is_a_front_door_to_its_command(script, command):
+    door, room = (importlib.import_module(name) for name in (script, f"vqvae2.commands.{command.replace('-', '_')}"))
+    assert door.main is room.main
+    assert f"vqvae2 {command}" in door.__doc__
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_the_docstring_word_for_word_and_every_flag(script, capsys):
-    module = importlib.import_module(script)
+@pytest.mark.parametrize("name", WITH_FLAGS)
+def test_help_is_the_docstring_word_for_word_and_every_flag(name, capsys):
+    module = importlib.import_module(name)
     with pytest.raises(SystemExit) as end:
         module.main(["--help"])
     shown = capsys.readouterr()
     assert (end.value.code, shown.err) == (0, "")
-    assert shown.out.startswith(docstring_of(script).rstrip())
-    own = re.search(r"parse\((\w+), __doc__", (ROOT / f"{script}.py").read_text(encoding="utf-8"))[1]
-    for name in getattr(module, own).__dataclass_fields__:
-        flag = "INPUT" if name == "input" else checks.flag(name)  # the one thing that is named without a flag
-        assert re.search(rf"^\W*(-\w \w+, )?{flag}\b", shown.out, re.M), name
+    assert shown.out.startswith(module.__doc__.rstrip())
+    own = re.search(r"parse\((\w+), __doc__", Path(module.__file__).read_text(encoding="utf-8"))[1]
+    for field in getattr(module, own).__dataclass_fields__:
+        flag = {"input": "INPUT", "run": "RUN", "runs": "RUN", "out": "(--out|OUT)"}.get(field) or checks.flag(field)
+        assert re.search(rf"^\W*(-\w \w+, )?{flag}\b", shown.out, re.M), field
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_command_in_a_docstring_is_one_that_its_script_takes(script, monkeypatch):
-    commands = commands_in(docstring_of(script))
-    assert commands
+@pytest.mark.parametrize("name", WITH_FLAGS)
+def test_every_command_in_a_manual_is_one_that_is_taken(name, monkeypatch):
+    commands = commands_in(importlib.import_module(name).__doc__)
+    assert any(module_and_arguments(words)[0] == name for words in commands)
     for words in commands:
-        assert f"{script}.py" in words
         assert dataclasses.is_dataclass(settings_of(words, monkeypatch)), words
 
 
@@ -110,7 +83,7 @@ class TestReading:
             ["$", ".venv/bin/python", "-m", "torch.distributed.run", "--nnodes=1", "train_vqvae.py", "--batch", "2"]]
 
     def test_a_command_that_has_gone_stale_is_found(self, monkeypatch):
-        with pytest.raises(config.UserError, match=r"unrecognized --planets axial\. Perhaps you meant --planes\."):
+        with pytest.raises(UserError, match=r"unrecognized --planets axial\. Perhaps you meant --planes\."):
             settings_of(["python", "extract_slices.py", "--planets", "axial"], monkeypatch)
         with pytest.raises(SystemExit, match="2"):
             settings_of(["python", "-m", "torch.distributed.run", "--nprocs=8", "train_vqvae.py"], monkeypatch)

@@ -12,9 +12,9 @@ from conftest import TINY, TINY_VQVAE, files_in, picture_of
 from PIL import Image
 from scan_files import ellipsoid, save, save_analyze
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from vqvae2.config import UserError
 
 from vqvae2.commands import extract, predict, train_vqvae
+from vqvae2.common.errors import UserError
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.inputs import Source, read_all, resized
 from vqvae2.evaluation.predict_settings import PredictSettings

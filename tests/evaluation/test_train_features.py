@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from ranks import run_on_ranks
-from test_resume import check_bitwise
+from resuming import check_bitwise
 
 from vqvae2.commands import train_features
 from vqvae2.evaluation import features

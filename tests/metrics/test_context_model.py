@@ -1,10 +1,10 @@
 """Maps from the order-2 model: its draws have the frequencies that a table of probabilities has."""
 
+import fields
 import numpy as np
 import pytest
 import torch
 
-from tests import fields
 from vqvae2.metrics import context_model
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_pixel_cnn import CODES, prior, random_codes
+from tiny_prior import CODES, prior, random_codes
 
 from vqvae2.priors.stepping import CachedPrior
 from vqvae2.sampling import sampler

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2 import config
 from vqvae2.commands.demo_scans import DemoScansSettings
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.settings import EvaluateSettings
@@ -15,6 +14,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import parsing
+from vqvae2.settings.messages import one_line
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.training.settings import TrainPrior, TrainVqvae
@@ -116,7 +116,7 @@ class TestCommandLine:
 
     def test_a_box_that_is_not_known_is_told_in_its_own_words(self, line):
         box = "╭─ News ────────╮\n│ Something new │\n│ came up       │\n╰───────────────╯\n"
-        assert config.one_line(box, "train.py") == "train.py: Something new came up. See train.py --help."
+        assert one_line(box, "train.py") == "train.py: Something new came up. See train.py --help."
 
     def test_help_prints_the_manual_as_it_was_written_and_each_field_with_its_kind(self, capsys):
         manual = "A manual.\n\nTo paste:\n    python a.py \\\n        --flag\nThe end of it."

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, picture_of
+from pasted import commands_in, settings_of
 from PIL import Image
+from resuming import check_bitwise
 from safetensors.torch import load_file
-from test_help import commands_in, settings_of
-from test_resume import check_bitwise
 
 from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
 from vqvae2.common import files

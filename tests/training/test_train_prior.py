@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_PRIOR, files_in
 from ranks import run_on_ranks
-from test_resume import check_bitwise
+from resuming import check_bitwise
 from torch.nn import functional
 
 from vqvae2.commands import train_prior

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_VQVAE, files_in, on_screen
-from vqvae2.config import UserError
 
 from vqvae2.commands import train_vqvae, tune
 from vqvae2.common import files
+from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings import parsing

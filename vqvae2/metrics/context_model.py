@@ -83,8 +83,8 @@ def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: in
 
 
 def _urns(train: np.ndarray, size: int) -> dict[str, Urn]:
-    concentrations = context_model.context_concentrations(train, size)
-    contexts = context_model.code_contexts(train, size)
+    concentrations = context_concentrations(train, size)
+    contexts = code_contexts(train, size)
     numbers = {"both": (size + 1) ** 2, "left": size + 1, "above": size + 1, "all": 1}
     return {kind: Urn.of(train.ravel(), contexts[kind], number, concentrations[kind])
             for kind, number in numbers.items()}
