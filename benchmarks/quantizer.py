@@ -1,4 +1,4 @@
-"""How fast vqvae2/quantizer.py is, as ratios to named references in the same run, at the same shapes.
+"""How fast vqvae2/models/quantizer.py is, as ratios to named references in the same run, at the same shapes.
 
     python benchmarks/quantizer.py
     python benchmarks/quantizer.py --threads 2 --rounds 20

@@ -1,4 +1,4 @@
-"""How fast vqvae2/cached.py draws codes, as ratios to the slow way and to reading the weights, in the same run.
+"""How fast vqvae2/priors/stepping.py draws codes, as ratios to the slow way and to reading the weights, in the same run.
 
     python benchmarks/sampling.py                    # 8 images at a time; 4 minutes of one core's time
     python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time; half an hour of it
@@ -235,7 +235,7 @@ def bytes_of(state: CachedPrior, prior: Prior) -> int:
 
 
 def tensors_of(thing: object) -> list[torch.Tensor]:
-    """Return the tensors in `thing`, in lists and dicts in it, and in what vqvae2/cached.py defines."""
+    """Return the tensors in `thing`, in lists and dicts in it, and in what vqvae2/priors/stepping.py defines."""
     if isinstance(thing, torch.Tensor):
         return [thing]
     if isinstance(thing, (list, tuple, dict)):

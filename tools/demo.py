@@ -1,8 +1,8 @@
 """Nothing -> demo scans, slices, models, new images and figures: the whole chain, on two cores in minutes.
 
-    python demo.py
+    python -m tools.demo
 In another folder, with models too small to be worth a look, to see within two minutes whether all is installed:
-    python demo.py --out demo-tiny --subjects 6 --tiny
+    python -m tools.demo --out demo-tiny --subjects 6 --tiny
 
 It runs the scripts that you would run on your own scans and prints each command before it starts, so that you can
 paste it and change it. All files go to --out, as far as possible named as in your own work:

@@ -1,10 +1,10 @@
 r"""The weights in pretrained/, and scans -> every figure, picture and model card that the documentation shows.
 
-    python make_results.py --scans ~/data/oasis1
+    python -m tools.make_results --scans ~/data/oasis1
 or, with a fresh environment:
     make results SCANS=~/data/oasis1
 Without touching the documentation of this checkout, nor its cards, and of one size only:
-    python make_results.py --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine --no-cards
+    python -m tools.make_results --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine --no-cards
 
 For each size that has a VQ-VAE in pretrained/ it extracts slices, judges the models on subjects that they were not
 trained on, draws samples and completes images, with the project's own scripts, whose commands it prints. Reports and

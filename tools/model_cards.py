@@ -57,7 +57,7 @@ def card(folder: Path, data: str, reports: Mapping[str, dict], commands: str) ->
         for table in found:
             parts.append(f"### {TITLES[table]}\n\n{text.markdown_table(*tables[table])}")
     if reports:
-        parts += ["Every figure is defined in `vqvae2/metrics.py` and the modules that it names, and made by",
+        parts += ["Every figure is defined in `vqvae2/metrics/similarity.py` and the modules that it names, and made by",
                   f"```sh\n{commands}\n```"]
     parts += ["## Limits, and what it must not be used for", LIMITS]
     return "\n\n".join(parts) + "\n"
@@ -76,10 +76,10 @@ def _summary(config: dict, size: float) -> str:
     if config["kind"] == "vqvae":
         factors = " and ".join(f"1/{factor}" for factor in config["settings"]["downsample"])
         return (f"Images to codes (a grid of {factors} of the one before) and back; {size:.1f} MiB. "
-                "How it works: `vqvae2/autoencoder.py`.")
+                "How it works: `vqvae2/models/autoencoder.py`.")
     told = ", ".join(column["name"] for column in config.get("columns", [])) or "nothing"
     return (f"Draws codes, or says what they cost; {size:.1f} MiB. It can be told {told}. It belongs to the VQ-VAE "
-            f"whose weights have the hash {config['vqvae_hash'][:12]}. How it works: `vqvae2/prior.py`.")
+            f"whose weights have the hash {config['vqvae_hash'][:12]}. How it works: `vqvae2/priors/pixel_cnn.py`.")
 
 
 def _split(config: dict) -> str:

@@ -1,6 +1,6 @@
 """What the documentation shows is made again, on synthetic scans, and is what it was.
 
-tests/stored/demo-64.json holds the figures; `PYTHONPATH=. python tests/test_make_results.py` writes it
+tests/stored/demo-64.json holds the figures; `PYTHONPATH=. python tests/chain/test_make_results.py` writes it
 anew.
 """
 

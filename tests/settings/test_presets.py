@@ -169,9 +169,9 @@ def test_the_home_folder_in_a_file_of_ones_own_is_ones_own(tmp_path, monkeypatch
     ("[vqvae]\nepochs = 'many'", r"mine.toml: expected epochs as --epochs takes it, found many\. See --help"),
     ("[vqvae]\nquantizer = 'vq'", r"mine.toml: expected quantizer as --quantizer takes it, found vq\."),
     ("[vqvae]\npreset = 'vqvae-256'", r"mine.toml: expected settings that .* has, found preset\."),
-    ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[vqvae\], .* found trainer\. See presets/"),
-    ("epochs = 3", r"mine.toml: expected about, \[vqvae\], .* found epochs\. See presets/"),
-    ("[vqvae\nepochs = 3", r"mine.toml: expected a TOML file, found .*line 1.* See presets/")])
+    ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[vqvae\], .* found trainer\. See vqvae2/presets/"),
+    ("epochs = 3", r"mine.toml: expected about, \[vqvae\], .* found epochs\. See vqvae2/presets/"),
+    ("[vqvae\nepochs = 3", r"mine.toml: expected a TOML file, found .*line 1.* See vqvae2/presets/")])
 def test_a_file_that_is_no_preset_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         vqvae_of("--preset", write(tmp_path / "mine.toml", text), "--epochs", "1", "--batch", "1")

@@ -7,8 +7,8 @@ What the priors find unusual, as a map for each image (maps/likelihood/*.npy and
 synthetic lesions beside an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 
-What each figure means is defined in vqvae2/metrics.py; 95 % intervals are over subjects.
-What is in the maps is defined in vqvae2/map_files.py, lesions and scores in vqvae2/anomalies.py.
+What each figure means is defined in vqvae2/metrics/similarity.py; 95 % intervals are over subjects.
+What is in the maps is defined in vqvae2/evaluation/map_files.py, lesions and scores in vqvae2/evaluation/anomalies.py.
 """
 
 from vqvae2.evaluation import report as reports

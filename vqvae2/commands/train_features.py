@@ -1,9 +1,9 @@
 r"""Images -> a small feature network in results/<dataset>/<savename>/, in whose features samples are judged.
 
 One process, on the CPU or on one GPU:
-    python train_features.py --dataset oasis --batch 32 --epochs 20 --savename features
+    vqvae2 train-features --dataset oasis --batch 32 --epochs 20 --savename features
 One machine with 8 GPUs:
-    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_features.py \
+    python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 -m vqvae2 train-features \
         --dataset oasis --batch 4 --epochs 20 --savename features
 
 Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag

@@ -1,11 +1,11 @@
 r"""Images -> trainings with other settings, one after the other -> the best settings as a preset.
 
 A first search, ten short trainings of the smallest preset:
-    python tune.py --study first --preset vqvae2-tiny --trials 10 --epochs 5
+    vqvae2 tune --study first --preset vqvae2-tiny --trials 10 --epochs 5
 Forty trainings of ten epochs, two at a time (on a machine with several GPUs each has its own):
-    python tune.py --study brain-128 --dataset oasis --batch 16 --epochs 10 --trials 40 --workers 2
+    vqvae2 tune --study brain-128 --dataset oasis --batch 16 --epochs 10 --trials 40 --workers 2
 Two settings alone, one in a range of yours and one of three values, on pictures of a folder:
-    python tune.py --study rate --dataset folder --data my-pictures --size 128 --batch 32 --epochs 10 \
+    vqvae2 tune --study rate --dataset folder --data my-pictures --size 128 --batch 32 --epochs 10 \
         --search learning_rate=1e-4..1e-3 codebook_size=64,128,256 --trials 12
 
 Each trial is a training as train_vqvae.py makes it, of --epochs epochs, in a folder of its own in results/tune/NAME/.
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Search as the command line says."""
     settings = parse(TuneSettings, __doc__, arguments)
     tuning_study.check_optuna()
-    expect(rendezvous.launched_world_size() == 1, "tune.py", "to be started without torchrun",
+    expect(rendezvous.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
            f"{rendezvous.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
     folder = settings.out or settings.results / "tune" / settings.savename

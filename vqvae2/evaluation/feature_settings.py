@@ -1,4 +1,4 @@
-"""Command line of train_features.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Command line of vqvae2 train-features -> a frozen dataclass, as config.py has one for most other scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vqvae2.training.settings import TrainingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings(TrainingSettings):
-    """Settings of train_features.py."""
+    """Settings of vqvae2 train-features."""
 
     dims: int = 32
     """Features of an image. A Fréchet distance needs more unseen images, of many subjects, than features."""

@@ -1,6 +1,6 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
-The network of this project needs no download: `train_features.py` trains it in minutes on the training subjects, and
+The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects, and
 one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its features
 alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the picture on
 32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it shows; and
@@ -49,7 +49,7 @@ FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0),
            (0, 0, -0.5, 0, 1, 0, -0.5, 0, 0))  # 3 by 3, row by row: across, down, both diagonals
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
 SHIPPED = Path(__file__).parent / "network"
-NEED = "a folder or name of a run of train_features.py, or a TorchScript file"
+NEED = "a folder or name of a run of vqvae2 train-features, or a TorchScript file"
 TRIED = (64, 128, 256, 299)
 """Sides of the images with which a network of others is tried: some take one size only."""
 LEAST_VARIANCE = 1e-3
@@ -160,7 +160,7 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
     """Return the feature network that `--features SPEC` names; None is the one in vqvae2/evaluation/network.
 
     Args:
-        spec: a folder or a name of a run of train_features.py, or a TorchScript file: uint8 `[n, 3, height, width]`
+        spec: a folder or a name of a run of vqvae2 train-features, or a TorchScript file: uint8 `[n, 3, height, width]`
             in, `[n, dims]` out, called with return_features=True where its forward has such an argument. A file is a
             program: load only what you trust.
     Raises: UserError if there is none, or it is something else.

@@ -42,7 +42,7 @@ class EvaluateSettings:
     top_p: tuple[float, ...] = (1.0,)
     """Of the samples: the likeliest codes that together have this probability. One value or two."""
     features: Annotated[str | None, SAID] = None
-    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of train_features.py, or a
+    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of vqvae2 train-features, or a
     TorchScript file such as an Inception of yours. Default: the small one in vqvae2/evaluation/network."""
     probe: bool = False
     """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""

@@ -43,7 +43,7 @@ def names() -> list[str]:
 
 
 def path_of(name: str) -> Path:
-    """Return the file of a preset: `name` itself where it ends in .toml, else that of this name in presets/.
+    """Return the file of a preset: `name` itself where it ends in .toml, else that of this name in vqvae2/presets/.
 
     Raises: UserError if there is none.
     """
@@ -72,7 +72,7 @@ def about(name: str) -> str:
 def listing() -> str:
     """Return the presets that come with the project, a line each, for --help."""
     width = max((len(name) for name in names()), default=0)
-    return "\n".join(["Presets (--preset NAME; each is a file in presets/, and flags beat it):",
+    return "\n".join(["Presets (--preset NAME; each is a file in vqvae2/presets/, and flags beat it):",
                       *(f"    {name:{width}}  {about(name)}" for name in names())])
 
 
@@ -96,11 +96,11 @@ def _read(path: Path) -> dict:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--preset {path.name}: expected a TOML file, found {' '.join(str(error).split())}. "
-                        f"See presets/ for examples.") from None
+                        f"See vqvae2/presets/ for examples.") from None
     for table, values in found.items():
         if table != "about" and not (table in TABLES and isinstance(values, dict)):
             raise UserError(f"--preset {path.name}: expected about, [{'], ['.join(TABLES)}], found {table}. "
-                            "See presets/ for examples.")
+                            "See vqvae2/presets/ for examples.")
     return found
 
 

@@ -57,7 +57,7 @@ class TrialTrainer(VqvaeTrainer):
         except (EOFError, ConnectionError):
             goes_on = False
         if not goes_on:
-            raise Stopped("pruned, or tune.py has ended")
+            raise Stopped("pruned, or vqvae2 tune has ended")
         if epoch % self.picture_epochs == 0 or epoch == self.settings.epochs:
             super().pictures(epoch)
 
@@ -75,7 +75,7 @@ def train(settings: TrainVqvae, judge: Connection, pictures_every: int, gpu: str
     with (folder / OUTPUT).open("a") as output:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())
-        # One that outlived a killed tune.py is stopping: it holds this until it has saved.
+        # One that outlived a killed vqvae2 tune is stopping: it holds this until it has saved.
         fcntl.flock(output, fcntl.LOCK_EX)
         try:
             TrialTrainer(settings, judge, pictures_every).run()
@@ -91,7 +91,7 @@ def _folder_of(settings: TrainVqvae) -> Path:
 
 
 def _stop_with_parent() -> None:
-    """Let the training save and stop when tune.py has ended, however it did."""
+    """Let the training save and stop when vqvae2 tune has ended, however it did."""
     connection.wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -192,7 +192,7 @@ def preset_text(best: TrialResult, results: Sequence[TrialResult], settings: Tun
     told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     images, (_, height, width) = data["data"]["images"], data["image_shape"]
     paragraphs = (
-        f"Found by tune.py: trial {best.number} of the study {settings.savename}, best of {len(results)} ({told}).",
+        f"Found by vqvae2 tune: trial {best.number} of the study {settings.savename}, best of {len(results)} ({told}).",
         f"Data: {settings.dataset}, {images['train']} training and {images['validate']} validation images of "
         f"{height} x {width} pixels, hash {data['data_hash'][:12]}.",
         f"Score on the validation images after {trained.epochs} epochs, with at most {settings.bits_per_pixel:g} raw "

@@ -1,4 +1,4 @@
-"""Command line of tune.py -> a frozen dataclass, and what may be searched: ranges and choices of settings."""
+"""Command line of vqvae2 tune -> a frozen dataclass, and what may be searched: ranges and choices of settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ONLY_HERE = ("out", "trials", "workers")
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainVqvae):
-    """Settings of tune.py: how to search, and all of train_vqvae.py's, which every trial has."""
+    """Settings of vqvae2 tune: how to search, and all of train_vqvae.py's, which every trial has."""
 
     savename: Annotated[str, tyro.conf.arg(name="study", aliases=["--savename"])]
     """Name of the study, whose files go to <results>/tune/<savename>/."""

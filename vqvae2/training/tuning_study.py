@@ -1,6 +1,6 @@
 """A study's folder -> its trials, kept by Optuna in SQLite: what to try next, what to prune, what came out.
 
-One process alone, tune.py's, opens a study; its workers only train and never see the database. So SQLite is never
+One process alone, vqvae2 tune's, opens a study; its workers only train and never see the database. So SQLite is never
 waited for, and the trials that a kill has left unfinished are known for sure: nobody else can be training them.
 
 What is tried is drawn by TPE (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization", section 4) of all
@@ -42,12 +42,12 @@ SHOWN_DIGITS = 4
 
 def check_optuna() -> None:
     """Raise UserError where Optuna is not installed."""
-    expect(optuna is not None, "tune.py", "the package optuna", "none", "Install it: pip install -e '.[tune]'")
+    expect(optuna is not None, "vqvae2 tune", "the package optuna", "none", "Install it: pip install -e '.[tune]'")
 
 
 @contextmanager
 def only_one(folder: Path, name: str) -> Iterator[None]:
-    """Let no other tune.py work on the study in `folder` meanwhile. Raises: UserError if one does."""
+    """Let no other vqvae2 tune work on the study in `folder` meanwhile. Raises: UserError if one does."""
     files.check_folder(folder, "--out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lifts it, however this process ends
         except BlockingIOError:
-            raise UserError(f"--savename {name}: expected a study that no other tune.py works on, found one. Stop it; "
+            raise UserError(f"--savename {name}: expected a study that no other vqvae2 tune works on, found one. Stop it; "
                             "--workers N trains several trials at a time.") from None
         yield
 
@@ -90,7 +90,7 @@ class Study:
             began_with = json.loads(self.study.user_attrs.get("settings", "null"))
         except (DatabaseError, sqlite3.DatabaseError, ValueError) as error:
             words = " ".join(str(getattr(error, "orig", error)).split())
-            raise UserError(f"{path}: expected a study that tune.py has written, found {words}. "
+            raise UserError(f"{path}: expected a study that vqvae2 tune has written, found {words}. "
                             "Move it away to begin anew.") from None
         own = shared_settings(settings)
         if began_with is None:
