@@ -77,7 +77,7 @@ class BenchmarkSettings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the priors."""
+        """The data type in which the priors compute."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property

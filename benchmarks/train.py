@@ -80,7 +80,7 @@ class BenchmarkSettings:
     batch: int = 0
     """Images in a batch; 0: 32 at 64 pixels, 16 at 128, 8 at 256 on a CPU, 16 times as many on CUDA."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of our step, as in train_vqvae.py."""
+    """Precision of our step, as --precision of train_vqvae.py."""
     compile: Literal["auto", "never", "always"] = "auto"
     """Whether the networks of our step are compiled."""
     quick: bool = False
@@ -102,7 +102,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """What processes are to measure."""
+    """The step that every process measures."""
 
     kind: Literal["ours", "ours fp32", "plain", "matmul"]
     size: int
@@ -110,7 +110,7 @@ class Task:
     """Images of the global batch."""
     device: str
     threads: int
-    """Of each process."""
+    """Threads of each process."""
     ranks: int
     precision: str
     compile: str
@@ -292,13 +292,13 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Report:
-    """What a process says when it is ready."""
+    """The answer of a process that is ready to be timed."""
 
     how: str
     loss: float
-    """Of the last step before the timed ones; this rank's part of the mean."""
+    """This rank's part of the mean loss of the last step before the timed steps."""
     flops: float
-    """Of one step, for matrix products and convolutions."""
+    """Floating-point operations of one step in matrix products and convolutions."""
 
 
 def begin(task: Task, rank: int, port: int) -> Report:

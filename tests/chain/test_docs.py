@@ -36,7 +36,7 @@ def links_of(page):
 
 
 def anchors_of(page):
-    """What its headings are called in links, as GitHub makes it of them."""
+    """The names by which links reach the headings of a page, as GitHub makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
             for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)}

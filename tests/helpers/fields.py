@@ -18,7 +18,7 @@ NO_LEFT, NO_FAR, CODE = "x", "y", "z"
 
 @dataclass(frozen=True)
 class Place:
-    """What there is to know of one place of the field."""
+    """The joint and conditional probabilities of one place of the field."""
 
     joint: np.ndarray
     """p(left, above, far, top, code); an axis has length 1 where that neighbour is beyond the edge."""
@@ -90,7 +90,7 @@ class Field:
 
     @property
     def position_bits(self) -> float:
-        """What a model reaches that knows how often each code stands at each place, and nothing else."""
+        """Bits per code of a model that knows how often each code stands at each place, and nothing else."""
         shares = [place.joint.sum((0, 1, 2, 3)) for place in self.places.values()]
         return -sum((share * np.log2(share)).sum() for share in shares) / len(shares)
 

@@ -12,7 +12,7 @@ from torch import multiprocessing
 
 SECONDS = 120
 PRELOADED = ["torch", "torch.distributed", "vqvae2.training.vqvae", "vqvae2.training.priors"]
-"""What the process that all ranks are forked from has imported: importing it costs seconds, a fork milliseconds."""
+"""The process that all ranks are forked from has imported these: an import costs seconds, a fork milliseconds."""
 multiprocessing.set_forkserver_preload(PRELOADED)
 
 
