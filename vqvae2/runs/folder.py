@@ -91,7 +91,7 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
 
 def begin(folder: Path, config: dict) -> None:
     """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
-    for path in folder.glob(".*.tmp*"):
+    for path in folder.glob(files.LEFT_OVERS):
         path.unlink(missing_ok=True)
     files.write_json(folder / weights.CONFIG, config)
 

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) 
     """Write `tensors` as safetensors with `config` in the metadata, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Made in memory: a full disk is then an OSError, as everywhere, and not the library's own kind of error.
-    write_atomically(path, partial(Path.write_bytes, data=save(plain, {"config": json.dumps(config)})))
+    write_atomically(path, save(plain, {"config": json.dumps(config)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
