@@ -199,7 +199,7 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         file = self.files[i]
-        image = from_bytes(torch.from_numpy(_read(self.folder, file, self.settings)))
+        image = from_bytes(torch.tensor(_read(self.folder, file, self.settings)))
         return {**file.facts, "image": image, "name": file.name, "subject": file.subject}
 
 

@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError
@@ -87,6 +89,39 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
                         f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
                         "Check the name, or wait for the first epoch to end.")
     return found[0]
+
+
+class Loaded(NamedTuple):
+    """A model that was trained, in eval mode on the CPU, and where it comes from."""
+
+    model: nn.Module
+    config: dict
+    tensors: dict[str, torch.Tensor]
+    """The weights as they are in the file."""
+    folder: Path
+
+
+def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
+               results: Path = Path("results"), *, words: str, advice: str) -> Loaded:
+    """Return the model in the folder `name`, or of that name in <results>/*/ or pretrained/.
+
+    Args:
+        flag: of the command line, for error messages, which say `words` ("a VQ-VAE") and `advice` for another kind.
+        kind: what the run's config must have under "kind".
+        build: returns the model, its weights being anything, for a config and the weights in the file.
+    Raises: UserError if there is none, or the folder holds another kind of model or weights of another form.
+    """
+    folder = find_run(name, flag, results)
+    tensors, config = load_weights(folder / WEIGHTS)
+    if config.get("kind") != kind:
+        raise UserError(f"{flag} {name}: expected {words}, found a {config.get('kind')} in {folder}. {advice}")
+    model = build(config, tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
+                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
+    return Loaded(model.eval(), config, tensors, folder)
 
 
 def versions() -> dict[str, str]:
