@@ -132,8 +132,10 @@ class Images:
 
 
 def _extraction(folder: Path) -> dict | None:
-    """How extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise; None if it has
-    not, or its record cannot be read: nothing else depends on it."""
+    """Return how extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise.
+
+    None where there is no record that can be read: nothing else depends on it.
+    """
     try:
         settings = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["settings"]
         return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}

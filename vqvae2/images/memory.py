@@ -59,7 +59,7 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, s
                              for name, alone in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     share = range(count * local_rank // processes, count * (local_rank + 1) // processes)
     tried = (_try_to_read(read, i) for i in range(count))
-    first = next((_format_of(picture) for picture in tried if isinstance(picture, np.ndarray)), None)
+    first = next(((*picture.shape, picture.itemsize) for picture in tried if isinstance(picture, np.ndarray)), None)
     # Where no picture can be read the format does not matter: all are tried, and named.
     formats = set(distributed.gather_objects(first)) - {None} or {(1, 1, 1, 1)}
     while True:  # once; a second time if the first picture has fewer channels or bits than another
@@ -82,10 +82,6 @@ def memory_available() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _format_of(picture: np.ndarray) -> Format:
-    return *picture.shape, picture.itemsize
 
 
 def _common(formats: set[Format]) -> Format:
@@ -113,7 +109,7 @@ def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray]) -
         # What does not fit in size, or loses bits here, has another format: `decode` refuses it or starts anew.
         with suppress(ValueError):
             pixels[i] = picture if picture.dtype == pixels.dtype else picture.astype(np.uint16) * 257
-        return _format_of(picture)
+        return *picture.shape, picture.itemsize
 
     # More than there are cores: while one waits for the disk, another decodes.
     with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels))) as pool:

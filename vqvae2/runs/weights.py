@@ -21,6 +21,7 @@ from torch import nn
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import in_brief, write_atomically
+from vqvae2.settings.checks import expect
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -80,14 +81,11 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
     runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
                   for path in paths)
     found = [folder for folder in runs if folder.name == name]
-    if len(found) > 1:
-        raise UserError(f"{flag} {name}: expected one run of this name, found {', '.join(map(str, found))}. "
-                        f"Give the path of one.")
-    if not found:
-        known = sorted({folder.name for folder in runs})
-        raise UserError(f"{flag} {name}: expected a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/, "
-                        f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
-                        "Check the name, or wait for the first epoch to end.")
+    expect(len(found) < 2, f"{flag} {name}", "one run of this name", ", ".join(map(str, found)),
+           "Give the path of one.")
+    known = ", ".join(sorted({folder.name for folder in runs}))
+    expect(bool(found), f"{flag} {name}", f"a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/",
+           f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
     return found[0]
 
 
@@ -113,8 +111,7 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
     """
     folder = find_run(name, flag, results)
     tensors, config = load_weights(folder / WEIGHTS)
-    if config.get("kind") != kind:
-        raise UserError(f"{flag} {name}: expected {words}, found a {config.get('kind')} in {folder}. {advice}")
+    expect(config.get("kind") == kind, f"{flag} {name}", words, f"a {config.get('kind')} in {folder}", advice)
     model = build(config, tensors)
     try:
         model.load_state_dict(tensors)
