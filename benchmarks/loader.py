@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from common import processor
 from ranks import run_on_ranks
@@ -50,7 +50,7 @@ class BenchmarkSettings:
 
     sizes: tuple[int, ...] = (64, 128, 256)
     """Heights and widths of the images, one benchmark each."""
-    dataset: int = 2000
+    images: int = 2000
     """Number of PNGs of each size."""
     batch: int = 32
     """Images in a batch."""

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +288,40 @@ def test_intensities_are_the_mean_and_deviation_of_each_channel_over_all_pixels(
 def test_a_channel_of_one_value_has_the_deviation_1():
     mean, deviation = dataset.ImageSet((), np.full((2, 1, 4, 4), 51, np.uint8)).intensities()
     assert (mean.item(), deviation.item()) == (pytest.approx(0.2), 1.0)
+
+
+class TestSliceDataset:
+    def test_an_item_is_the_picture_its_subject_and_its_row_of_the_manifest(self, tiny_slices):
+        slices = dataset.SliceDataset(tiny_slices, "validate")
+        assert len(slices) == SUBJECTS["validate"] * SLICES_PER_SUBJECT
+        item = slices[1]
+        stored = np.array(Image.open(tiny_slices / item["name"]))
+        assert (item["subject"], item["name"]) == ("OAS1_0007", "validate/OAS1_0007_axial071.png")
+        assert (item["plane"], item["split"], len(item["sha256"])) == ("axial", "validate", 64)
+        assert torch.equal(item["image"], torch.from_numpy((stored / 255).astype(np.float32))[None])
+
+    def test_it_goes_through_a_loader_and_ends(self, tiny_slices):
+        batches = list(torch.utils.data.DataLoader(dataset.SliceDataset(tiny_slices, "validate"), batch_size=4))
+        assert [tuple(batch["image"].shape) for batch in batches] == [(4, 1, 32, 32), (2, 1, 32, 32)]
+        assert len(list(dataset.SliceDataset(tiny_slices, "validate"))) == 6
+
+    def test_other_folders_are_read_with_the_settings_of_the_commands(self, tmp_path):
+        save(tmp_path / "train" / "a.png")
+        (item,) = dataset.SliceDataset(tmp_path, "train", dataset="folder", size=8, colours="rgb")
+        assert (set(item), tuple(item["image"].shape)) == ({"image", "name", "subject"}, (3, 8, 8))
+
+    def test_a_split_without_images_is_refused(self, tiny_slices):
+        with pytest.raises(UserError, match=r"slices.*: expected images in the split training, found none\. Choose of "
+                                            r"train, validate, test\."):
+            dataset.SliceDataset(tiny_slices, "training")
+
+    @pytest.mark.parametrize("library", ["monai", "torchio"])
+    def test_the_pipeline_in_the_docs_runs(self, library, tiny_slices, apart, capsys):
+        pytest.importorskip(library, reason=f"{library} is not installed: pip install .[bench]")
+        (apart / "slices").symlink_to(tiny_slices)
+        text = (Path(__file__).parents[2] / "docs" / "in-python.md").read_text(encoding="utf-8")
+        (code,) = (block for block in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if library in block)
+        exec(code, {})
+        said = {"monai": r"torch\.Size\(\[8, 1, 32, 32\]\) \['OAS1_000\d'(, 'OAS1_000\d'){7}\]\n",
+                "torchio": r"\(1, 32, 32, 1\) OAS1_0007\n"}[library]
+        assert re.fullmatch(said, capsys.readouterr().out)

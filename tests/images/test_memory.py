@@ -1,10 +1,9 @@
 """Decoded images lie in memory once on each machine, are what one process reads, and leave no file behind."""
 
-import fcntl
+import errno
 import os
+import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from torch.multiprocessing import ProcessExitedException
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import UserError
-from vqvae2.images import memory as pixel_cache
+from vqvae2.images import memory
 from vqvae2.images.dataset import load_images
 from vqvae2.images.settings import DataSettings
 
-ROOT = Path(__file__).parents[2]
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
@@ -32,7 +30,7 @@ def left_in(*folders: Path) -> list[str]:
 def mapping() -> list[tuple[str, str, bool]]:
     """(inode, permissions, whether the name is gone) of each file of pixels that this process has mapped."""
     maps = Path("/proc/self/maps")
-    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines() if pixel_cache.PREFIX in line]
+    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines() if memory.PREFIX in line]
     return [(inode, permissions, path.endswith("(deleted)")) for _, permissions, _, _, inode, path in lines]
 
 
@@ -47,38 +45,46 @@ def facts(data: Path, dataset: str = "oasis") -> dict:
             "described": loaded.describe(), "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
 
 
+def full(*places: Path) -> Callable[..., None]:
+    """Stand in for posix_fallocate where these places have no room."""
+    allocate = os.posix_fallocate
+
+    def refuse(number: int, *rest: int) -> None:
+        if os.readlink(f"/proc/self/fd/{number}").startswith(tuple(map(str, places))):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(number, *rest)
+    return refuse
+
+
 def each_scenario(folder: str) -> dict[str, dict]:
     """All scenarios one after the other on this rank, in the same two processes: starting them takes long."""
     folder, rank = Path(folder), distributed.rank()
-    memory, disk = folder / "memory", folder / "disk"
+    shared, disk = folder / "memory", folder / "disk"
     os.environ["TMPDIR"] = str(disk)
-    pixel_cache.SHARED_MEMORY = memory
+    memory.SHARED_MEMORY = shared
     found = {"shared": facts(folder / "slices"), "mixed": facts(folder / "mixed", "folder")}
     found["file of rank 1"] = facts(folder / "bad-last")
     found["files of both"] = facts(folder / "bad-both")
+    found["all bad"] = facts(folder / "all-bad", "folder")
     found["sizes"] = facts(folder / "sizes", "folder")
     found["bad on rank 1"] = facts(folder / ("slices" if rank == 0 else "bad-last"))
     found["no folder"] = facts(folder / ("slices" if rank == 0 else "nothing"))
 
-    room = pixel_cache.room_in
-    pixel_cache.room_in = lambda place: 1000 if place == memory else room(place)
+    allocate = os.posix_fallocate
+    os.posix_fallocate = full(shared)
     found["small memory"] = facts(folder / "slices")
-    pixel_cache.room_in = lambda place: 1000
+    os.posix_fallocate = full(shared, disk)
     found["no room"] = facts(folder / "slices")
-    pixel_cache.room_in = room
+    os.posix_fallocate = allocate
 
-    available = pixel_cache.memory_available
-    pixel_cache.memory_available = lambda: 3000
+    available = memory.memory_available
+    memory.memory_available = lambda: 3000
     found["beyond memory"] = facts(folder / "slices")
-    pixel_cache.memory_available = available
+    memory.memory_available = available
 
-    see = pixel_cache._open
-    pixel_cache._open = lambda *_: None
-    found["unseen"] = facts(folder / "slices")
-    pixel_cache._open = see
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     found["two machines"] = facts(folder / "slices")
-    return {**found, "left": left_in(memory, disk)}
+    return {**found, "left": left_in(shared, disk)}
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +100,17 @@ def folder(tmp_path_factory) -> Path:
     save(folder / "mixed" / "val" / "a.png", np.stack([RAMP, 255 - RAMP, RAMP // 2], -1))
     for number, side in enumerate((16, 16, 8, 16)):
         save(folder / "sizes" / "train" / f"{number}.png", RAMP[:side])
+    for number in range(3):
+        save(folder / "all-bad" / "train" / f"{number}.png", RAMP).write_bytes(b"no picture")
     for name in ("memory", "disk"):
         (folder / name).mkdir()
     return folder
 
 
-def save(path: Path, pixels: np.ndarray) -> None:
+def save(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +122,8 @@ def two(folder) -> list[dict]:
 @pytest.fixture(scope="module")
 def one(folder) -> dict:
     """What one process sees."""
-    names = {"slices": "oasis", "mixed": "folder", "bad-last": "oasis", "bad-both": "oasis", "sizes": "folder"}
+    names = {"slices": "oasis", "mixed": "folder", "bad-last": "oasis", "bad-both": "oasis", "sizes": "folder",
+             "all-bad": "folder"}
     return {name: facts(folder / name, dataset) for name, dataset in names.items()}
 
 
@@ -136,7 +146,7 @@ class TestOneProcess:
     def test_it_maps_a_file_without_a_name_where_the_images_are_larger_than_the_free_memory(
             self, one, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.setattr(pixel_cache, "memory_available", lambda: 3000)
+        monkeypatch.setattr(memory, "memory_available", lambda: 3000)
         found = facts(folder / "slices")
         assert len(found["mapping"]) == len(SUBJECTS)
         assert {place[1:] for place in found["mapping"]} == {("r--s", True)}
@@ -146,14 +156,15 @@ class TestOneProcess:
         assert left_in(tmp_path) == []
         assert_same([{"beyond": found}], "beyond", one["slices"])
 
-    def test_it_tries_its_own_memory_where_nothing_has_room(self, one, folder, tmp_path, monkeypatch, capsys):
+    def test_where_nothing_has_room_one_line_says_how_much_is_needed_and_what_to_do(
+            self, folder, tmp_path, monkeypatch):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.setattr(pixel_cache, "memory_available", lambda: 3000)
-        monkeypatch.setattr(pixel_cache, "room_in", lambda folder: 0)
-        found = facts(folder / "slices")
-        assert found["mapping"] == []
-        assert f"neither memory nor {tmp_path} (TMPDIR) has room" in capsys.readouterr().out
-        assert_same([{"full": found}], "full", one["slices"])
+        monkeypatch.setattr(memory, "memory_available", lambda: 3000)
+        monkeypatch.setattr(memory.os, "posix_fallocate", full(tmp_path))
+        assert facts(folder / "slices") == {"error": f"images: expected room for 18,432 bytes in {tmp_path}, found No "
+                                            "space left on device. Let TMPDIR name a folder with room, or give a "
+                                            "smaller --size."}
+        assert left_in(tmp_path) == []
 
 
 class TestTwoProcesses:
@@ -163,8 +174,7 @@ class TestTwoProcesses:
         assert {inode for inode, _, _ in first} == {inode for inode, _, _ in second}
         assert {place[1:] for place in first + second} == {("r--s", True)}
 
-    @pytest.mark.parametrize("scenario", ["shared", "small memory", "no room", "beyond memory", "unseen",
-                                          "two machines"])
+    @pytest.mark.parametrize("scenario", ["shared", "small memory", "beyond memory", "two machines"])
     def test_they_see_what_one_process_reads_wherever_the_images_lie(self, scenario, one, two):
         assert_same(two, scenario, one["slices"])
 
@@ -180,12 +190,16 @@ class TestTwoProcesses:
         assert {inode for inode, _, _ in first} == {inode for inode, _, _ in second}
         assert len(first) == len(SUBJECTS)
 
-    @pytest.mark.parametrize("scenario", ["no room", "unseen", "two machines"])
-    def test_each_has_its_own_array_where_they_cannot_share(self, scenario, two):
-        assert [rank[scenario]["mapping"] for rank in two] == [[], []]
+    def test_each_has_its_own_array_on_a_machine_of_its_own(self, two):
+        assert [rank["two machines"]["mapping"] for rank in two] == [[], []]
+
+    def test_where_no_place_has_room_both_raise_what_to_do(self, two):
+        assert two[0]["no room"] == two[1]["no room"]
+        assert re.fullmatch(r"images: expected room for 18,432 bytes in .*/memory or .*/disk, found No space left on "
+                            r"device\. Let TMPDIR name a folder with room, or .*", two[0]["no room"]["error"])
 
     @pytest.mark.parametrize(("scenario", "alone"), [("file of rank 1", "bad-last"), ("files of both", "bad-both"),
-                                                     ("sizes", "sizes")])
+                                                     ("all bad", "all-bad"), ("sizes", "sizes")])
     def test_an_image_that_does_not_fit_is_the_error_of_one_process_on_both(self, scenario, alone, one, two):
         assert [rank[scenario] for rank in two] == [one[alone]] * 2
         assert "expected " in one[alone]["error"]
@@ -218,8 +232,7 @@ def facts_of_own_folder(first: str, second: str) -> dict:
 def say_where(folder: str) -> None:
     """Fall back to the disk on two ranks."""
     os.environ["TMPDIR"] = folder
-    room = pixel_cache.room_in
-    pixel_cache.room_in = lambda place: 0 if place == pixel_cache.SHARED_MEMORY else room(place)
+    os.posix_fallocate = full(memory.SHARED_MEMORY)
     facts(Path(folder) / "slices")
 
 
@@ -227,124 +240,23 @@ def test_a_small_shared_memory_is_said_once_by_rank_0(tmp_path, capfd):
     write_slices(tmp_path / "slices")
     run_on_ranks(2, say_where, str(tmp_path))
     assert capfd.readouterr().out == (
-        f"images: {pixel_cache.SHARED_MEMORY} is too small for them, so the processes of this machine share a file in "
+        f"images: {memory.SHARED_MEMORY} is too small for them, so the processes of this machine share a file in "
         f"{tmp_path}; in a container, --shm-size or --ipc=host would be faster\n")
 
 
 def die_while_decoding(folder: str) -> None:
     """Rank 1 is killed as it decodes its second picture."""
     os.environ["TMPDIR"] = folder
-    pixel_cache.SHARED_MEMORY = Path(folder)
+    memory.SHARED_MEMORY = Path(folder)
 
     def read(i: int) -> np.ndarray:
         if distributed.rank() == 1 and i == 7:
             os.kill(os.getpid(), signal.SIGKILL)
         return RAMP[None]
-    pixel_cache.decode(8, read)
+    memory.decode(8, read)
 
 
 def test_a_process_that_is_killed_while_it_decodes_leaves_no_file(tmp_path):
     with pytest.raises(ProcessExitedException, match=r"process 1 terminated with signal SIGKILL"):
         run_on_ranks(2, die_while_decoding, str(tmp_path))
     assert left_in(tmp_path) == []
-
-
-class TestLeftOvers:
-    def make(self, folder: Path, ending: str) -> subprocess.Popen:
-        """Start a process that has made a file and waits, as if for the others to open it; then `ending`."""
-        script = ("import os, sys, time; from contextlib import ExitStack; from pathlib import Path\n"
-                  "from vqvae2 import pixel_cache\n"
-                  "made = pixel_cache._named_file(Path(sys.argv[1]), 100, ExitStack())\n"
-                  f"print('made', flush=True); {ending}")
-        process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"made\n"
-        return process
-
-    def test_the_file_of_a_killed_process_goes_and_that_of_a_live_one_stays(self, tmp_path):
-        with self.make(tmp_path, "os.kill(os.getpid(), 9)") as dead:
-            dead.wait()
-        (left,) = tmp_path.iterdir()
-        with self.make(tmp_path, "time.sleep(600)") as alive:
-            pixel_cache.remove_left_overs(tmp_path)
-            (kept,) = tmp_path.iterdir()
-            assert kept != left
-            with kept.open("rb") as file, pytest.raises(BlockingIOError, match="temporarily unavailable"):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alive.kill()
-        pixel_cache.remove_left_overs(tmp_path)
-        assert left_in(tmp_path) == []
-
-    def test_the_next_start_removes_them(self, tmp_path, monkeypatch, one, folder):
-        (tmp_path / f"{pixel_cache.PREFIX}dead").write_bytes(b"")
-        (tmp_path / "another-program").write_bytes(b"")
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.setattr(pixel_cache, "memory_available", lambda: 3000)
-        facts(folder / "slices")
-        assert left_in(tmp_path) == ["another-program"]
-
-    def test_a_link_with_such_a_name_is_not_followed(self, tmp_path):
-        (tmp_path / "precious").write_bytes(b"")
-        (tmp_path / f"{pixel_cache.PREFIX}link").symlink_to(tmp_path / "precious")
-        pixel_cache.remove_left_overs(tmp_path)
-        assert (tmp_path / "precious").exists()
-
-    def test_a_file_that_another_start_took_for_a_left_over_before_it_was_locked_is_made_again(
-            self, tmp_path, monkeypatch):
-        make, made = pixel_cache.tempfile.mkstemp, []
-
-        def mkstemp(**options: object) -> tuple[int, str]:
-            made.append(make(**options))
-            if len(made) == 1:
-                pixel_cache.remove_left_overs(tmp_path)
-            return made[-1]
-        monkeypatch.setattr(pixel_cache.tempfile, "mkstemp", mkstemp)
-        with pixel_cache.ExitStack() as until_opened:
-            file, path = pixel_cache._named_file(tmp_path, 100, until_opened)
-            with file:
-                assert path == made[1][1]
-                assert [path] == [str(one) for one in tmp_path.iterdir()]
-        assert left_in(tmp_path) == []
-
-
-def test_a_disk_that_fills_up_while_room_is_taken_leaves_no_file_and_the_next_place_serves(tmp_path, monkeypatch):
-    def full(number: int, *_: int) -> None:
-        raise OSError(28, "No space left on device")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(pixel_cache, "memory_available", lambda: 0)
-    monkeypatch.setattr(pixel_cache.os, "posix_fallocate", full)
-    pixels, said = pixel_cache.decode(3, lambda i: RAMP[None] + np.uint8(i))
-    assert pixels[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert "each process tries to hold its own copy" in said
-    assert left_in(tmp_path) == []
-
-
-class TestMemoryAvailable:
-    @pytest.fixture
-    def control_group(self, tmp_path, monkeypatch) -> Callable[[str, dict[str, str]], None]:
-        """Stand in for /proc/self/cgroup and the files below /sys/fs/cgroup."""
-        lines = pixel_cache._lines
-
-        def of(line: str, files: dict[str, str]) -> None:
-            for name, text in files.items():
-                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name).write_text(text)
-            monkeypatch.setattr(pixel_cache, "CONTROL_GROUPS", tmp_path)
-            monkeypatch.setattr(pixel_cache, "_lines", lambda path: (
-                [line] if path == Path("/proc/self/cgroup") else ["MemTotal: 90 kB", "MemAvailable:  50 kB"]
-                if path == Path("/proc/meminfo") else lines(path)))
-        return of
-
-    def test_without_a_limit_it_is_the_machines(self, control_group):
-        control_group("0::/job", {"job/memory.max": "max\n", "job/memory.current": "9\n"})
-        assert pixel_cache.memory_available() == 50 * 1024
-
-    def test_a_limit_around_the_group_counts_and_idle_pages_of_files_are_free(self, control_group):
-        control_group("0::/slurm/job", {"slurm/memory.max": "20000\n", "slurm/memory.current": "15000\n",
-                                        "slurm/memory.stat": "anon 7\ninactive_file 4000\n",
-                                        "slurm/job/memory.max": "max\n", "slurm/job/memory.current": "15000\n"})
-        assert pixel_cache.memory_available() == 9000
-
-    def test_the_older_control_groups_count_too(self, control_group):
-        control_group("4:memory:/job", {"memory/job/memory.limit_in_bytes": "8000\n",
-                                        "memory/job/memory.usage_in_bytes": "9000\n"})
-        assert pixel_cache.memory_available() == 0

@@ -253,7 +253,7 @@ class TestState:
 
 class TestWhereARunStands:
     def stands(self, folder: Path, *more: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "vqvae2.runs.weights", str(folder), *more], text=True,
+        done = subprocess.run([sys.executable, "-m", "vqvae2", "status", str(folder), *more], text=True,
                               capture_output=True, check=False, cwd=Path(__file__).parents[2])
         return done.returncode, done.stdout + done.stderr
 

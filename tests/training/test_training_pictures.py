@@ -264,9 +264,33 @@ class TestRunLog:
             raise OSError(28, "No space left on device")
 
         log = RunLog(tmp_path, 0)
-        monkeypatch.setattr(log.board, name, full)
+        monkeypatch.setattr(log.writers[0].board, name, full)
         with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
             log.picture("odd", 1, SMALL) if name == "add_image" else log.histogram("use", 1, torch.arange(4))
+
+    def test_another_service_is_one_class_that_gets_what_the_board_gets(self, tmp_path, monkeypatch):
+        shown = []
+
+        class Service(run_log.TensorBoard):
+            writes = "the service's file"
+
+            def row(self, epoch, row):
+                shown.append((epoch, row))
+
+            def picture(self, name, epoch, picture):
+                shown.append((name, epoch, picture.size))
+
+            def histogram(self, name, epoch, values):
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(run_log, "WRITERS", [*run_log.WRITERS, Service])
+        log = RunLog(tmp_path, 0)
+        log.write([{"train_loss": 0.5}], 2)
+        log.picture("odd", 1, SMALL, "top")
+        with pytest.raises(UserError, match=r"expected to write the service's file, found No space left on device"):
+            log.histogram("use", 1, torch.arange(4))
+        log.close()
+        assert shown == [(1, {"train_loss": 0.5}), ("odd/top", 1, SMALL.size)]
 
     def test_the_board_is_given_no_more_than_it_shows(self, tmp_path):
         log = RunLog(tmp_path, 0)

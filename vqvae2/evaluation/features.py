@@ -166,11 +166,11 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
     Raises: UserError if there is none, or it is something else.
     """
     if spec is None:
-        return _own(SHIPPED, str(SHIPPED), device)
+        return _own(str(SHIPPED), device)
     path = Path(os.path.expanduser(spec))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device)
-    return _own(weights.find_run(spec, "--features"), spec, device)
+    return _own(spec, device)
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:
@@ -284,18 +284,12 @@ def extractor_of(model: FeatureNet, name: str, weights_hash: str, device: torch.
     return Extractor(name, weights_hash, len(mean), embed, is_own=True)
 
 
-def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
-    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
-    expect(config.get("kind") == KIND, f"--features {spec}", "a feature network", f"a {config.get('kind')} in {folder}",
-           f"Give {NEED}.")
-    model = FeatureNet(from_dict(FeatureSettings, config["settings"]))
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"--features {spec}: expected weights that this version of the code reads, found others "
-                        f"({' '.join(str(error).split())[:150]}). Train the network again.") from None
-    made = extractor_of(model.to(device).eval(), folder.name, weights.weights_hash(tensors), device)
-    return dataclasses.replace(made, config=config)
+def _own(spec: str, device: torch.device) -> Extractor:
+    loaded = weights.load_model(
+        spec, "--features", KIND, lambda config, _: FeatureNet(from_dict(FeatureSettings, config["settings"])),
+        words="a feature network", advice=f"Give {NEED}.")
+    made = extractor_of(loaded.model.to(device), loaded.folder.name, weights.weights_hash(loaded.tensors), device)
+    return dataclasses.replace(made, config=loaded.config)
 
 
 def _torch_script(path: Path, device: torch.device) -> Extractor:

@@ -1,21 +1,23 @@
 """A folder of images -> tensors by split, with names, subjects and hashes.
 
-layouts.py says which pictures a folder holds, and of which subject and split each is; picture_files.py reads one.
+listing.py finds the pictures of a folder, and the subject and split of each; reading.py reads one.
 
-All images are decoded once and stay in memory, one copy on each machine (pixel_cache.py); a batch is cut out of it in
-less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md).
+All images are decoded once and stay in memory, one copy on each machine (memory.py); a batch is cut out of it in
+less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). SliceDataset, for
+programs of others, reads a picture each time that it is asked for.
 """
 
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import UserError
@@ -24,6 +26,7 @@ from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
+from vqvae2.settings.checks import expect
 
 HASH_DIGITS = 16
 MOST_NAMED = 10
@@ -57,40 +60,29 @@ class ImageSet:
         return [file.facts for file in self.files]
 
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
-        """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default).
-
-        To a CUDA device the stored bytes travel, a quarter of the floats, without the host waiting for it.
-        """
-        chosen = torch.from_numpy(self.pixels.take(np.asarray(items, dtype=np.int64), 0))
-        white = 255 if chosen.dtype == torch.uint8 else 65535
-        if device is None or device.type != "cuda":
-            images = chosen.to(torch.float32).div_(white)
-            return images if device is None else images.to(device)
-        # CUDA divides by a number of the host by multiplying with its inverse, whose last bits differ from the CPU's.
-        return machine.to_device(chosen, device).to(torch.float32).div_(torch.full((), float(white), device=device))
+        """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default)."""
+        return from_bytes(torch.from_numpy(self.pixels.take(np.asarray(items, dtype=np.int64), 0)), device)
 
     def intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
 
-        From counts of each grey value, in whole numbers: the same bits on every machine. A channel of one value has
-        the deviation 1.
+        They come from counts of each grey value, in whole numbers: the same bits on every machine. A channel of one
+        value has the deviation 1.
         """
         white, found = np.iinfo(self.pixels.dtype).max, []
-        for channel in range(self.pixels.shape[1]):
-            counts = sum(np.bincount(one.ravel(), minlength=white + 1) for one in self.pixels[:, channel]).tolist()
+        for channel in self.pixels.swapaxes(0, 1):
+            counts = sum(np.bincount(image.ravel(), minlength=white + 1) for image in channel).tolist()
             number, total, squares = (sum(count * value**power for value, count in enumerate(counts))
                                       for power in (0, 1, 2))
-            deviation = math.sqrt(squares * number - total**2) / number / white
-            found.append((total / number / white, deviation or 1.0))
-        mean, deviation = torch.tensor(found, dtype=torch.float64).float().unbind(1)
-        return mean, deviation
+            found.append((total / number / white, math.sqrt(squares * number - total**2) / number / white or 1.0))
+        return torch.tensor(found, dtype=torch.float64).float().unbind(1)
 
     def bytes(self) -> torch.Tensor:
-        """Return all images as uint8 `[n, channels, height, width]`, for figures (design: on 8 bit)."""
-        if self.pixels.dtype == np.uint8:
-            # Torch has no read-only tensors: writing into one of shared pixels would end the process.
-            return torch.from_numpy(self.pixels if self.pixels.flags.writeable else self.pixels.copy())
-        return to_bytes(self.batch(np.arange(len(self))))
+        """Return all images as uint8 `[n, channels, height, width]`, for pictures and metrics (design: on 8 bit)."""
+        if self.pixels.dtype != np.uint8:
+            return to_bytes(self.batch(np.arange(len(self))))
+        # Torch has no read-only tensors: writing into one of shared pixels would end the process.
+        return torch.from_numpy(np.require(self.pixels, requirements="W"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class Images:
     subjects_known: bool
     """False where each image had to count as its own subject."""
     files: tuple[ImageFile, ...]
-    """Of all splits, read or not."""
+    """The pictures of all splits, read or not."""
     shared_subjects: int = 0
     """Subjects that are in more than one split, which --allow-leak has let through."""
 
@@ -140,8 +132,10 @@ class Images:
 
 
 def _extraction(folder: Path) -> dict | None:
-    """How extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise; None if it has
-    not, or its record cannot be read: nothing else depends on it."""
+    """Return how extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise.
+
+    None where there is no record that can be read: nothing else depends on it.
+    """
     try:
         settings = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["settings"]
         return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}
@@ -163,24 +157,56 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     folder, files = listing.folder, listing.files
     _check_ranks_see_the_same(folder, files)
     subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
-    read = _reader(folder, settings)
-    sets, notes, broken = {}, set(listing.notes), {}
+    sets, notes, broken = {}, {listing.note}, {}
     for split in SPLITS:
         chosen = tuple(file for file in files if file.split == split and split in splits)
         try:
-            pixels, note = memory.decode(len(chosen), lambda i, chosen=chosen: read(chosen[i]))
+            pixels, note = memory.decode(len(chosen), lambda i, chosen=chosen: _read(folder, chosen[i], settings))
+            sets[split] = ImageSet(chosen, pixels)
+            notes.add(note)
         except memory.BrokenPictures as error:
             broken |= {chosen[i].name: why for i, why in error.errors.items()}
-            continue
-        sets[split] = ImageSet(chosen, pixels)
-        notes.add(note)
     _refuse_broken(folder, broken, sum(file.split in splits for file in files))
-    for note in sorted(notes - {""}):
-        if rendezvous.launched_rank() == 0:
-            print(note, flush=True)
+    if rendezvous.launched_rank() == 0:
+        print("".join(f"{note}\n" for note in sorted(notes - {""})), end="", flush=True)
     images = Images(folder, sets, subjects_known, tuple(files), listing.shared_subjects)
     _check_shapes(images, shape_must_divide)
     return images
+
+
+class SliceDataset(Dataset):
+    """The images of one split of a folder, for pipelines of other libraries; each is read when it is asked for.
+
+    An item is a dict: the image's row of manifest.csv, but "image" is float32 `[channels, height, width]` in 0…1 and
+    "name" the picture's path below the folder. "subject" is there for every kind of data set.
+
+        slices = SliceDataset("slices", "train")
+        slices[0]["image"].shape, slices[0]["subject"]
+    """
+
+    def __init__(self, folder: str | Path, split: str, **settings: object):
+        """List the images.
+
+        Args:
+            settings: further fields of DataSettings, such as size=128 or dataset="folder".
+        Raises: UserError if the folder does not fit them, or the split has no image.
+        """
+        self.settings = DataSettings(data=Path(folder), **settings)
+        listing = list_files(self.settings)
+        self.folder, self.files = listing.folder, [file for file in listing.files if file.split == split]
+        expect(bool(self.files), f"{folder}", f"images in the split {split}", "none", f"Choose of {', '.join(SPLITS)}.")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> dict:
+        file = self.files[i]
+        image = from_bytes(torch.tensor(_read(self.folder, file, self.settings)))
+        return {**file.facts, "image": image, "name": file.name, "subject": file.subject}
+
+
+def _read(folder: Path, file: ImageFile, settings: DataSettings) -> np.ndarray:
+    return read_picture(folder / file.name, settings.size, settings.fit, settings.colours)
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -201,45 +227,47 @@ def unique_names(names: Sequence[str]) -> list[str]:
             else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}" for name in names]
 
 
+def from_bytes(pixels: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """Return pixels, uint8 or uint16, as float32 in 0…1 on `device` (where they are by default).
+
+    To a CUDA device the stored bytes travel, a quarter of the floats, without the host waiting for it.
+    """
+    if device is not None and device.type == "cuda":
+        pixels = machine.to_device(pixels, device)
+    # CUDA divides by a number of the host by multiplying with its inverse, whose last bits differ from the CPU's.
+    white = torch.full((), float(torch.iinfo(pixels.dtype).max), device=pixels.device)
+    images = pixels.to(torch.float32).div_(white)
+    return images if device is None else images.to(device)
+
+
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
     """Return images in 0…1 as uint8, rounded, on the CPU."""
     return (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _reader(folder: Path, settings: DataSettings) -> Callable[[ImageFile], np.ndarray]:
-    return lambda file: read_picture(folder / file.name, settings.size, settings.fit, settings.colours)
-
-
 def _refuse_broken(folder: Path, broken: dict[str, tuple[str, str]], tried: int) -> None:
-    """Raise UserError if images cannot be read, given each one's error and what it comes to in a few words."""
+    """Raise UserError if images cannot be read, given why: for each the error, and a few words."""
     if len(broken) == 1:
         raise UserError(next(iter(broken.values()))[0])
-    if broken:
-        some = sorted(broken)[:MOST_NAMED]
-        named = "; ".join(f"{name} ({broken[name][1]})" for name in some)
-        more = f"; and {len(broken) - len(some)} more" if len(broken) > len(some) else ""
-        raise UserError(f"--data {folder}: expected images that can all be read, found {len(broken)} of {tried} that "
-                        f"cannot: {named}{more}. Delete them or make them again.")
+    named = "; ".join(f"{name} ({broken[name][1]})" for name in sorted(broken)[:MOST_NAMED])
+    more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+    expect(not broken, f"--data {folder}", "images that can all be read",
+           f"{len(broken)} of {tried} that cannot: {named}{more}", "Delete them or make them again.")
 
 
 def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
-    listing = hashlib.sha256(repr(files).encode()).hexdigest()
-    found = distributed.gather_objects((listing, len(files)))
+    found = distributed.gather_objects((hashlib.sha256(repr(files).encode()).hexdigest(), len(files)))
     for rank, other in enumerate(found):
-        if other != found[0]:
-            raise UserError(f"--data {folder}: expected the same images on all machines, found {other[1]} on rank "
-                            f"{rank} that are not the {found[0][1]} of rank 0. Copy the folder again, or share it.")
+        expect(other == found[0], f"--data {folder}", "the same images on all machines", f"{other[1]} on rank {rank} "
+               f"that are not the {found[0][1]} of rank 0", "Copy the folder again, or share it.")
 
 
 def _check_shapes(images: Images, divisor: int) -> None:
-    shapes = {split: one.pixels.shape[1:] for split, one in images.splits.items() if len(one)}
-    if not shapes:
-        return
-    if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
-        raise UserError(f"--data {images.folder}: expected one shape in all splits, found {found}. Give --size, or "
-                        "--colours grey or rgb.")
-    _, height, width = next(iter(shapes.values()))
-    if height % divisor or width % divisor:
-        raise UserError(f"--data {images.folder}: expected height and width that {divisor} divides (--downsample), "
-                        f"found {height} by {width}. Give --size {max(divisor, height // divisor * divisor)}.")
+    shapes = {split: chosen.pixels.shape[1:] for split, chosen in images.splits.items() if len(chosen)}
+    found = ", ".join(f"{split} {shape}" for split, shape in shapes.items())
+    expect(len(set(shapes.values())) < 2, f"--data {images.folder}", "one shape in all splits", found,
+           "Give --size, or --colours grey or rgb.")
+    for height, width in {shape[1:] for shape in shapes.values()}:
+        expect(height % divisor == width % divisor == 0, f"--data {images.folder}",
+               f"height and width that {divisor} divides (--downsample)", f"{height} by {width}",
+               f"Give --size {max(divisor, height - height % divisor)}.")

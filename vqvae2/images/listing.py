@@ -13,7 +13,8 @@ answer names the right one.
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -28,11 +29,11 @@ from vqvae2.slices.keras_names import KERAS, UNFINISHED
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
                 "validation": "validate", "test": "test"}
-"""What folders of splits may be called, in lower case, and which they are."""
-CASE = r"case_\d+"
-"""In the name of a picture of that release: its subject."""
+"""The names that folders of splits may have, in lower case, and which split it is."""
+CASE = r"^(case_\d+)"
+"""The subject in the name of a picture of the OASIS PNG release."""
 LABELS = re.compile(r"(^|_)seg(_|\.|$)", re.IGNORECASE)
-"""In the name of a picture, or of a folder that it lies in: labels of a segmentation, not a scan."""
+"""Pictures of such a name, or in a folder of such a name, are labels of a segmentation and not a scan."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ImageFile:
     split: str
     subject: str
     sha256: str
-    """Of the file, 64 hex digits; empty where no manifest states it."""
+    """The file's hash, 64 hex digits; empty where no manifest states it."""
     facts: dict[str, str] = field(default_factory=dict, hash=False)
     """The image's row of the manifest, all of it; empty where there is none."""
 
@@ -57,8 +58,8 @@ class Listing:
     files: list[ImageFile]
     shared_subjects: int
     """Subjects in more than one split; 0 unless that is allowed."""
-    notes: tuple[str, ...]
-    """What the user should know; lines to print."""
+    note: str
+    """A line to print for the user, or ""."""
 
 
 def list_files(settings: DataSettings) -> Listing:
@@ -68,161 +69,135 @@ def list_files(settings: DataSettings) -> Listing:
         from its name, or a subject is in two splits without settings.allow_leak.
     """
     folder = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    if not folder.is_dir():
-        raise UserError(f"--data {folder}: expected a folder, found {'a file' if folder.exists() else 'nothing'}. "
-                        "Run extract_slices.py first, or correct the path.")
+    expect(folder.is_dir(), f"--data {folder}", "a folder", "a file" if folder.exists() else "nothing",
+           "Run extract_slices.py first, or correct the path.")
     expect(settings.fit == "stretch" or settings.size is not None, f"--fit {settings.fit}", "--size beside it", "none",
            "For example --size 128.")
-    files, notes = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[
+    files, note = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[
         settings.dataset](folder, settings)
-    if not files:
-        raise UserError(f"--data {folder}: expected images, found none. Run extract_slices.py, or correct the path.")
-    return Listing(folder, files, _shared_subjects(folder, files, settings.allow_leak), notes)
+    expect(bool(files), f"--data {folder}", "images", "none", "Run extract_slices.py, or correct the path.")
+    return Listing(folder, files, _shared_subjects(folder, files, settings.allow_leak), note)
 
 
-def _list_manifest(folder: Path, _: DataSettings) -> tuple[list[ImageFile], tuple[str, ...]]:
-    path = folder / "manifest.csv"
-    if not path.is_file():
-        other = "keras_png_slices" if _keras_folders(folder) else "folder"
-        raise UserError(f"{path}: expected the manifest that extract_slices.py writes, found none. "
-                        f"Run extract_slices.py, or choose --dataset {other}.")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
-            rows = csv.DictReader(file, restval="")
-            columns = list(rows.fieldnames or ())
-            table = list(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a readable manifest, found {error}. Run extract_slices.py again.") from None
-    missing = {"image", "split", "subject", "sha256"} - set(columns)
-    if missing:
-        raise UserError(f"{path}: expected the column(s) {', '.join(sorted(missing))}, found "
-                        f"{', '.join(columns) or 'none'}. Run extract_slices.py again.")
-    files = [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table]
-    unknown = {file.split or "nothing" for file in files} - set(SPLITS)
-    if unknown:
-        raise UserError(f"{path}: expected splits train, validate, test, found {', '.join(sorted(unknown))}. "
-                        "Run extract_slices.py again.")
-    return files, ()
+def subject_in_name(name: str | PurePath, settings: DataSettings) -> str | None:
+    """Return the subject that a picture's name or else its path says, by the rule of the data that `settings` describe.
 
-
-def _list_keras(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], tuple[str, ...]]:
-    named = _one_for_each(folder, _keras_folders(folder))
-    expect(not (folder / UNFINISHED).exists(), f"--data {folder}", "links that are all there", "some that are not yet",
-           "Run extract_slices.py --layout keras_png_slices again: it was stopped before its end.")
-    for split in SPLITS:
-        expect(split in named, f"--data {folder}", f"a folder {KERAS}{split} in it", "none",
-               f"Point at the parent of {KERAS}train, _validate and _test{_nearby(folder, _keras_folders)}.")
-    files = []
-    for split in SPLITS:
-        for path in pictures_in(named[split]):
-            name = path.relative_to(folder)
-            if any(LABELS.search(part) for part in name.parts[1:]):
-                continue
-            case = re.match(CASE, path.name)
-            expect(bool(case or settings.subject_pattern), f"--data {folder}",
-                   f"names such as case_001_slice_0.nii.png in {KERAS}{split}", name.as_posix(),
-                   "Give --subject-pattern, whose group is the subject, or remove it.")
-            subject = case[0] if not settings.subject_pattern else _by_pattern(settings.subject_pattern, name)
-            files.append(ImageFile(name.as_posix(), split, subject, ""))
-    return files, ()
-
-
-def _list_folder(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], tuple[str, ...]]:
-    named = _one_for_each(folder, _split_folders(folder))
-    if named:
-        paths = [(path, split) for split in SPLITS if split in named for path in pictures_in(named[split])]
-        notes = _beside(folder, list(named.values()))
-    else:
-        paths, notes = [(path, "") for path in pictures_in(folder)], ()
-        _refuse_hidden_splits(folder, [path for path, _ in paths])
-    files = []
-    for path, split in paths:
-        name = path.relative_to(folder)
-        subject = _by_pattern(settings.subject_pattern, name) if settings.subject_pattern else name.as_posix()
-        files.append(ImageFile(name.as_posix(), split or _split_of(subject, settings), subject, ""))
-    return files, notes
-
-
-def _by_pattern(pattern: str, name: PurePath) -> str:
-    """Return the subject that a pattern finds in a picture's name or, if not there, in its path below --data."""
-    match = re.search(pattern, name.name) or re.search(pattern, name.as_posix())
-    expect(bool(match), f"--subject-pattern {pattern}", "a match in every image's name",
-           f"none in {name.as_posix()}", "Correct the pattern.")
-    expect(match[1] is not None, f"--subject-pattern {pattern}", "a group that takes part in every match",
-           f"an empty one in {name.as_posix()}", "Correct the pattern.")
-    return match[1]
-
-
-def subject_in_name(name: str, settings: DataSettings) -> str | None:
-    """Return the subject that a picture's name says, by the rule of the data that `settings` describe; None if none."""
-    pattern = settings.subject_pattern or (f"({CASE})" if settings.dataset == "keras_png_slices" else None)
-    match = re.search(pattern, PurePath(name).name) if pattern else None
+    None where there is no rule, or the rule finds no subject.
+    """
+    pattern = settings.subject_pattern or (CASE if settings.dataset == "keras_png_slices" else None)
+    path = PurePath(name)
+    match = pattern and (re.search(pattern, path.name) or re.search(pattern, path.as_posix()))
     return match[1] if match else None
 
 
-def _split_folders(folder: Path, before: str = "") -> list[tuple[Path, str]]:
-    """Return the folders in `folder` that are named after a split, with `before` before it, and which one it is."""
+def _list_manifest(folder: Path, _: DataSettings) -> tuple[list[ImageFile], str]:
+    path = folder / "manifest.csv"
+    expect(path.is_file(), str(path), "the manifest that extract_slices.py writes", "none", "Run extract_slices.py, or "
+           f"choose --dataset {'keras_png_slices' if _keras_folders(folder) else 'folder'}.")
+    again = "Run extract_slices.py again."
     try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return []
-    return [(path, FOLDER_NAMES[rest]) for path in inside if path.name.lower().startswith(before)
-            and (rest := path.name.lower().removeprefix(before)) in FOLDER_NAMES]
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
+            rows = csv.DictReader(file, restval="")
+            columns, table = list(rows.fieldnames or ()), list(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a readable manifest, found {error}. {again}") from None
+    missing = {"image", "split", "subject", "sha256"} - set(columns)
+    expect(not missing, str(path), f"the column(s) {', '.join(sorted(missing))}", ", ".join(columns) or "none", again)
+    unknown = {row["split"] or "nothing" for row in table} - set(SPLITS)
+    expect(not unknown, str(path), "splits train, validate, test", ", ".join(sorted(unknown)), again)
+    return [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table], ""
+
+
+def _list_keras(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], str]:
+    named = _one_for_each(folder, _keras_folders(folder))
+    expect(not (folder / UNFINISHED).exists(), f"--data {folder}", "links that are all there", "some that are not yet",
+           "Run extract_slices.py --layout keras_png_slices again: it was stopped before its end.")
+    if missing := [split for split in SPLITS if split not in named]:
+        raise UserError(f"--data {folder}: expected a folder {KERAS}{missing[0]} in it, found none. Point at the "
+                        f"parent of {KERAS}train, _validate and _test{_keras_nearby(folder)}.")
+    paths = [(path, split) for split in SPLITS for path in pictures_in(named[split])
+             if not any(LABELS.search(part) for part in path.relative_to(folder).parts[1:])]
+    return _files(folder, paths, settings), ""
+
+
+def _list_folder(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], str]:
+    named = _one_for_each(folder, _split_folders(folder))
+    if named:
+        paths = [(path, split) for split in SPLITS if split in named for path in pictures_in(named[split])]
+        return _files(folder, paths, settings), _beside(folder, list(named.values()))
+    pictures = pictures_in(folder)
+    _refuse_hidden_splits(folder, pictures)
+    return _files(folder, [(path, "") for path in pictures], settings), ""
+
+
+def _files(folder: Path, paths: list[tuple[Path, str]], settings: DataSettings) -> list[ImageFile]:
+    """Return pictures, each with its subject, and with its split, which is drawn by subject where it is ""."""
+    files = []
+    for path, split in paths:
+        name = path.relative_to(folder)
+        subject = subject_in_name(name, settings)
+        expect(subject is not None or settings.subject_pattern is None, f"--subject-pattern {settings.subject_pattern}",
+               "a match in every image's name", f"none in {name.as_posix()}", "Correct the pattern.")
+        expect(subject is not None or settings.dataset == "folder", f"--data {folder}",
+               f"names such as case_001_slice_0.nii.png in {KERAS}{split}", name.as_posix(),
+               "Give --subject-pattern, whose group is the subject, or remove it.")
+        subject = name.as_posix() if subject is None else subject
+        files.append(ImageFile(name.as_posix(), split or _split_of(subject, settings), subject, ""))
+    return files
+
+
+def _split_folders(folder: Path, before: str = "") -> list[tuple[Path, str]]:
+    """Return the folders in `folder` that are named after a split, with `before` before it, and which split it is."""
+    names = {before + name: split for name, split in FOLDER_NAMES.items()}
+    return [(path, names[path.name.lower()]) for path in sorted(folder.glob("*"))
+            if path.name.lower() in names and path.is_dir()]
 
 
 def _keras_folders(folder: Path) -> list[tuple[Path, str]]:
     return _split_folders(folder, KERAS)
 
 
-def _one_for_each(folder: Path, named: list[tuple[Path, str]]) -> dict[str, Path]:
+def _keras_nearby(folder: Path) -> str:
+    """Return the folder above or below that has the folders of the PNG release, as advice; "" if there is none."""
+    around = [folder.resolve().parent, *sorted(folder.glob("*"))]
+    return next((f": --data {path}" for path in around if len(_keras_folders(path)) > 1), "")
+
+
+def _one_for_each(folder: Path, found: list[tuple[Path, str]]) -> dict[str, Path]:
     """Return each split's folder. Raises: UserError if a split has two, which may hold the same images."""
-    found: dict[str, Path] = {}
-    for path, split in named:
-        if found.setdefault(split, path) != path:
-            raise UserError(f"--data {folder}: expected one folder for {split}, found {found[split].name} and "
-                            f"{path.name}. Rename one of them, or put all its images into the other.")
-    return found
+    for split in SPLITS:
+        own = [path.name for path, other in found if other == split]
+        expect(len(own) < 2, f"--data {folder}", f"one folder for {split}", " and ".join(own),
+               "Rename one of them, or put all its images into the other.")
+    return {split: path for path, split in found}
 
 
-def _nearby(folder: Path, search: Callable[[Path], list[tuple[Path, str]]]) -> str:
-    """Return the folder above or below that has the folders of splits, as advice; nothing if there is none."""
-    around = [folder.resolve().parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    found = next((path for path in around if len(search(path)) > 1), None)
-    return f": --data {found}" if found else ""
-
-
-def _beside(folder: Path, named: list[Path]) -> tuple[str, ...]:
-    """Return a line about pictures that lie beside the folders of the splits, where there are any."""
-    left = [path for path in sorted(folder.iterdir()) if path not in named and not path.name.startswith(".")]
-    beside = [picture for path in left for picture in (
-        pictures_in(path) if path.is_dir() else [path] if path.suffix.lower() in SUFFIXES else [])]
-    if not beside:
-        return ()
-    return (f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read, such as "
-            f"{beside[0].relative_to(folder).as_posix()}",)
+def _beside(folder: Path, named: list[Path]) -> str:
+    """Return a line about pictures that lie beside the folders of the splits, "" where there are none."""
+    others = [path for path in sorted(folder.glob("[!.]*")) if path not in named]
+    beside = [picture for path in others for picture in (pictures_in(path) if path.is_dir() else [path])
+              if picture.suffix.lower() in SUFFIXES]
+    return "" if not beside else (f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read,"
+                                  f" such as {beside[0].relative_to(folder).as_posix()}")
 
 
 def _refuse_hidden_splits(folder: Path, pictures: list[Path]) -> None:
     """Raise UserError if a folder that would be split at random is part of a split, or holds one further down."""
-    here = folder.resolve()
-    inside = {part for path in pictures for part in path.relative_to(folder).parts[:-1]}
-    of_keras = [name for name in [here.name, *sorted(inside)] if name.lower().startswith(KERAS)]
-    expect(not of_keras and not _keras_folders(folder), f"--data {folder}", "a folder of pictures for --dataset folder",
-           f"{KERAS} folders", f"Choose --dataset keras_png_slices{_nearby(folder, _keras_folders)}.")
-    siblings = {split for _, split in _split_folders(here.parent)} if here.name.lower() in FOLDER_NAMES else set()
-    expect(len(siblings) < 2, f"--data {folder}", "the folder that holds all splits", f"{here.name} alone",
-           f"Give --data {here.parent}.")
-    parents, found = set(), set()
-    for path in pictures:
-        parts = path.relative_to(folder).parts[:-1]
-        if place := next((i for i, part in enumerate(parts) if part.lower() in FOLDER_NAMES), None):
-            parents.add(folder.joinpath(*parts[:place]))
-            found.add(FOLDER_NAMES[parts[place].lower()])
-    if len(found) > 1:
-        advice = f"Give --data {min(parents)}." if len(parents) == 1 else "Move them up: train/cats, not cats/train."
-        raise UserError(f"--data {folder}: expected train, validate and test at its top, or nowhere, found "
-                        f"{' and '.join(sorted(found))} below {len(parents)} folder(s) such as {min(parents).name}. "
-                        + advice)
+    here, data = folder.resolve(), f"--data {folder}"
+    inside = {path.relative_to(folder).parts[:-1] for path in pictures}
+    of_keras = any(part.lower().startswith(KERAS) for part in {here.name}.union(*inside))
+    if of_keras or _keras_folders(folder):
+        raise UserError(f"{data}: expected a folder of pictures for --dataset folder, found {KERAS} folders. "
+                        f"Choose --dataset keras_png_slices{_keras_nearby(folder)}.")
+    siblings = {split for _, split in _split_folders(here.parent)}
+    expect(len(siblings) < 2 or here.name.lower() not in FOLDER_NAMES, data, "the folder that holds all splits",
+           f"{here.name} alone", f"Give --data {here.parent}.")
+    below = {(folder.joinpath(*parts[:place]), FOLDER_NAMES[part.lower()]) for parts in inside
+             for place, part in enumerate(parts) if part.lower() in FOLDER_NAMES}
+    parents, found = sorted({parent for parent, _ in below}), sorted({split for _, split in below})
+    advice = "Move them up: train/cats, not cats/train." if len(parents) > 1 else f"Give --data {(parents or [''])[0]}."
+    expect(len(found) < 2, data, "train, validate and test at its top, or nowhere", f"{' and '.join(found)} below "
+           f"{len(parents)} folder(s) such as {(parents or [here])[0].name}", advice)
 
 
 def _split_of(subject: str, settings: DataSettings) -> str:
@@ -232,13 +207,12 @@ def _split_of(subject: str, settings: DataSettings) -> str:
 
 def _shared_subjects(folder: Path, files: Iterable[ImageFile], allowed: bool) -> int:
     """Return how many subjects are in more than one split. Raises: UserError if there are any, unless `allowed`."""
-    splits_of: dict[str, dict[str, None]] = {}
-    for file in files:
-        splits_of.setdefault(file.subject, {})[file.split] = None
-    shared = [subject for subject, splits in splits_of.items() if len(splits) > 1]
+    found = dict.fromkeys((file.subject, file.split) for file in files)
+    shared = [subject for subject, splits in Counter(subject for subject, _ in found).items() if splits > 1]
     if shared and not allowed:
         more = f", and {len(shared) - 1} more in two" if len(shared) > 1 else ""
+        splits = " and ".join(split for subject, split in found if subject == shared[0])
         raise UserError(f"--data {folder}: expected each subject in one split, found subject {shared[0]} in "
-                        f"{' and '.join(splits_of[shared[0]])}{more}. Split by subject: run extract_slices.py again, "
+                        f"{splits}{more}. Split by subject: run extract_slices.py again, "
                         "or give --subject-pattern; --allow-leak goes on, for a public data set, and reports say so.")
     return len(shared)

@@ -23,7 +23,6 @@ gigabytes (a decompression bomb)."""
 DAMAGE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, LookupError, struct.error,
           OverflowError, MemoryError, Image.DecompressionBombError)
 """What Pillow raises where a file is not what it says; found by damaging files at random (tests)."""
-FLOAT_MODE, WHOLE_MODES = "F", "I"
 
 # Between one and two times its own limit Pillow only warns, on lines of its own: what is too large is refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -57,8 +56,12 @@ def read_picture(path: Path, size: int | None = None, fit: str = "stretch", colo
     try:
         # Opened here: of a name Pillow would map the file into memory, and read a TIFF that lies on its side wrongly.
         with path.open("rb") as file, Image.open(file) as picture:
-            _check_pixels(picture)
-            pixels = _as_pixels(_upright(picture), size, fit, colours)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} by {picture.height} pixels, where {MOST_PIXELS} (8192 by 8192) are "
+                                 "the most")
+            picture.load()  # the first frame
+            ImageOps.exif_transpose(picture, in_place=True)
+            pixels = _as_pixels(picture, size, fit, colours)
     except FileNotFoundError:
         raise BrokenPicture(f"{path}: expected an image, found nothing. Run extract_slices.py again.",
                             "not there") from None
@@ -71,33 +74,17 @@ def read_picture(path: Path, size: int | None = None, fit: str = "stretch", colo
     return pixels.repeat(3, 0) if colours == "rgb" and len(pixels) == 1 else pixels
 
 
-def _check_pixels(picture: Image.Image) -> None:
-    width, height = picture.size
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} by {height} pixels, where {MOST_PIXELS} (8192 by 8192) are the most")
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Return the picture turned as its EXIF orientation says, its first frame decoded."""
-    picture.load()
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
 def _as_pixels(picture: Image.Image, size: int | None, fit: str, colours: str) -> np.ndarray:
     """Return `[channels, height, width]`: one channel unless the picture has colours and they are wanted."""
-    if picture.mode == FLOAT_MODE or picture.mode.startswith(WHOLE_MODES):
+    if picture.mode.startswith(("F", "I")):
         return _sixteen_bits(picture, size, fit)[None]
     if picture.has_transparency_data:
         picture = _on_black(picture)
-    grey = picture.mode in ("1", "L")
-    picture = picture.convert("L" if grey else "RGB")
+    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     if colours == "grey":
-        picture, grey = picture.convert("L"), True
-    pixels = np.asarray(_resized(picture, size, fit))
-    if not grey and (pixels[..., :1] == pixels).all():
-        pixels = pixels[..., 0]
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        picture = picture.convert("L")
+    pixels = np.atleast_3d(np.asarray(_resized(picture, size, fit))).transpose(2, 0, 1)
+    return pixels[:1] if (pixels == pixels[:1]).all() else pixels
 
 
 def _sixteen_bits(picture: Image.Image, size: int | None, fit: str) -> np.ndarray:
@@ -106,7 +93,7 @@ def _sixteen_bits(picture: Image.Image, size: int | None, fit: str) -> np.ndarra
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError("floating-point pixels that are infinite or not a number")
     low, high = values.min(), values.max()
-    if picture.mode == FLOAT_MODE:
+    if picture.mode == "F":
         if low < 0 or high > 1:
             raise ValueError(f"floating-point pixels from {low:g} to {high:g}, whose range is not known (0…1 is)")
         values = values * np.float32(65535)

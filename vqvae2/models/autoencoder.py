@@ -39,7 +39,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.common.errors import UserError
 from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs import weights
@@ -282,15 +281,8 @@ def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
 
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
-    folder = weights.find_run(name, flag, results)
-    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
-    if config.get("kind") != "vqvae":
-        raise UserError(f"{flag} {name}: expected a VQ-VAE, found a {config.get('kind')} in {folder}. "
-                        "Give the name that train_vqvae.py was run with.")
-    model = Vqvae(from_dict(VqvaeSettings, config["settings"]), config["image_shape"][0])
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
-                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
-    return TrainedVqvae(model.to(device).eval(), config, weights.weights_hash(tensors), folder)
+    loaded = weights.load_model(
+        name, flag, "vqvae", lambda config, _: Vqvae(from_dict(VqvaeSettings, config["settings"]),
+                                                     config["image_shape"][0]),
+        results, words="a VQ-VAE", advice="Give the name that train_vqvae.py was run with.")
+    return TrainedVqvae(loaded.model.to(device), loaded.config, weights.weights_hash(loaded.tensors), loaded.folder)

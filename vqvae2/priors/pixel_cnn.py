@@ -273,24 +273,17 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
 
     Raises: UserError if it is missing, of another level, or learned from another VQ-VAE's codes.
     """
-    flag = f"--{level}"
-    folder = weights.find_run(name, flag, results)
-    tensors, config = weights.load_weights(folder / weights.WEIGHTS)
-    if config.get("kind") != f"{level} prior":
-        raise UserError(f"{flag} {name}: expected a {level} prior, found a {config.get('kind')} in {folder}. "
-                        f"Give the name that train_pixel_cnn.py --level {level} was run with.")
-    if config["vqvae_hash"] != vqvae_hash:
-        raise UserError(f"--vqvae: expected the VQ-VAE whose codes {flag} {name} learned "
-                        f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
-                        f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-    # Weights may be stored in 16 bit; the model is built in 32.
-    table, *of_top = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
-    top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
-    columns = conditions.from_json(config.get("columns", []))
-    prior = Prior(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
-    try:
-        prior.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
-                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
-    return prior.to(device).eval()
+    def build(config: dict, tensors: dict[str, torch.Tensor]) -> Prior:
+        if config["vqvae_hash"] != vqvae_hash:
+            raise UserError(f"--vqvae: expected the VQ-VAE whose codes --{level} {name} learned "
+                            f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
+                            f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
+        # Weights may be stored in 16 bit; the model is built in 32.
+        table, *of_top = (tensors[key].float() for key in ("table", "conditioner.table") if key in tensors)
+        top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
+        columns = conditions.from_json(config.get("columns", []))
+        return Prior(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
+
+    return weights.load_model(
+        name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",
+        advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model.to(device)

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from vqvae2.common import distributed, files
-from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
+from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict
 
 
@@ -27,23 +27,19 @@ def open_folder(folder: Path, settings: RunSettings, kind: str) -> dict:
     if not (folder / weights.CONFIG).exists():
         files.check_folder(folder, "--savename")
         for name in (weights.WEIGHTS, run_state.STATE, run_state.STATE_BEFORE):
-            if os.path.lexists(folder / name):
-                raise UserError(f"--savename {settings.savename}: expected {weights.CONFIG} beside "
-                                f"{folder / name}, found none. Put it back, or choose another name: a new run would "
-                                "write over it.")
+            expect(not os.path.lexists(folder / name), f"--savename {settings.savename}",
+                   f"{weights.CONFIG} beside {folder / name}", "none",
+                   "Put it back, or choose another name: a new run would write over it.")
         return {}
     config = weights.read_config(folder)
     name = f"--savename {settings.savename}"
-    if config.get("kind") != kind:
-        raise UserError(f"{name}: expected a run of kind {kind} in {folder}, found {config.get('kind')}. "
-                        "Choose another name.")
-    if settings.resume == "never":
-        raise UserError(f"{name}: expected no run in {folder}, found one, and --resume is never. "
-                        "Choose another name, or drop --resume never to go on.")
+    expect(config.get("kind") == kind, name, f"a run of kind {kind} in {folder}", config.get("kind"),
+           "Choose another name.")
+    expect(settings.resume != "never", name, f"no run in {folder}", "one, and --resume is never",
+           "Choose another name, or drop --resume never to go on.")
     changed = changed_settings(settings, config["settings"])
-    if changed:
-        raise UserError(f"{name}: expected the settings that this run began with, found {', '.join(changed)}. "
-                        "Give those again, or choose another --savename.")
+    expect(not changed, name, "the settings that this run began with", ", ".join(changed),
+           "Give those again, or choose another --savename.")
     return config
 
 
@@ -55,17 +51,15 @@ def share_out(settings: RunSettings, config: dict) -> tuple[int, int]:
     per_pass = distributed.world_size() * settings.batch
     asked = settings.global_batch or per_pass * settings.accumulate
     global_batch = config.get("global_batch", asked)
-    if settings.global_batch not in (None, global_batch):
-        raise UserError(f"--global-batch: expected {global_batch}, with which this run began, found "
-                        f"{settings.global_batch}. Drop --global-batch, or choose another --savename.")
+    expect(settings.global_batch in (None, global_batch), "--global-batch",
+           f"{global_batch}, with which this run began", settings.global_batch,
+           "Drop --global-batch, or choose another --savename.")
     accumulation, rest = divmod(global_batch, per_pass)
-    if rest or accumulation == 0:
-        raise UserError(f"--batch {settings.batch}: expected a divisor of this run's global batch of "
-                        f"{global_batch}, found {distributed.world_size()} process(es) x "
-                        f"{settings.batch} = {per_pass}. Change --batch or the number of processes.")
-    if settings.accumulate not in (1, accumulation, config.get("settings", {}).get("accumulate")):
-        raise UserError(f"--accumulate: expected {accumulation} for this run's global batch of {global_batch}, found "
-                        f"{settings.accumulate}. Drop --accumulate.")
+    expect(accumulation > 0 and not rest, f"--batch {settings.batch}", "a divisor of this run's global batch of "
+           f"{global_batch}", f"{distributed.world_size()} process(es) x {settings.batch} = {per_pass}",
+           "Change --batch or the number of processes.")
+    expect(settings.accumulate in (1, accumulation, config.get("settings", {}).get("accumulate")), "--accumulate",
+           f"{accumulation} for this run's global batch of {global_batch}", settings.accumulate, "Drop --accumulate.")
     return global_batch, accumulation
 
 
@@ -77,12 +71,12 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
         before: the config of the run so far, or {}.
     Raises: UserError if a hash has changed: other data, or another VQ-VAE.
     """
-    for key, value in data.items():
-        if key.endswith("_hash") and before.get(key, value) != value:
-            raise UserError(f"--savename {settings.savename}: expected the {key[:-5]} that this run began "
-                            f"with ({before[key][:12]}), found {value[:12]}. Choose another --savename.")
-    own = {name: value for name, value in as_dict(settings).items() if name not in NOT_PART_OF_A_RUN}
     hashes = {name: value for name, value in data.items() if name.endswith("_hash")}
+    for name, value in hashes.items():
+        began = before.get(name, value)
+        expect(began == value, f"--savename {settings.savename}", f"the {name[:-5]} that this run began with "
+               f"({began[:12]})", value[:12], "Choose another --savename.")
+    own = {name: value for name, value in as_dict(settings).items() if name not in NOT_PART_OF_A_RUN}
     run_id = hashlib.sha256(json.dumps([kind, own, global_batch, hashes]).encode()).hexdigest()[:16]
     return {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data,
             "run_id": before.get("run_id") or run_id,
@@ -91,7 +85,7 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
 
 def begin(folder: Path, config: dict) -> None:
     """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
-    for path in folder.glob(".*.tmp*"):
+    for path in folder.glob(files.LEFT_OVERS):
         path.unlink(missing_ok=True)
     files.write_json(folder / weights.CONFIG, config)
 
@@ -100,17 +94,16 @@ def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None
     """Raise UserError if the state in `folder` is not the one that this run has read or written last.
 
     Args:
-        number: what checkpoints.file_number or save_state said of it.
+        number: what state.file_number or save_state said of it.
     Two runs in one folder would each undo the other's work; torchrun starts a second one where it has lost sight of
     a machine that goes on training.
     """
     found = run_state.file_number(folder / run_state.STATE)
-    if found is None and number is not None:
-        raise UserError(f"--savename {settings.savename}: expected {folder / run_state.STATE} as this run left it, "
-                        "found none. Put it back; the same command goes on from it.")
-    if found != number:
-        raise UserError(f"--savename {settings.savename}: expected to be the only run in {folder}, found a state that "
-                        "another has written since. Stop one of them; the same command goes on from that state.")
+    name = f"--savename {settings.savename}"
+    expect(found is not None or number is None, name, f"{folder / run_state.STATE} as this run left it", "none",
+           "Put it back; the same command goes on from it.")
+    expect(found == number, name, f"to be the only run in {folder}", "a state that another has written since",
+           "Stop one of them; the same command goes on from that state.")
 
 
 def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
@@ -122,10 +115,8 @@ def load_state(folder: Path, config: dict, settings: RunSettings) -> dict | None
     """
     state, warning = distributed.together(lambda: run_state.load_last_state(folder, config["run_id"]))
     found = distributed.gather_objects((config["run_id"], 0 if state is None else state["step"]))
-    if len(set(found)) > 1:
-        raise UserError(f"--results {settings.results}: expected one folder that all machines share, found "
-                        f"ranks of run and step {', '.join(f'{run[:6]} {step}' for run, step in found)}. "
-                        "Put it on a shared disk.")
+    expect(len(set(found)) == 1, f"--results {settings.results}", "one folder that all machines share",
+           f"ranks of run and step {', '.join(f'{run[:6]} {step}' for run, step in found)}", "Put it on a shared disk.")
     if warning and distributed.rank() == 0:
         print(warning, file=sys.stderr, flush=True)
         # Else the next save would keep the bad one as the one before it, and throw the good one away.

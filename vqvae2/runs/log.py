@@ -1,8 +1,33 @@
-"""What a training run has to say -> the terminal, log.csv, pictures and TensorBoard; rank 0 speaks for all."""
+"""A run's figures and pictures -> the terminal, log.csv, PNGs, and each of WRITERS; rank 0 speaks for all.
+
+TensorBoard is one of WRITERS. Another service, such as wandb, is a class with the methods of `Writer`, added to WRITERS
+before the run begins:
+
+    class Wandb:
+        writes = "wandb's files"
+
+        def __init__(self, folder, epochs):
+            self.run = wandb.init(dir=folder, id=folder.name, resume="allow")
+
+        def row(self, epoch, row):
+            self.run.log(row, step=epoch)
+
+        def picture(self, name, epoch, picture):
+            self.run.log({name: wandb.Image(picture)}, step=epoch)
+
+        def histogram(self, name, epoch, values):
+            self.run.log({name: wandb.Histogram(values)}, step=epoch)
+
+        def close(self):
+            self.run.finish()
+
+    log.WRITERS.append(Wandb)
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +39,62 @@ from vqvae2.common import distributed, files, rendezvous
 from vqvae2.common.errors import UserError
 
 SHOWN = ("train_loss", "validate_", "top_", "bottom_")
-"""Figures of an epoch that the terminal shows begin with one of these; log.csv has all."""
+"""The terminal shows the figures of an epoch that begin with one of these; log.csv has all."""
 BOARD_WIDTH = 800
 """Wider pictures are shrunk for TensorBoard, by a whole number: its file keeps those of all epochs."""
 BOARD_BINS = 30
-"""As many as TensorBoard shows."""
+"""The number of bars that TensorBoard shows."""
+
+
+class Writer(Protocol):
+    """A service that shows a run, on rank 0. An OSError that a method raises ends the run with one line."""
+
+    writes: ClassVar[str]
+    """What it writes, for that line."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""
+
+    def row(self, epoch: int, row: dict[str, float]) -> None:
+        """Show the figures of an epoch."""
+
+    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:
+        """Show a picture of an epoch."""
+
+    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:
+        """Show how numbers of an epoch, of any shape, are spread."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class TensorBoard:
+    """Writes TensorBoard's file into the run's folder."""
+
+    writes = "TensorBoard's file"
+
+    def __init__(self, folder: Path, epochs: int):
+        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
+
+    def row(self, epoch: int, row: dict[str, float]) -> None:  # noqa: D102
+        for name, value in row.items():
+            self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
+        self.board.flush()
+
+    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:  # noqa: D102
+        shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
+        self.board.add_image(name, np.array(shown), epoch, dataformats="HWC")
+        self.board.flush()
+
+    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:  # noqa: D102
+        self.board.add_histogram(name, values, epoch, bins=BOARD_BINS)
+        self.board.flush()
+
+    def close(self) -> None:  # noqa: D102
+        self.board.close()
+
+
+WRITERS: list[type[Writer]] = [TensorBoard]
 
 
 def say(line: str) -> None:
@@ -28,45 +104,37 @@ def say(line: str) -> None:
 
 
 class RunLog:
-    """A run's rows of figures; on ranks other than 0 nothing is shown or written.
+    """A run's rows of figures, its pictures and histograms; on ranks other than 0 nothing is shown or written.
 
     Args:
-        folder: of the run.
-        epochs: that are done; what an earlier start wrote about later ones is dropped.
+        folder: the run's folder.
+        epochs: number of epochs that are done; what an earlier start wrote about later ones is dropped.
     """
 
     def __init__(self, folder: Path, epochs: int):
         self.folder = folder
-        self.board = None
-        if distributed.rank() == 0:
-            with self._writing():
-                self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
+        self.writers: list[Writer] = []
+        for kind in WRITERS if distributed.rank() == 0 else ():
+            with self._writing(kind):
+                self.writers.append(kind(folder, epochs))
 
     def write(self, rows: list[dict], epochs: int) -> None:
-        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`."""
-        if self.board is None:
-            return
+        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone."""
         files.write_rows(self.folder / "log.csv", rows)
-        with self._writing():
-            for name, value in rows[-1].items():
-                self.board.add_scalar(name.replace("_", "/", 1), value, len(rows))
-            self.board.flush()
+        self._show("row", len(rows), rows[-1])
         say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
             f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith(SHOWN)))
 
     def picture(self, name: str, epoch: int, picture: Image.Image, part: str = "") -> Path | None:
-        """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it in TensorBoard.
+        """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it.
 
         Returns its path; None on ranks other than 0, which do nothing. Raises: UserError if it cannot be written.
         """
-        if self.board is None:
+        if distributed.rank() != 0:
             return None
         path = self.folder / name / f"{epoch:04d}{part and '_' + part}.png"
         files.write_atomically(path, lambda temporary: picture.save(temporary))
-        shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
-        with self._writing():
-            self.board.add_image(f"{name}/{part}" if part else name, np.array(shown), epoch, dataformats="HWC")
-            self.board.flush()
+        self._show("picture", f"{name}/{part}" if part else name, epoch, picture)
         return path
 
     def pictures_until(self, name: str, epoch: int) -> list[Path]:
@@ -78,24 +146,26 @@ class RunLog:
         return [path for number, path in sorted(found.items()) if number <= epoch]
 
     def histogram(self, name: str, epoch: int, values: torch.Tensor) -> None:
-        """Show in TensorBoard how numbers of an epoch, of any shape, are spread."""
-        if self.board is not None:
-            with self._writing():
-                self.board.add_histogram(name, values.cpu(), epoch, bins=BOARD_BINS)
-                self.board.flush()
+        """Show how numbers of an epoch, of any shape, are spread."""
+        self._show("histogram", name, epoch, values.cpu().numpy())
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        if self.board is not None:
+        """Close what the writers have open."""
+        for writer in self.writers:
             with suppress(OSError):  # all is written; a full disk now must not hide why the run ends
-                self.board.close()
+                writer.close()
+
+    def _show(self, method: str, *values: object) -> None:
+        for writer in self.writers:
+            with self._writing(writer):
+                getattr(writer, method)(*values)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, writer: Writer | type[Writer]) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.folder}: expected to write TensorBoard's file, found {error.strerror or error}. "
+            raise UserError(f"{self.folder}: expected to write {writer.writes}, found {error.strerror or error}. "
                             "Free some space; the last good state is kept.") from error
 
 

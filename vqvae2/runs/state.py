@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ def save_state(folder: Path, state: dict) -> int | None:
     made = io.BytesIO()
     torch.save(state, made)
     made.write(SEAL + hashlib.sha256(made.getbuffer()).digest())
-    write_atomically(folder / STATE, partial(Path.write_bytes, data=made.getbuffer()), keep=folder / STATE_BEFORE)
+    write_atomically(folder / STATE, made.getbuffer(), keep=folder / STATE_BEFORE)
     return file_number(folder / STATE)
 
 

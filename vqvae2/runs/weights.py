@@ -8,18 +8,20 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import in_brief, write_atomically
+from vqvae2.settings.checks import expect
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -28,7 +30,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) 
     """Write `tensors` as safetensors with `config` in the metadata, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Made in memory: a full disk is then an OSError, as everywhere, and not the library's own kind of error.
-    write_atomically(path, partial(Path.write_bytes, data=save(plain, {"config": json.dumps(config)})))
+    write_atomically(path, save(plain, {"config": json.dumps(config)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -79,15 +81,44 @@ def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
     runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
                   for path in paths)
     found = [folder for folder in runs if folder.name == name]
-    if len(found) > 1:
-        raise UserError(f"{flag} {name}: expected one run of this name, found {', '.join(map(str, found))}. "
-                        f"Give the path of one.")
-    if not found:
-        known = sorted({folder.name for folder in runs})
-        raise UserError(f"{flag} {name}: expected a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/, "
-                        f"found {'only ' + ', '.join(known) if known else 'no run at all'}. "
-                        "Check the name, or wait for the first epoch to end.")
+    expect(len(found) < 2, f"{flag} {name}", "one run of this name", ", ".join(map(str, found)),
+           "Give the path of one.")
+    known = ", ".join(sorted({folder.name for folder in runs}))
+    expect(bool(found), f"{flag} {name}", f"a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/",
+           f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
     return found[0]
+
+
+class Loaded(NamedTuple):
+    """A model that was trained, in eval mode on the CPU, and where it comes from."""
+
+    model: nn.Module
+    config: dict
+    tensors: dict[str, torch.Tensor]
+    """The weights as they are in the file."""
+    folder: Path
+
+
+def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
+               results: Path = Path("results"), *, words: str, advice: str) -> Loaded:
+    """Return the model in the folder `name`, or of that name in <results>/*/ or pretrained/.
+
+    Args:
+        flag: of the command line, for error messages, which say `words` ("a VQ-VAE") and `advice` for another kind.
+        kind: what the run's config must have under "kind".
+        build: returns the model, its weights being anything, for a config and the weights in the file.
+    Raises: UserError if there is none, or the folder holds another kind of model or weights of another form.
+    """
+    folder = find_run(name, flag, results)
+    tensors, config = load_weights(folder / WEIGHTS)
+    expect(config.get("kind") == kind, f"{flag} {name}", words, f"a {config.get('kind')} in {folder}", advice)
+    model = build(config, tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
+                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
+    return Loaded(model.eval(), config, tensors, folder)
 
 
 def versions() -> dict[str, str]:
