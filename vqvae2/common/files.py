@@ -15,24 +15,45 @@ from pathlib import Path
 
 from vqvae2.common.errors import UserError
 
+LEFT_OVERS = ".*.tmp*"
+"""Pattern of the names of files that a killed process was just writing."""
 
-def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Call `write` with a temporary path beside `path`, sync it, and rename it: all of the file or none.
 
-    What `path` was before becomes `keep`, if that is given.
+def write_atomically(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
+                     *, synced: bool = True) -> None:
+    """Write a file, and the folders that it lies in: all of the file or none of it.
+
+    Args:
+        content: the file's bytes, or a function that writes them to the path that it is called with, whose suffix is
+            that of `path`.
+        keep: where the file that was at `path` before is kept, if this is given.
+        synced: whether to wait until the disk has the file. Without it a power cut may leave a torn file.
+    Raises: UserError if the file cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
+        replace_whole(path, content, keep, synced=synced)
     except OSError as error:
         raise UserError(f"{path}: expected to write this file, found {error.strerror or error}. "
                         "Free some space or choose another folder; what was there before is kept.") from error
+
+
+def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
+                  *, synced: bool = True) -> None:
+    """Do what `write_atomically` does, for a caller with its own words for what goes wrong. Raises: OSError.
+
+    A kill leaves at most a file beside `path` that the pattern LEFT_OVERS finds.
+    """
+    # The name is random, so that two processes never write one file, and short, since that of `path` may be long.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:16]}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content(temporary) if callable(content) else temporary.write_bytes(content)
+        if synced:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
     finally:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove
             temporary.unlink()
@@ -47,7 +68,7 @@ def check_folder(folder: Path, flag: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, text.encode())
 
 
 def write_json(path: Path, values: object) -> None:

@@ -53,11 +53,13 @@ class Header:
     """What a header says, in the same terms for all formats."""
 
     shape: tuple[int, ...]
+    """Of the file: [i, j, k], or of a series [i, j, k, volume]."""
     number_type: np.dtype
-    voxels_at: int
-    """Bytes before the first voxel."""
-    sizes: tuple[float, ...]
-    """Along the three indices, as written; nibabel would repair 0 and below."""
+    """Of a voxel, as stored."""
+    voxels_at: int = 0
+    """Bytes before the first voxel, for readers that want to know."""
+    sizes: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Of a voxel along the three indices, as written; used where `affines` is empty."""
     mm_per_unit: float = 1.0
     slope: float = 1.0
     inter: float = 0.0
@@ -128,6 +130,23 @@ def parse_header(path: Path, beginning: bytes) -> Header:
         raise UnusableScan(path.name, "voxel sizes above 0 mm", " x ".join(f"{size:g}" for size in header.sizes),
                            "Repair its header, or leave the scan out.")
     return header
+
+
+def check_shape(name: str, header: Header, number: int | None) -> None:
+    """Raise UnusableScan unless a file holds one volume of real numbers, or a series and `number` is one of them."""
+    shape = header.shape
+    if header.is_series and number is not None:
+        if number >= shape[3]:
+            raise UnusableScan(name, f"a volume {number} (--volume)", f"{shape[3]} volumes, 0 to {shape[3] - 1}",
+                               "Give a smaller number.")
+    elif len(shape) != 3 or min(shape) < 2:
+        advice = ("It looks like a series or fMRI: point --scans at T1w files, or drop --strict to skip it; --volume 0 "
+                  "takes the first volume of each series." if header.is_series else
+                  "It looks like a picture: point --scans at whole volumes." if len(shape) < 4 else
+                  "Convert it to one volume.")
+        raise UnusableScan(name, "one 3-D volume", f"shape {shape}", advice)
+    if header.number_type.kind not in "iuf":
+        raise UnusableScan(name, "one real number in a voxel", f"type {header.number_type}", "Convert it to float32.")
 
 
 def _kind(path: Path, beginning: bytes) -> type | None:

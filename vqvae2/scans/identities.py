@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.scans.readers import suffix_of
+
 TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
 """Whole names of the files that are tables without being named by `--covariates`."""
-EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
 OASIS_BEST_FIRST = (
     (re.compile(r"_t88_masked_gfc$"), "LAS"),
@@ -173,10 +174,10 @@ def _folders_that_files_are_named_after(plain: list[File]) -> set[str]:
 
 
 def stem_of(name: str) -> str | None:
-    """The file's name without its extension; None where it is none of ours."""
+    """Return a file's name without the end that says its format; None if the format is not known."""
     last = PurePosixPath(name).name
-    extension = next((each for each in EXTENSIONS if last.lower().endswith(each)), None)
-    return last[: -len(extension)].removesuffix(".nifti") if extension else None
+    suffix = suffix_of(last)
+    return last[: -len(suffix)].removesuffix(".nifti") if suffix else None
 
 
 def _label(file: File) -> str:
