@@ -335,8 +335,8 @@ def test_wrong_paths_are_refused_in_one_line_before_anything_is_written(scans, a
             (["--scans", "nowhere", "--out", "out"], "--scans nowhere: expected a folder of scans, found nothing."),
             (["--scans", "file", "--out", "out"], "--scans file: expected a folder of scans, found a file. Give"),
             (["--scans", "empty", "--out", "out"], "--scans empty: expected T1-weighted scans"),
-            (["--scans", scans, "--out", "file"], "--out file: expected a folder, found a file. Name another"),
-            (["--scans", scans, "--out", "file/x"], "--out file/x/train: expected a folder that can be made, found"),
+            (["--scans", scans, "--out", "file"], "--out file: expected a folder or nothing, found a file file."),
+            (["--scans", scans, "--out", "file/x"], "--out file/x: expected a folder or nothing, found a file file."),
             (["--scans", scans, "--out", scans / "x"], "expected a folder outside of --scans, found one inside"),
             (["--scans", scans, "--out", scans], "expected a folder outside of --scans, found one inside")):
         assert words in refusal(extract_slices.main, *arguments)

@@ -18,6 +18,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 from vqvae2.common.errors import UserError
+from vqvae2.scans.finding import Scan
 from vqvae2.settings.checks import expect
 
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
@@ -32,18 +33,6 @@ SEX_COLUMNS = ("sex", "gender", "m/f")
 SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 UNKNOWN = frozenset(("", "n/a", "na", "nan", "none", "."))
 COLUMNS_IN_A_MESSAGE = 20
-
-
-@dataclass(frozen=True)
-class Person:
-    """Whose row is wanted, and for which scan."""
-
-    scan: str
-    """The scan's name below the searched folder, with / on every system."""
-    subject: str
-    """Without `sub-`."""
-    session: str
-    """Without `ses-`; empty where the layout has none."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +55,13 @@ class _Table:
     rows: dict[str, list[tuple[str, dict[str, str]]]]
     """Of each subject: every row, as its session ("" where it names none) and its cells by column."""
 
-    def about(self, person: Person) -> dict[str, str] | None:
+    def about(self, scan: Scan) -> dict[str, str] | None:
         """Return the cells in which all rows of the session agree, else all rows of the subject; None without a row."""
-        rows = self.rows.get(f"{person.subject}_{person.session}") or self.rows.get(person.subject, [])
-        chosen = [cells for session, cells in rows if session == person.session] or [cells for _, cells in rows]
+        rows = self.rows.get(f"{scan.subject}_{scan.session}") or self.rows.get(scan.subject, [])
+        chosen = [cells for session, cells in rows if session == scan.session] or [cells for _, cells in rows]
         if not chosen:
             return None
-        if person.session and len(rows) == 1 and rows[0][0] not in ("", person.session):
+        if scan.session and len(rows) == 1 and rows[0][0] not in ("", scan.session):
             return {"sex": chosen[0]["sex"]}  # of one other visit: what else is the same at both is not known
         return {column: chosen[0][column] for column in self.columns if len({cells[column] for cells in chosen}) == 1}
 
@@ -82,7 +71,7 @@ def check_table(path: Path, subject_column: str | None) -> None:
     _read(path, subject_column, ())
 
 
-def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
+def join(scans: Iterable[Scan], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
          taken: Collection[str]) -> Covariates:
     """Return what the tables know of each scan's subject and session.
 
@@ -92,7 +81,7 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
     all other columns keep their names and texts, but n/a, NA, nan, None and . become "".
 
     Args:
-        people: one for each scan.
+        scans: the scans that are used.
         tables: files with a TABLE_NAME (identities.py) by the folder that holds them, below the searched one (".").
             Those that cannot be used are left out.
         given: the file of `--covariates`, which is then the only table.
@@ -108,19 +97,21 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
         folders = sorted(tables, key=lambda folder: PurePosixPath(folder).parts)
         read = {folder: _read_usable(tables[folder], taken, left_out) for folder in folders}
     all_tables = [table for found in read.values() for table in found]
-    rows: dict[Person, list[dict[str, str]]] = {}
+    rows: dict[str, list[dict[str, str]]] = {}
     used: set[int] = set()  # a table of others adds no columns
-    for person in people:
-        above = [table for folder in PurePosixPath(person.scan).parents for table in read.get(str(folder), [])]
-        about = {id(table): cells for table in above if (cells := table.about(person)) is not None}
+    subjects, with_row = set(), set()
+    for scan in scans:
+        above = [table for folder in PurePosixPath(scan.name).parents for table in read.get(str(folder), [])]
+        about = {id(table): cells for table in above if (cells := table.about(scan)) is not None}
         used |= about.keys()
-        rows[person] = list(about.values())
+        rows[scan.name] = list(about.values())
+        subjects.add(scan.subject)
+        with_row |= {scan.subject} if about else set()
     columns = tuple(dict.fromkeys(("age", "sex", *(
         column for table in all_tables if id(table) in used for column in table.columns))))
-    values = {person.scan: {column: next((cells[column] for cells in about if cells.get(column)), "")
-                            for column in columns} for person, about in rows.items()}
-    with_row = {person.subject for person, about in rows.items() if about}
-    missing = sorted({person.subject for person in rows} - with_row) if all_tables else ()
+    values = {name: {column: next((cells[column] for cells in about if cells.get(column)), "")
+                     for column in columns} for name, about in rows.items()}
+    missing = sorted(subjects - with_row) if all_tables else ()
     return Covariates(columns, values, tuple(missing), tuple(left_out))
 
 

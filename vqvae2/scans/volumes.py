@@ -62,17 +62,6 @@ class Volume:
         return values
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What was read of a file."""
-
-    header: Header
-    voxels: np.ndarray
-    """In the file's own order; what is not finite has become background."""
-    not_finite: np.ndarray | None
-    fingerprint: str
-
-
 def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = None,
                 number: int | None = None) -> Volume:
     """Return the volume in a file of a known format; a pair of .hdr and .img has either name.
@@ -89,31 +78,30 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
     Source: closest canonical orientation as in nibabel.orientations.io_orientation.
     """
     sha256 = file_sha256(path)  # before it is read: if it changes meanwhile, the next run sees another hash
-    stored = _read(path, number)
-    header = stored.header
+    header, stored, not_finite, fingerprint = _read(path, number)
     orientation = find_orientation(path.name, header, layout, assumed)
     order = [list(orientation.axes[:, 0]).index(axis) for axis in range(3)]
     size_mm = tuple(orientation.sizes_mm[index] for index in order)
-    _check_contrast(path.name, stored.voxels)
-    voxels = apply_orientation(stored.voxels, orientation.axes)
+    _check_contrast(path.name, stored)
+    voxels = apply_orientation(stored, orientation.axes)
     longest = max(length * size for length, size in zip(voxels.shape, size_mm))
     if not LONGEST_MM[0] <= longest <= LONGEST_MM[1]:
         raise UnusableScan(path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} mm long", f"{longest:g} mm",
                            "Repair the voxel sizes or their unit in its header.")
     return Volume(
-        voxels, size_mm, path.name, header.slope, header.inter, _background(stored),
-        None if stored.not_finite is None else apply_orientation(stored.not_finite, orientation.axes),
+        voxels, size_mm, path.name, header.slope, header.inter, _background(header, stored),
+        None if not_finite is None else apply_orientation(not_finite, orientation.axes),
         number if header.is_series else None, "".join(ornt2axcodes(orientation.axes)), orientation.origin,
-        sha256, stored.fingerprint)
+        sha256, fingerprint)
 
 
-def _background(stored: _Stored) -> float | None:
+def _background(header: Header, stored: np.ndarray) -> float | None:
     """The stored number of the background: what stands for 0, or the one of all eight corners, after z-scoring say."""
-    corners = stored.voxels[np.ix_([0, -1], [0, -1], [0, -1])]
-    thinned = stored.voxels[::9, ::9, ::9]
+    corners = stored[np.ix_([0, -1], [0, -1], [0, -1])]
+    thinned = stored[::9, ::9, ::9]
     if (corners == corners[0, 0, 0]).all() and (thinned == corners[0, 0, 0]).mean() > LEAST_BACKGROUND:
         return float(corners[0, 0, 0])
-    return stored.header.background
+    return header.background
 
 
 def same_voxels(one: Path, other: Path, number: int | None) -> bool:
@@ -121,8 +109,8 @@ def same_voxels(one: Path, other: Path, number: int | None) -> bool:
 
     Raises: UnusableScan if one cannot be read any more.
     """
-    first, second = (_read(path, number) for path in (one, other))
-    return first.fingerprint == second.fingerprint and np.array_equal(first.voxels, second.voxels)
+    (_, first, _, fingerprint), (_, second, _, other_fingerprint) = (_read(path, number) for path in (one, other))
+    return fingerprint == other_fingerprint and np.array_equal(first, second)
 
 
 def file_sha256(path: Path) -> str:
@@ -143,7 +131,11 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(header_and_voxels(path)))
 
 
-def _read(path: Path, number: int | None) -> _Stored:
+def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarray | None, str]:
+    """Return the header, the voxels in the file's own order, where they were not finite, and their fingerprint.
+
+    What is not finite has become background; None instead of the third where all voxels are finite.
+    """
     reader = READERS.get(suffix_of(path.name), read_image)
     with errors_of(path, path):
         header, voxels = reader(path, number)
@@ -157,8 +149,7 @@ def _read(path: Path, number: int | None) -> _Stored:
             voxels[..., index][wrong] = header.background
     if not_finite is not None and not_finite.all():
         raise UnusableScan(path.name, "a picture", "no finite value in any voxel", "Leave the scan out, or repair it.")
-    return _Stored(header, voxels, not_finite,
-                   f"{voxels.dtype.str[1:]}-{'x'.join(map(str, voxels.shape))}-{checksum:08x}")
+    return header, voxels, not_finite, f"{voxels.dtype.str[1:]}-{'x'.join(map(str, voxels.shape))}-{checksum:08x}"
 
 
 def _not_finite(plane: np.ndarray) -> np.ndarray | None:

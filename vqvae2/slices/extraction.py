@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vqvae2.common.errors import UserError
+from vqvae2.common.files import check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
 from vqvae2.scans.finding import Found, find_scans
@@ -31,7 +32,7 @@ from vqvae2.slices.manifest import (
     slices_to_keep,
     untaken,
 )
-from vqvae2.slices.outcomes import Outcome, lock
+from vqvae2.slices.outcomes import Outcome, lock, writing
 from vqvae2.slices.scan_slices import work_on
 from vqvae2.slices.settings import ExtractSettings
 
@@ -57,10 +58,10 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
 
 def check_out(folder: Path, out: Path) -> None:
     """Raise UserError if `out` is no place for slices of the scans in `folder`."""
-    expect(out.is_dir() or not out.exists(), f"--out {out}", "a folder", "a file", "Name another folder.")
+    check_folder(out, "--out")
     inside = out.resolve().is_relative_to(folder.resolve())
     expect(not inside, f"--out {out}", "a folder outside of --scans", f"one inside {folder}",
-                  "Raw scans stay as they are: name another folder.")
+           "Raw scans stay as they are: name another folder.")
 
 
 def listed(found: Found) -> list[str]:
@@ -82,8 +83,9 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
     """
     slices_to_keep(found, folder, settings, out)  # refused before anything changes
-    for split in SPLITS:
-        make_folder(out / split)
+    with writing(out):
+        for split in SPLITS:
+            (out / split).mkdir(parents=True, exist_ok=True)
     number, parts = settings.part
     with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
@@ -125,18 +127,6 @@ def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> l
            f"{len(missing)} of {len(found.scans)} not done, such as {missing[0].name if missing else ''}",
            "Run the parts first (--shard I/N); the last one to end writes the manifest by itself.")
     return said
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises: UserError if that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: expected a folder that can be made, found {(error.strerror or '').lower()}. "
-                        "Name another folder.") from None
 
 
 def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:

@@ -26,7 +26,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.common.files import LEFT_OVERS
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
-from vqvae2.scans.covariates import Covariates, Person
+from vqvae2.scans.covariates import Covariates
 from vqvae2.scans.finding import Found, Scan
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import same_voxels
@@ -145,8 +145,7 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     taken = prefixes_of(gone)
     splits, lent = split_subjects([*(scan.subject for scan in used), *(rows[0]["subject"] for rows in gone.values())],
                                   settings.split, settings.seed)
-    people = covariates.join([Person(scan.name, scan.subject, scan.session) for scan in used], found.tables,
-                             settings.covariates, settings.subject_column, COLUMNS)
+    people = covariates.join(used, found.tables, settings.covariates, settings.subject_column, COLUMNS)
     manifest, places = [], {}
     for scan in used:
         for row in outcomes[scan.name].rows:
