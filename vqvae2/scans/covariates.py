@@ -37,23 +37,23 @@ COLUMNS_IN_A_MESSAGE = 20
 
 @dataclass(frozen=True)
 class Covariates:
-    """What `join` returns."""
+    """The values of all columns for each scan."""
 
     columns: tuple[str, ...]
-    """age and sex, then all others in the order in which the tables have them; only of tables about these people."""
+    """age and sex, then all others in the order of the tables; a table about other people adds none."""
     values: dict[str, dict[str, str]]
-    """Of each scan, by its name: every column; "" where unknown."""
+    """Every column of each scan, by the scan's name; "" where the value is unknown."""
     missing: tuple[str, ...]
-    """Subjects of whom no table has a row, sorted; empty where there is no table."""
+    """The subjects without a row in any table, sorted; empty if there is no table."""
     left_out: tuple[str, ...] = ()
-    """Why a table that was found cannot be used, one line each."""
+    """A line for each table that was found and cannot be used, with the reason."""
 
 
 @dataclass(frozen=True)
 class _Table:
     columns: tuple[str, ...]
     rows: dict[str, list[tuple[str, dict[str, str]]]]
-    """Of each subject: every row, as its session ("" where it names none) and its cells by column."""
+    """Every row of each subject: its session ("" where the row names none) and its cells by column."""
 
     def about(self, scan: Scan) -> dict[str, str] | None:
         """Return the cells in which all rows of the session agree, else all rows of the subject; None without a row."""
@@ -130,7 +130,7 @@ def _read_usable(paths: list[Path], taken: Collection[str], left_out: list[str])
 
 
 def _read(path: Path, subject_column: str | None, taken: Collection[str]) -> _Table:
-    """Raises UserError in the name of `--covariates` if the table cannot be used."""
+    """Return a table. Raises: UserError in the name of `--covariates` if the table cannot be used."""
     what = f"--covariates {path}"
     names, rows = _names_and_rows(path, what)
     whose, visit = _key_columns(names, rows, subject_column)
@@ -192,7 +192,9 @@ def _text(path: Path, what: str) -> str:
 
 def _key_columns(names: list[str], rows: list[dict[str, str]], subject_column: str | None) -> tuple[str, str]:
     """Return the names of the columns of subjects and of sessions, "" where there is none."""
-    both = next((name for name in names if _name_both(row[name] for row in rows)), "")
+    filled = {name: [row[name] for row in rows if row[name]] for name in names}
+    # Cells such as OAS1_0001_MR1 name a subject and its session.
+    both = next((name for name in names if filled[name] and all(map(SUBJECT_AND_SESSION.fullmatch, filled[name]))), "")
     named = {_letters(name): name for name in names}
     visit = next((named[each] for each in SESSION_COLUMNS if each in named), both)
     if subject_column:
@@ -224,12 +226,6 @@ def _subject_and_session(name: str) -> tuple[str, str]:
     match = SUBJECT_AND_SESSION.fullmatch(name)
     subject, session = filter(None, match.groups()) if match else (name.removeprefix("sub-"), "")
     return subject, session
-
-
-def _name_both(cells: Iterable[str]) -> bool:
-    """Whether all cells that are not empty name a subject and its session, as `OAS1_0001_MR1` does."""
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and all(map(SUBJECT_AND_SESSION.fullmatch, filled))
 
 
 def _subject_of_sessions_file(path: Path) -> str:

@@ -26,7 +26,7 @@ from vqvae2.common.errors import UserError
 # What nibabel repairs in a header it reports on stderr, in the middle of the progress bar.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 BEGINNING_BYTES = 1024
-"""What is read first; the longest header has 540."""
+"""The number of bytes that are read first; the longest header has 540."""
 ANALYZE_ORIENT = {1: "LSA", 2: "ASL", 3: "LPS", 4: "LIA", 5: "AIL"}
 ANALYZE_ORIENT_AT = 252
 MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
@@ -50,21 +50,21 @@ class UnusableScan(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says, in the same terms for all formats."""
+    """The facts of a header, in the same terms for all formats."""
 
     shape: tuple[int, ...]
-    """Of the file: [i, j, k], or of a series [i, j, k, volume]."""
+    """The lengths of the file's axes: [i, j, k], or [i, j, k, volume] for a series."""
     number_type: np.dtype
-    """Of a voxel, as stored."""
+    """The type of a voxel, as stored."""
     voxels_at: int = 0
     """Bytes before the first voxel, for readers that want to know."""
     sizes: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Of a voxel along the three indices, as written; used where `affines` is empty."""
+    """The sizes of a voxel along the three indices, as written; they are used if `affines` is empty."""
     mm_per_unit: float = 1.0
     slope: float = 1.0
     inter: float = 0.0
     affines: tuple[tuple[str, np.ndarray | None], ...] = ()
-    """Matrices from indices to positions and where they stand, best first; None for one that is damaged."""
+    """Matrices from indices to RAS positions, each with its place in the header, best first; None if damaged."""
     storage: str | None = None
     """Analyze's orient byte, if it is set."""
 
@@ -87,14 +87,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How the file's own indices lie."""
+    """The directions of the file's own indices."""
 
     axes: np.ndarray
     """nibabel's [3, 2]: the RAS axis that each index runs along, and 1 or -1 for its direction."""
     sizes_mm: tuple[float, float, float]
-    """Of a voxel, along the file's own indices."""
+    """The sizes of a voxel along the file's own indices."""
     origin: str
-    """Where that stands: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
+    """The place that says it: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
 
 
 def parse_header(path: Path, beginning: bytes) -> Header:
@@ -164,7 +164,7 @@ def _kind(path: Path, beginning: bytes) -> type | None:
 
 
 def _parse_analyze(kind: type, beginning: bytes) -> Header:
-    """NIfTI's header is Analyze's with more in it."""
+    """Return the facts of an Analyze header, or of a NIfTI header, which is the same with more in it."""
     block = beginning[: kind.header_class.template_dtype.itemsize]
     header, as_written = kind.header_class(block), kind.header_class(block, check=False)
     slope, inter = header.get_slope_inter()
@@ -218,7 +218,7 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
 
 
 def _is_orientation(matrix: np.ndarray | None) -> bool:
-    """Whether a matrix has three directions, whatever its unit."""
+    """Return whether a matrix has three directions, whatever its unit."""
     if matrix is None or not np.isfinite(matrix).all():
         return False
     sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))

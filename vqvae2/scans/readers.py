@@ -21,7 +21,7 @@ from vqvae2.scans.headers import BEGINNING_BYTES, Header, UnusableScan, check_sh
 from vqvae2.scans.inflate import Damaged, Source
 
 REFERENCES_IF_UNUSED = 2
-"""Of the module, and of sys.getrefcount itself."""
+"""The references to memory that nobody else uses: this module's, and that of sys.getrefcount itself."""
 
 
 def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
@@ -29,13 +29,13 @@ def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
 
     Raises: UnusableScan if it is damaged, no image, or not one volume of real numbers.
     """
-    header_path, voxels_path = header_and_voxels(path)
-    with errors_of(header_path, path), Source(header_path) as source:
+    files = files_of(path)
+    with errors_of(files[0], path), Source(files[0]) as source:
         header = parse_header(path, source.read(BEGINNING_BYTES))
     check_shape(path.name, header, number)
     size = math.prod(header.shape[:3]) * header.number_type.itemsize
     start = header.voxels_at + (size * number if header.is_series else 0)
-    with errors_of(voxels_path, path), Source(voxels_path) as source:
+    with errors_of(files[-1], path), Source(files[-1]) as source:
         # Asked before memory is taken: a damaged header may claim terabytes.
         if (held := source.holds(start + size)) < start + size:
             raise UnusableScan(path.name, f"{start + size} bytes for its {' x '.join(map(str, header.shape))} voxels",
@@ -49,7 +49,7 @@ def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
 
 
 Reader = Callable[[Path, int | None], tuple[Header, np.ndarray]]
-"""What reads a format.
+"""A function that reads one format.
 
 It is called with the path of a file, and with the number, from 0, of the volume that --volume asks for, or None. It
 returns the header, whose `affines` or `sizes` say in which unit and order the indices run (see `headers.Header`), and
@@ -70,7 +70,7 @@ _spare = np.empty(0, np.uint8)
 
 
 def _memory(size: int) -> np.ndarray:
-    """Return `size` bytes, those of the last scan if nobody looks at them any more: fresh ones cost a quarter of the
+    """Return `size` bytes, those of the last scan if nobody looks at these any more: fresh ones cost a quarter of the
     time in which a scan is inflated, for the system has to find and clear them."""
     global _spare
     if _spare.size < size or sys.getrefcount(_spare) > REFERENCES_IF_UNUSED:
@@ -78,10 +78,10 @@ def _memory(size: int) -> np.ndarray:
     return _spare[:size]
 
 
-def header_and_voxels(path: Path) -> tuple[Path, Path]:
-    """Return the two files of a pair .hdr and .img, by either name; of any other scan twice the same."""
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return the files that a scan consists of: itself, or the header and the voxels of a pair .hdr and .img."""
     if path.suffix.lower() not in (".hdr", ".img"):
-        return path, path
+        return (path,)
 
     def beside(suffix: str) -> Path:
         names = path.with_suffix(suffix), path.with_suffix(suffix.upper())
@@ -91,7 +91,7 @@ def header_and_voxels(path: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def errors_of(part: Path, scan: Path) -> Iterator[None]:
-    """Make reasons of what can go wrong while `part`, the scan or a file of its pair, is opened and read."""
+    """Turn what can go wrong into reasons while `part`, the scan or a file of its pair, is opened and read."""
     again = "Copy or download it again."
     try:
         if not stat.S_ISREG(os.stat(part).st_mode):  # a pipe would be waited for

@@ -15,10 +15,10 @@ from nibabel.orientations import apply_orientation, ornt2axcodes
 
 from vqvae2.scans.headers import Header, UnusableScan, find_orientation
 from vqvae2.scans.inflate import crc32
-from vqvae2.scans.readers import READERS, errors_of, header_and_voxels, read_image, suffix_of
+from vqvae2.scans.readers import READERS, errors_of, files_of, read_image, suffix_of
 
 LONGEST_MM = (1, 1000)
-"""Longest side of a volume that may hold a head; what lies outside has its unit wrong."""
+"""Bounds of the longest side of a volume that may hold a head; beyond them the unit is wrong."""
 LEAST_BACKGROUND = 0.05
 """Share of a volume; less may be the same number in all corners by chance."""
 
@@ -30,9 +30,9 @@ class Volume:
     voxels: np.ndarray
     """[right, anterior, superior], as stored, in the file's number type; `scaled` gives what they mean."""
     voxel_size_mm: tuple[float, float, float]
-    """Along those three."""
+    """The sizes of a voxel along these three axes."""
     name: str = ""
-    """The file's, for messages."""
+    """The file's name, for messages."""
     slope: float = 1.0
     inter: float = 0.0
     background: float | None = 0.0
@@ -40,13 +40,13 @@ class Volume:
     not_finite: np.ndarray | None = None
     """bool, like `voxels`: those that were not finite and are background now; None where all were finite."""
     number: int | None = None
-    """Which of a series it is, from 0; None for a file of one volume."""
+    """The volume's number in a series, from 0; None for a file of one volume."""
     orientation: str = "RAS"
-    """What the file's own three indices grow towards, such as LAS."""
+    """The directions that the file's own three indices grow towards, such as LAS."""
     orientation_from: str = "sform"
     """sform, qform, mgh or orient (Analyze's byte) in the header; layout or assumed where it says nothing."""
     sha256: str = ""
-    """Of the file as it lies on the disk; of a pair header and voxels, one after the other."""
+    """The hash of the file as it lies on the disk; for a pair, of the header and then the voxels."""
     fingerprint: str = ""
     """Type, shape and CRC-32 of the voxels as stored; scans that differ in it are different."""
 
@@ -82,7 +82,10 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
     orientation = find_orientation(path.name, header, layout, assumed)
     order = [list(orientation.axes[:, 0]).index(axis) for axis in range(3)]
     size_mm = tuple(orientation.sizes_mm[index] for index in order)
-    _check_contrast(path.name, stored)
+    first = stored[0, 0, 0]
+    if (stored[::9, ::9, ::9] == first).all() and (stored == first).all():
+        raise UnusableScan(path.name, "a picture", f"the same value, {first:g}, in every voxel",
+                           "Leave the scan out, or copy it again.")
     voxels = apply_orientation(stored, orientation.axes)
     longest = max(length * size for length, size in zip(voxels.shape, size_mm))
     if not LONGEST_MM[0] <= longest <= LONGEST_MM[1]:
@@ -96,7 +99,7 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
 
 
 def _background(header: Header, stored: np.ndarray) -> float | None:
-    """The stored number of the background: what stands for 0, or the one of all eight corners, after z-scoring say."""
+    """Return the stored number of the background: it stands for 0, or all eight corners have it (after z-scoring)."""
     corners = stored[np.ix_([0, -1], [0, -1], [0, -1])]
     thinned = stored[::9, ::9, ::9]
     if (corners == corners[0, 0, 0]).all() and (thinned == corners[0, 0, 0]).mean() > LEAST_BACKGROUND:
@@ -105,7 +108,7 @@ def _background(header: Header, stored: np.ndarray) -> float | None:
 
 
 def same_voxels(one: Path, other: Path, number: int | None) -> bool:
-    """Whether two scans have the same voxels in the same order, however they are packed.
+    """Return whether two scans have the same voxels in the same order, however they are packed.
 
     Raises: UnusableScan if one cannot be read any more.
     """
@@ -124,11 +127,6 @@ def file_sha256(path: Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def files_of(path: Path) -> tuple[Path, ...]:
-    """Return the files that a scan consists of: itself, or of a pair the header and the voxels."""
-    return tuple(dict.fromkeys(header_and_voxels(path)))
 
 
 def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarray | None, str]:
@@ -161,10 +159,3 @@ def _not_finite(plane: np.ndarray) -> np.ndarray | None:
             return None
     wrong = ~np.isfinite(plane)
     return wrong if wrong.any() else None  # a sum of finite numbers may be too large as well
-
-
-def _check_contrast(name: str, voxels: np.ndarray) -> None:
-    first = voxels[0, 0, 0]
-    if (voxels[::9, ::9, ::9] == first).all() and (voxels == first).all():
-        raise UnusableScan(name, "a picture", f"the same value, {first:g}, in every voxel",
-                           "Leave the scan out, or copy it again.")

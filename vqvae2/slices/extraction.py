@@ -78,7 +78,7 @@ def listed(found: Found) -> list[str]:
 
 
 def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
-    """Draw the slices of this run's part of the scans, and finish if all scans are done; return what is to be said.
+    """Draw the slices of this run's part of the scans, and finish if all scans are done; return the lines for the user.
 
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
     """
@@ -117,7 +117,7 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
 
 
 def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
-    """Finish an extraction whose parts are all done; return what is to be said.
+    """Finish an extraction whose parts are all done; return the lines for the user.
 
     Raises: UserError if a scan is not done, or was done with other settings.
     """
@@ -147,7 +147,7 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
 
 
 def _start_worker() -> None:
-    """Signals are the main process's to handle; and a worker ends with it, also if it is killed."""
+    """Leave signals to the main process, and end with that process, also if it is killed."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 

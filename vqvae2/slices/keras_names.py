@@ -24,11 +24,11 @@ from vqvae2.common.files import LEFT_OVERS
 from vqvae2.common.names import SPLITS, SUFFIXES
 from vqvae2.settings.checks import expect
 from vqvae2.slices.outcomes import csv_bytes, write, writing
-from vqvae2.slices.scan_slices import put_manifest_aside
+from vqvae2.slices.scan_slices import put_manifest_aside, sha256_of
 
 KERAS = "keras_png_slices_"
 CASES, UNFINISHED = "cases.csv", ".cases-before.csv"
-"""The second is there while extract_slices.py --layout keras_png_slices changes its links."""
+"""The second file is there while extract_slices.py --layout keras_png_slices changes its links."""
 COLUMNS = ("case", "subject", "split", "image", "link")
 FOLDERS = {split: f"{KERAS}{split}" for split in SPLITS}
 LINK_NAME = rf"({'|'.join(FOLDERS.values())})/case_\d{{3,}}_slice_\d+\.nii\.png"
@@ -60,7 +60,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def link(out: Path, links: Sequence[dict]) -> list[str]:
-    """Make these links the only ones of this layout in `out`; return what is to be said of it.
+    """Make these links the only links of this layout in `out`; return the lines for the user.
 
     Raises: UserError if `out` cannot be written.
     """
@@ -68,7 +68,8 @@ def link(out: Path, links: Sequence[dict]) -> list[str]:
     if not known and not links:
         return []
     with writing(out):
-        if not links or table != _bytes(out / CASES) or not all(_is_right(out, new) for new in links):
+        if not links or hashlib.sha256(table).hexdigest() != sha256_of(out / CASES) or not all(
+                sha256_of(out / new["link"]) == new["sha256"] for new in links):
             put_manifest_aside(out)
             names = sorted(known | {new["link"] for new in links})
             write(out / UNFINISHED, csv_bytes(("link",), [{"link": name} for name in names]))
@@ -103,10 +104,6 @@ def _make(out: Path, new: dict) -> bool:
     return True
 
 
-def _is_right(out: Path, new: dict) -> bool:
-    return hashlib.sha256(_bytes(out / new["link"])).hexdigest() == new["sha256"]
-
-
 def _known(out: Path) -> set[str]:
     """Return the names of all links that this or an earlier run has made, or was about to make."""
     names = set()
@@ -115,9 +112,3 @@ def _known(out: Path) -> set[str]:
                 open(out / table, newline="", encoding="utf-8", errors="surrogateescape") as file:
             names |= {row.get("link") or "" for row in csv.DictReader(file)}
     return {name for name in names if re.fullmatch(LINK_NAME, name)}
-
-
-def _bytes(path: Path) -> bytes:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""

@@ -51,7 +51,7 @@ COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "po
            "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
            "voxels")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
-"""Settings that change every image. Others, such as the planes, are compared scan by scan."""
+"""These settings change every image. Others, such as the planes, are compared scan by scan."""
 NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
 NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
@@ -103,7 +103,7 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
 
 
 def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> tuple[list[str], list[Scan]]:
-    """Finish an extraction if all scans are done; return what is to be said of it, and the scans that are not done.
+    """Finish an extraction if all scans are done; return the lines for the user, and the scans that are not done.
 
     Whoever calls this holds the lock of `out`.
     Raises: UserError as `finish` does.
@@ -126,7 +126,7 @@ def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: P
 
 def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[str, Outcome],
            gone: dict[str, list[dict]]) -> list[str]:
-    """Write manifest and reports, and move and remove images accordingly; return what is to be said of it.
+    """Write manifest and reports, and move and remove images accordingly; return the lines for the user.
 
     Args:
         found: the scans.
@@ -232,7 +232,7 @@ def _without_duplicates(found: Found, outcomes: dict[str, Outcome], out: Path,
 
 
 def _was_moved(rows: list[dict], others: list[list[dict]]) -> bool:
-    """Whether a scan that is gone has only another name now."""
+    """Return whether a scan that is gone has only another name now."""
     images = sorted(row["sha256"] for row in rows)
     return any(rows[0]["voxels"] == other[0]["voxels"] and images == sorted(row["sha256"] for row in other)
                for other in others)
@@ -257,7 +257,7 @@ def _place(out: Path, places: dict[str, str]) -> int:
 
 def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejected: int, gone: int,
             splits: dict[str, str], lent: dict[str, str]) -> dict:
-    """What extraction.json says. No time, host, worker count or path, so that equal work gives equal bytes."""
+    """Return what extraction.json holds: no time, host, worker count or path, so that equal work gives equal bytes."""
     images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "pillow")}
     return {"schema": 1, "settings": _reported(settings), "recipe": RECIPE, "pixels": pixels_hash(settings),
@@ -278,7 +278,7 @@ def _reported(settings: ExtractSettings) -> dict:
 
 def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, removed: int,
           out: Path) -> list[str]:
-    """What the user is told at the end; the last line counts."""
+    """Return the lines that the user is told at the end; the last line counts."""
     lines = []
     told = Counter((row["orientation_from"], row["orientation"]) for scan in used
                    for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)

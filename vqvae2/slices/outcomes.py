@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import replace_whole
-from vqvae2.scans.volumes import files_of
+from vqvae2.scans.readers import files_of
 
 SIDECARS = ".scans"
 """The folder of the sidecars and of the lock."""
@@ -26,7 +26,7 @@ SIDECARS = ".scans"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one scan."""
+    """The result of the work on one scan."""
 
     scan: str
     """The scan's name."""
@@ -71,7 +71,7 @@ def times_of(path: Path) -> list[int]:
 
 @contextlib.contextmanager
 def lock(out: Path, kind: int) -> Iterator[bool]:
-    """Hold the folder of slices; what is yielded says whether it is held, or somebody else holds it.
+    """Hold the folder of slices; yield True if it is held, and False if somebody else holds it.
 
     Args:
         kind: fcntl.LOCK_SH for one of several processes that draw parts, LOCK_EX for the only process at work; with
@@ -92,7 +92,7 @@ def lock(out: Path, kind: int) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make one line of what can go wrong while a folder of slices is written: a full disk, a permission."""
+    """Turn what can go wrong while a folder of slices is written, such as a full disk, into an error of one line."""
     try:
         yield
     except OSError as error:
@@ -108,8 +108,8 @@ def write(path: Path, content: bytes, *, synced: bool = True) -> None:
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
-    """Return a table with one header line, lines ending in a newline on every system; what a row lacks
-    is empty, and what has no column is left out."""
+    """Return a table with one header line, lines ending in a newline on every system; a cell that
+    a row lacks is empty, and a value without a column is left out."""
     lines: list[str] = []
     # Before Python 3.13 csv quotes a carriage return, which may be in a name, only where lines end with one.
     each_line = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))

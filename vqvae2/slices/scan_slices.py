@@ -126,7 +126,7 @@ def in_place(out: Path, rows: Sequence[dict], *prefixes: str) -> list[dict]:
     for row in rows:
         names = dict.fromkeys(image_name(prefix, row["plane"], row["index"]) for prefix in prefixes)
         found += [{**row, "image": place} for name in names for split in SPLITS
-                  if _sha256(out / (place := f"{split}/{name}")) == row["sha256"]][:1]
+                  if sha256_of(out / (place := f"{split}/{name}")) == row["sha256"]][:1]
     return found if len(found) == len(rows) else []
 
 
@@ -140,7 +140,8 @@ def _still_right(scan: Scan, settings: ExtractSettings, out: Path, before: Outco
     return rows if unchanged else []
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's bytes; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
