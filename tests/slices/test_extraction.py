@@ -904,6 +904,39 @@ def test_scans_that_are_there_but_bad_or_not_chosen_any_more_are_not_gone(scans,
     assert json.loads((apart / "out/extraction.json").read_text())["counts"]["gone"] == 0
 
 
+# What is known of scans
+
+def test_a_folder_without_sidecars_is_drawn_anew_to_the_same_bytes(scans, apart, capsys):
+    once = one_run(scans, apart / "out"), pictures(apart / "out")
+    shutil.rmtree(apart / "out/.scans")
+    capsys.readouterr()
+    assert one_run(scans, apart / "out") == once[0]
+    assert "used 5 scans (0 of them unchanged" in capsys.readouterr().out
+    after = pictures(apart / "out")
+    assert not [name for name in after if after[name] == once[1][name]]
+
+
+def test_slices_of_a_scan_that_is_gone_cannot_be_kept_without_its_sidecar(scans, apart, refusal):
+    extract(scans, apart / "out")
+    shutil.rmtree(apart / "out/.scans")
+    remove_one(scans)
+    assert "found none for 1 of them, such as sub-02/anat/sub-02_T1w.nii.gz. Give --prune to remove" in refusal(
+        extract_slices.main, "--scans", scans, "--out", "out", *SMALL)
+    assert one_run(scans, apart / "out", "--prune") == one_run(scans, apart / "fresh")
+
+
+def test_an_image_that_is_named_as_a_slice_and_belongs_to_no_scan_is_removed_and_counted(scans, apart, capsys):
+    extract(scans, apart / "out")
+    shutil.copy(next((apart / "out").rglob("01_axial006.png")), apart / "out/test/99_axial006.png")
+    (apart / "out/test/mine.png").write_text("mine")
+    capsys.readouterr()
+    extract(scans, apart / "out")
+    assert "removed: 1 slice that these scans and settings do not ask for\n" in capsys.readouterr().out
+    assert (apart / "out/test/mine.png").read_text() == "mine"
+    (apart / "out/test/mine.png").unlink()
+    assert slices_in(apart / "out") == one_run(scans, apart / "fresh")
+
+
 # Workers and parts
 
 def parts_of(scans: Path, out: Path, parts: list[str], *more: object) -> list[bool]:

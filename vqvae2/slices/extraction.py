@@ -82,7 +82,7 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
 
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
     """
-    slices_to_keep(found, folder, settings, out)  # refused before anything changes
+    taken = prefixes_of(slices_to_keep(found, folder, settings, out))  # raises before anything changes
     with writing(out):
         for split in SPLITS:
             (out / split).mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,6 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
     with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
-        taken = prefixes_of(slices_to_keep(found, folder, settings, out))
         if changes := changes_said(out, settings):
             print(f"changed since the last run: {changes}; what that touches is made anew")
         plan, pixels = plan_hash(found, settings), pixels_hash(settings)
@@ -105,13 +104,15 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
                 rejected += bool(outcome.reason)
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
-    with lock(out, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+    # A part that finds others at work need not wait for them: the last one to end finds nobody at work.
+    with lock(out, fcntl.LOCK_EX | (fcntl.LOCK_NB if parts > 1 else 0)) as held:
         said, missing = finish_if_done(found, folder, settings, out) if held else ([], [])
     if said:
         return said
     expect(parts > 1, f"--out {out}", "scans and slices that stay as they are meanwhile",
-           f"{len(missing)} changed, such as {missing[0].name if missing else ''}", "Run the same command again.")
-    waits = sorted({found.scans.index(scan) % parts + 1 for scan in missing})
+           f"{len(missing)} changed, such as {missing[0] if missing else ''}", "Run the same command again.")
+    undone = set(missing)
+    waits = sorted({index % parts + 1 for index, scan in enumerate(found.scans) if scan.name in undone})
     return [f"part {number} of {parts} is done: {len(tasks)} scans, {rejected} of them rejected; the manifest is "
             f"written when all are done, not yet: {', '.join(map(str, waits)) or 'others are at work'}"]
 
@@ -124,7 +125,7 @@ def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> l
     with lock(out, fcntl.LOCK_EX):
         said, missing = finish_if_done(found, folder, settings, out)
     expect(not missing, f"--merge, --out {out}", "all scans done with these settings",
-           f"{len(missing)} of {len(found.scans)} not done, such as {missing[0].name if missing else ''}",
+           f"{len(missing)} of {len(found.scans)} not done, such as {missing[0] if missing else ''}",
            "Run the parts first (--shard I/N); the last one to end writes the manifest by itself.")
     return said
 

@@ -102,8 +102,8 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
     return kept
 
 
-def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> tuple[list[str], list[Scan]]:
-    """Finish an extraction if all scans are done; return the lines for the user, and the scans that are not done.
+def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> tuple[list[str], list[str]]:
+    """Finish an extraction if all scans are done; return the lines for the user, or the names of scans not done.
 
     Whoever calls this holds the lock of `out`.
     Raises: UserError as `finish` does.
@@ -120,7 +120,7 @@ def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: P
             outcomes[scan.name] = dataclasses.replace(outcomes[scan.name], rows=there)
             if len(there) < len(rows):
                 del outcomes[scan.name]
-    missing = [scan for scan in found.scans if scan.name not in outcomes]
+    missing = [scan.name for scan in found.scans if scan.name not in outcomes]
     return ([], missing) if missing else (finish(found, settings, out, outcomes, gone), [])
 
 
@@ -248,7 +248,8 @@ def _place(out: Path, places: dict[str, str]) -> int:
         put_manifest_aside(out)
     with writing(out):
         for before, after in moves:
-            os.replace(out / before, out / after)
+            with contextlib.suppress(FileNotFoundError):  # where a disk has no locks, another part has moved it already
+                os.replace(out / before, out / after)
         for path in (*(out / image for image in stale),
                      *(path for place in ("", SIDECARS, *SPLITS) for path in (out / place).glob(LEFT_OVERS))):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Command line of extract_slices.py -> a frozen dataclass."""
+"""Command line of extract_slices.py -> a frozen dataclass, as config.py has one for each other script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vqvae2.settings.checks import check_seed, check_split, check_subject_patter
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""The cores that this process may use; a batch system may have made them fewer."""
+"""Those that this process may use, which a batch system may have made fewer."""
 SAID = tyro.conf.arg(help_behavior_hint="")
 """For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 COORDINATE_LETTERS = ("RL", "AP", "SI")
