@@ -21,6 +21,7 @@ from vqvae2.common.files import check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
 from vqvae2.scans.finding import Found, find_scans
+from vqvae2.scans.readers import READERS
 from vqvae2.settings.checks import expect
 from vqvae2.slices.manifest import (
     changes_said,
@@ -49,7 +50,7 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs)
     expect(bool(found.scans), f"--scans {folder}",
-                  "T1-weighted scans (.nii, .nii.gz, .hdr and .img, .mgh or .mgz)" if not settings.suffix else
+                  f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
                   "Check the folder; segmentations, masks and other contrasts are not scans." if not settings.suffix
                   else "Check --suffix.")
