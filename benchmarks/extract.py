@@ -19,7 +19,6 @@ import os
 for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
-import hashlib
 import multiprocessing
 import re
 import shutil
@@ -44,8 +43,9 @@ from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
 from vqvae2.settings import checks, parsing
+from vqvae2.slices.outcomes import write
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices
-from vqvae2.slices.scan_slices import extract_scan, write
+from vqvae2.slices.scan_slices import extract_scan
 from vqvae2.slices.settings import ExtractSettings
 
 try:
@@ -137,7 +137,7 @@ def sum_of_times(pool: ProcessPoolExecutor, work: Callable, tasks: list[tuple]) 
 
 def extract(task: tuple) -> None:
     scan, asked, out = task
-    extract_scan(scan, asked, out, "train", [])
+    extract_scan(scan, asked, out, "train")
 
 
 def by_nibabel(task: tuple) -> None:
@@ -160,7 +160,7 @@ memory = memoryview(bytearray())
 
 def inflate_only(task: tuple) -> None:
     global memory
-    with inflate.Source(task[0].path, hashlib.md5()) as source:
+    with inflate.Source(task[0].path) as source:
         if not memory:
             memory = memoryview(np.empty(source.holds(1 << 60), np.uint8))
         while source.fill(memory):

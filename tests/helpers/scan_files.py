@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from conftest import files_in
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 
 from vqvae2.scans.volumes import Volume
@@ -65,11 +66,14 @@ def save_bids(folder: Path, subjects: int, shape=(12, 14, 10)) -> Path:
     people = "".join(f"sub-{n:02d}\t{20 + n}\t{'fm'[n % 2]}\n" for n in range(1, subjects + 1))
     (folder / "participants.tsv").write_text("participant_id\tage\tgender\n" + people)
     return folder
-    (folder / "participants.tsv").write_text("participant_id\tage\tgender\n" + people)
-    return folder
 
 
 def save_series(path: Path, *seeds: int) -> Path:
     """Write a 4-D series of blocks."""
     nib.save(nib.Nifti1Image(np.stack([block(seed=seed) for seed in seeds], -1), np.eye(4)), path)
     return path
+
+
+def slices_in(folder: Path) -> dict[str, str]:
+    """Every file below a folder with a hash of its bytes, but what the next extraction is told of each scan."""
+    return {name: content for name, content in files_in(folder).items() if not name.startswith(".scans/")}

@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 
 from vqvae2.common.errors import UserError
-from vqvae2.scans.covariates import Covariates, Person, check_table, join
+from vqvae2.scans.covariates import Covariates, check_table, join
+from vqvae2.scans.finding import Scan
 from vqvae2.scans.identities import TABLE_NAME
 
 BIDS = "participant_id\tage\tsex\thandedness\nsub-01\t39\tM\tR\nsub-02\t20.5\tF\tL\n"
-ANNA, BO = Person("sub-01/anat/sub-01_T1w.nii", "01", ""), Person("sub-02/anat/sub-02_T1w.nii", "02", "")
+
+
+def scan_of(name: str, subject: str, session: str) -> Scan:
+    """A scan of which nothing but whose it is matters here."""
+    return Scan(Path(name), name, subject, session)
+
+
+ANNA, BO = scan_of("sub-01/anat/sub-01_T1w.nii", "01", ""), scan_of("sub-02/anat/sub-02_T1w.nii", "02", "")
 MANIFEST = ("image", "split", "subject", "session", "scan")
 
 
@@ -19,9 +27,9 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def visits(subject: str, *sessions: str) -> list[Person]:
+def visits(subject: str, *sessions: str) -> list[Scan]:
     """One scan for each session; its name says nothing else."""
-    return [Person(f"{subject}/{session}/T1.nii", subject, session) for session in sessions]
+    return [scan_of(f"{subject}/{session}/T1.nii", subject, session) for session in sessions]
 
 
 def join_given(folder: Path, text: str, people, subject_column=None, name="table.csv") -> Covariates:
@@ -56,14 +64,14 @@ def test_participants_join_by_subject(tmp_path):
     table = write(tmp_path / "participants.tsv", BIDS)
     assert join([ANNA, BO], {".": [table]}, None, None, MANIFEST) == Covariates(
         ("age", "sex", "handedness"),
-        {ANNA.scan: {"age": "39", "sex": "M", "handedness": "R"}, BO.scan: {"age": "20.5", "sex": "F",
+        {ANNA.name: {"age": "39", "sex": "M", "handedness": "R"}, BO.name: {"age": "20.5", "sex": "F",
                                                                             "handedness": "L"}}, ())
 
 
 def test_the_table_of_oasis_1_joins_by_subject_and_session(tmp_path):
     table = write(tmp_path / "disc1/oasis_cross-sectional.csv", "ID,M/F,Hand,Age,Educ,CDR,Delay\n"
                   "OAS1_0001_MR1,F,R,74,2,0.5,N/A\nOAS1_0061_MR1,F,R,20,,,\nOAS1_0061_MR2,F,R,20,,,40\n")
-    people = [Person(f"disc1/{subject}_{session}/RAW/x.hdr", subject, session)
+    people = [scan_of(f"disc1/{subject}_{session}/RAW/x.hdr", subject, session)
               for subject, session in (("OAS1_0001", "MR1"), ("OAS1_0061", "MR2"))]
     joined = join(people, {"disc1": [table]}, None, None, MANIFEST)
     assert joined.columns == ("age", "sex", "Hand", "Educ", "CDR", "Delay")
@@ -177,7 +185,7 @@ def test_a_nearer_table_wins_and_a_further_one_fills_in(tmp_path):
     tables = {".": [write(tmp_path / "participants.tsv", BIDS)],
               "sub-01": [write(tmp_path / "sub-01/sub-01_sessions.tsv",
                                "session_id\tage\tmmse\nses-1\t40\t30\nses-2\t41\tn/a\nses-3\tn/a\t28\n")]}
-    people = [Person(f"sub-01/ses-{n}/anat/T1w.nii", "01", n) for n in "123"] + [BO]
+    people = [scan_of(f"sub-01/ses-{n}/anat/T1w.nii", "01", n) for n in "123"] + [BO]
     joined = join(people, tables, None, None, MANIFEST)
     assert joined.columns == ("age", "sex", "handedness", "mmse")
     assert [list(row.values()) for row in joined.values.values()] == [
@@ -188,21 +196,21 @@ def test_a_table_of_sessions_may_have_its_subject_in_the_name_of_its_folder(tmp_
     table = write(tmp_path / "sub-01/sessions.tsv", "session_id\tage\nses-1\t40\nses-2\t41\n")
     monkeypatch.chdir(table.parent)
     for path in (table, Path(table.name)):
-        joined = join([Person("sub-01/ses-2/T1w.nii", "01", "2"), BO], {"sub-01": [path]}, None, None, MANIFEST)
+        joined = join([scan_of("sub-01/ses-2/T1w.nii", "01", "2"), BO], {"sub-01": [path]}, None, None, MANIFEST)
         assert (cells(joined, "age"), joined.missing) == (["41", ""], ("02",))
 
 
 def test_of_two_tables_in_one_folder_that_of_sessions_wins(tmp_path):
     tables = [write(tmp_path / "participants.tsv", BIDS),
               write(tmp_path / "sessions.tsv", "participant_id\tsession_id\tage\nsub-01\tses-1\t40\n")]
-    people = [Person("sub-01/ses-1/T1w.nii", "01", "1"), BO]
+    people = [scan_of("sub-01/ses-1/T1w.nii", "01", "1"), BO]
     for order in (tables, tables[::-1]):
         assert cells(join(people, {".": order}, None, None, MANIFEST), "age") == ["40", "20.5"]
 
 
 def test_a_table_says_nothing_of_scans_outside_of_its_folder(tmp_path):
     table = write(tmp_path / "a/participants.tsv", BIDS)
-    people = [Person("a/sub-01_T1w.nii", "01", ""), Person("b/sub-01_T1w.nii", "01", ""), Person("b/x.nii", "x", "")]
+    people = [scan_of("a/sub-01_T1w.nii", "01", ""), scan_of("b/sub-01_T1w.nii", "01", ""), scan_of("b/x.nii", "x", "")]
     joined = join(people, {"a": [table]}, None, None, MANIFEST)
     assert (cells(joined, "age"), joined.missing) == (["39", "", ""], ("x",))
 
@@ -211,7 +219,7 @@ def test_the_order_in_which_tables_were_found_does_not_matter(tmp_path):
     tables = {folder: [write(tmp_path / folder / "participants.tsv", f"participant_id\t{columns}\nsub-01\t1\t2\n")]
               for folder, columns in ((".", "b\ta"), ("x", "d\tc"), ("x/sub-01", "e\ta"))}
     backwards = dict(reversed(list(tables.items())))
-    person = Person("x/sub-01/T1.nii", "01", "")
+    person = scan_of("x/sub-01/T1.nii", "01", "")
     joined = join([person], tables, None, None, MANIFEST)
     assert joined.columns == ("age", "sex", "b", "a", "d", "c", "e")
     assert join([person], backwards, None, None, MANIFEST).columns == joined.columns
@@ -231,7 +239,7 @@ def test_missing_subjects_are_sorted_and_named_once(tmp_path):
 
 def test_without_a_table_all_is_unknown_and_nobody_missing():
     assert join([ANNA], {}, None, None, MANIFEST) == Covariates(
-        ("age", "sex"), {ANNA.scan: {"age": "", "sex": ""}}, ())
+        ("age", "sex"), {ANNA.name: {"age": "", "sex": ""}}, ())
 
 
 def test_found_tables_that_cannot_be_used_are_left_out(tmp_path):
@@ -253,8 +261,8 @@ def test_encodings_delimiters_and_line_ends_make_no_difference(tmp_path, encodin
     lines = ["age|subject|site", "39|01|Zürich", "40|02|Genève", ""]
     table = write(tmp_path / "t.csv", newline.join(lines).replace("|", delimiter), encoding)
     joined = join([ANNA, BO], {}, table, None, MANIFEST)
-    assert joined.values == {ANNA.scan: {"age": "39", "sex": "", "site": "Zürich"},
-                             BO.scan: {"age": "40", "sex": "", "site": "Genève"}}
+    assert joined.values == {ANNA.name: {"age": "39", "sex": "", "site": "Zürich"},
+                             BO.name: {"age": "40", "sex": "", "site": "Genève"}}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -370,12 +378,12 @@ def test_a_decimal_comma_that_makes_a_cell_too_many_is_refused(tmp_path):
 
 def test_excels_first_line_about_its_delimiter_is_no_header(tmp_path):
     (tmp_path / "people.csv").write_text("sep=;\nID;Age;Sex\n01;39,5;F\n")
-    known = join([Person("a.nii", "01", "")], {}, tmp_path / "people.csv", None, ())
+    known = join([scan_of("a.nii", "01", "")], {}, tmp_path / "people.csv", None, ())
     assert known.values["a.nii"] == {"age": "39,5", "sex": "F"}
 
 
 def test_a_found_table_that_is_left_out_is_named_with_its_reason(tmp_path):
     (tmp_path / "participants.tsv").write_text("participant_id,age\nsub-01,39\n")
-    known = join([Person("a.nii", "01", "")], {".": [tmp_path / "participants.tsv"]}, None, None, ())
+    known = join([scan_of("a.nii", "01", "")], {".": [tmp_path / "participants.tsv"]}, None, None, ())
     assert len(known.left_out) == 1
     assert known.left_out[0].startswith("participants.tsv left out: expected a column of subjects, such as")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scan_files import STORAGES, block, save, save_analyze
 
-from vqvae2.scans import volumes
+from vqvae2.scans import headers, readers, volumes
+from vqvae2.scans.finding import find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import file_sha256, read_volume, same_voxels
 
@@ -372,7 +373,7 @@ def test_a_bad_file_is_refused_in_plain_words(tmp_path, case):
 
 def test_a_header_that_claims_terabytes_takes_no_memory(tmp_path, monkeypatch):
     giant(tmp_path / "a.nii.gz")
-    monkeypatch.setattr(volumes, "_memory", lambda size: pytest.fail(f"{size} bytes were asked for"))
+    monkeypatch.setattr(readers, "_memory", lambda size: pytest.fail(f"{size} bytes were asked for"))
     with pytest.raises(UnusableScan, match=r"expected 70362301923678 bytes for its .* found 3712\. It is cut short"):
         read_volume(tmp_path / "a.nii.gz")
 
@@ -382,3 +383,30 @@ def test_a_file_without_permission_is_refused_in_plain_words(tmp_path):
     save(tmp_path / "a.nii", block()).chmod(0)
     with pytest.raises(UnusableScan, match=r"found permission denied\. See its permissions"):
         read_volume(tmp_path / "a.nii")
+
+
+def test_a_new_format_is_one_function_and_one_row_of_the_table(tmp_path, monkeypatch):
+    """NumPy files that are stored as LAS, of 1 x 2 x 3 mm; a series is asked for by its number."""
+    def read_npz(path, number):
+        voxels = np.load(path)["voxels"]
+        header = headers.Header(voxels.shape, voxels.dtype, affines=(("npz", np.diag([-1.0, 2.0, 3.0, 1.0])),))
+        headers.check_shape(path.name, header, number)
+        return header, voxels[..., number] if header.is_series else voxels
+    monkeypatch.setitem(readers.READERS, ".npz", read_npz)
+    voxels = block().astype(np.float32)
+    voxels[5, 5, 5] = np.nan
+    np.savez(tmp_path / "sub-01_T1w.npz", voxels=voxels[::-1])
+    [scan] = find_scans(tmp_path).scans
+    volume = read_volume(scan.path)
+    assert (scan.subject, volume.orientation, volume.orientation_from) == ("01", "LAS", "npz")
+    assert volume.voxel_size_mm == (1, 2, 3)
+    np.testing.assert_array_equal(volume.voxels, np.nan_to_num(voxels))
+    assert np.argwhere(volume.not_finite).tolist() == [[5, 5, 5]]
+    assert same_voxels(scan.path, save(tmp_path / "a.nii", voxels, (1, 2, 3), "LAS"), None)
+    np.savez(tmp_path / "b.npz", voxels=np.stack([block(seed=1), block(seed=2)], -1))
+    np.testing.assert_array_equal(read_volume(tmp_path / "b.npz", number=1).voxels[::-1], block(seed=2))
+    with pytest.raises(UnusableScan, match=r"^b\.npz: expected one 3-D volume, found shape \(12, 14, 10, 2\)\."):
+        read_volume(tmp_path / "b.npz")
+    (tmp_path / "c.npz").mkdir()
+    with pytest.raises(UnusableScan, match=r"found not a regular file"):
+        read_volume(tmp_path / "c.npz")

@@ -46,8 +46,7 @@ def pictures(path: Path) -> dict[str, np.ndarray]:
     """Every picture that is made of a scan, by plane and index."""
     asked = ExtractSettings(planes=("axial", "coronal", "sagittal"), per_scan=2, size=24, field_of_view=24)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "train").mkdir()
-        rows, _ = extract_scan(Scan(path, path.name, "x", prefix="x"), asked, Path(folder), "train", [])
+        rows = extract_scan(Scan(path, path.name, "x", prefix="x"), asked, Path(folder), "train")
         assert len(rows) == 6
         return {f"{row['plane']}{row['index']}": np.asarray(Image.open(io.BytesIO((Path(folder) / row["image"])
                                                                                   .read_bytes()))) for row in rows}

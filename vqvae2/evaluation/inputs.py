@@ -156,7 +156,7 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
         Path(folder, "test").mkdir()
         try:
-            rows, _ = extract_scan(scan, cutting, Path(folder), "test", [])
+            rows = extract_scan(scan, cutting, Path(folder), "test")
         except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
             raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
                                "Repair the scan, or leave it out.") from None

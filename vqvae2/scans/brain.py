@@ -27,18 +27,18 @@ MOST_NOT_FINITE = 0.01
 
 @dataclass(frozen=True)
 class Brain:
-    """Where the brain (the head, where the skull was not removed) is in a RAS volume, and how bright it is."""
+    """The place of the brain (or of the head, if the skull was not removed) in a RAS volume, and its brightness."""
 
     start: tuple[int, int, int]
-    """First index of the bounding box on each axis."""
+    """The first index of the bounding box on each axis."""
     stop: tuple[int, int, int]
-    """Index behind its last one."""
+    """The index behind the last index of the bounding box."""
     low: float
-    """What becomes 0, in the scan's own units."""
+    """The value that becomes 0, in the scan's own units."""
     high: float
-    """What becomes 1."""
+    """The value that becomes 1."""
     not_finite: int = 0
-    """Voxels of the brain that were NaN or infinite."""
+    """The number of voxels of the brain that were NaN or infinite."""
     head: "_Head | None" = None
     """None where the background is one number."""
 
@@ -51,7 +51,7 @@ class Brain:
         """Return where the brain is in a plane of the volume, as bool.
 
         Args:
-            values: the plane's, from `Volume.scaled`; all of it, or at least what lies in the bounding box.
+            values: of the plane, from `Volume.scaled`; the whole plane, or at least what lies in the bounding box.
             part: where it is in the volume: an index for one axis, and slices with start and stop for two.
         """
         return values != 0 if self.head is None else _without_holes((values > self.head.threshold) & self.head.at(part))
@@ -112,7 +112,7 @@ def _low_and_high(volume: Volume, sample: np.ndarray, start: tuple, stop: tuple)
 
 
 def _bounding_box(volume: Volume, head: _Head | None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """First index, and the one behind the last, of the head, or of all that is not background, on each axis."""
+    """Return the first index on each axis, and the index behind the last, of the head or of all but the background."""
     # In the order of the memory, forwards: numpy compares such planes five times faster than flipped ones.
     order = sorted(range(3), key=lambda axis: -abs(volume.voxels.strides[axis]))
     steps = [-1 if volume.voxels.strides[axis] < 0 else 1 for axis in range(3)]
@@ -221,7 +221,7 @@ def _count_not_finite(volume: Volume, brain: Brain) -> int:
 
 
 def _without_holes(inside: np.ndarray) -> np.ndarray:
-    """The mask [first, second] and what it encloses: all but the outside that touches the border."""
+    """Return a mask [first, second] and what it encloses: all but the outside that touches the border."""
     pieces, _ = ndimage.label(~inside)
     border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
     return ~np.isin(pieces, border[border > 0]) if border.any() else np.ones_like(inside)

@@ -18,6 +18,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 from vqvae2.common.errors import UserError
+from vqvae2.scans.finding import Scan
 from vqvae2.settings.checks import expect
 
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
@@ -35,44 +36,32 @@ COLUMNS_IN_A_MESSAGE = 20
 
 
 @dataclass(frozen=True)
-class Person:
-    """Whose row is wanted, and for which scan."""
-
-    scan: str
-    """The scan's name below the searched folder, with / on every system."""
-    subject: str
-    """Without `sub-`."""
-    session: str
-    """Without `ses-`; empty where the layout has none."""
-
-
-@dataclass(frozen=True)
 class Covariates:
-    """What `join` returns."""
+    """The values of all columns for each scan."""
 
     columns: tuple[str, ...]
-    """age and sex, then all others in the order in which the tables have them; only of tables about these people."""
+    """age and sex, then all others in the order of the tables; a table about other people adds none."""
     values: dict[str, dict[str, str]]
-    """Of each scan, by its name: every column; "" where unknown."""
+    """Every column of each scan, by the scan's name; "" where the value is unknown."""
     missing: tuple[str, ...]
-    """Subjects of whom no table has a row, sorted; empty where there is no table."""
+    """The subjects without a row in any table, sorted; empty if there is no table."""
     left_out: tuple[str, ...] = ()
-    """Why a table that was found cannot be used, one line each."""
+    """A line for each table that was found and cannot be used, with the reason."""
 
 
 @dataclass(frozen=True)
 class _Table:
     columns: tuple[str, ...]
     rows: dict[str, list[tuple[str, dict[str, str]]]]
-    """Of each subject: every row, as its session ("" where it names none) and its cells by column."""
+    """Every row of each subject: its session ("" where the row names none) and its cells by column."""
 
-    def about(self, person: Person) -> dict[str, str] | None:
+    def about(self, scan: Scan) -> dict[str, str] | None:
         """Return the cells in which all rows of the session agree, else all rows of the subject; None without a row."""
-        rows = self.rows.get(f"{person.subject}_{person.session}") or self.rows.get(person.subject, [])
-        chosen = [cells for session, cells in rows if session == person.session] or [cells for _, cells in rows]
+        rows = self.rows.get(f"{scan.subject}_{scan.session}") or self.rows.get(scan.subject, [])
+        chosen = [cells for session, cells in rows if session == scan.session] or [cells for _, cells in rows]
         if not chosen:
             return None
-        if person.session and len(rows) == 1 and rows[0][0] not in ("", person.session):
+        if scan.session and len(rows) == 1 and rows[0][0] not in ("", scan.session):
             return {"sex": chosen[0]["sex"]}  # of one other visit: what else is the same at both is not known
         return {column: chosen[0][column] for column in self.columns if len({cells[column] for cells in chosen}) == 1}
 
@@ -82,7 +71,7 @@ def check_table(path: Path, subject_column: str | None) -> None:
     _read(path, subject_column, ())
 
 
-def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
+def join(scans: Iterable[Scan], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
          taken: Collection[str]) -> Covariates:
     """Return what the tables know of each scan's subject and session.
 
@@ -92,7 +81,7 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
     all other columns keep their names and texts, but n/a, NA, nan, None and . become "".
 
     Args:
-        people: one for each scan.
+        scans: the scans that are used.
         tables: files with a TABLE_NAME (identities.py) by the folder that holds them, below the searched one (".").
             Those that cannot be used are left out.
         given: the file of `--covariates`, which is then the only table.
@@ -108,19 +97,21 @@ def join(people: Iterable[Person], tables: dict[str, list[Path]], given: Path | 
         folders = sorted(tables, key=lambda folder: PurePosixPath(folder).parts)
         read = {folder: _read_usable(tables[folder], taken, left_out) for folder in folders}
     all_tables = [table for found in read.values() for table in found]
-    rows: dict[Person, list[dict[str, str]]] = {}
+    rows: dict[str, list[dict[str, str]]] = {}
     used: set[int] = set()  # a table of others adds no columns
-    for person in people:
-        above = [table for folder in PurePosixPath(person.scan).parents for table in read.get(str(folder), [])]
-        about = {id(table): cells for table in above if (cells := table.about(person)) is not None}
+    subjects, with_row = set(), set()
+    for scan in scans:
+        above = [table for folder in PurePosixPath(scan.name).parents for table in read.get(str(folder), [])]
+        about = {id(table): cells for table in above if (cells := table.about(scan)) is not None}
         used |= about.keys()
-        rows[person] = list(about.values())
+        rows[scan.name] = list(about.values())
+        subjects.add(scan.subject)
+        with_row |= {scan.subject} if about else set()
     columns = tuple(dict.fromkeys(("age", "sex", *(
         column for table in all_tables if id(table) in used for column in table.columns))))
-    values = {person.scan: {column: next((cells[column] for cells in about if cells.get(column)), "")
-                            for column in columns} for person, about in rows.items()}
-    with_row = {person.subject for person, about in rows.items() if about}
-    missing = sorted({person.subject for person in rows} - with_row) if all_tables else ()
+    values = {name: {column: next((cells[column] for cells in about if cells.get(column)), "")
+                     for column in columns} for name, about in rows.items()}
+    missing = sorted(subjects - with_row) if all_tables else ()
     return Covariates(columns, values, tuple(missing), tuple(left_out))
 
 
@@ -139,7 +130,7 @@ def _read_usable(paths: list[Path], taken: Collection[str], left_out: list[str])
 
 
 def _read(path: Path, subject_column: str | None, taken: Collection[str]) -> _Table:
-    """Raises UserError in the name of `--covariates` if the table cannot be used."""
+    """Return a table. Raises: UserError in the name of `--covariates` if the table cannot be used."""
     what = f"--covariates {path}"
     names, rows = _names_and_rows(path, what)
     whose, visit = _key_columns(names, rows, subject_column)
@@ -201,7 +192,9 @@ def _text(path: Path, what: str) -> str:
 
 def _key_columns(names: list[str], rows: list[dict[str, str]], subject_column: str | None) -> tuple[str, str]:
     """Return the names of the columns of subjects and of sessions, "" where there is none."""
-    both = next((name for name in names if _name_both(row[name] for row in rows)), "")
+    filled = {name: [row[name] for row in rows if row[name]] for name in names}
+    # Cells such as OAS1_0001_MR1 name a subject and its session.
+    both = next((name for name in names if filled[name] and all(map(SUBJECT_AND_SESSION.fullmatch, filled[name]))), "")
     named = {_letters(name): name for name in names}
     visit = next((named[each] for each in SESSION_COLUMNS if each in named), both)
     if subject_column:
@@ -233,12 +226,6 @@ def _subject_and_session(name: str) -> tuple[str, str]:
     match = SUBJECT_AND_SESSION.fullmatch(name)
     subject, session = filter(None, match.groups()) if match else (name.removeprefix("sub-"), "")
     return subject, session
-
-
-def _name_both(cells: Iterable[str]) -> bool:
-    """Whether all cells that are not empty name a subject and its session, as `OAS1_0001_MR1` does."""
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and all(map(SUBJECT_AND_SESSION.fullmatch, filled))
 
 
 def _subject_of_sessions_file(path: Path) -> str:

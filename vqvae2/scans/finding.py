@@ -31,45 +31,45 @@ CONTRAST_FOLDER = re.compile(r"(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*", re
 OTHER_FOLDER = re.compile(r"sourcedata|t4_files|mninonlinear|fsaverage\w*|__macosx|previews?|thumbnails?|lost\+found",
                           re.IGNORECASE)
 UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
-"""What is left in a name of a byte that is not UTF-8."""
+"""The text that stands in a name for a byte that is not UTF-8."""
 LONGEST_PREFIX = 150
 """In bytes of UTF-8: with a dot, `_coronal000.png` and `.tmp` it must stay within a file system's 255."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One file of one session of one subject."""
+    """One scan: a file of a session of a subject."""
 
     path: Path
-    """The file; of a pair the .hdr."""
+    """The file; the .hdr of a pair."""
     name: str
     """Its path below the searched folder, with / on every system, and bytes that are not UTF-8 written as \\udcff."""
     subject: str
-    """Without `sub-`; empty where `refused` is not."""
+    """The subject's name without `sub-`; empty if the scan is refused."""
     session: str = ""
-    """Without `ses-`; empty where the layout has none."""
+    """The session's name without `ses-`; empty if the layout has no sessions."""
     run: str = ""
-    """As in `run-N`, in OASIS-1 and -2 as in `mpr-N`; mostly empty."""
+    """The N of `run-N`, or of `mpr-N` in OASIS-1 and -2; mostly empty."""
     storage: str | None = None
-    """What its indices grow towards by its layout, for files whose header does not say, such as LAS."""
+    """The directions that its indices grow towards by its layout, such as LAS, if the header does not say it."""
     prefix: str = ""
-    """How the names of its images begin; no two scans share one, also not in upper and lower case."""
+    """The beginning of its images' names; no two scans share it, also not in upper and lower case."""
     refused: str = ""
-    """Why it cannot be used, where its name or place say so already: expected …, found …. What to do."""
+    """The reason, if its name or place say already that it cannot be used: expected …, found …. What to do."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `find_scans` returns."""
+    """The scans of a folder, and what else is in it."""
 
     scans: list[Scan]
     """In natural order of their names, those with `refused` among them."""
     further: int
-    """Further scans of the same sessions, which are not used."""
+    """The number of further scans of the same sessions, which are not used."""
     tables: dict[str, list[Path]]
     """Tables about people, by the folder that holds them (its name below the searched one, which itself is ".")."""
     other: int
-    """Files that have a scan's extension, but a name of something else, such as a mask or another contrast."""
+    """The number of files with a scan's extension whose name is of something else, such as a mask."""
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
@@ -81,7 +81,7 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     then `SUBJ_111`, then `RAW`.
 
     Args:
-        folder: the searched one.
+        folder: the folder of scans.
         suffixes: how the names end of the files that are wanted instead of T1-weighted ones, such as T2w or
             desc-brain_mask, in any case. Each gives a session's first.
         subject_pattern: regular expression, searched in a scan's name. Its group `subject`, or its first, is the
@@ -149,7 +149,7 @@ def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
 
 
 def _says_more_than_contrast(suffix: str) -> bool:
-    """Whether it names what is derived from scans: desc-preproc_T1w, dseg, mask."""
+    """Return whether a suffix names what is derived from scans: desc-preproc_T1w, dseg, mask."""
     return "-" in suffix or not SEGMENTATIONS.isdisjoint(words_of(suffix))
 
 
@@ -236,10 +236,10 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _composed(text: str) -> str:
-    """In Unicode's NFC: an accent and its letter are two characters on a macOS disk, and one elsewhere."""
+    """Return a text in Unicode's NFC: on a macOS disk an accent and its letter are two characters, elsewhere one."""
     return unicodedata.normalize("NFC", text)
 
 
 def _natural(name: str) -> list:
-    """Sort key in which anat2 stands before anat10."""
+    """Return a key for sorting that puts anat2 before anat10."""
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

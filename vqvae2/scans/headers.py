@@ -26,7 +26,7 @@ from vqvae2.common.errors import UserError
 # What nibabel repairs in a header it reports on stderr, in the middle of the progress bar.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 BEGINNING_BYTES = 1024
-"""What is read first; the longest header has 540."""
+"""The number of bytes that are read first; the longest header has 540."""
 ANALYZE_ORIENT = {1: "LSA", 2: "ASL", 3: "LPS", 4: "LIA", 5: "AIL"}
 ANALYZE_ORIENT_AT = 252
 MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
@@ -50,19 +50,21 @@ class UnusableScan(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says, in the same terms for all formats."""
+    """The facts of a header, in the same terms for all formats."""
 
     shape: tuple[int, ...]
+    """The lengths of the file's axes: [i, j, k], or [i, j, k, volume] for a series."""
     number_type: np.dtype
-    voxels_at: int
-    """Bytes before the first voxel."""
-    sizes: tuple[float, ...]
-    """Along the three indices, as written; nibabel would repair 0 and below."""
+    """The type of a voxel, as stored."""
+    voxels_at: int = 0
+    """Bytes before the first voxel, for readers that want to know."""
+    sizes: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """The sizes of a voxel along the three indices, as written; they are used if `affines` is empty."""
     mm_per_unit: float = 1.0
     slope: float = 1.0
     inter: float = 0.0
     affines: tuple[tuple[str, np.ndarray | None], ...] = ()
-    """Matrices from indices to positions and where they stand, best first; None for one that is damaged."""
+    """Matrices from indices to RAS positions, each with its place in the header, best first; None if damaged."""
     storage: str | None = None
     """Analyze's orient byte, if it is set."""
 
@@ -85,14 +87,14 @@ class Header:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How the file's own indices lie."""
+    """The directions of the file's own indices."""
 
     axes: np.ndarray
     """nibabel's [3, 2]: the RAS axis that each index runs along, and 1 or -1 for its direction."""
     sizes_mm: tuple[float, float, float]
-    """Of a voxel, along the file's own indices."""
+    """The sizes of a voxel along the file's own indices."""
     origin: str
-    """Where that stands: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
+    """The place that says it: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
 
 
 def parse_header(path: Path, beginning: bytes) -> Header:
@@ -130,6 +132,23 @@ def parse_header(path: Path, beginning: bytes) -> Header:
     return header
 
 
+def check_shape(name: str, header: Header, number: int | None) -> None:
+    """Raise UnusableScan unless a file holds one volume of real numbers, or a series and `number` is one of them."""
+    shape = header.shape
+    if header.is_series and number is not None:
+        if number >= shape[3]:
+            raise UnusableScan(name, f"a volume {number} (--volume)", f"{shape[3]} volumes, 0 to {shape[3] - 1}",
+                               "Give a smaller number.")
+    elif len(shape) != 3 or min(shape) < 2:
+        advice = ("It looks like a series or fMRI: point --scans at T1w files, or drop --strict to skip it; --volume 0 "
+                  "takes the first volume of each series." if header.is_series else
+                  "It looks like a picture: point --scans at whole volumes." if len(shape) < 4 else
+                  "Convert it to one volume.")
+        raise UnusableScan(name, "one 3-D volume", f"shape {shape}", advice)
+    if header.number_type.kind not in "iuf":
+        raise UnusableScan(name, "one real number in a voxel", f"type {header.number_type}", "Convert it to float32.")
+
+
 def _kind(path: Path, beginning: bytes) -> type | None:
     if path.suffix.lower() in (".mgh", ".mgz"):
         return nib.MGHImage
@@ -145,7 +164,7 @@ def _kind(path: Path, beginning: bytes) -> type | None:
 
 
 def _parse_analyze(kind: type, beginning: bytes) -> Header:
-    """NIfTI's header is Analyze's with more in it."""
+    """Return the facts of an Analyze header, or of a NIfTI header, which is the same with more in it."""
     block = beginning[: kind.header_class.template_dtype.itemsize]
     header, as_written = kind.header_class(block), kind.header_class(block, check=False)
     slope, inter = header.get_slope_inter()
@@ -199,7 +218,7 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
 
 
 def _is_orientation(matrix: np.ndarray | None) -> bool:
-    """Whether a matrix has three directions, whatever its unit."""
+    """Return whether a matrix has three directions, whatever its unit."""
     if matrix is None or not np.isfinite(matrix).all():
         return False
     sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))

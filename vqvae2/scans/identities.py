@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.scans.readers import suffix_of
+
 TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
 """Whole names of the files that are tables without being named by `--covariates`."""
-EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
 OASIS_BEST_FIRST = (
     (re.compile(r"_t88_masked_gfc$"), "LAS"),
@@ -48,20 +49,20 @@ class File:
     path: Path
     name: str
     suffix: str
-    """The one of --suffix that asked for it; empty without any."""
+    """The value of --suffix that asked for the file; empty without --suffix."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose a file is, by its name."""
+    """The subject, session and run of a file, by its name."""
 
     root: str
-    """The folder in which subjects are told apart; equal names in two of them are two data sets."""
+    """The folder in which subjects are told apart; equal names in two such folders are two data sets."""
     subject: str
     session: str = ""
     run: str = ""
     rank: int = 0
-    """Of several files of a session those with the lowest are taken."""
+    """If a session has several files, those of the lowest rank are taken."""
     storage: str | None = None
 
 
@@ -78,7 +79,7 @@ def identify(files: list[File], subject_pattern: str | None) -> Iterator[tuple[F
 
 
 def _identify_by_layout(name: str) -> Identity | None:
-    """None where the name follows no known layout."""
+    """Return what a name says by its layout; None if it follows no known layout."""
     above, _, last = name.rpartition("/")
     stem = stem_of(name) or ""
     run = _first_group(r"(?:^|_)run-(\w+?)(?=[_.]|$)", stem)
@@ -123,7 +124,7 @@ def _identify_by_pattern(pattern: str, name: str, by_layout: Identity) -> Identi
 
 
 def _identify_plain(file: File, whose_folder: set[str], named_after: set[str]) -> Identity:
-    """A file is a subject, unless its folder is one, or one above that it is named after; then it is a visit."""
+    """Take a file for a subject, or for a visit if its folder is a subject, or one above that it is named after."""
     *folders, _ = PurePosixPath(file.name).parts
     above, label = "/".join(folders), _label(file)
     for i, folder in enumerate(folders):
@@ -151,7 +152,7 @@ def _visit(file: File) -> str:
 
 
 def _folders_that_are_subjects(plain: list[File]) -> set[str]:
-    """Folders in which a file has a name that says nothing (T1.nii.gz) or that stands in another folder too."""
+    """Return folders in which a file has a name that says nothing (T1.nii.gz) or that stands in another folder too."""
     labels = [(file.name.rpartition("/")[0], file.suffix, _label(file)) for file in plain]
     places = Counter((suffix, label) for _, suffix, label in set(labels))
     return {folder for folder, suffix, label in labels
@@ -160,7 +161,7 @@ def _folders_that_are_subjects(plain: list[File]) -> set[str]:
 
 
 def _folders_that_files_are_named_after(plain: list[File]) -> set[str]:
-    """Folders such as p01 of p01/p01_a.nii and p01/x/p01_b.nii, of each file the highest, where there are several."""
+    """Return folders such as p01 of p01/p01_a.nii and p01/x/p01_b.nii, each file's highest, if there are several."""
     named_after: Counter[str] = Counter()
     for file in plain:
         folders, label = PurePosixPath(file.name).parts[:-1], _label(file)
@@ -173,14 +174,14 @@ def _folders_that_files_are_named_after(plain: list[File]) -> set[str]:
 
 
 def stem_of(name: str) -> str | None:
-    """The file's name without its extension; None where it is none of ours."""
+    """Return a file's name without the end that says its format; None if the format is not known."""
     last = PurePosixPath(name).name
-    extension = next((each for each in EXTENSIONS if last.lower().endswith(each)), None)
-    return last[: -len(extension)].removesuffix(".nifti") if extension else None
+    suffix = suffix_of(last)
+    return last[: -len(suffix)].removesuffix(".nifti") if suffix else None
 
 
 def _label(file: File) -> str:
-    """What the file's name says of whose it is: IXI002-Guys-0828-T1 -> IXI002-Guys-0828; T1 stays T1."""
+    """Return the part of a file's name that names its subject: IXI002-Guys-T1 -> IXI002-Guys; T1 stays T1."""
     stem = stem_of(file.name) or ""
     stem = stem[: len(stem) - len(file.suffix)].rstrip("-_. ") if file.suffix else stem
     return GENERIC_END.sub("", stem) or stem
@@ -192,7 +193,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _is_generic(text: str) -> bool:
-    """Whether the words say only what kind of file it is: T1, anat_1, mprage."""
+    """Return whether the words say only what kind of file it is: T1, anat_1, mprage."""
     return all(word.rstrip("0123456789") in GENERIC_WORDS or word in GENERIC_WORDS or word.isdigit()
                for word in words_of(text)) and not text.isdigit()
 

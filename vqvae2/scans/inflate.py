@@ -1,4 +1,4 @@
-"""File, plain or gzip -> its bytes, read once, hashed as they pass and proved whole.
+"""File, plain or gzip -> its bytes, inflated if need be and proved whole.
 
 gzip is told by a file's first bytes, not by its name. It is inflated by ISA-L [1] where the package
 isal is installed, several times faster than zlib, and by zlib where it is not; the bytes are the same.
@@ -8,11 +8,8 @@ Reading on to the end compares gzip's check sum, which most readers of scans nev
 """
 
 import contextlib
-import errno
-import hashlib
 import io
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,21 +36,17 @@ class Damaged(Exception):
 
 
 class Source(contextlib.AbstractContextManager):
-    """One file, read from its beginning to its end; `digest` takes in all its bytes, as they lie on the disk.
+    """One file, read from its beginning to its end.
 
     Raises: OSError if it cannot be opened or read; `Damaged` from what reads.
     """
 
-    def __init__(self, path: Path, digest: "hashlib._Hash"):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError(errno.EINVAL, "Not a regular file")
+    def __init__(self, path: Path):
         self._file = open(path, "rb")  # noqa: SIM115, closed by __exit__
         self.size = os.fstat(self._file.fileno()).st_size
         """Bytes of the file as it lies on the disk."""
         self.compressed = self._file.peek(2)[:2] == GZIP
-        self._digest = digest
         self._content = self._file.read() if self.compressed else b""
-        self._digest.update(self._content)
         self._inflating = _inflating(self._content) if self.compressed else None
         # GzipFile has no readinto of its own: reading through it would copy every byte once more.
         self._stream = getattr(self._inflating, "_buffer", self._inflating) or self._file
@@ -73,12 +66,10 @@ class Source(contextlib.AbstractContextManager):
 
     def fill(self, buffer: memoryview) -> int:
         """Read into `buffer` until it is full or the file ends; return how many bytes came."""
+        filled = 0
         with _told_as_damage(self.compressed):
-            filled = 0
             while filled < len(buffer) and (count := self._stream.readinto(buffer[filled:filled + CHUNK])):
                 filled += count
-        if not self.compressed:
-            self._digest.update(buffer[:filled])
         return filled
 
     def read(self, size: int) -> bytes:

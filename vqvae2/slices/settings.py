@@ -48,11 +48,11 @@ class ExtractSettings:
     seed: int = 0
     """Seed of the split by subject."""
     assume_orientation: Annotated[str | None, SAID] = None
-    """What a scan's three indices grow towards (RAS, LAS, …) where neither header nor known layout says it."""
+    """The directions that a scan's three indices grow towards (RAS, LAS, …) where neither header nor layout says it."""
     volume: Annotated[int | None, SAID] = None
-    """Which volume, from 0, to take of files that hold a series. Without it: they are rejected."""
+    """The volume, counted from 0, to take from each file that holds a series. Without it: such files are rejected."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
-    """What the names of scans end with (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
+    """The ends of the names of wanted scans (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
     all_runs: bool = False
     """Use every run of a session, not the first alone."""
     subject_pattern: Annotated[str | None, SAID] = None
@@ -66,9 +66,9 @@ class ExtractSettings:
     list: bool = False
     """Print what would be read, and as whom, judged by names alone; write nothing."""
     shard: Annotated[str | None, SAID, tyro.conf.arg(metavar="I/N")] = None
-    """Do the I-th of N parts, for many machines that share --out; the last to finish writes the manifest."""
+    """Do the I-th of N parts, for many machines that share --out; the last machine to finish writes the manifest."""
     merge: bool = False
-    """Only write the manifest, where all parts are done but the last was ended before it could."""
+    """Only write the manifest, when all parts are done but the last was ended before it could."""
     workers: int = CORES
     """Worker processes; the slices do not depend on it."""
     strict: bool = False
@@ -108,7 +108,7 @@ class ExtractSettings:
 
     @property
     def part(self) -> tuple[int, int]:
-        """The part of the work that is this run's, (I, N) with 1 <= I <= N; (1, 1) is all of it."""
+        """The part of the work that this run does, (I, N) with 1 <= I <= N; (1, 1) is all work."""
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
         number, parts = map(int, found.groups()) if found else (0, 0)
         expect(0 <= number <= parts > 0, "--shard", "I/N with I from 1 to N (or from 0 to N-1)", self.shard,

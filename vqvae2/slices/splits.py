@@ -21,10 +21,11 @@ def own_split(subject: str, shares: tuple[float, float, float], seed: int) -> st
 
 def split_subjects(subjects: Iterable[str], shares: tuple[float, float, float],
                    seed: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Return each subject's split, and of those lent to a split that would be empty the split they came from.
+    """Return each subject's split, and where the subjects came from that are lent to a split which would be empty.
 
     Adding subjects moves nobody, except back those who were lent. A split of share 0 stays empty; train
-    is filled first, and no other split takes a split's last subject. Lent is whose number lies nearest.
+    is filled first, and no other split takes a split's last subject. The subject
+    whose number lies nearest is lent.
     """
     splits = {subject: own_split(subject, shares, seed) for subject in sorted(set(subjects))}
     lent: dict[str, str] = {}
@@ -42,7 +43,7 @@ def split_subjects(subjects: Iterable[str], shares: tuple[float, float, float],
 
 
 def _intervals(shares: tuple[float, float, float]) -> dict[str, tuple[float, float]]:
-    """The part of [0, 1) that belongs to each split; the last that has a share ends at 1 exactly."""
+    """Return the part of [0, 1) that belongs to each split; the last split with a share ends at 1 exactly."""
     ends = [total / sum(shares) for total in itertools.accumulate(shares)]
     ends = [1.0 if abs(end - 1) < 1e-12 else end for end in ends]
     return {split: (start, end) for split, start, end in zip(SPLITS, [0.0, *ends], ends)}
