@@ -252,8 +252,8 @@ class TestState:
 
 
 class TestWhereARunStands:
-    def stands(self, folder: Path, *more: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "vqvae2.runs.weights", str(folder), *more], text=True,
+    def stands(self, folder: Path) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-m", "vqvae2", "status", str(folder)], text=True,
                               capture_output=True, check=False, cwd=Path(__file__).parents[2])
         return done.returncode, done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import weights
 from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
@@ -94,7 +95,7 @@ def test_only_the_scripts_that_a_preset_has_tables_for_take_one(capsys):
 
 
 def test_what_python_3_10_lacks_to_read_a_preset_is_installed_with_the_project():
-    project = (presets.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     needed = project.split("\ndependencies = [")[1].split("\n]")[0]
     assert "tomli" in needed
     assert "python_version < '3.11'" in needed
@@ -276,7 +277,7 @@ def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(ti
     assert stored["mean"].item() == pytest.approx(pixels.mean(), abs=1e-6)
     assert stored["deviation"].item() == pytest.approx(pixels.std(), abs=1e-6)
     images = trainer.images.splits["validate"].batch([0, 1])
-    read = train_vqvae.Vqvae(trainer.settings).eval()
+    read = Vqvae(trainer.settings).eval()
     read.load_state_dict(stored)
     trainer.model.load_state_dict(stored)
     with torch.no_grad():
@@ -296,7 +297,7 @@ def test_a_standardised_error_is_in_units_of_the_variance(tiny_slices, tmp_path)
 def test_a_normalised_network_makes_of_an_image_the_same_whatever_its_batch():
     """GroupNorm, not BatchNorm."""
     torch.manual_seed(0)
-    model = train_vqvae.Vqvae(settings.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
+    model = Vqvae(settings.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
                                                    residual_channels=6, embedding_dim=8)).train()
     images = torch.rand(3, 1, 32, 32)
     alone = torch.cat([model(one[None]).images for one in images])
