@@ -33,11 +33,11 @@ SAID = ("MODEL_CARD.md", "metrics.json")
 
 @dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """Settings of this script."""
+    """Settings of `vqvae2 publish`."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that receives model.safetensors, config.json, log.csv and curves.png."""
     bf16: bool = False
     """Round the weights to 16 bit."""

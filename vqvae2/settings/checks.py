@@ -32,7 +32,7 @@ class Checked:
     calls this one first through super(), so that settings can be mixed in any order.
     """
 
-    RULES: tuple = ()
+    RULES = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
