@@ -52,7 +52,7 @@ class Judged:
     reconstructions: torch.Tensor
     """uint8 `[n, channels, height, width]`."""
     code_maps: CodeMaps
-    sampler: torch.Tensor | None
+    samples: torch.Tensor | None
     """uint8 `[samples, channels, height, width]`, where there are any."""
 
 
