@@ -73,7 +73,7 @@ class ResultsSettings:
     """Folder whose results.md and pictures are written."""
     sizes: tuple[int, ...] = ()
     """Sizes of the models in pretrained/ that are judged. Default: all."""
-    sampler: int = 256
+    samples: int = 256
     """Samples that are judged of each size."""
     per_scan: int = 60
     """Slices of each scan."""

@@ -11,7 +11,6 @@ from PIL import Image
 import vqvae2
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings.spelling import flags_of
 from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +62,7 @@ def test_links_are_found_and_code_is_not_taken_for_them(tmp_path):
 class TestHowItWorks:
     def test_every_flag_that_it_names_exists(self):
         named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", HOW.read_text(encoding="utf-8")))
-        known = {name for settings in MODELS for name in flags_of(settings)[0]}
+        known = {name.replace("_", "-") for settings in MODELS for name in settings.__dataclass_fields__} | {"help"}
         assert named - known == set()
         assert len(named) > 15
 

@@ -68,7 +68,7 @@ def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected a run with model\.safetensors, found none\. Give the folder"):
-        publish.PublishSettings(run=tmp_path, out=tmp_path / "out")
+        publish.publish(tmp_path, tmp_path / "out")
 
 
 def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):
@@ -89,7 +89,7 @@ def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_pa
 
 def test_a_run_is_not_published_onto_itself(tiny_run):
     with pytest.raises(UserError, match=r"expected another folder than the run's, found the run itself"):
-        publish.PublishSettings(run=tiny_run.top, out=tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")
+        publish.publish(tiny_run.top, tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")
 
 
 def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_is(tiny_run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from vqvae2.commands.demo_scans import DemoScansSettings
 from vqvae2.common.errors import UserError
+from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
@@ -98,10 +99,9 @@ class TestCommandLine:
         (SampleSettings, ["--top", "t"], "train.py: missing --vqvae, --out."),
         (TrainVqvae, [*RUN_FLAGS, "--levl", "2"], "train.py: unrecognized --levl 2. Perhaps you meant --levels."),
         (TrainVqvae, [*RUN_FLAGS, "--zzz", "2"], "train.py: unrecognized --zzz 2."),
-        (TrainVqvae, [*RUN_FLAGS, "extra", "words"],
-         "train.py: unrecognized extra words. --batch takes 1 value(s)."),
-        (TrainVqvae, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2. "
-         "Perhaps you meant --levels."),
+        (TrainVqvae, [*RUN_FLAGS, "extra", "words"], "train.py: unrecognized extra words."),
+        (TrainVqvae, [*RUN_FLAGS, "--standardise=false"], "train.py: unrecognized false."),
+        (TrainVqvae, ["--levl", "2"], "train.py: missing --savename, --epochs, --batch. unrecognized --levl 2."),
         (TrainVqvae, [*RUN_FLAGS, "--size", "x"], "--size: expected INT, found x."),
         (TrainVqvae, [*RUN_FLAGS, "--epochs", "1.5"], "--epochs: expected INT, found 1.5."),
         (TrainVqvae, [*RUN_FLAGS, "--learning-rate", "fast"], "--learning-rate: expected FLOAT, found fast."),
@@ -113,6 +113,37 @@ class TestCommandLine:
          "--dataset: expected one of oasis, keras_png_slices, folder, found brats-2021-training-set-of-a-long-name.")])
     def test_what_does_not_fit_is_one_line_that_reads_well(self, settings, arguments, said, line):
         assert line(settings, *arguments) == f"{said} See train.py --help."
+
+    @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val", "validate"])
+    def test_every_name_of_the_validation_split(self, word):
+        arguments = ["-m", "a", "--out", "o"]
+        assert parse(EvaluateSettings, "", [*arguments, "--split", word]).split == "validate"
+        assert parse(EvaluateSettings, "", [*arguments, f"--split={word}"]).split == "validate"
+
+    def test_home_in_every_path(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/me")
+        settings = parse(TrainVqvae, "", [*RUN_FLAGS, "--data=~/slices/", "--results", "~"])
+        assert (settings.data, settings.results) == (Path("/home/me/slices"), Path("/home/me"))
+        settings = parse(SampleSettings, "", ["-m=~/a", "--top", "b", "--out", "~/out", "--mask=~/m.png", "--inpaint",
+                                              "~/i"])
+        assert settings == SampleSettings(vqvae="/home/me/a", top="b", out=Path("/home/me/out"),
+                                          mask="/home/me/m.png", inpaint=Path("/home/me/i"))
+        settings = parse(PredictSettings, "", ["-m", "a", "--out=~/p", "--", "~/a.png", "--vqvae"])
+        assert (settings.out, settings.input) == (Path("/home/me/p"), (Path("/home/me/a.png"), Path("--vqvae")))
+
+    @pytest.mark.parametrize(("arguments", "flag"), [
+        (["--data", ""], "--data"), (["--data="], "--data"), (["--data", " "], "--data"), ([""], "command line"),
+        (["--batch", "4", "\r"], "--batch")])
+    def test_an_empty_value_is_refused(self, arguments, flag, line):
+        assert line(TrainVqvae, *arguments) == (f"{flag}: expected a value, found nothing. Give one, or leave the flag "
+                                                "out; is a shell variable not set?")
+
+    def test_values_with_commas_dashes_and_equals_signs_are_left_as_they_are(self):
+        settings = parse(SampleSettings, "", ["-m", "a", "--top", "b", "--out", "o", "--condition", "age=70,5",
+                                              "note=a–b", "position_mm=-20..30", "--top-p", "0.9", "1"])
+        assert settings.condition == ("age=70,5", "note=a–b", "position_mm=-20..30")
+        pattern = parse(TrainVqvae, "", [*RUN_FLAGS, "--subject-pattern", "Case_(\\d+),-"]).subject_pattern
+        assert pattern == "Case_(\\d+),-"
 
     def test_a_box_that_is_not_known_is_told_in_its_own_words(self, line):
         box = "╭─ News ────────╮\n│ Something new │\n│ came up       │\n╰───────────────╯\n"
@@ -148,7 +179,7 @@ class TestCommandLine:
     (ExtractSettings, {"seed": 2**32}, r"--seed: expected 0 to 4294967295, found 4294967296\. The default"),
     (DataSettings, {"size": 5000}, r"--size: expected 8 to 4096 pixels, found 5000\. Try 128"),
     (DataSettings, {"split": (64, -1, 20)}, r"--split: expected three shares, .* found 64 -1 20\. The default"),
-    (DataSettings, {"split": (math.nan, 1, 1)}, r"--split: expected three shares, .* found nan 1 1\. The default"),
+    (DataSettings, {"split": (math.nan, 1, 1)}, r"--split: expected a finite number, found nan\. See"),
     (DataSettings, {"subject_pattern": "case_("}, r"--subject-pattern: expected a regular .* case_\( \(.*For example"),
     (DataSettings, {"subject_pattern": "case"}, r"--subject-pattern: expected a group in brackets .* case\. For"),
     (TrainVqvae, {**RUN, "epochs": 0}, r"--epochs: expected at least 1, found 0\. Give"),

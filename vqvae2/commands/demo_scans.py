@@ -41,12 +41,12 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from vqvae2.common.errors import UserError
-from vqvae2.settings.checks import check_seed, expect
+from vqvae2.settings.checks import SEED, Checked, expect
 from vqvae2.settings.parsing import parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoScansSettings:
+class DemoScansSettings(Checked):
     """Settings of make_demo_scans.py."""
 
     out: Path
@@ -56,9 +56,7 @@ class DemoScansSettings:
     seed: int = 0
     """Equal seeds give equal scans."""
 
-    def __post_init__(self) -> None:
-        expect(self.subjects >= 1, "--subjects", "at least 1", self.subjects, "Give a larger number.")
-        check_seed(self.seed)
+    RULES = (SEED, ("subjects", lambda subjects: subjects >= 1, "at least 1", "Give a larger number."))
 
 
 NAME = "Synthetic demonstration scans (MNI152 template, bent)"

@@ -33,21 +33,14 @@ SAID = ("MODEL_CARD.md", "metrics.json")
 
 @dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """Settings of this script."""
+    """Settings of `vqvae2 publish`."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that receives model.safetensors, config.json, log.csv and curves.png."""
     bf16: bool = False
     """Round the weights to 16 bit."""
-
-    def __post_init__(self) -> None:
-        expect((self.run / weights.WEIGHTS).is_file(), str(self.run), f"a run with {weights.WEIGHTS}", "none",
-               "Give the folder of a finished training.")
-        expect(not self.out.is_file(), "out", "a folder or nothing", f"a file, {self.out}", "Choose another one.")
-        expect(self.out.resolve() != self.run.resolve(), str(self.out), "another folder than the run's",
-               "the run itself, whose weights and state belong together", "Choose another one.")
 
 
 def publish(run: Path, out: Path, bf16: bool = False) -> str:
@@ -55,7 +48,13 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
 
     Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
     and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
+    Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself.
     """
+    expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
+           "Give the folder of a finished training.")
+    expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another one.")
+    expect(out.resolve() != run.resolve(), str(out), "another folder than the run's",
+           "the run itself, whose weights and state belong together", "Choose another one.")
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
     _check_same_run(out, config)
     config = without_paths(config)
@@ -92,8 +91,8 @@ def without_paths(config: dict) -> dict:
     return config | {"settings": settings, "command": shlex.join(map(short, shlex.split(config.get("command", ""))))}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Publish as the command line says."""
-    settings = parse(PublishSettings, __doc__)
+    settings = parse(PublishSettings, __doc__, arguments)
     found = publish(settings.run, settings.out, settings.bf16)
     print(f"written: {settings.out}, weights {found[:12]}")

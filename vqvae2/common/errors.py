@@ -43,12 +43,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         _print_once(line)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
-    except Stopped as stop:  # all ranks stop together, and rank 0 speaks for them
+    except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 speaks for them
         if _rank() == 0:
-            print(stop, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_STOPPED) from None
-    except KeyboardInterrupt:
-        _print_once("Stopped by Ctrl-C.")
+            print(str(stop) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,9 @@
-"""Command line of vqvae2 train-features -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Nothing -> the settings of vqvae2 train-features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vqvae2.settings.checks import expect, flag
 from vqvae2.training.settings import TrainingSettings
 
 
@@ -24,10 +23,8 @@ class FeatureSettings(TrainingSettings):
     learning_rate: float = 2e-3
     """Peak learning rate; it falls to 0 by a cosine over the epochs."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(2 <= self.dims <= 2048, "--dims", "2 to 2048", self.dims, "The default is 32.")
-        expect(self.channels >= 4 and self.channels % 4 == 0, "--channels", "a multiple of 4", self.channels,
-               "The default is 32.")
-        expect(self.redraw >= 0, flag("redraw"), "0 or more", self.redraw, "The default is 3.")
-        expect(0 < self.harm <= 1, flag("harm"), "0 < SHARE <= 1", self.harm, "The default is 0.25.")
+    RULES = (
+        ("dims", lambda dims: 2 <= dims <= 2048, "2 to 2048", "The default is 32."),
+        ("channels", lambda channels: channels >= 4 and channels % 4 == 0, "a multiple of 4", "The default is 32."),
+        ("redraw", lambda weight: weight >= 0, "0 or more", "The default is 3."),
+        ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))

@@ -1,25 +1,22 @@
-"""Command line of predict.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Nothing -> the settings of predict.py."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vqvae2.settings.checks import expect
-from vqvae2.slices.settings import ExtractSettings, Plane
+from vqvae2.settings.checks import Checked, expect
+from vqvae2.slices.settings import SAID, ExtractSettings, Plane
 
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
 """What a model's config may say of how its slices were cut; the flags beat it, extract_slices.py's defaults follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings:
+class PredictSettings(Checked):
     """Settings of predict.py."""
 
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -50,11 +47,12 @@ class PredictSettings:
     """Of scans in folders: what their names end with (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
     named itself may be called anything."""
 
+    RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
                "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
-        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
-        object.__setattr__(self, "input", tuple(Path(os.path.expanduser(path)) for path in self.input))
         self.cutting({}, 256)
 
     def cutting(self, recorded: dict, size: int) -> ExtractSettings:

@@ -1,4 +1,4 @@
-"""Command line of evaluate.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Nothing -> the settings of evaluate.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.sampling.settings import SAID, check_tastes
-from vqvae2.settings.checks import check_seed, expect, flag
+from vqvae2.sampling.settings import FREEDOM, SAID
+from vqvae2.settings.checks import SEED, Checked, expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(Checked):
     """Settings of evaluate.py."""
 
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -55,11 +55,11 @@ class EvaluateSettings:
     seed: int = 0
     """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
 
+    RULES = (*FREEDOM, SEED, ("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),
+             ("samples", lambda images: images >= 0, "0 or more", "Give 0 for none."))
+
     def __post_init__(self) -> None:
-        expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
-        expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
-        check_seed(self.seed)
-        check_tastes(self, ("temperature", "top_k", "top_p"))
+        super().__post_init__()
         for name in ("bottom", "likelihood", "lesions"):
             expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
                    f"{flag(name)} alone", "Give --top too.")

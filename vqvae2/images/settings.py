@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from vqvae2.settings.checks import Checked, check_seed, check_split, check_subject_pattern, expect, flag
+import tyro
+
+from vqvae2.settings.checks import SEED, SPLIT, Checked, check_subject_pattern, expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,11 @@ class DataSettings(Checked):
     seed: int = 0
     """Seed of the weights, the order of images and every draw, and of the split where --dataset folder has none."""
 
+    RULES = (SPLIT, SEED, ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "Try 128."))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self.size is None or 8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "Try 128.")
-        check_split(self.split)
         check_subject_pattern(self.subject_pattern)
-        check_seed(self.seed)
 
 
 AUGMENTATION = {"no_mirror": (False, True, ""), "rotate_degrees": (0, 45, "°"), "shift_mm": (0, 50, " mm"),
@@ -53,7 +54,7 @@ class AugmentationSettings(Checked):
 
     augment: bool = False
     """Train on another picture of each image in each epoch, within the bounds that follow; validation never does."""
-    no_mirror: bool = False
+    no_mirror: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Mirror none. Otherwise half of the images are, left-right, except those that manifest.csv calls sagittal."""
     rotate_degrees: float = 5.0
     """Largest rotation either way; 0 for none, here and below."""

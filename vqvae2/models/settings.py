@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, expect, flag
+from vqvae2.settings.checks import Checked, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,17 @@ class VqvaeSettings(Checked):
     gradient_weight: float = 0.0
     """Weight of the absolute error of neighbouring pixels' differences."""
 
+    RULES = (
+        ("downsample", lambda factors: all(f >= 2 and f & (f - 1) == 0 for f in factors), "powers of 2, from 2",
+         "For example --downsample 4 2."),
+        ("codebook_size", lambda size: 2 <= size <= 32767, "2 to 32767",
+         "Codes are stored as int16. The default is 512."),
+        ("decay", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.99."),
+        ("embedding_dim channels residual_channels", lambda value: value >= 2, "at least 2",
+         "See --help for defaults."),
+        ("residual_layers commitment prediction start_steps restart_every ssim_weight gradient_weight",
+         lambda value: value >= 0, "at least 0", "See --help for defaults."))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.downsample:
@@ -56,14 +67,3 @@ class VqvaeSettings(Checked):
         expect(len(self.downsample) == self.levels, "--downsample",
                f"{self.levels} value(s) for --levels {self.levels}", " ".join(map(str, self.downsample)),
                f"For example --downsample {'4 2' if self.levels == 2 else '4'}.")
-        expect(all(f >= 2 and f & (f - 1) == 0 for f in self.downsample), "--downsample", "powers of 2, from 2",
-               " ".join(map(str, self.downsample)), "For example --downsample 4 2.")
-        expect(2 <= self.codebook_size <= 32767, "--codebook-size", "2 to 32767", self.codebook_size,
-               "Codes are stored as int16. The default is 512.")
-        expect(0 <= self.decay < 1, "--decay", "0 <= DECAY < 1", self.decay, "The default is 0.99.")
-        for least, names in ((2, ("embedding_dim", "channels", "residual_channels")),
-                             (0, ("residual_layers", "commitment", "prediction", "start_steps", "restart_every",
-                                  "ssim_weight", "gradient_weight"))):
-            for name in names:
-                value = getattr(self, name)
-                expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")

@@ -29,14 +29,15 @@ class PriorSettings(Checked):
     dropout: float = 0.2
     """Share of channels dropped in each layer while training."""
 
+    RULES = (
+        ("heads", lambda heads: heads >= 1, "at least 1", "The default is 4."),
+        ("layers", lambda layers: layers >= 1, "at least 1", "The default is 8."),
+        ("attention_every", lambda layers: layers >= 0, "0 or more", "See --help for defaults."),
+        ("condition", lambda names: len(set(names)) == len(names), "each column once",
+         "For example --condition age sex."),
+        ("dropout", lambda share: 0 <= share < 1, "0 <= SHARE < 1", "The default is 0.2."))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self.heads >= 1, "--heads", "at least 1", self.heads, "The default is 4.")
         expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
                f"a multiple of --heads {self.heads}", self.channels, "For example 128.")
-        expect(self.layers >= 1, "--layers", "at least 1", self.layers, "The default is 8.")
-        expect(self.attention_every >= 0, "--attention-every", "0 or more", self.attention_every,
-               "See --help for defaults.")
-        expect(len(set(self.condition)) == len(self.condition), "--condition", "each column once",
-               " ".join(self.condition), "For example --condition age sex.")
-        expect(0 <= self.dropout < 1, "--dropout", "0 <= SHARE < 1", self.dropout, "The default is 0.2.")

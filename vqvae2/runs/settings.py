@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, check_finite, expect, flag
+from vqvae2.settings.checks import Checked, expect, flag
 from vqvae2.settings.parsing import as_dict
 
 
@@ -50,22 +49,19 @@ class RunSettings(Checked):
     threads: int | None = None
     """CPU threads of each process. Default: the cores divided by the processes of this machine."""
 
+    RULES = (
+        ("epochs batch accumulate pictures_every", lambda value: value >= 1, "at least 1", "Give a larger number."),
+        ("warmup_steps clip", lambda value: value >= 0, "0 or more", "See --help for defaults."),
+        ("checkpoint_minutes timeout_minutes", lambda value: value > 0, "more than 0", "The default is 10."),
+        ("learning_rate", lambda value: value > 0, "a positive number", "Try 1e-3."),
+        ("threads", lambda value: value >= 1, "at least 1", "Or leave it out."))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch", "accumulate", "pictures_every"):
-            value = getattr(self, name)
-            expect(value >= 1, flag(name), "at least 1", value, "Give a larger number.")
-        check_finite(self, *(one.name for one in dataclasses.fields(self)))
         expect(self.global_batch is None or self.global_batch >= self.batch, "--global-batch",
                f"at least --batch {self.batch}", self.global_batch, "Or leave it out.")
         expect(self.global_batch is None or self.accumulate == 1, "--accumulate", "1 beside --global-batch",
                self.accumulate, "Give one of them.")
-        for name in ("warmup_steps", "clip"):
-            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
-        for name in ("checkpoint_minutes", "timeout_minutes"):
-            expect(getattr(self, name) > 0, flag(name), "more than 0", getattr(self, name), "The default is 10.")
-        expect(self.learning_rate > 0, "--learning-rate", "a positive number", self.learning_rate, "Try 1e-3.")
-        expect(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads, "Or leave it out.")
         expect(re.fullmatch(r"[\w][\w.+-]*", self.savename) is not None, "--savename",
                "letters, digits and . _ + - only", repr(self.savename), "It names a folder: try brain-128.")
 
@@ -75,14 +71,14 @@ NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", 
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
 BEFORE = {"ssim_weight": 0.0, "quantizer": "ema", "norm": "none", "standardise": False, "fit": "stretch",
           "colours": "auto", "allow_leak": False}
-"""What runs did whose config.json lacks a setting: a VQ-VAE's, or of how images are read."""
+"""What a run did whose config.json lacks one of these settings, because it is older than the setting."""
 BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "elastic_mm": 0.0}
-"""Likewise, with --augment: their shift was no number of mm, so that none of them goes on."""
+"""The same of a run with --augment. Its shift was no number of mm, so no such run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSettings(Checked):
-    """What the training runs share that a preset has tables for."""
+    """The setting that the trainings share for which a preset has tables."""
 
     preset: str | None = None
     """Other defaults, listed above by their names, or a .toml file of yours; flags beat them. Then --savename is the
@@ -90,7 +86,7 @@ class PresetSettings(Checked):
 
 
 def as_before(old: dict) -> dict:
-    """Return the settings of a config.json, with what its run did where it lacks one."""
+    """Return the settings of a config.json, completed with what its run did where it lacks a setting."""
     return BEFORE | (BEFORE_AUGMENTED if old.get("augment") else {}) | old
 
 

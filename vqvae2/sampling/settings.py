@@ -1,28 +1,36 @@
-"""Command line of sample.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Nothing -> the settings of sample.py."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import check_finite, check_seed, expect, flag
+from vqvae2.settings.checks import SEED, Checked, expect, flag
 
 SAID = tyro.conf.arg(help_behavior_hint="")
-"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
+"""The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 CODE_FILE = ".npz"
 DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
-TASTES = {"temperature": (lambda v: v > 0, "above 0"), "top_k": (lambda v: v >= 0, "0 or more"),
-          "top_p": (lambda v: 0 < v <= 1, "0 < P <= 1"), "guidance": (lambda v: v >= 0, "0 or more")}
-"""How freely codes are drawn (see samples.Taste): what values are possible, and that rule in words."""
+
+
+def one_or_two(name: str, holds: Callable[[float], bool], rule: str) -> tuple:
+    """Return the rule (see Checked) of a setting that has one value for both levels, or two."""
+    return (name, lambda values: len(values) in (1, 2) and all(map(holds, values)),
+            f"one value for both levels or two (top, bottom), each {rule}", "See --help.")
+
+
+FREEDOM = (one_or_two("temperature", lambda value: value > 0, "above 0"),
+           one_or_two("top_k", lambda value: value >= 0, "0 or more"),
+           one_or_two("top_p", lambda value: 0 < value <= 1, "0 < P <= 1"))
+"""Rules of the settings that say how freely codes are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleSettings:
+class SampleSettings(Checked):
     """Settings of sample.py."""
 
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
@@ -67,13 +75,14 @@ class SampleSettings:
     batch: int = 16
     """Images drawn at the same time by each process."""
 
+    RULES = (*FREEDOM, one_or_two("guidance", lambda value: value >= 0, "0 or more"), SEED,
+             ("count batch reject", lambda value: value >= 1, "at least 1", "Give a larger number."),
+             ("blend", lambda pixels: pixels >= 0, "0 or more pixels", "For example 4."))
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.count is None:
             object.__setattr__(self, "count", DEFAULT_COUNT if self.inpaint is None else DEFAULT_COMPLETIONS)
-        for name in ("count", "batch", "reject"):
-            expect(getattr(self, name) >= 1, flag(name), "at least 1", getattr(self, name), "Give a larger number.")
-        check_seed(self.seed)
-        check_tastes(self, TASTES)
         expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
@@ -81,14 +90,12 @@ class SampleSettings:
         self._check_inpainting()
 
     def _check_inpainting(self) -> None:
-        expect(self.blend >= 0, "--blend", "0 or more pixels", self.blend, "For example 4.")
         if self.inpaint is None:
             expect(self.mask is None, "--mask", "--inpaint beside it", f"--mask {self.mask} alone",
                    "Give --inpaint DIR too.")
             expect(self.blend == 0, "--blend", "--inpaint beside it", f"--blend {self.blend} alone",
                    "Give --inpaint DIR too.")
             return
-        object.__setattr__(self, "inpaint", Path(os.path.expanduser(self.inpaint)))
         if self.inpaint.suffix == CODE_FILE:
             for name, given in (("mask", self.mask), ("blend", self.blend or None)):
                 expect(given is None, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked -1 are "
@@ -105,14 +112,3 @@ class SampleSettings:
 def of_level(values: tuple[float, ...], level: Literal["top", "bottom"]) -> float:
     """Return the only value, or the level's own of two."""
     return values[-1] if level == "bottom" else values[0]
-
-
-def check_tastes(settings: object, names: Iterable[str]) -> None:
-    """Raise UserError unless each of these settings (see TASTES) has one or two values that can be."""
-    for name in names:
-        check_finite(settings, name)
-        ok, rule = TASTES[name]
-        values = getattr(settings, name)
-        expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
-               f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
-               "See --help.")

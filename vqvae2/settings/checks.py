@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
 from vqvae2.common.errors import UserError
+
+SEED = ("seed", lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "The default is 0.")
+SPLIT = ("split", lambda split: min(split) >= 0 < split[0], "three shares, the first above 0",
+         "The default is 64 16 20.")
 
 
 def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
@@ -14,46 +19,40 @@ def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
         raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
 
 
-class Checked:
-    """The end of the chain of `__post_init__`, so that settings can be mixed in any order."""
-
-    def __post_init__(self) -> None:
-        """Check nothing; a dataclass that checks its own fields calls this through super() first."""
-
-
 def flag(name: str) -> str:
     """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
     return "--" + name.replace("_", "-")
 
 
-def check_finite(settings: object, *names: str) -> None:
-    """Raise UserError if a number among these settings is infinite or not a number."""
-    for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            expect(not isinstance(number, float) or math.isfinite(number), flag(name), "a finite number", number,
-                   "See --help for defaults.")
+class Checked:
+    """Settings whose numbers are finite and which follow the RULES of their class and of its parents.
+
+    A rule is a tuple: names of settings with spaces between, the test of a value, the test in words, and advice. None
+    passes every rule. A dataclass whose rules join several settings checks these in its own `__post_init__`, which
+    calls this one first through super(), so that settings can be mixed in any order.
+    """
+
+    RULES = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                expect(not isinstance(number, float) or math.isfinite(number), flag(field.name), "a finite number",
+                       number, "See --help for defaults.")
+        for names, holds, rule, advice in [rule for kind in type(self).__mro__ for rule in vars(kind).get("RULES", ())]:
+            for name in names.split():
+                value = getattr(self, name)
+                found = (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
+                expect(value is None or holds(value), flag(name), rule, found, advice)
 
 
 def check_subject_pattern(pattern: str | None) -> None:
-    """Raise UserError unless the pattern is a regular expression with a group."""
-    if pattern is None:
-        return
+    """Raise UserError unless the pattern is None, or a regular expression with a group."""
     try:
-        groups = re.compile(pattern).groups
+        groups = re.compile(pattern or "()").groups
     except re.error as error:
         raise UserError(f"--subject-pattern: expected a regular expression, found {pattern} ({error}). "
                         "For example 'case_(\\d+)'.") from None
     expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", pattern,
            "For example 'case_(\\d+)'.")
-
-
-def check_split(split: tuple[float, float, float]) -> None:
-    """Raise UserError unless the shares can split subjects in three."""
-    expect(all(share >= 0 for share in split) and split[0] > 0, "--split", "three shares, the first above 0",
-           " ".join(map(str, split)), "The default is 64 16 20.")
-
-
-def check_seed(seed: int) -> None:
-    """Raise UserError unless torch and NumPy both take the seed."""
-    expect(0 <= seed < 2**32, "--seed", "0 to 4294967295", seed, "The default is 0.")

@@ -1,48 +1,69 @@
-"""The box that tyro draws around an error -> the one line that the project's errors are.
+"""Words of a command line -> the words that tyro reads, and the box that tyro draws around an error -> one line.
 
 A box has a title and sections between rules; where it names a flag, with the kind of its value, that stands in a
 row of its own, indented by four. Its lines are drawn with box characters, or, where the terminal has none, with
-dashes and spaces. What is not known here (tyro may learn to say more) is told in tyro's words.
+dashes and spaces. A section that no pattern fits is told in tyro's words.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
 import tyro
 
-TYRO = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone)
+from vqvae2.settings.checks import expect
+
+TYRO = (tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone)
 """How all command lines are read."""
-RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$", re.MULTILINE)
+RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$(?!\n│? *Argument helptext)", re.MULTILINE)
 FLAG_ROW = re.compile(r"^[│ ] {5}(?:-\w \S+, )?(--\S+) ?(.*?)[│ ]*$", re.MULTILINE)
 QUOTED = re.compile(r"'([^']*)'")
+SAID = {
+    r"full helptext": "",
+    r"Missing from": "missing {flags}.",
+    r"Unrecognized options: (?P<words>.*)": "unrecognized {words}.",
+    r"similar to|Perhaps you meant": "Perhaps you meant {flags}.",
+    r"Error parsing \S+: (?P<words>.*?)(?: Got errors:.*)? Argument helptext":
+        "{flags}: expected {kind}, found {words}.",
+    r"invalid choice (?P<words>'.*') for argument '(?P<flag>.*)'. Expected one of (?P<choices>.*)":
+        "{flag}: expected one of {choices}, found {words}.",
+    r"Missing value for argument '(?P<flag>.*)'. Expected (?P<count>\d+)":
+        "{flag}: expected {count} value(s), found fewer."}
+"""A pattern of a section's words -> what is said in their place."""
 
 
-def one_line(box: str, script: str, answers: Sequence[str] = ()) -> str:
-    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`
+def completed(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with home folders in place of `~`, and `validate` for other names of that split.
 
-    `answers`: sentences on what was not recognized (see `spelling.answers`), which are said in place of tyro's guesses.
+    Most shells leave the ~ of `--data=~/slices` alone.
+    Raises: UserError for an empty value.
     """
-    said, value = [], "another kind"
+    words, flag = [], "command line"
+    for word in arguments:
+        start, value = re.fullmatch(r"(-[^=]+=?|)(.*)", word, re.DOTALL).groups()
+        flag = start.rstrip("=") or flag
+        expect(bool(value.strip()) or start[-1:] not in ("", "="), flag, "a value", "nothing",
+               "Give one, or leave the flag out; is a shell variable not set?")
+        is_validate = flag == "--split" and value.lower() in ("val", "valid", "validation")
+        words.append(start + ("validate" if is_validate else os.path.expanduser(value)))
+    return words
+
+
+def one_line(box: str, script: str) -> str:
+    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`"""
+    said = []
     for section in RULE.split("\n".join(box.splitlines()[1:])):
-        words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", section).split())
+        words = " ".join(re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", section).split())
         rows = FLAG_ROW.findall(section)
-        flags = ", ".join(flag for flag, _ in rows)
-        if "Missing from" in words:
-            said.append(f"missing {flags}.")
-        elif found := re.search(r"Unrecognized options: (.*)", words):
-            said += [f"unrecognized {found[1].replace(',', '')}.", *answers]
-        elif "similar to" in words or "Perhaps you meant" in words:
-            said += [] if answers else [f"Perhaps you meant {flags}."]
-        elif found := re.search(r"Error parsing \S+: (.*?)(?: Got errors:|$)", words):
-            value = " ".join(QUOTED.findall(found[1]))
-        elif "Argument helptext" in words:
-            said.append(f"{flags}: expected {rows[0][1]}, found {value}.")
-        elif found := re.search(r"invalid choice '(.*)' for argument '(.*)'. Expected one of (.*)", words):
-            said.append(f"{found[2]}: expected one of {', '.join(QUOTED.findall(found[3]))}, found {found[1]}.")
-        elif found := re.search(r"Missing value for argument '(.*)'. Expected (\d+)", words):
-            said.append(f"{found[1]}: expected {found[2]} value(s), found fewer.")
-        elif words and "full helptext" not in words:
-            said.append(f"{words}.")
-    if said and not said[0].startswith("-"):
-        said.insert(0, f"{script}:")
-    return " ".join([*said, f"See {script} --help."])
+        known = {"flags": ", ".join(name for name, _ in rows), "kind": "".join(kind for _, kind in rows[:1])}
+        for pattern, saying in SAID.items():
+            if found := re.search(pattern, words):
+                said.append(saying.format(**known, **{
+                    name: (", " if name == "choices" else " ").join(QUOTED.findall(text) or [text.replace(",", "")])
+                    for name, text in found.groupdict().items()}))
+                break
+        else:
+            said.append(words and f"{words}.")
+    said = list(filter(None, said))
+    named = [] if said and said[0].startswith("-") else [f"{script}:"]
+    return " ".join([*named, *said, f"See {script} --help."])

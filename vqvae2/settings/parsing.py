@@ -15,9 +15,9 @@ from typing import TypeVar
 import tyro
 
 from vqvae2.common.errors import EXIT_USER_ERROR, UserError
-from vqvae2.settings import environment, presets, spelling
+from vqvae2.settings import environment, presets
 from vqvae2.settings.checks import expect
-from vqvae2.settings.messages import TYRO, one_line
+from vqvae2.settings.messages import TYRO, completed, one_line
 
 Settings = TypeVar("Settings")
 
@@ -25,24 +25,24 @@ Settings = TypeVar("Settings")
 def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:
     """Return the settings that the command line gives; `--help` prints `manual` first and exits 0.
 
+    The flags of a preset come before the others, of which the last counts where a flag is given twice.
     Raises: UserError for a flag or value that does not fit, with what would.
     """
-    arguments = spelling.corrected(sys.argv[1:] if arguments is None else list(arguments), settings)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    of_preset = presets.words(settings, arguments)
+    arguments = completed([*of_preset, *arguments])
     if {"-h", "--help"} & set(arguments):
         print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
-        if presets.has_one(settings):
-            print(presets.listing())
+        if "preset" in settings.__dataclass_fields__:
+            print(presets.listing(), *(["\nThe chosen preset stands for", *of_preset] if of_preset else ()))
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            default = presets.as_default(settings, arguments)
-            return tyro.cli(settings, description="", config=TYRO, **default,
-                            args=presets.without_switches_that_are_on(arguments, **default))
+            return tyro.cli(settings, description="", config=TYRO, args=arguments)
     except SystemExit as exit_:
         if exit_.code != EXIT_USER_ERROR:
             raise
-    answers = spelling.answers(arguments, settings)
-    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name, answers)) from None
+    raise UserError(one_line(messages.getvalue(), Path(sys.argv[0]).name)) from None
 
 
 def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
@@ -64,7 +64,6 @@ def as_dict(settings: object) -> dict:
 
 def from_dict(settings: type[Settings], values: dict) -> Settings:
     """Return a settings dataclass from what `as_dict` made of it; values that this version lacks are left out."""
-    known = {field.name: field for field in dataclasses.fields(settings)}
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
-    return settings(**{key: Path(value) if key in ("data", "results") and value is not None else value
-                       for key, value in plain.items()})
+    return settings(**{key: Path(value) if key in ("data", "results") and value is not None else
+                       tuple(value) if isinstance(value, list) else value
+                       for key, value in values.items() if key in settings.__dataclass_fields__})

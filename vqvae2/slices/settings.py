@@ -1,4 +1,4 @@
-"""Command line of extract_slices.py -> a frozen dataclass, as config.py has one for each other script."""
+"""Nothing -> the settings of extract_slices.py."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import check_seed, check_split, check_subject_pattern, expect
+from vqvae2.settings.checks import SEED, SPLIT, Checked, check_subject_pattern, expect
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Those that this process may use, which a batch system may have made fewer."""
+"""The cores that this process may use, which a batch system may have made fewer."""
 SAID = tyro.conf.arg(help_behavior_hint="")
-"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
+"""The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 COORDINATE_LETTERS = ("RL", "AP", "SI")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
+class ExtractSettings(Checked):
     """Settings of extract_slices.py."""
 
     scans: Annotated[Path | None, SAID] = None
@@ -74,19 +74,21 @@ class ExtractSettings:
     strict: bool = False
     """End at the first scan that cannot be used, with exit status 2."""
 
+    RULES = (
+        SPLIT, SEED,
+        ("planes", lambda planes: 0 < len(planes) == len(set(planes)), "axial, coronal, sagittal, each at most once",
+         "Name at least one."),
+        ("per_scan workers", lambda value: value >= 1, "at least 1", "Give a larger number."),
+        ("extent", lambda extent: 0 <= extent[0] < extent[1] <= 1, "two fractions, 0 <= LOW < HIGH <= 1",
+         "The default is 0.3 0.8."),
+        ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "The default is 256."),
+        ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."),
+        ("volume", lambda volume: volume >= 0, "0 or more", "0 is the first volume."),
+        ("suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name",
+         "For example T2w."))
+
     def __post_init__(self) -> None:
-        low, high = self.extent
-        expect(0 < len(self.planes) == len(set(self.planes)), "--planes", "axial, coronal, sagittal, each at most once",
-               " ".join(self.planes) or "none", "Name at least one.")
-        expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "Give a larger number.")
-        expect(0 <= low < high <= 1, "--extent", "two fractions, 0 <= LOW < HIGH <= 1", f"{low} {high}",
-               "The default is 0.3 0.8.")
-        expect(8 <= self.size <= 4096, "--size", "8 to 4096 pixels", self.size, "The default is 256.")
-        expect(1 <= self.field_of_view <= 1000, "--field-of-view", "1 to 1000 mm", self.field_of_view,
-               "A head fits into the default of 224.")
-        check_split(self.split)
-        check_seed(self.seed)
-        expect(self.workers >= 1, "--workers", "at least 1", self.workers, "Give a larger number.")
+        super().__post_init__()
         if self.assume_orientation is not None:
             letters = self.assume_orientation.upper()
             axes = sorted(next((i for i, pair in enumerate(COORDINATE_LETTERS) if letter in pair), -1)
@@ -94,21 +96,16 @@ class ExtractSettings:
             expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
                    self.assume_orientation, "For example RAS, LAS or ASL.")
             object.__setattr__(self, "assume_orientation", letters)
-        expect(self.volume is None or self.volume >= 0, "--volume", "0 or more", self.volume, "0 is the first volume.")
-        expect(all(re.search(r"\w", suffix) for suffix in self.suffix), "--suffix", "the end of a name",
-               " ".join(map(repr, self.suffix)), "For example T2w.")
         check_subject_pattern(self.subject_pattern)
         expect(self.subject_column is None or self.covariates is not None, "--subject-column", "--covariates beside it",
                f"--subject-column {self.subject_column} alone", "Give --covariates FILE too.")
         expect(not (self.merge and self.shard), "--merge", "no --shard beside it", f"--shard {self.shard}",
                "The parts are known from --out.")
         _ = self.part
-        if self.covariates is not None:
-            object.__setattr__(self, "covariates", Path(os.path.expanduser(self.covariates)))
 
     @property
     def part(self) -> tuple[int, int]:
-        """The part of the work that this run does, (I, N) with 1 <= I <= N; (1, 1) is all work."""
+        """Return the part of the work that this run does, (I, N) with 1 <= I <= N; (1, 1) is all of the work."""
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
         number, parts = map(int, found.groups()) if found else (0, 0)
         expect(0 <= number <= parts > 0, "--shard", "I/N with I from 1 to N (or from 0 to N-1)", self.shard,

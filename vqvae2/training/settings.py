@@ -11,7 +11,6 @@ from vqvae2.images.settings import AugmentationSettings, DataSettings
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.runs.settings import PresetSettings, RunSettings
-from vqvae2.settings.checks import expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +40,7 @@ class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
     clip: float = 1.0
     """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("copies", "weight_decay"):
-            expect(getattr(self, name) >= 0, flag(name), "0 or more", getattr(self, name), "See --help for defaults.")
-        expect(0 <= self.condition_dropout < 1, "--condition-dropout", "0 <= SHARE < 1", self.condition_dropout,
-               "The default is 0.1.")
-        expect(0 <= self.ema < 1, "--ema", "0 <= DECAY < 1", self.ema, "The default is 0.999.")
+    RULES = (
+        ("copies weight_decay", lambda value: value >= 0, "0 or more", "See --help for defaults."),
+        ("condition_dropout", lambda share: 0 <= share < 1, "0 <= SHARE < 1", "The default is 0.1."),
+        ("ema", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.999."))

@@ -1,4 +1,4 @@
-"""Command line of vqvae2 tune -> a frozen dataclass, and what may be searched: ranges and choices of settings."""
+"""Nothing -> the settings of vqvae2 tune, and what may be searched: ranges and choices of settings."""
 
 from __future__ import annotations
 
@@ -87,13 +87,12 @@ class TuneSettings(TrainVqvae):
     pictures_every: int = 1000
     """Epochs between a trial's pictures; its last epoch is pictured in any case."""
 
+    RULES = (
+        ("trials workers unpruned", lambda value: value >= 1, "at least 1", "See --help for defaults."),
+        ("bits_per_pixel", lambda bits: bits > 0, "a positive number", "The default is 0.75."))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("trials", 1), ("workers", 1), ("unpruned", 1)):
-            value = getattr(self, name)
-            expect(value >= least, flag(name), f"at least {least}", value, "See --help for defaults.")
-        expect(self.bits_per_pixel > 0, "--bits-per-pixel", "a positive number", self.bits_per_pixel,
-               "The default is 0.75.")
         space_of(self)
 
 
