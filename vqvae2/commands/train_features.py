@@ -13,7 +13,7 @@ harms.csv shows what the network notices: MMD and Fréchet distance of validatio
 
 import dataclasses
 
-from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.evaluation.feature_training import FeatureTrainer
 from vqvae2.settings.parsing import parse, path_from_environment
 

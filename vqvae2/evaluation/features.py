@@ -1,15 +1,15 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
-The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects, and
-one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its features
-alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the picture on
-32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it shows; and
-since both layers are linear, what they read lies open to a kernel or a Gaussian.
+The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects,
+and one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its
+features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the
+picture on 32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it
+shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
 
 Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
 every direction, so that the scale of a kernel means something, and no direction counts more than another. Pictures of
 another study, or of 64² pixels, which look soft to the network, lie far from that mean: a report whitens anew, by the
-training slices of the models that it judges (`sample_figures.judge`).
+training slices of the models that it judges (`distances.judge`).
 
 NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger ones are averaged over areas, smaller
 ones interpolated, and a picture that is not square is made so. Features of sets of one size can be compared.
@@ -36,10 +36,10 @@ from torch.nn import functional
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.runs import weights
-from vqvae2.settings.checks import expect
+from vqvae2.settings.checks import expect, flag
 from vqvae2.settings.parsing import from_dict
+from vqvae2.training.settings import TrainingSettings
 
 KIND = "features"
 SIDE, SMALL_SIDE, SMALLEST = 128, 32, 32
@@ -54,6 +54,31 @@ TRIED = (64, 128, 256, 299)
 """Sides of the images with which a network of others is tried: some take one size only."""
 LEAST_VARIANCE = 1e-3
 """Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(TrainingSettings):
+    """Settings of vqvae2 train-features."""
+
+    dims: int = 32
+    """Features of an image. A Fréchet distance needs more unseen images, of many subjects, than features."""
+    channels: int = 32
+    """Width of the first convolution, a multiple of 4; the others are twice as wide."""
+    redraw: float = 3.0
+    """Weight of the small picture that is to be redrawn from the features, beside the harm that they are to tell."""
+    harm: float = 0.25
+    """Share of the training pictures that each kind of harm is done to; several may come together."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(2 <= self.dims <= 2048, "--dims", "2 to 2048", self.dims, "The default is 32.")
+        expect(self.channels >= 4 and self.channels % 4 == 0, "--channels", "a multiple of 4", self.channels,
+               "The default is 32.")
+        expect(self.redraw >= 0, flag("redraw"), "0 or more", self.redraw, "The default is 3.")
+        expect(0 < self.harm <= 1, flag("harm"), "0 < SHARE <= 1", self.harm, "The default is 0.25.")
 
 
 class Made(NamedTuple):

@@ -1,4 +1,4 @@
-"""Command line of predict.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Command line of predict.py -> a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Annotated
 import tyro
 
 from vqvae2.settings.checks import expect
-from vqvae2.slices.settings import ExtractSettings, Plane
+from vqvae2.slices.settings import SAID, ExtractSettings, Plane
 
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
 """What a model's config may say of how its slices were cut; the flags beat it, extract_slices.py's defaults follow."""
 
