@@ -43,14 +43,14 @@ REACH = 1 / 16
 PERCENTILE = 1
 PICTURED = 5
 MOST_UNSEEN = 1000
-"""Of more unseen slices so many are chosen evenly."""
+"""If there are more unseen slices, this many are chosen evenly."""
 CYCLES = 12, 24
-"""What the first and the second bound know: so many cycles over the padded picture. On slices of 128² the first leaves
-some 200 of 4,080 pairs, the second some 30."""
+"""The first and the second bound know the frequencies up to so many cycles over the padded picture. On slices of 128²
+the first leaves some 200 of 4,080 pairs, the second some 30."""
 FIRST, CHUNK = 16, 32
 """Pairs whose exact distance is computed at a time: the most promising, then the others."""
 SLACK = 1e-5
-"""What float32 may get wrong in a squared distance, as a share of both images' energy; 3e-7 was measured at most."""
+"""Largest error of a squared distance in float32, as a share of both images' energy; 3e-7 was measured at most."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def picture(pairs: Sequence[Pair]) -> Image.Image:
 
 
 class CopiesJudge(Judge):
-    """How far samples are from their nearest training slice, in pixels and in features."""
+    """The distance of each sample to its nearest training slice, in pixels and in features."""
 
     name = "samples.memorisation"
     columns = ("distance to the nearest training slice", "median", "median of unseen slices",
@@ -353,7 +353,7 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def _overlap(shape: tuple[int, ...], down: int, right: int) -> tuple[tuple, tuple]:
-    """What an image covers after a move, and what of it does."""
+    """The place that an image covers after a move, and the part of the image that lies there."""
     to, origin = [...], [...]
     for side, step in zip(shape[-2:], (down, right)):
         to.append(slice(max(step, 0), side + min(step, 0)))

@@ -18,7 +18,6 @@ A network of others serves as well, as a TorchScript file: Inception as NVIDIA p
 distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns `[n, dims]`.
 """
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -82,7 +81,7 @@ class FeatureSettings(TrainingSettings):
 
 
 class Made(NamedTuple):
-    """What the network makes of n pictures."""
+    """The answers of the network to n pictures."""
 
     features: torch.Tensor
     """`[n, dims]`, not whitened."""
@@ -114,7 +113,7 @@ class FeatureNet(nn.Module):
         self.gather = nn.Linear(sum(widths[:-1]) + 16 * widths[-1], settings.dims)
         self.tell = nn.Linear(settings.dims, len(HARMS))
         self.redraw = nn.Linear(settings.dims, SMALL_SIDE**2)
-        # Of the features of the training pictures: set by the trainer, used by `extractor_of`.
+        # Of the features of the training pictures: set by the trainer, used by `load_extractor`.
         self.register_buffer("mean", torch.zeros(settings.dims))
         self.register_buffer("covariance", torch.eye(settings.dims))
 
@@ -156,9 +155,9 @@ class Extractor:
     embed: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
     """uint8 `[n, channels, height, width]` on the CPU -> `[n, dims]`."""
     is_own: bool = False
-    """Whether it is a network of this project, whose features may be made white; those of others stay as they are."""
+    """True for a network of this project, whose features may be made white; other features stay as they are."""
     config: dict = field(default_factory=dict, repr=False)
-    """What a network of this project was trained with and on; {} of others, whose images are not known."""
+    """Settings and training images of a network of this project; {} for other networks, whose images are not known."""
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
@@ -297,18 +296,6 @@ def whitening(covariance: np.ndarray) -> np.ndarray:
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
-def extractor_of(model: FeatureNet, name: str, weights_hash: str, device: torch.device) -> Extractor:
-    """Return the extractor of a network of this project, in eval mode and on `device`."""
-    mean = model.mean.double().cpu()
-    white = torch.from_numpy(whitening(model.covariance.double().cpu().numpy()))
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        seen = as_seen(images.cpu().float() / 255)
-        return (model(seen.to(device)).features.cpu().double() - mean) @ white
-
-    return Extractor(name, weights_hash, len(mean), embed, is_own=True)
-
-
 def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
     tensors, config = weights.load_weights(folder / weights.WEIGHTS)
     expect(config.get("kind") == KIND, f"--features {spec}", "a feature network", f"a {config.get('kind')} in {folder}",
@@ -319,8 +306,15 @@ def _own(folder: Path, spec: str, device: torch.device) -> Extractor:
     except RuntimeError as error:
         raise UserError(f"--features {spec}: expected weights that this version of the code reads, found others "
                         f"({' '.join(str(error).split())[:150]}). Train the network again.") from None
-    made = extractor_of(model.to(device).eval(), folder.name, weights.weights_hash(tensors), device)
-    return dataclasses.replace(made, config=config)
+    model = model.eval()
+    mean, white = model.mean.double(), torch.from_numpy(whitening(model.covariance.double().numpy()))
+    model.to(device)
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        seen = as_seen(images.cpu().float() / 255)
+        return (model(seen.to(device)).features.cpu().double() - mean) @ white
+
+    return Extractor(folder.name, weights.weights_hash(tensors), len(mean), embed, is_own=True, config=config)
 
 
 def _torch_script(path: Path, device: torch.device) -> Extractor:
@@ -352,7 +346,7 @@ def _torch_script(path: Path, device: torch.device) -> Extractor:
 
 
 def _first_that_works(embed: Callable[[torch.Tensor], torch.Tensor], tried: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What `embed` makes of the first images that it takes; the error of the first if it takes none."""
+    """Return the features of the first images that `embed` takes; raise the error of the first if it takes none."""
     for images in tried:
         with suppress(RuntimeError, torch.jit.Error):
             return embed(images)

@@ -29,7 +29,7 @@ from vqvae2.slices.settings import ExtractSettings
 WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
 SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
                                                       "colours made grey")
-"""How the words begin that say what was done to an image."""
+"""The descriptions of a change begin with these words."""
 MOST_SAID = 8
 
 
@@ -41,7 +41,7 @@ class Source:
     scan: Scan | None
     """None for a picture."""
     named: bool
-    """By the user, and not found in a folder: then it must be readable."""
+    """True if the user named the file, which must then be readable; False if it was found in a folder."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class InputImage:
     source: str
     """The file that it comes from, as the user would write it."""
     file_name: str
-    """Of a picture its path; of a slice its scan's path and the name that extract_slices.py gives it."""
+    """The path of a picture; the path of a scan and the name that extract_slices.py gives the slice."""
     pixels: np.ndarray = field(repr=False)
     """uint8 or uint16 `[channels, height, width]`."""
     changes: tuple[str, ...]
-    """What was done to it, none for one that fitted."""
+    """The changes that were made; none where the image fitted."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Of a slice: subject, plane, index, position_mm."""
+    """Subject, plane, index and position_mm of a slice; {} for a picture."""
 
 
 def find_sources(settings: PredictSettings) -> list[Source]:

@@ -38,7 +38,7 @@ class Evaluation:
     code_maps: CodeMaps
     """Codes of the split's images, int64 `[n, height, width]` for each level."""
     reconstructions: torch.Tensor
-    """What the codes alone give back, uint8 `[n, channels, height, width]`, on the CPU."""
+    """The images that the codes alone give back, uint8 `[n, channels, height, width]`, on the CPU."""
     trained: ImageSet
     """Those images of the train split that the models were really trained on; empty where that was not read."""
     extractor: Extractor | None
@@ -46,7 +46,7 @@ class Evaluation:
     samples: torch.Tensor | None
     """uint8 `[samples, channels, height, width]`; None where samples are not judged."""
     metrics: dict
-    """What metrics.json will hold: the figures of all judges that have been asked so far."""
+    """The content of metrics.json so far: the figures of all judges that have been asked so far."""
 
     @property
     def out(self) -> Path:
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def has_all_priors(self) -> bool:
-        """Whether each level of the VQ-VAE has a prior."""
+        """True if each level of the VQ-VAE has a prior."""
         return set(self.priors) == set(self.vqvae.model.levels)
 
     @cached_property

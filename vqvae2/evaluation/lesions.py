@@ -54,16 +54,16 @@ SMALLEST_PIXELS = 6
 RADII = (0.04, 0.08)
 """Half axes of a blob, as shares of the root of the brain's area: 6 to 11 mm in an adult's."""
 STRENGTHS = (0.5, 0.9)
-"""By how much of the way a blob's centre is drawn to white or black."""
+"""Share of the way to white or black by which the centre of a blob is changed."""
 TISSUE = {"bright": (0.0, 0.7), "dark": (0.5, 1.0)}
 """Local mean intensities in which a blob shows."""
 DEEP, SMALLEST_VENTRICLE, MOST_OFF_CENTRE = 0.3, 0.008, 0.2
-"""How deep a ventricle lies, as a share of the brain's largest depth; its least share of the brain's area; the longest
+"""Least depth of a ventricle, as a share of the brain's largest depth; its least share of the brain's area; the longest
 way from the brain's middle to its own, as a share of the root of the brain's area."""
 SMOOTHING = 1 / 32
 """Standard deviation of the smoothing, as a share of the image's width: 7 mm at a field of view of 224 mm."""
 MOST_IMAGES = 300
-"""More are not needed, and their scores would fill the memory. They are chosen evenly."""
+"""The scores of more images would fill the memory. The images are chosen evenly."""
 PICTURED = 3
 SCORES = ("likelihood", "intensity", "reconstruction_error")
 LIKELIHOOD, ERROR = "bits_per_pixel_both_ways_smoothed", "absolute"
@@ -97,7 +97,7 @@ class Scored:
 
 
 class LesionsJudge(Judge):
-    """How well the NLL of the codes finds synthetic lesions, beside a threshold and the reconstruction error."""
+    """AUROC of the NLL of the codes for synthetic lesions, beside a threshold and the reconstruction error."""
 
     name = "lesions"
     columns = ("lesions", "images", *(name.replace("_", " ") for name in SCORES))
@@ -341,6 +341,6 @@ def _depth(brain: np.ndarray) -> np.ndarray:
 
 
 def _from(place: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How far each pixel lies below and to the right of a place."""
+    """The distances by which each pixel lies below and to the right of a place."""
     rows, columns = np.indices(shape, dtype=np.float64)
     return rows - place[0], columns - place[1]

@@ -221,7 +221,7 @@ def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
 
 
 def _slices_said(given: Sequence[InputImage], recorded: dict, settings: PredictSettings) -> dict | None:
-    """How slices were cut out of scans, and who says so; None where there was no scan."""
+    """Return how slices were cut out of scans, and where that was said; None where there was no scan."""
     if not any(one.facts for one in given):
         return None
     cutting = as_dict(settings.cutting(recorded, max(given[0].pixels.shape[1:])))

@@ -20,7 +20,7 @@ REFERENCES = {"context_model_bits": "context", "histogram_bits": "histogram",
               "position_histogram_bits": "position_histogram"}
 """Keys of the models that only count: in metrics.json, and in `context_model_bits`."""
 NAMES = {"neighbours": "context_model_bits", "place": "position_histogram_bits", "frequency": "histogram_bits"}
-"""What these models are called in text."""
+"""The names of these models in text, and their keys in metrics.json."""
 PICTURED = 8
 BOUND = "upper bound on the code length of the decoded image"
 

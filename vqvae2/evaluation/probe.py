@@ -43,7 +43,7 @@ from vqvae2.models.code_maps import CodeMaps
 
 FOLDS = 4
 FLOOR, CEILING = 8, 247
-"""Of 255: what is darker counts as black, what is brighter as white."""
+"""Darker pixels count as black, brighter ones as white, on the range 0…255."""
 WIDTHS = (16, 24, 32, 48, 64)
 DETAIL = 4.0
 STEPS, BATCH = 160, 32
@@ -154,7 +154,7 @@ def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, ba
 
 
 class ProbeJudge(Judge):
-    """How well a small classifier tells samples from real slices, and from reconstructions."""
+    """AUROC of a small classifier that is to tell samples from real slices, and from reconstructions."""
 
     name = "samples.probe"
     columns = ("what is told from what", "AUROC")

@@ -56,11 +56,11 @@ DRAWN = ("psnr", "ssim", "brain_ssim")
 AT_A_TIME = 16
 """Images whose figures are taken together: more need longer, since they do not fit into the processor's cache."""
 POINTS = {"raw": "codes as they are", "context": "neighbours model", "prior": "priors"}
-"""How the codes are written down, in the words of figures and tables."""
+"""The ways in which codes are written down, in the words of figures and tables."""
 MARKERS = {"raw": "s", "context": "^", "prior": "o"}
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
 MOST_IMAGES = 240
-"""More are not needed, and each is coded seventy times."""
+"""More images are not needed, and each is coded seventy times."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Codec:
 
     name: str
     feature: str
-    """What Pillow calls the library, for its version and for whether it is there."""
+    """Pillow's name of the library, for its version and for whether it is there."""
     options: tuple[tuple[float, dict], ...]
     """(quality, or bits per pixel asked for; arguments of Image.save)."""
     colour: str

@@ -65,7 +65,7 @@ class ReconstructionJudge(Judge):
 
 
 class CodesJudge(Judge):
-    """How many codes of each level are in use, how evenly, and what the level does for the picture."""
+    """Number of codes of each level in use, their perplexity, and the SSIM that depends on the level."""
 
     name = "codes"
     columns = ("level", "used", "perplexity", "shuffle drop (SSIM)")

@@ -85,10 +85,10 @@ def load(settings: EvaluateSettings) -> Evaluation:
     Raises: as `evaluate`.
     """
     vqvae, priors = _models(settings)
-    trained = from_dict(DataSettings, vqvae.config["settings"])
-    trained = dataclasses.replace(trained, data=settings.data or trained.data)
+    read_as = from_dict(DataSettings, vqvae.config["settings"])
+    read_as = dataclasses.replace(read_as, data=settings.data or read_as.data)
     needs_training = settings.top or settings.sampled or settings.rates
-    data = load_images(trained, tuple({settings.split, "train"} if needs_training else {settings.split}))
+    data = load_images(read_as, tuple({settings.split, "train"} if needs_training else {settings.split}))
     split, expected = data.splits[settings.split], tuple(vqvae.config["image_shape"])
     if len(split) == 0:
         raise UserError(f"--split {settings.split}: expected at least 1 image, found 0 in {data.folder}. "
@@ -99,26 +99,26 @@ def load(settings: EvaluateSettings) -> Evaluation:
     configs = {flag: weights.load_weights(folder / weights.WEIGHTS)[1] for flag, folder in _folders(settings).items()}
     seen = leaks.seen_in_training(configs.values(), split)
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
-    warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=trained.allow_leak)]
-    extractor, samples, own = None, None, ImageSet((), split.pixels[:0])
+    warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]
+    extractor, samples, trained = None, None, ImageSet((), split.pixels[:0])
     if settings.sampled or (set(priors) == set(vqvae.model.levels) and settings.samples):
         extractor = _extractor(settings, data.shape, warnings)
     if extractor:
         train = data.splits["train"]
-        own = leaks.trained_on(configs.values(), train)
-        if len(own) < len(train):
-            warnings.append(f"{len(train) - len(own)} of {len(train)} images of the train split were not trained on: "
-                            + ("copies are looked for among the others alone." if len(own) else
-                               "no copies are looked for."))
+        trained = leaks.trained_on(configs.values(), train)
+        if len(trained) < len(train):
+            warnings.append(f"{len(train) - len(trained)} of {len(train)} images of the train split were not trained "
+                            "on: " + ("copies are looked for among the others alone." if len(trained) else
+                                      "no copies are looked for."))
         if extractor.config:
             warnings += leaks.check(leaks.seen_in_training([extractor.config], split), split, settings.split,
-                                    ["--features"], allowed=trained.allow_leak)
+                                    ["--features"], allowed=read_as.allow_leak)
         samples = read(settings.sampled, data.shape) if settings.sampled else draw(
             settings, vqvae, priors, train)
     with tqdm(total=len(split), desc="encoding", unit="image", leave=False) as bar:
         maps, made = encoding.reconstruct(vqvae.model, split, settings.batch, bar.update)
     shape, sizes = split.pixels.shape[2:], [tuple(codes.shape[1:]) for codes in maps.levels.values()]
-    return Evaluation(settings, vqvae, priors, data, maps, made, own, extractor, samples, {
+    return Evaluation(settings, vqvae, priors, data, maps, made, trained, extractor, samples, {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": data.folder.name, "shared_subjects": shared},
         "split": settings.split, "subjects": len(set(split.subjects)), "subjects_known": data.subjects_known,
         "images": len(split), "seen_in_training": seen, "warnings": warnings, "reconstruction": None, "codes": None,

@@ -72,7 +72,7 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 class SamplesJudge(Judge):
-    """How like slices of unseen people the samples are, and how varied, beside what real slices reach (`distances`)."""
+    """Likeness of samples to unseen slices, and their variety, beside those of real slices (`distances`)."""
 
     name = "samples"
     columns = ("figure", "samples", "reconstructions of training slices", "real slices")
@@ -81,7 +81,11 @@ class SamplesJudge(Judge):
         """Return the figures of the samples, and `reconstructions`: what samples of perfect priors would reach."""
         drawn, training, codes = evaluation.samples, evaluation.data.splits["train"], evaluation.training_codes
         beside = evaluation.images, training, evaluation.extractor, evaluation.settings.seed
-        report = {"source": _source(evaluation.settings), **distances.judge(drawn, *beside), "reconstructions": None,
+        settings = evaluation.settings
+        source = {"folder": settings.sampled.name} if settings.sampled else {
+            **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
+            "told": "what the manifest says of training images"}
+        report = {"source": source, **distances.judge(drawn, *beside), "reconstructions": None,
                   "memorisation": None, "probe": None}
         if codes is not None:
             items = evenly(len(training), len(drawn))
@@ -107,13 +111,6 @@ class SamplesJudge(Judge):
         title = "Samples" if settings.sampled else f"{len(shown)} samples, the first of seed {settings.seed}"
         grid = pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title)
         pictures.save_picture(grid, evaluation.out / "samples.png")
-
-
-def _source(settings: EvaluateSettings) -> dict:
-    if settings.sampled:
-        return {"folder": settings.sampled.name}
-    return {name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")} | {
-        "told": "what the manifest says of training images"}
 
 
 def _facts(prior: Prior, training: ImageSet, settings: EvaluateSettings) -> torch.Tensor:

@@ -39,8 +39,8 @@ from vqvae2.priors.pixel_cnn import Prior
 INDEX = "index.csv"
 BIT_DIGITS = 6
 BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
-"""What gets the brightest colour, so that pictures can be compared. A blind guess among 512 codes costs 9 bits; at the
-default grids, 0.7 per pixel."""
+"""The values that get the brightest colour: pictures can be compared. A blind guess among 512 codes costs
+9 bits; at the default grids, 0.7 per pixel."""
 
 
 @torch.no_grad()

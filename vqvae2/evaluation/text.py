@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from vqvae2.evaluation.report import JUDGES, figures_of
+from vqvae2.evaluation import report as reports
 
 
 def headline(report: dict) -> list[tuple[str, str]]:
@@ -12,15 +12,15 @@ def headline(report: dict) -> list[tuple[str, str]]:
     rows = [("warning", warning) for warning in report["warnings"]]
     rows.append(("images", f"{report['images']} of {report['subjects']} subjects, split {report['split']}; "
                            f"{seen['images']} of them and {seen['subjects']} subjects seen in training"))
-    for judge, _ in JUDGES:
-        if figures := figures_of(report, judge.name):
+    for judge, _ in reports.JUDGES:
+        if figures := reports.figures_of(report, judge.name):
             rows += judge.rows(figures, report)
     return rows
 
 
 def tables(report: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Return the table of each judge by the last part of its name, (columns, rows) each; no rows without figures."""
-    found = {judge: figures_of(report, judge.name) for judge, _ in JUDGES if judge.columns}
+    found = {judge: reports.figures_of(report, judge.name) for judge, _ in reports.JUDGES if judge.columns}
     return {judge.name.rpartition(".")[2]: (judge.columns, judge.table(figures, report) if figures else [])
             for judge, figures in found.items()}
 

@@ -26,7 +26,7 @@ from vqvae2.common import random_numbers
 
 CONCENTRATIONS = 4.0 ** np.arange(-3, 9)
 STEPS = ("both", "side", "neighbour", "all", "even")
-"""What one code may need a random number for, each its own."""
+"""Each of these choices for a code has its own random number."""
 
 
 def context_model_bits(train_codes: np.ndarray, test_codes: np.ndarray, size: int) -> dict[str, float]:
@@ -161,7 +161,7 @@ def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:
 
 
 def _occurrences(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often each of `wanted` stands in `among`: int64, as `wanted`."""
+    """Return how often each of `wanted` stands in `among`: int64, as `wanted`."""
     values, counts = np.unique(among, return_counts=True)
     nearest = np.searchsorted(values, wanted).clip(max=len(values) - 1)
     return np.where(values[nearest] == wanted, counts[nearest], 0)
