@@ -73,10 +73,8 @@ def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], f
 def pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """Return float32 `[n, levels, height, width]`: each level's maps `[n, height, width]`, a code's value in all pixels
     of its cell; `size` is the images' height and width, which the code maps' divide."""
-    def enlarged(one: torch.Tensor) -> torch.Tensor:
-        return one.repeat_interleave(size[0] // one.shape[1], 1).repeat_interleave(size[1] // one.shape[2], 2)
-
-    return torch.stack([enlarged(one.float()) for one in by_level.values()], 1)
+    return torch.stack([codes.float().repeat_interleave(size[0] // codes.shape[1], 1)
+                        .repeat_interleave(size[1] // codes.shape[2], 2) for codes in by_level.values()], 1)
 
 
 def bits_per_pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
