@@ -30,7 +30,7 @@ from vqvae2 import __version__
 from vqvae2.commands.steps import Step, run_steps
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, run_script
-from vqvae2.evaluation import likelihood, map_pictures
+from vqvae2.evaluation import surprise
 from vqvae2.evaluation import text as report_text
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
@@ -173,14 +173,14 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
                                         distributed.pick_device())
     split = ImageSet(tuple(ImageFile(path.name, "test", path.name, "") for path in paths), real.numpy())
     maps, made = encoding.reconstruct(vqvae.model, split, len(paths))
-    bits = likelihood.code_bits(priors, maps.levels, [{}] * len(paths), len(paths))
-    unusual = likelihood.bits_per_pixel_maps(bits, real.shape[2:])
+    bits = surprise.code_bits(priors, maps.levels, [{}] * len(paths), len(paths))
+    unusual = surprise.bits_per_pixel_maps(bits, real.shape[2:])
     masked = real.clone()
     masked[..., size // 2:] = 0
     completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
     new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
     return pictures.strip([("real, unseen", real), ("reconstruction", made),
-                        ("unusual, bits", pictures.Scaled(unusual, map_pictures.BITS_PER_PIXEL)),
+                        ("unusual, bits", pictures.Scaled(unusual, surprise.BITS_PER_PIXEL)),
                         ("half hidden", masked), ("completed", completed), ("new", new)])
 
 

@@ -207,9 +207,9 @@ def test_the_report_fits_json_and_a_table_and_the_pairs_a_picture(training, unse
     features = tuple(np.random.default_rng(0).normal(size=(n, 3)) for n in (6, len(unseen), len(training)))
     report, pairs = copies.judge(drawn, unseen, training, features, seed=0)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert [row[0] for row in copies.rows(report)] == ["samples, pixels (RMS, images 0…1)",
+    assert [row[0] for row in copies.CopiesJudge().table(report, {})] == ["samples, pixels (RMS, images 0…1)",
                                                                   "samples, features (Euclidean)"]
-    assert all("%" in row[-1] and len(row) == 5 for row in copies.rows(report))
+    assert all("%" in row[-1] and len(row) == 5 for row in copies.CopiesJudge().table(report, {}))
     assert len(pairs) == copies.PICTURED
     picture = copies.picture(pairs)
     assert picture.width > 5 * 128
@@ -229,4 +229,4 @@ def test_reconstructions_are_judged_beside_the_samples(training, unseen):
         assert beside["reconstructions"]["pixels"][name] == alone["pixels"][name], name
     # No interval: they are slices of the people who make the threshold.
     assert beside["reconstructions"]["pixels"]["ci_high"] is None
-    assert [row[0].split(",")[0] for row in copies.rows(beside)] == ["samples", "reconstructions"]
+    assert [row[0].split(",")[0] for row in copies.CopiesJudge().table(beside, {})] == ["samples", "reconstructions"]

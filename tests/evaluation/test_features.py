@@ -13,13 +13,12 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation import distances as sample_figures
-from vqvae2.evaluation import features
-from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation import distances, features
 from vqvae2.evaluation.features import (
     HARMS,
     Extractor,
     FeatureNet,
+    FeatureSettings,
     as_seen,
     harmed,
     harmed_alike,
@@ -30,7 +29,7 @@ from vqvae2.runs import weights
 from vqvae2.runs.weights import load_weights, weights_hash
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "pretrained" / "features"
+SHIPPED = features.SHIPPED
 SLICES = ROOT / "data" / "slices-128-60"
 CPU = torch.device("cpu")
 SETTINGS = FeatureSettings(savename="net", epochs=1, batch=1, dims=5, channels=4)
@@ -174,7 +173,7 @@ class TestShipped:
         with (SLICES / "manifest.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "validate"][::12]
         images = torch.from_numpy(np.stack([np.asarray(Image.open(SLICES / row["image"])) for row in rows]))[:, None]
-        table = sample_figures.harm_figures(shipped, images, [row["subject"] for row in rows], 0, (0.25, 0.5, 1.0))
+        table = distances.harm_figures(shipped, images, [row["subject"] for row in rows], 0, (0.25, 0.5, 1.0))
         floor = table[0]["mmd"]
         for kind in HARMS:
             values = [row["mmd"] for row in table if row["harm"] == kind]
@@ -270,12 +269,9 @@ class TestOwnRuns:
             with pytest.raises(UserError, match=f"--features net: {found}"):
                 load_extractor("net", CPU)
 
-    def test_a_missing_run_and_a_missing_shipped_network_are_said(self, apart, monkeypatch):
+    def test_a_missing_run_is_said(self, apart):
         with pytest.raises(UserError, match=r"--features nothing: expected a folder .*, found no run at all"):
             load_extractor("nothing", CPU)
-        monkeypatch.setattr(features, "SHIPPED", (Path("here"), Path("there")))
-        with pytest.raises(UserError, match=r"--features: expected the feature network in here, found none\. Get it"):
-            load_extractor(None, CPU)
 
     def test_features_that_are_no_numbers_are_refused(self):
         broken = Extractor("net", "", 2, lambda images: torch.full((len(images), 2), torch.nan))

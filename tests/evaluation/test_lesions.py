@@ -9,7 +9,8 @@ import torch
 from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
-from vqvae2.evaluation import anomalies, lesions
+from vqvae2.common import statistics
+from vqvae2.evaluation import lesions
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.models import autoencoder
@@ -37,7 +38,7 @@ def scored(scores, masks, brain, subjects):
     """A `Scored` of these scores; its images are black."""
     files = tuple(ImageFile(f"{number}.png", "test", subject, "") for number, subject in enumerate(subjects))
     pixels = np.zeros((len(files), 1, *masks.shape[1:]), np.uint8)
-    return anomalies.Scored(torch.from_numpy(pixels), ImageSet(files, pixels), masks, brain, scores)
+    return lesions.Scored(torch.from_numpy(pixels), ImageSet(files, pixels), masks, brain, scores)
 
 
 @pytest.mark.parametrize("kind", lesions.KINDS)
@@ -106,17 +107,24 @@ def test_the_ventricle_is_the_dark_space_in_the_middle_and_not_one_at_the_edge()
     assert not found[:16].any()
 
 
+def auroc_of(scores, masks, brain, subjects, **more):
+    """AUROC of all pixels of the brain, those in the masks against the others, by subject."""
+    inside, outside = ([np.concatenate([scores[i][brain[i] & (masks[i] == wanted)] for i, one in enumerate(subjects)
+                                        if one == subject]) for subject in range(max(subjects) + 1)]
+                       for wanted in (True, False))
+    return statistics.auroc(inside, outside, **{"seed": 0} | more, same_subjects=True)
+
+
 def test_auroc_is_the_mann_whitney_statistic_with_ties_counting_half():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 6, (5, 8, 8)).astype(np.float32)
     masks, brain = rng.random((5, 8, 8)) < 0.2, rng.random((5, 8, 8)) < 0.8
     inside, outside = scores[brain & masks], scores[brain & ~masks]
     expected = mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside))
-    assert anomalies.auroc(scores, masks, brain, list("aabbc"), seed=0)["auroc"] == pytest.approx(expected)
+    assert auroc_of(scores, masks, brain, [0, 0, 1, 1, 2])["auroc"] == pytest.approx(expected)
 
 
-def test_the_interval_is_that_of_drawing_whole_subjects(monkeypatch):
-    monkeypatch.setattr(anomalies, "RESAMPLES", 40)
+def test_the_interval_is_that_of_drawing_whole_subjects():
     rng = np.random.default_rng(1)
     masks, brain = rng.random((6, 6, 6)) < 0.3, np.ones((6, 6, 6), bool)
     scores = (masks * rng.random((6, 1, 1)) + rng.random((6, 6, 6))).astype(np.float32)
@@ -126,7 +134,7 @@ def test_the_interval_is_that_of_drawing_whole_subjects(monkeypatch):
         drawn = [i for number, name in enumerate("abc") for i in np.flatnonzero(subjects == name).repeat(times[number])]
         inside, outside = scores[drawn][masks[drawn]], scores[drawn][~masks[drawn]]
         slow.append(mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
-    found = anomalies.auroc(scores, masks, brain, subjects, seed=7)
+    found = auroc_of(scores, masks, brain, [0, 0, 1, 1, 2, 2], seed=7, resamples=40)
     assert (found["ci_low"], found["ci_high"]) == pytest.approx(tuple(np.quantile(slow, (0.025, 0.975))))
     assert found["ci_low"] < found["auroc"] < found["ci_high"]
 
@@ -137,7 +145,7 @@ def test_a_score_that_is_the_mask_finds_all_and_a_baseline_has_its_best_form():
     scores = {"likelihood": {"map": masks.astype(np.float32)},
               "intensity": {"dark": -1.0 * masks, "bright": masks + rng.random((4, 6, 6))}}
     one = scored(scores, masks, brain, list("aabb"))
-    report = anomalies.judge({"bright": one, "dark": dataclasses.replace(one)}, seed=0)
+    report = lesions.judge({"bright": one, "dark": dataclasses.replace(one)}, seed=0)
     assert set(report) == {"bright", "dark", "all"}
     assert (report["bright"]["images"], report["all"]["images"], report["all"]["subjects"]) == (4, 8, 2)
     assert report["all"]["share"] == pytest.approx(masks.mean())
@@ -149,7 +157,7 @@ def test_a_score_that_is_the_mask_finds_all_and_a_baseline_has_its_best_form():
 def test_smoothing_keeps_what_is_even_and_takes_nothing_from_outside_the_brain():
     _, brain = even_head()
     maps = np.where(brain, 3.0, 1000.0)[None]
-    found = anomalies.smoothed(maps, brain[None])[0]
+    found = lesions.smoothed(maps, brain[None])[0]
     np.testing.assert_allclose(found[brain], 3.0, rtol=1e-5)
     assert (found[~brain] == 0).all()
 
@@ -167,24 +175,24 @@ def test_surprise_is_read_both_ways(chain):
     """So the mirror image's map is the map's mirror image."""
     model, priors, images = chain
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
-    found, other = (anomalies.surprise(model, priors, one, batch=4) for one in (images, mirrored))
+    found, other = (lesions.both_ways(model, priors, one, batch=4) for one in (images, mirrored))
     assert found.shape == (6, 32, 32)
     np.testing.assert_allclose(other, found[..., ::-1], rtol=1e-4, atol=1e-5)
 
 
 def test_each_score_sees_the_image_with_its_lesion_and_is_high_where_a_threshold_would_be(chain):
-    found = anomalies.score(*chain, "dark", batch=4, seed=0)
+    found = lesions.score(*chain, "dark", batch=4, seed=0)
     assert {name: len(forms) for name, forms in found.scores.items()} == {
         "likelihood": 1, "intensity": 6, "reconstruction_error": 2}
     assert all(one.shape == found.masks.shape for forms in found.scores.values() for one in forms.values())
     grey = found.images.pixels[:, 0] / 255
     np.testing.assert_allclose(found.scores["intensity"]["dark"], -grey, atol=1e-6)
     assert (np.abs(grey - found.healthy[:, 0].numpy() / 255)[found.masks] > 0.09).all()
-    assert min(anomalies.picture({"dark": found}, each=2).size) > 100
+    assert min(lesions.picture({"dark": found}, each=2).size) > 100
 
 
 def test_images_without_a_ventricle_are_left_out_and_if_all_are_there_is_nothing_to_judge():
     settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16)
     flat = ImageSet((ImageFile("a.png", "test", "a", ""),), np.full((1, 1, 32, 32), 200, np.uint8))
-    assert anomalies.score(autoencoder.Vqvae(settings).eval(), {}, flat, "ventricle", batch=4, seed=0) is None
+    assert lesions.score(autoencoder.Vqvae(settings).eval(), {}, flat, "ventricle", batch=4, seed=0) is None

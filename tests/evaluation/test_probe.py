@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
+from vqvae2.common.statistics import auroc, by_group
 from vqvae2.evaluation import probe
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
@@ -79,10 +80,14 @@ def test_the_auroc_is_the_mean_of_mann_whitney_within_folds_whatever_the_scales_
     expected = [stats.mannwhitneyu(fakes[fake_fold == fold], reals[real_fold == fold]).statistic / (20 * 30)
                 for fold in (0, 1)]
     group, subject = np.arange(40), np.arange(60) // 15
-    found = probe.auroc(fakes, reals, fake_fold, real_fold, group, subject, seed=0)
+    def of(fakes, reals):
+        return auroc(by_group(fakes, group, 40), by_group(reals, subject, 4), seed=0,
+                     comparable=fake_fold[:, None] == np.arange(4) % 2)
+
+    found = of(fakes, reals)
     assert found["auroc"] == pytest.approx(np.mean(expected))
     assert found["ci_low"] < found["auroc"] < found["ci_high"]
-    offset = probe.auroc(fakes + 100 * fake_fold, reals + 100 * real_fold, fake_fold, real_fold, group, subject, seed=0)
+    offset = of(fakes + 100 * fake_fold, reals + 100 * real_fold)
     assert offset == pytest.approx(found)
 
 
@@ -91,7 +96,7 @@ def test_the_interval_comes_from_subjects_and_fakes_drawn_anew():
     rng = np.random.default_rng(1)
     fakes, reals, subject = rng.normal(0.5, 1, 30), rng.normal(0, 1, 50) + np.repeat(rng.normal(0, 1, 5), 10), \
         np.repeat(np.arange(5), 10)
-    found = probe.auroc(fakes, reals, np.zeros(30, int), np.zeros(50, int), np.arange(30), subject, seed=0)
+    found = auroc(by_group(fakes, np.arange(30), 30), by_group(reals, subject, 5), seed=0)
     slow = []
     for _ in range(500):
         people = rng.integers(5, size=5)
@@ -174,11 +179,11 @@ def test_the_probe_counts_only_if_it_tells_the_context_models_fakes(reals, monke
     made = torch.from_numpy(reals.pixels)
     report = probe.judge_all(samples, good, made, reals, seed=0)
     assert report["counts"] is True
-    assert probe.rows(report)[0] == ("samples, real slices", "0.600 (0.100 to 0.900)")
+    assert probe.ProbeJudge().table(report, {})[0] == ("samples, real slices", "0.600 (0.100 to 0.900)")
     assert probe.judge_all(samples, weak, made, reals, seed=0)["counts"] is False
     without = probe.judge_all(samples, None, made, reals, seed=0)
     assert (without["counts"], without["context_model"]) == (False, None)
-    assert [row[1] for row in probe.rows(without)][2] == "–"
+    assert [row[1] for row in probe.ProbeJudge().table(without, {})][2] == "–"
 
 
 def test_what_the_decoder_does_to_every_image_is_set_apart(reals, few_steps):

@@ -145,7 +145,7 @@ class TestModel:
         assert report["model"]["psnr"] > 0
         assert report["model"]["ssim"] is None
         assert report["at_equal_ssim"]["webp"] == {"bits_per_pixel": None, "without_header": None}
-        assert rates.rows(report)[0][1:] == ("1.000", f"{report['model']['psnr']:.2f}", "–", "–")
+        assert rates.RatesJudge().table(report, {})[0][1:] == ("1.000", f"{report['model']['psnr']:.2f}", "–", "–")
 
     def test_reconstructions_of_another_shape_are_refused(self, split, made):
         with pytest.raises(ValueError, match=r"made: expected \[6, 1, 64, 64\] with at least 1 image, found \[5, 1, "):
@@ -192,8 +192,8 @@ class TestEqualRates:
 
 class TestShown:
     def test_the_table_has_the_model_the_codecs_at_its_rates_and_at_its_ssim(self, report):
-        table = rates.rows(report)
-        assert {len(row) for row in table} == {len(rates.COLUMNS)}
+        table = rates.RatesJudge().table(report, {})
+        assert {len(row) for row in table} == {len(rates.RatesJudge.columns)}
         assert len(table) == 3 * (1 + 3 * 2) + 3 * 2
         model = report["model"]
         assert table[0] == ("VQ-VAE, codes as they are", "0.500", f"{model['psnr']:.2f}", f"{model['ssim']:.4f}",

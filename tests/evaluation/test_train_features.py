@@ -12,9 +12,8 @@ from resuming import check_bitwise
 
 from vqvae2.commands import train_features
 from vqvae2.evaluation import features
-from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.evaluation.feature_training import FeatureTrainer
-from vqvae2.evaluation.features import HARMS, load_extractor
+from vqvae2.evaluation.features import HARMS, FeatureSettings, load_extractor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.trainer import Share

@@ -308,12 +308,6 @@ def test_an_empty_codebook_has_no_figures():
         coding.codebook_figures(torch.zeros(8, dtype=torch.int64))
 
 
-def test_blind_guessing_costs_log2_of_the_size():
-    assert coding.bits_per_code(1000 * math.log(512), 1000) == pytest.approx(9)
-    with pytest.raises(ValueError, match="found 0"):
-        coding.bits_per_code(0.0, 0)
-
-
 def test_bits_per_pixel_adds_the_bits_of_both_levels():
     assert coding.bits_per_pixel(8.0, 4.0, 1024, 4096, 65536) == pytest.approx((8192 + 16384) / 65536)
     assert coding.bits_per_pixel(8.0, 0.0, 1024, 0, 65536) == pytest.approx(0.125)

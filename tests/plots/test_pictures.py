@@ -12,7 +12,6 @@ from matplotlib import pyplot
 from PIL import Image
 
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation import map_pictures
 from vqvae2.plots import charts, curves, pictures
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
@@ -120,13 +119,7 @@ ROWS_OF_PICTURES = {
     "strip": lambda images, **more: pictures.strip([("real", images)], **more),
     "reconstructions": lambda images, **more: pictures.reconstruction_rows(images, images, captions=["a", "b"], **more),
     "completions": lambda images, **more: pictures.completion_rows([("one", images)], ["a", "b"], **more),
-    "code maps": lambda images, **more: pictures.code_map_picture(images[:, 0] // 2, 128, **more),
-    "likelihood": lambda images, **more: map_pictures.likelihood_rows(
-        images, {"top": images[:, 0] / 9}, images[:, 0] / 255, **more),
-    "likelihood of one": lambda images, **more: map_pictures.likelihood_panels(
-        images[0], {"top": images[0, 0] / 9}, images[0, 0] / 255, **more),
-    "lesions": lambda images, **more: map_pictures.lesion_rows(
-        images, images, images[:, 0] > 9, images[:, 0] / 255, images[:, 0] / 255, ["a", "b"], **more)}
+    "code maps": lambda images, **more: pictures.code_map_picture(images[:, 0] // 2, 128, **more)}
 
 
 @pytest.mark.parametrize("draw", ROWS_OF_PICTURES.values(), ids=ROWS_OF_PICTURES)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import weights
 from vqvae2.settings import presets

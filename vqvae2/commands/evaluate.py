@@ -8,7 +8,7 @@ synthetic lesions beside an intensity threshold and the reconstruction error (le
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 
 What each figure means is defined in vqvae2/metrics/similarity.py; 95 % intervals are over subjects.
-What is in the maps is defined in vqvae2/evaluation/map_files.py, lesions and scores in vqvae2/evaluation/anomalies.py.
+What is in the maps is defined in vqvae2/evaluation/surprise.py, lesions and scores in vqvae2/evaluation/lesions.py.
 """
 
 from vqvae2.evaluation import report as reports

@@ -7,14 +7,14 @@ One machine with 8 GPUs:
         --dataset oasis --batch 4 --epochs 20 --savename features
 
 Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
-the one in vqvae2/evaluation/network judges. The same command goes on where a run was stopped. --batch is for each process.
-harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
+the one in vqvae2/evaluation/network judges. The same command goes on where a run was stopped. --batch is for each
+process. harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
 """
 
 import dataclasses
 
-from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.evaluation.feature_training import FeatureTrainer
+from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.settings.parsing import parse, path_from_environment
 
 

@@ -1,19 +1,25 @@
-"""Numbers of some images or subjects -> what a report says of them."""
+"""Numbers of some images or subjects -> means, intervals, AUROC, and how a report writes a number.
 
-from collections.abc import Sequence
+1. Efron, Tibshirani 1993, An introduction to the bootstrap.
+2. Hanley, McNeil 1982, The meaning and use of the area under a receiver operating characteristic curve.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+RESAMPLES = 1000
 
-def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resamples: int = 1000) -> dict:
+
+def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resamples: int = RESAMPLES) -> dict:
     """Return mean, min, max, q05, median, q95, and the mean's 95 % interval ci_low, ci_high, in the values' unit.
 
     Args:
         values: `[n]`, one per image; nan values are left out. All figures are None if nothing is left.
         subjects: whose image each is. Images of one subject resemble each other, so that the interval comes from
             drawing whole subjects with replacement and taking the mean over their images (percentile bootstrap,
-            reference 3, chapter 13). One subject gives an interval of no width.
+            reference 1, chapter 13). One subject gives an interval of no width.
         seed: of the draws; the order of the images changes nothing.
     Raises: ValueError if `values` and `subjects` differ in length.
     """
@@ -26,10 +32,88 @@ def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resample
         return dict.fromkeys(("mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"))
     _, subject = np.unique(names, return_inverse=True)
     images, sums = np.bincount(subject), np.bincount(subject, weights=array)
-    number = len(images)
-    times_drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=resamples)
-    means = (times_drawn @ sums) / (times_drawn @ images)
+    low, high = bootstrap(lambda drawn: (drawn @ sums) / (drawn @ images), [len(images)], seed, resamples)
     figures = {"mean": array.mean(), "min": array.min(), "max": array.max(), "q05": np.quantile(array, 0.05),
-               "median": np.median(array), "q95": np.quantile(array, 0.95),
-               "ci_low": np.quantile(means, 0.025), "ci_high": np.quantile(means, 0.975)}
+               "median": np.median(array), "q95": np.quantile(array, 0.95), "ci_low": low, "ci_high": high}
     return {name: float(value) for name, value in figures.items()}
+
+
+def bootstrap(figure: Callable[..., np.ndarray], numbers: Sequence[int], seed: int | np.random.Generator,
+              resamples: int = RESAMPLES) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % percentile interval of a figure over subjects that are drawn with replacement (reference 1).
+
+    Args:
+        figure: takes for each set of subjects how often each of them is drawn, float `[resamples, subjects]`, and
+            returns the figure of every draw, `[resamples]`; nan where a draw has none.
+        numbers: the number of subjects in each set. The sets are drawn independently of each other.
+        seed: of the draws, or a generator.
+    Returns: (None, None) where no draw has a figure.
+    """
+    generator = np.random.default_rng(seed)
+    with np.errstate(invalid="ignore"):
+        values = figure(*(generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
+                          for number in numbers))
+    if np.isnan(values).all():
+        return None, None
+    low, high = np.nanquantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def auroc(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray], seed: int, *,
+          comparable: np.ndarray | None = None, same_subjects: bool = False, resamples: int = RESAMPLES) -> dict:
+    """Return {"auroc", "ci_low", "ci_high"}: 1 if every score inside is above every score outside, 0.5 is guessing.
+
+    Args:
+        inside: the scores of what is to be found, an array for each subject, possibly empty.
+        outside: the other scores, likewise.
+        seed: of the draws of subjects.
+        comparable: bool `[subjects inside, subjects outside]`, whose scores have a common scale; None: all.
+        same_subjects: whether both lists are of the same subjects, who are then drawn once for both.
+
+    AUROC is the Mann-Whitney statistic over its largest value, ties counting one half (reference 2): a sum over pairs
+    of a score inside and one outside. With the pairs counted once by their two subjects, each draw of subjects is a
+    weighted sum of these counts, exact and without another look at the scores.
+    """
+    ranked = [np.sort(scores) for scores in outside]
+    wins = np.array([[(np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")).sum() / 2
+                      for others in ranked] for scores in inside])
+    pairs = np.outer([len(scores) for scores in inside], [len(scores) for scores in outside])
+    wins, pairs = (counts * (1.0 if comparable is None else comparable) for counts in (wins, pairs))
+
+    def of(drawn: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+        beside = drawn if same_subjects else others
+        won, possible = (((drawn @ counts) * beside).sum(1) for counts in (wins, pairs))
+        return won / possible
+
+    low, high = bootstrap(of, wins.shape[:1] if same_subjects else wins.shape, seed, resamples)
+    return {"auroc": float(wins.sum() / pairs.sum()), "ci_low": low, "ci_high": high}
+
+
+def by_group(values: np.ndarray, groups: np.ndarray, number: int) -> list[np.ndarray]:
+    """Return the values of each group; `groups` has the group of each value, integers in [0, number)."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(values[order], np.cumsum(np.bincount(groups, minlength=number))[:-1])
+
+
+def evenly(number: int, most: int) -> np.ndarray:
+    """Return at most `most` of the integers 0…number - 1, evenly chosen, the first and the last among them."""
+    return np.linspace(0, number - 1, min(most, number)).round().astype(int)
+
+
+def as_text(value: float | None, digits: int) -> str:
+    """Return a number with so many digits behind the point; a dash for a figure that is not defined."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
+
+
+def with_interval(figures: Mapping[str, float | None] | None, key: str, digits: int, *, before: str = "",
+                  of: str = "") -> str:
+    """Return a figure as text, and in brackets its 95 % interval `ci_low` to `ci_high` where there is one.
+
+    Args:
+        figures: that hold the figure and its interval; None is a dash.
+        before: stands first within the brackets.
+        of: how the names of the interval's ends begin.
+    """
+    text = as_text(figures and figures[key], digits)
+    ends = [as_text(figures and figures.get(f"{of}{end}"), digits) for end in ("ci_low", "ci_high")]
+    return text if "–" in ends else f"{text} ({before}{ends[0]} to {ends[1]})"

@@ -30,7 +30,11 @@ import torch
 from PIL import Image
 from scipy import fft
 from scipy.spatial import distance
+from tqdm import tqdm
 
+from vqvae2.common.statistics import bootstrap, evenly
+from vqvae2.evaluation import distances
+from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
 from vqvae2.plots import pictures
 
@@ -39,15 +43,14 @@ REACH = 1 / 16
 PERCENTILE = 1
 PICTURED = 5
 MOST_UNSEEN = 1000
-"""Of more unseen slices so many are chosen evenly."""
+"""If there are more unseen slices, this many are chosen evenly."""
 CYCLES = 12, 24
-"""What the first and the second bound know: so many cycles over the padded picture. On slices of 128² the first leaves
-some 200 of 4,080 pairs, the second some 30."""
+"""The first and the second bound know the frequencies up to so many cycles over the padded picture. On slices of 128²
+the first leaves some 200 of 4,080 pairs, the second some 30."""
 FIRST, CHUNK = 16, 32
 """Pairs whose exact distance is computed at a time: the most promising, then the others."""
 SLACK = 1e-5
-"""What float32 may get wrong in a squared distance, as a share of both images' energy; 3e-7 was measured at most."""
-RESAMPLES = 1000
+"""Largest error of a squared distance in float32, as a share of both images' energy; 3e-7 was measured at most."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
     shapes = [tuple(one.shape[1:]) for one in (drawn, unseen.pixels, training.pixels)]
     if len(set(shapes)) > 1 or not all(len(one) for one in (drawn, unseen, training)):
         raise ValueError(f"images: expected samples, unseen and training slices of one shape, found {shapes}.")
-    chosen = np.unique(np.linspace(0, len(unseen) - 1, min(len(unseen), MOST_UNSEEN)).round().astype(int))
+    chosen = evenly(len(unseen), MOST_UNSEEN)
     subjects = [unseen.subjects[item] for item in chosen]
     gallery = Gallery(training.bytes().numpy())
     samples = drawn.cpu().numpy()
@@ -233,10 +236,10 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet,
         for image in images:
             found.append(gallery.nearest(image))
             on_image(1)
-    distances, unseen_distances, soft_distances = (np.array([one.distance for one in found])
-                                                   for found in (matches, of_unseen, of_soft))
-    pixels = compare(distances, unseen_distances, subjects, seed)
-    closest = distances.argsort(kind="stable")[:PICTURED]
+    own, unseen_distances, soft_distances = (np.array([match.distance for match in found])
+                                             for found in (matches, of_unseen, of_soft))
+    pixels = compare(own, unseen_distances, subjects, seed)
+    closest = own.argsort(kind="stable")[:PICTURED]
     pixels["closest"] = [{"sample": int(i), "training": training.names[matches[i].item],
                           "distance": matches[i].distance, "mirrored": matches[i].mirrored,
                           "shift": list(matches[i].shift)} for i in closest]
@@ -280,11 +283,13 @@ def compare(samples: np.ndarray, unseen: np.ndarray, subjects: Sequence[str], se
         generator = np.random.default_rng(seed)
         order = np.lexsort((unseen, subject))  # so that the order of the slices changes nothing
         unseen, subject = unseen[order], subject[order]
-        draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-        thresholds = [np.percentile(unseen.repeat(times[subject]), PERCENTILE) for times in draws]
-        counts = np.searchsorted(samples, thresholds)
-        shares = generator.beta(counts + 0.5, len(samples) - counts + 0.5)
-        low, high = (float(value) for value in np.quantile(shares, (0.025, 0.975)))
+
+        def shares(drawn: np.ndarray) -> np.ndarray:
+            thresholds = [np.percentile(unseen.repeat(times[subject]), PERCENTILE) for times in drawn.astype(int)]
+            counts = np.searchsorted(samples, thresholds)
+            return generator.beta(counts + 0.5, len(samples) - counts + 0.5)
+
+        low, high = bootstrap(shares, [len(names)], generator)
     return {"samples_median": float(np.median(samples)), "samples_min": float(samples[0]),
             "unseen_median": float(np.median(unseen)), "threshold": float(threshold),
             "closer_share": float(closer / len(samples)), "ci_low": low, "ci_high": high}
@@ -302,17 +307,41 @@ def picture(pairs: Sequence[Pair]) -> Image.Image:
                        captions=[f"{pair.distance:.3f} ({pair.threshold:.3f})" for pair in pairs])
 
 
-def rows(report: dict) -> list[tuple[str, ...]]:
-    """Return rows (what, its median, that of unseen slices, 1st percentile of these, share closer) for a table."""
-    found = []
-    for name, unit in (("pixels", "RMS, images 0…1"), ("features", "Euclidean")):
-        for one, who in ((report[name], "samples"), ((report["reconstructions"] or {}).get(name), "reconstructions")):
-            if one is None:
-                continue
-            interval = "" if one["ci_low"] is None else f" ({one['ci_low']:.1%} to {one['ci_high']:.1%})"
-            found.append((f"{who}, {name} ({unit})", *(f"{one[key]:.3f}" for key in (
-                "samples_median", "unseen_median", "threshold")), f"{one['closer_share']:.1%}{interval}"))
-    return found
+class CopiesJudge(Judge):
+    """The distance of each sample to its nearest training slice, in pixels and in features."""
+
+    name = "samples.memorisation"
+    columns = ("distance to the nearest training slice", "median", "median of unseen slices",
+               "1st percentile of these", "share closer than that")
+
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return the report of `judge`, and write closest.png."""
+        drawn, unseen, trained = evaluation.samples, evaluation.images, evaluation.trained
+        soft = evaluation.reconstructions[evenly(len(unseen), len(drawn))]
+        vectors = [evaluation.extractor(images) for images in (drawn, unseen.bytes(), trained.bytes(), soft)]
+        vectors = distances.whitened(evaluation.extractor, vectors[2], *vectors)
+        with tqdm(desc="nearest training slices", unit="image", leave=False) as bar:
+            report, pairs = judge(drawn, unseen, trained, vectors, evaluation.settings.seed, bar.update, soft)
+        title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
+        pictures.save_picture(pictures.titled(picture(pairs), title), evaluation.out / "closest.png")
+        return report
+
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return the shares that are closer."""
+        return [(f"closer to training than 99 % of unseen slices, by {what}", share)
+                for what, *_, share in self.table(figures, report)]
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return a row for each distance, of samples and of reconstructions."""
+        found = []
+        for name, unit in (("pixels", "RMS, images 0…1"), ("features", "Euclidean")):
+            for one, who in ((figures[name], "samples"),
+                             ((figures["reconstructions"] or {}).get(name), "reconstructions")):
+                if one is not None:
+                    interval = "" if one["ci_low"] is None else f" ({one['ci_low']:.1%} to {one['ci_high']:.1%})"
+                    found.append((f"{who}, {name} ({unit})", *(f"{one[key]:.3f}" for key in (
+                        "samples_median", "unseen_median", "threshold")), f"{one['closer_share']:.1%}{interval}"))
+        return found
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
@@ -324,7 +353,7 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def _overlap(shape: tuple[int, ...], down: int, right: int) -> tuple[tuple, tuple]:
-    """What an image covers after a move, and what of it does."""
+    """The place that an image covers after a move, and the part of the image that lies there."""
     to, origin = [...], [...]
     for side, step in zip(shape[-2:], (down, right)):
         to.append(slice(max(step, 0), side + min(step, 0)))

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vqvae2.common.statistics import RESAMPLES, as_text, bootstrap, with_interval
 from vqvae2.evaluation import features
 from vqvae2.evaluation.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
@@ -33,7 +34,7 @@ ROWS_AT_A_TIME = 1024
 """Rows of the matrix of all pairs that are in memory together: 160 MB for 20,000 images."""
 MOST_TRAINING = 20_000
 """Training slices that are looked at; of more, so many are drawn."""
-RESAMPLES, DRAWS, PAIRS, NEIGHBOURS = 1000, 5, 200, 3
+DRAWS, PAIRS, NEIGHBOURS = 5, 200, 3
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 
 
@@ -89,12 +90,8 @@ def mmd_interval(first: np.ndarray, second: np.ndarray, first_groups: Sequence[s
     counts = [len(set(one)) for one in groups]
     if min(counts) < 2:
         return None, None
-    generator = np.random.default_rng(seed)
-    weights = [generator.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
-               for count in counts]
-    values = _mmd(first, second, *weights, *groups)
-    values = values[~np.isnan(values)]  # both draws of two subjects may be the same subject
-    return (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))) if len(values) else (None, None)
+    # A draw of two subjects may be the same subject twice: it has no figure.
+    return bootstrap(lambda *drawn: _mmd(first, second, *drawn, *groups), counts, seed, resamples)
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = NEIGHBOURS,
@@ -236,23 +233,23 @@ def rows(report: dict) -> list[tuple[str, str, str]]:
     """Return what `judge` made as rows (figure, samples, real floor) of a table."""
     mmd, dims = report["mmd"], report["features"]["dims"]
     return [(f"kernel MMD², {dims} features of {report['features']['name']}",
-             _with_interval(mmd["value"], mmd["ci_low"], mmd["ci_high"]),
-             _with_interval(mmd["real_floor"], mmd["real_floor_ci_low"], mmd["real_floor_ci_high"])),
-            ("Fréchet distance²", *(_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
-            *((name, *(_text(report[name][key], 3) for key in ("value", "real_floor")))
+             with_interval(mmd, "value", 4, before="95 % interval "),
+             with_interval(mmd, "real_floor", 4, before="95 % interval ", of="real_floor_")),
+            ("Fréchet distance²", *(as_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
+            *((name, *(as_text(report[name][key], 3) for key in ("value", "real_floor")))
               for name in ("precision", "recall")),
-            ("MS-SSIM of pairs", _text(report["pairwise_ms_ssim"], 3), _text(report["real_pairwise_ms_ssim"], 3))]
+            ("MS-SSIM of pairs", as_text(report["pairwise_ms_ssim"], 3), as_text(report["real_pairwise_ms_ssim"], 3))]
 
 
 def _mmd_figures(made: np.ndarray, real: np.ndarray, known: np.ndarray, made_subjects: Sequence[str] | None,
                  subjects: Sequence[str], known_subjects: Sequence[str], seed: int) -> dict:
-    low, high = mmd_interval(made, real, made_subjects, seed, subjects)
-    figures = {"value": kernel_mmd(made, real, made_subjects, subjects), "ci_low": low, "ci_high": high}
-    floor, floor_low, floor_high = None, None, None
-    if len(known):
-        floor = kernel_mmd(known, real, known_subjects, subjects)
-        floor_low, floor_high = mmd_interval(known, real, known_subjects, seed, subjects)
-    return {**figures, "real_floor": floor, "real_floor_ci_low": floor_low, "real_floor_ci_high": floor_high}
+    figures = {}
+    for name, of, images, owners in (("value", "", made, made_subjects),
+                                     ("real_floor", "real_floor_", known, known_subjects)):
+        low, high = mmd_interval(images, real, owners, seed, subjects) if len(images) else (None, None)
+        figures |= {name: kernel_mmd(images, real, owners, subjects) if len(images) else None,
+                    f"{of}ci_low": low, f"{of}ci_high": high}
+    return figures
 
 
 def _biased_figures(made: np.ndarray, real: np.ndarray, groups: Sequence[str] | None,
@@ -337,12 +334,3 @@ def _radii(images: np.ndarray, groups: np.ndarray, neighbours: int) -> np.ndarra
 def _share_inside(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> float:
     inside = [(_squared_distances(points[some], centres) <= radii).any(1) for some in _blocks(len(points))]
     return float(np.concatenate(inside).mean())
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    interval = "" if low is None else f" (95 % interval {_text(low, 4)} to {_text(high, 4)})"
-    return _text(value, 4) + interval

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vqvae2.common import distributed, files, machine, random_numbers
+from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances, features
 from vqvae2.images import augmentation, dataset
 from vqvae2.plots import curves
@@ -99,7 +100,7 @@ class FeatureTrainer(Trainer):
         if self.count("validate") == 0 or epoch < self.settings.epochs:
             return
         split = self.images.splits["validate"]
-        items = np.linspace(0, len(split) - 1, min(JUDGED, len(split))).round().astype(int)
+        items = evenly(len(split), JUDGED)
         files.write_rows(self.folder / "harms.csv", distances.harm_figures(
             features.load_extractor(str(self.folder), self.device), split.bytes()[items],
             [split.subjects[i] for i in items], self.settings.seed))

@@ -1,15 +1,15 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
-The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects, and
-one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its features
-alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the picture on
-32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it shows; and
-since both layers are linear, what they read lies open to a kernel or a Gaussian.
+The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects,
+and one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its
+features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the
+picture on 32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it
+shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
 
 Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
 every direction, so that the scale of a kernel means something, and no direction counts more than another. Pictures of
 another study, or of 64² pixels, which look soft to the network, lie far from that mean: a report whitens anew, by the
-training slices of the models that it judges (`sample_figures.judge`).
+training slices of the models that it judges (`distances.judge`).
 
 NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger ones are averaged over areas, smaller
 ones interpolated, and a picture that is not square is made so. Features of sets of one size can be compared.
@@ -36,10 +36,10 @@ from torch.nn import functional
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation.feature_settings import FeatureSettings
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict
+from vqvae2.training.settings import TrainingSettings
 
 KIND = "features"
 SIDE, SMALL_SIDE, SMALLEST = 128, 32, 32
@@ -56,8 +56,31 @@ LEAST_VARIANCE = 1e-3
 """Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(TrainingSettings):
+    """Settings of vqvae2 train-features."""
+
+    dims: int = 32
+    """Features of an image. A Fréchet distance needs more unseen images, of many subjects, than features."""
+    channels: int = 32
+    """Width of the first convolution, a multiple of 4; the others are twice as wide."""
+    redraw: float = 3.0
+    """Weight of the small picture that is to be redrawn from the features, beside the harm that they are to tell."""
+    harm: float = 0.25
+    """Share of the training pictures that each kind of harm is done to; several may come together."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
+
+    RULES = (
+        ("dims", lambda dims: 2 <= dims <= 2048, "2 to 2048", "The default is 32."),
+        ("channels", lambda channels: channels >= 4 and channels % 4 == 0, "a multiple of 4", "The default is 32."),
+        ("redraw", lambda weight: weight >= 0, "0 or more", "The default is 3."),
+        ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))
+
+
 class Made(NamedTuple):
-    """What the network makes of n pictures."""
+    """The answers of the network to n pictures."""
 
     features: torch.Tensor
     """`[n, dims]`, not whitened."""
@@ -89,7 +112,7 @@ class FeatureNet(nn.Module):
         self.gather = nn.Linear(sum(widths[:-1]) + 16 * widths[-1], settings.dims)
         self.tell = nn.Linear(settings.dims, len(HARMS))
         self.redraw = nn.Linear(settings.dims, SMALL_SIDE**2)
-        # Of the features of the training pictures: set by the trainer, used by `extractor_of`.
+        # Of the features of the training pictures: set by the trainer, used by `load_extractor`.
         self.register_buffer("mean", torch.zeros(settings.dims))
         self.register_buffer("covariance", torch.eye(settings.dims))
 
@@ -131,9 +154,9 @@ class Extractor:
     embed: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
     """uint8 `[n, channels, height, width]` on the CPU -> `[n, dims]`."""
     is_own: bool = False
-    """Whether it is a network of this project, whose features may be made white; those of others stay as they are."""
+    """True for a network of this project, whose features may be made white; other features stay as they are."""
     config: dict = field(default_factory=dict, repr=False)
-    """What a network of this project was trained with and on; {} of others, whose images are not known."""
+    """Settings and training images of a network of this project; {} for other networks, whose images are not known."""
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
@@ -166,7 +189,7 @@ def load_extractor(spec: str | None, device: torch.device) -> Extractor:
     Raises: UserError if there is none, or it is something else.
     """
     if spec is None:
-        return _own(str(SHIPPED), device)
+        return dataclasses.replace(_own(str(SHIPPED), device), name="features")
     path = Path(os.path.expanduser(spec))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device)
@@ -321,7 +344,7 @@ def _torch_script(path: Path, device: torch.device) -> Extractor:
 
 
 def _first_that_works(embed: Callable[[torch.Tensor], torch.Tensor], tried: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What `embed` makes of the first images that it takes; the error of the first if it takes none."""
+    """Return the features of the first images that `embed` takes; raise the error of the first if it takes none."""
     for images in tried:
         with suppress(RuntimeError, torch.jit.Error):
             return embed(images)

@@ -4,7 +4,6 @@ Scans are cut into slices by extract_slices.py's own code; pictures are resized 
 for a grey model. What cannot be read is an error where it was named, and a row in a table where a folder holds it.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,19 +16,20 @@ from vqvae2.common.errors import UserError
 from vqvae2.common.names import SUFFIXES
 from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import File, identify, stem_of
-from vqvae2.scans.volumes import files_of
+from vqvae2.scans.volumes import files_of, read_volume
 from vqvae2.settings.checks import expect
-from vqvae2.slices.scan_slices import extract_scan
+from vqvae2.slices.planes import NORMAL, draw_plane, plane_indices, position_mm
+from vqvae2.slices.scan_slices import image_name
 from vqvae2.slices.settings import ExtractSettings
 
 WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
 SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
                                                       "colours made grey")
-"""How the words begin that say what was done to an image."""
-FACTS = ("subject", "plane", "index", "position_mm")
+"""The descriptions of a change begin with these words."""
 MOST_SAID = 8
 
 
@@ -41,23 +41,23 @@ class Source:
     scan: Scan | None
     """None for a picture."""
     named: bool
-    """By the user, and not found in a folder: then it must be readable."""
+    """True if the user named the file, which must then be readable; False if it was found in a folder."""
 
 
 @dataclass(frozen=True)
-class Given:
+class InputImage:
     """One image in the model's form."""
 
     source: str
     """The file that it comes from, as the user would write it."""
     file_name: str
-    """Of a picture its path; of a slice its scan's path and the name that extract_slices.py gives it."""
+    """The path of a picture; the path of a scan and the name that extract_slices.py gives the slice."""
     pixels: np.ndarray = field(repr=False)
     """uint8 or uint16 `[channels, height, width]`."""
     changes: tuple[str, ...]
-    """What was done to it, none for one that fitted."""
+    """The changes that were made; none where the image fitted."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Of a slice: subject, plane, index, position_mm."""
+    """Subject, plane, index and position_mm of a slice; {} for a picture."""
 
 
 def find_sources(settings: PredictSettings) -> list[Source]:
@@ -108,7 +108,8 @@ def _named_scan(path: Path) -> Scan:
 
 
 def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],
-             size: int | None, fit: str = "stretch", colours: str = "auto") -> tuple[list[Given], list[dict[str, str]]]:
+             size: int | None, fit: str = "stretch",
+             colours: str = "auto") -> tuple[list[InputImage], list[dict[str, str]]]:
     """Return all images in the model's form, and rows (input, reason) of files in folders that cannot be read.
 
     Args:
@@ -118,7 +119,7 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
         fit, colours: the flags that it was trained with.
     Raises: UserError for the first file that was named itself and cannot be read, or if none could be.
     """
-    given: list[Given] = []
+    given: list[InputImage] = []
     rejected: list[dict[str, str]] = []
     with tqdm(sources, desc="reading", unit="file", leave=False) as bar:
         for source in bar:
@@ -138,7 +139,8 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
     return given, rejected
 
 
-def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit: str, colours: str) -> list[Given]:
+def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit: str,
+                  colours: str) -> list[InputImage]:
     pixels = read_picture(path)
     changes = []
     if len(pixels) == 3 and colours == "grey":
@@ -148,25 +150,39 @@ def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit
         changes.append(f"{CROPPED if cropped else STRETCHED} from {_size(pixels)}")
     if changes:  # bit for bit as it was read for training
         pixels = read_picture(path, size if resized_so else None, fit, colours)
-    return [_given(str(path), str(path), pixels, shape, changes, {})]
+    return [_in_form(str(path), str(path), pixels, shape, changes, {})]
 
 
-def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[Given]:
+def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[InputImage]:
     """Return the slices that extract_slices.py would cut. Raises: UnusableScan."""
-    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
-        Path(folder, "test").mkdir()
+    if scan.refused:
+        raise UnusableScan.because(scan.path.name, scan.refused)
+    white, found = 2**cutting.bits - 1, []
+    with np.errstate(all="ignore"):
         try:
-            rows = extract_scan(scan, cutting, Path(folder), "test")
+            volume = read_volume(scan.path, layout=scan.storage, assumed=cutting.assume_orientation,
+                                 number=cutting.volume)
+            brain = find_brain(volume)
+            for plane, axis in ((plane, NORMAL[plane]) for plane in cutting.planes):
+                for index in plane_indices(brain, axis, cutting.per_scan, cutting.extent):
+                    pixels = draw_plane(volume, brain, axis, index, cutting.size, cutting.field_of_view)
+                    if not pixels.any():
+                        raise UnusableScan(scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
+                                           "Part of it is missing: leave the scan out, or choose another --extent.")
+                    place = round(position_mm(brain, axis, index, volume.voxel_size_mm[axis]), 3) + 0.0  # no -0.000
+                    facts = {"subject": scan.subject, "plane": plane, "index": str(index),
+                             "position_mm": f"{place:.3f}"}
+                    levels = np.rint(pixels * white).astype(f"uint{cutting.bits}")[None]
+                    found.append(_in_form(str(scan.path), f"{scan.path}/{image_name(scan.prefix, plane, index)}",
+                                          levels, shape, [SLICE], facts))
         except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
             raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
                                "Repair the scan, or leave it out.") from None
-        return [_given(str(scan.path), f"{scan.path}/{Path(row['image']).name}",
-                       read_picture(Path(folder, row["image"])), shape, [SLICE],
-                       {name: row[name] for name in FACTS}) for row in rows]
+    return found
 
 
-def _given(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
-           facts: dict[str, str]) -> Given:
+def _in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
+           facts: dict[str, str]) -> InputImage:
     """Give an image the model's channels and size."""
     if len(pixels) == 3 and shape[0] == 1:
         changes.append(GREY)
@@ -177,7 +193,7 @@ def _given(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, in
         square = pixels.shape[1] * shape[2] == pixels.shape[2] * shape[1]
         changes.append(f"{RESIZED} from {_size(pixels)}" + ("" if square else ", black borders"))
         pixels = resized(pixels, shape[1], shape[2])
-    return Given(source, file_name, pixels, tuple(changes), facts)
+    return InputImage(source, file_name, pixels, tuple(changes), facts)
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What models were trained on, and the images that are to be judged -> how many of these they have seen.
+"""Hashes of training images, and the images that are judged -> how many of them the models have seen.
 
 A run keeps hashes of its training images (of their pixels, so that another name or file format hides nothing) and of
 its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
@@ -12,7 +12,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
 
 LEAK = "LEAK (--allow-leak)"
-"""How a warning begins that --allow-leak has let through."""
+"""A warning that --allow-leak has let through begins with these words."""
 
 
 def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:

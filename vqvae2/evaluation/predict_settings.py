@@ -1,4 +1,4 @@
-"""Nothing -> the settings of predict.py."""
+"""Command line of predict.py -> a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqvae2.settings.checks import Checked, expect
 from vqvae2.slices.settings import SAID, ExtractSettings, Plane
 
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
-"""What a model's config may say of how its slices were cut; the flags beat it, extract_slices.py's defaults follow."""
+"""A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +31,20 @@ class PredictSettings(Checked):
     batch: int = 32
     """Images at a time."""
     planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
-    """Of scans: one or more anatomical planes. Without it: as the model's own slices, if it knows, or axial."""
+    """One or more anatomical planes, for scans. Without it: as the model's own slices, if it knows, or axial."""
     per_scan: int = 1
-    """Of scans: slices per plane; 1 is the centre of the extent, more are evenly spaced in it."""
+    """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
     extent: Annotated[tuple[float, float] | None, SAID] = None
-    """Of scans: part of the brain that planes come from, as fractions from inferior, posterior or left. Without it: as
+    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it: as
     the model's own slices, if it knows, or 0.3 0.8."""
     field_of_view: Annotated[float | None, SAID] = None
-    """Of scans: height and width of a slice in mm. Without it: as the model's own slices, if it knows, or 224."""
+    """Height and width of a slice in mm, for scans. Without it: as the model's own slices, if it knows, or 224."""
     assume_orientation: Annotated[str | None, SAID] = None
-    """Of scans: what their indices grow towards (RAS, LAS, …) where neither header nor known layout says it."""
+    """Direction in which the indices of scans grow (RAS, LAS, …) where neither header nor known layout says it."""
     volume: Annotated[int | None, SAID] = None
-    """Of scans: which volume, from 0, to take of a series. Without it: a series is not read."""
+    """Number of the volume, from 0, that is taken from a series of volumes. Without it: a series is not read."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
-    """Of scans in folders: what their names end with (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
+    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
     named itself may be called anything."""
 
     RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)

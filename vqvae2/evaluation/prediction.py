@@ -1,13 +1,12 @@
 """Images and scans as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
 
-What the model is given (predict_inputs.py) is the original that its reconstruction is compared with. Images are written
+What the model is given (inputs.py) is the original that its reconstruction is compared with. Images are written
 as they are made; the record of what is in the folder is written before, the figures of all of them last.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
-from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, Given, find_sources, read_all
+from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, InputImage, find_sources, read_all
 from vqvae2.evaluation.predict_settings import OF_SLICES, PredictSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
@@ -110,10 +109,10 @@ def begin(out: Path, record: dict) -> None:
     files.write_json(out / RECORD, record)
 
 
-def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[Given], names: Sequence[str],
+def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
                     settings: PredictSettings) -> tuple[CodeMaps, dict[str, dict[str, torch.Tensor]]]:
     """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each."""
-    codes, figures, first = [], [], []
+    size, levels, figures, grid = vqvae.model.settings.codebook_size, [], [], []
     with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
@@ -121,23 +120,25 @@ def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[Given], names: Sequence
                              _stacked([one.pixels for one in part]))
             maps, made = reconstruct(vqvae.model, split, settings.batch)
             originals = split.bytes()
-            codes.append(maps)
+            levels.append(maps.levels)
             figures.append(similarity.image_figures(originals, made))
             for item, one in enumerate(part):
-                _write(settings.out, one, _Shown(split.names[item], originals[item], made[item],
-                                                 {level: each[item] for level, each in maps.levels.items()},
-                                                 vqvae.model.settings.codebook_size),
+                own = {level: codes[item:item + 1] for level, codes in maps.levels.items()}
+                rows = _rows(originals[item:item + 1], made[item:item + 1], own, size)
+                _write(settings.out, one, split.names[item], rows, own, size,
                        {name: values[item].item() for name, values in figures[-1]["full"].items()})
                 bar.update()
-            first += list(zip(split.names, originals, made, *maps.levels.values()))[:IN_GRID - len(first)]
-    labels, originals, made, *maps = zip(*first)
-    levels = dict(zip(vqvae.model.levels, map(torch.stack, maps)))
-    plots.save_picture(_grid(labels, torch.stack(originals), torch.stack(made), levels,
-                             vqvae.model.settings.codebook_size), settings.out / GRID)
-    return (CodeMaps([f"{MADE}/{name}.png" for name in names],
-                     {level: torch.cat([one.levels[level] for one in codes]) for level in vqvae.model.levels}),
-            {area: {name: torch.cat([one[area][name] for one in figures]) for name in figures[0][area]}
-             for area in figures[0]})
+            if len(grid) < IN_GRID:
+                grid += zip(originals, made, *maps.levels.values())
+    originals, made, *first = (torch.stack(images[:IN_GRID]) for images in zip(*grid))
+    plots.save_picture(plots.strip(_rows(originals, made, dict(zip(vqvae.model.levels, first)), size),
+                                   captions=names[:IN_GRID]), settings.out / GRID)
+    return (CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
+            {area: _joined([of[area] for of in figures]) for area in figures[0]})
+
+
+def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
@@ -147,52 +148,20 @@ def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
     return np.stack(pixels)
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """What there is of one image."""
-
-    name: str
-    original: torch.Tensor
-    """uint8 `[channels, height, width]`, as is the reconstruction."""
-    made: torch.Tensor
-    levels: dict[str, torch.Tensor]
-    size: int
-    """Of the codebooks."""
-
-
-def _write(out: Path, given: Given, shown: _Shown, figures: dict[str, float]) -> None:
-    """Write the pictures of one image."""
-    if given.changes:
-        if len(given.pixels) == 1:
-            original = Image.fromarray(given.pixels[0])
-        else:  # PNG files that Pillow writes have no colours of 16 bit
-            original = plots.image_grid(shown.original[None], 1, gap=0)
-        plots.save_picture(original, out / ORIGINALS / f"{shown.name}.png")
-    plots.save_picture(plots.image_grid(shown.made[None], 1, gap=0), out / MADE / f"{shown.name}.png")
-    for level, codes in shown.levels.items():
-        plots.save_picture(plots.code_map_picture(codes[None].numpy(), shown.size),
-                           out / MAPS / f"{shown.name}_{level}.png")
-    plots.save_picture(_side_by_side(shown, figures), out / PICTURES / f"{shown.name}.png")
-
-
-def _side_by_side(shown: _Shown, figures: dict[str, float]) -> Image.Image:
-    rows = _rows(shown.original[None], shown.made[None], {level: one[None] for level, one in shown.levels.items()},
-                 shown.size)
-    texts = [shown.name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB",
-             f"mean {figures['mae']:.4f} of 0…1",
-             *(f"{one.shape[1]} by {one.shape[0]} codes" for one in shown.levels.values())]
+def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, torch.Tensor | plots.Scaled]],
+           levels: Mapping[str, torch.Tensor], size: int, figures: Mapping[str, float]) -> None:
+    """Write the pictures of one image, whose `_rows` these are, and its code maps `[1, height, width]`."""
+    (_, original), (_, made), *_ = rows
+    if given.changes:  # PNG files that Pillow writes have no colours of 16 bit
+        picture = Image.fromarray(given.pixels[0]) if len(given.pixels) == 1 else plots.image_grid(original, 1, gap=0)
+        plots.save_picture(picture, out / ORIGINALS / f"{name}.png")
+    plots.save_picture(plots.image_grid(made, 1, gap=0), out / MADE / f"{name}.png")
+    for level, codes in levels.items():
+        plots.save_picture(plots.code_map_picture(codes, size), out / MAPS / f"{name}_{level}.png")
+    texts = [name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB", f"mean {figures['mae']:.4f} of 0…1",
+             *(f"{codes.shape[2]} by {codes.shape[1]} codes" for codes in levels.values())]
     panels = [plots.strip([row], captions=[text]).convert("RGB") for row, text in zip(rows, texts)]
-    canvas = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
-    left = 0
-    for panel in panels:
-        canvas.paste(panel, (left, 0))
-        left += panel.width
-    return canvas
-
-
-def _grid(names: Sequence[str], originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
-          size: int) -> Image.Image:
-    return plots.strip(_rows(originals, made, levels, size), captions=names)
+    plots.save_picture(Image.fromarray(np.hstack(panels)), out / PICTURES / f"{name}.png")
 
 
 def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
@@ -209,7 +178,7 @@ def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.T
     return rows
 
 
-def table_of(given: Sequence[Given], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
+def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
              config: dict) -> list[dict]:
     """Return the rows of metrics.csv; a figure that is not defined is empty."""
     def text(value: torch.Tensor) -> str:
@@ -223,8 +192,8 @@ def table_of(given: Sequence[Given], names: Sequence[str], figures: dict[str, di
             for i, (name, one) in enumerate(zip(names, given))]
 
 
-def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures: dict[str, dict[str, torch.Tensor]],
-            rejected: Sequence[dict]) -> dict:
+def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
+            figures: dict[str, dict[str, torch.Tensor]], rejected: Sequence[dict]) -> dict:
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
     trained = from_dict(DataSettings, vqvae.config["settings"])
@@ -251,8 +220,8 @@ def summary(vqvae: TrainedVqvae, given: Sequence[Given], maps: CodeMaps, figures
         "ms_ssim_weights": similarity.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
 
 
-def _slices_said(given: Sequence[Given], recorded: dict, settings: PredictSettings) -> dict | None:
-    """How slices were cut out of scans, and who says so; None where there was no scan."""
+def _slices_said(given: Sequence[InputImage], recorded: dict, settings: PredictSettings) -> dict | None:
+    """Return how slices were cut out of scans, and where that was said; None where there was no scan."""
     if not any(one.facts for one in given):
         return None
     cutting = as_dict(settings.cutting(recorded, max(given[0].pixels.shape[1:])))
@@ -275,7 +244,8 @@ def headline(report: dict) -> list[str]:
              f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}'.format)}",
              f"PSNR, full picture: {said('psnr', '{:.2f} dB'.format)}"]
     if slices := report["slices"]:
-        how = ", ".join(f"{name.replace('_', ' ')} {_words(one['value'])}" for name, one in slices.items())
+        how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(one['value']).tolist()))}"
+                        for name, one in slices.items())
         guessed = any(one["from"] == "default" for one in slices.values())
         lines.append(f"slices: {how}" + ("; the model does not say how its own were cut, so these are "
                                          "extract_slices.py's defaults" if guessed else ""))
@@ -290,7 +260,3 @@ def headline(report: dict) -> list[str]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")
     return lines
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -6,7 +6,7 @@ cross-validated: it is trained on the samples and subjects of the other folds an
 has seen neither the person nor the sample.
 
 A stronger classifier may tell what this one cannot. So the number counts only if the same probe tells fakes of the
-order-2 context model, which no one would take for a brain (`judge_all`). And every VQ-VAE's decoder is soft, which a
+neighbours model, which no one would take for a brain (`judge_all`). And every VQ-VAE's decoder is soft, which a
 classifier of full-resolution pixels notices first, so that against real slices the number is 1 whatever the prior does:
 beside it stands samples against *reconstructions* of real slices, which are as soft. That is what the prior gets wrong.
 
@@ -31,26 +31,28 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from vqvae2.common import random_numbers
-from vqvae2.images.dataset import ImageSet, to_bytes
+from vqvae2.common.statistics import auroc, by_group, with_interval
+from vqvae2.evaluation.judge import Evaluation, Judge, decoded
+from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
 
 FOLDS = 4
 FLOOR, CEILING = 8, 247
-"""Of 255: what is darker counts as black, what is brighter as white."""
+"""Darker pixels count as black, brighter ones as white, on the range 0…255."""
 WIDTHS = (16, 24, 32, 48, 64)
 DETAIL = 4.0
 STEPS, BATCH = 160, 32
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 CROP, SHIFT = 128, 4
 """Training pictures are windows of at most so many pixels, moved by at most so many; never shrunk."""
-RESAMPLES = 1000
 CPU = torch.device("cpu")
 CAPABLE = 0.9
-"""AUROC on fakes of the context model from which the probe counts."""
+"""AUROC on fakes of the neighbours model from which the probe counts."""
 
 
 class Classifier(nn.Module):
@@ -111,7 +113,9 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, fake_subjects: Sequen
     real_fold, fake_fold = fold_of[subject], group % folds
     slices = reals.bytes()
     scores = [_scores(fakes.cpu(), slices, fake_fold, real_fold, fold, seed, device, on_step) for fold in range(folds)]
-    return report | auroc(*(np.stack(part).sum(0) for part in zip(*scores)), fake_fold, real_fold, group, subject, seed)
+    of_fakes, of_reals = (np.stack(part).sum(0) for part in zip(*scores))
+    return report | auroc(by_group(of_fakes, group, len(others)), by_group(of_reals, subject, len(names)), seed,
+                          comparable=np.arange(len(others))[:, None] % folds == fold_of)
 
 
 def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, reconstructions: torch.Tensor,
@@ -141,46 +145,41 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
 
 
 def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, batch: int) -> torch.Tensor:
-    """Return images of code maps that the order-2 model draws, level by level: uint8 `[count, c, height, width]`.
+    """Return images of code maps that the neighbours model draws, level by level: uint8 `[count, c, height, width]`.
 
     `train` are the codes of the training images. The bottom level knows nothing of the top: this is the baseline.
     """
-    device = next(model.parameters()).device
-    maps = {level: context_model.draw(codes, model.settings.codebook_size, count, seed, level)
-            for level, codes in train.levels.items()}
-    with torch.no_grad():
-        return torch.cat([to_bytes(model.decode({level: codes[items].to(device) for level, codes in maps.items()}))
-                          for items in torch.arange(count).split(batch)])
+    return decoded(model, {level: context_model.draw(codes, model.settings.codebook_size, count, seed, level)
+                           for level, codes in train.levels.items()}, batch)
 
 
-def rows(report: dict) -> list[tuple[str, str]]:
-    """Return rows (what is told from what, AUROC) of a report of `judge_all` for a table."""
-    names = (("samples", "samples, real slices"), ("samples_against_reconstructions", "samples, reconstructions"),
-             ("context_model", "images of the order-2 context model, real slices"),
-             ("context_model_against_reconstructions", "images of the order-2 context model, reconstructions"))
-    return [(what, _text(report[name])) for name, what in names] + [
-        ("does the probe count?", f"{'yes' if report['counts'] else 'no'}: it has to reach {CAPABLE} on the last two")]
+class ProbeJudge(Judge):
+    """AUROC of a small classifier that is to tell samples from real slices, and from reconstructions."""
 
+    name = "samples.probe"
+    columns = ("what is told from what", "AUROC")
 
-def auroc(fake_scores: np.ndarray, real_scores: np.ndarray, fake_fold: np.ndarray, real_fold: np.ndarray,
-          group: np.ndarray, subject: np.ndarray, seed: int) -> dict:
-    """Return {"auroc", "ci_low", "ci_high"} over the pairs within folds (see `judge`).
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return the report of `judge_all`."""
+        settings, model, codes = evaluation.settings, evaluation.vqvae.model, evaluation.training_codes
+        fakes = None if codes is None else context_model_fakes(model, codes, len(evaluation.samples), settings.seed,
+                                                               settings.batch)
+        with tqdm(desc="probe", unit="step", leave=False) as bar:
+            return judge_all(evaluation.samples, fakes, evaluation.reconstructions, evaluation.images, settings.seed,
+                             device=next(model.parameters()).device, on_step=bar.update)
 
-    Args: one score, fold, and group or subject (0, 1, …) for each fake and each real slice; scores high for fakes.
-    """
-    wins, pairs = (np.zeros((group.max() + 1, subject.max() + 1)) for _ in range(2))
-    for fold in np.unique(real_fold):
-        fakes, reals = fake_fold == fold, real_fold == fold
-        higher = np.sign(fake_scores[fakes][:, None] - real_scores[reals][None]) / 2 + 0.5
-        place = np.ix_(group[fakes], subject[reals])
-        np.add.at(wins, place, higher)
-        np.add.at(pairs, place, 1)
-    generator = np.random.default_rng(seed)
-    draws = [generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES) for number in wins.shape]
-    with np.errstate(invalid="ignore"):  # a draw may have no fold with both
-        drawn = [np.einsum("rf,fs,rs->r", draws[0], counts, draws[1], optimize=True) for counts in (wins, pairs)]
-        low, high = np.nanquantile(drawn[0] / drawn[1], (0.025, 0.975))
-    return {"auroc": float(wins.sum() / pairs.sum()), "ci_low": float(low), "ci_high": float(high)}
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return a line for each pair."""
+        return [(f"AUROC of the probe, {what}", value) for what, value in self.table(figures, report)]
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return a row for each pair, and whether the probe is strong enough to count."""
+        names = (("samples", "samples, real slices"), ("samples_against_reconstructions", "samples, reconstructions"),
+                 ("context_model", "images of the neighbours model, real slices"),
+                 ("context_model_against_reconstructions", "images of the neighbours model, reconstructions"))
+        return [*((what, with_interval(figures[name], "auroc", 3)) for name, what in names),
+                ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on the "
+                                          "last two")]
 
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
@@ -236,9 +235,3 @@ def _pictures(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
     windows = [one[:, top:top + sides[0], left:left + sides[1]] for one, top, left in zip(framed, *starts)]
     return torch.stack([one.flip(2) if flip else one for one, flip in zip(windows, mirrored)])
-
-
-def _text(one: dict | None) -> str:
-    if one is None or one["auroc"] is None:
-        return "–"
-    return f"{one['auroc']:.3f} ({one['ci_low']:.3f} to {one['ci_high']:.3f})"

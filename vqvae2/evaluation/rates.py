@@ -1,7 +1,7 @@
 """Reconstructions and what their codes cost -> rate and distortion, beside JPEG, WebP and JPEG 2000 at the same rates.
 
 A VQ-VAE has one distortion, and as many rates as there are ways to write its codes down: as they are; by an ideal
-entropy coder that asks the order-2 context model (`context_model_bits`); by one that asks the priors. The last two are
+entropy coder that asks the neighbours model (`context_model_bits`); by one that asks the priors. The last two are
 code lengths, -log2 p, not files; an arithmetic coder needs at most 2 bits more for a whole image [1]. The codecs' rates
 are sizes of real files. They are given twice, since a picture of 128 x 128 pixels is small beside what a format says
 before it begins (222 of JPEG's bytes are 0.11 bits per pixel):
@@ -37,15 +37,17 @@ from PIL import Image, features
 from tqdm import tqdm
 
 from vqvae2.common import files, statistics
+from vqvae2.common.statistics import as_text, evenly
+from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
-from vqvae2.metrics import similarity
+from vqvae2.metrics import context_model, similarity
 
 JPEG_QUALITIES = (1, 3, 5, 10, 20, 30, 45, 60, 80, 90, 95)
 WEBP_QUALITIES = (0, 1, 3, 5, 10, 20, 35, 50, 70, 90, 99)
 BITS_ASKED_FOR = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 CONSTANTS = (0, 128)
 """Levels of the images whose smallest file counts as header."""
-KINDS = ("bits_per_pixel", "without_header")
+KINDS = {"bits_per_pixel": "whole file", "without_header": "without header"}
 FIGURES = {"psnr": ("PSNR, full picture", "PSNR (dB)"), "ssim": ("SSIM, full picture", "SSIM (1 is equal)"),
            "brain_ssim": ("SSIM inside the brain", "SSIM (1 is equal)"),
            "brain_psnr": ("PSNR inside the brain", "PSNR (dB)")}
@@ -53,15 +55,12 @@ FIGURES = {"psnr": ("PSNR, full picture", "PSNR (dB)"), "ssim": ("SSIM, full pic
 DRAWN = ("psnr", "ssim", "brain_ssim")
 AT_A_TIME = 16
 """Images whose figures are taken together: more need longer, since they do not fit into the processor's cache."""
-POINTS = {"raw": "codes as they are", "context": "order-2 context model", "prior": "priors"}
-"""How the codes are written down, in the words of figures and tables."""
-COLUMNS = ("what", "bits per pixel", "PSNR (dB)", "SSIM", "SSIM inside the brain")
+POINTS = {"raw": "codes as they are", "context": "neighbours model", "prior": "priors"}
+"""The ways in which codes are written down, in the words of figures and tables."""
 MARKERS = {"raw": "s", "context": "^", "prior": "o"}
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2)
-
-
 MOST_IMAGES = 240
-"""More are not needed, and each is coded seventy times."""
+"""More images are not needed, and each is coded seventy times."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Codec:
 
     name: str
     feature: str
-    """What Pillow calls the library, for its version and for whether it is there."""
+    """Pillow's name of the library, for its version and for whether it is there."""
     options: tuple[tuple[float, dict], ...]
     """(quality, or bits per pixel asked for; arguments of Image.save)."""
     colour: str
@@ -96,7 +95,7 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
         split: the originals; judged on 8 bit.
         made: their reconstructions from the codes, uint8 `[n, channels, height, width]`.
         raw: bits per pixel of the codes as they are (`metrics.raw_bits_per_pixel`).
-        context: bits per pixel of all levels' codes by the order-2 context model; None where it was not fitted.
+        context: bits per pixel of all levels' codes by the neighbours model; None where it was not fitted.
         prior: likewise by the priors; one number, or one for each image `[n]`.
         seed: of the bootstrap.
         most_images: so many are chosen evenly.
@@ -114,7 +113,7 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
     """
     if len(split) == 0 or tuple(made.shape) != split.pixels.shape:
         raise ValueError(f"made: expected {list(split.pixels.shape)} with at least 1 image, found {list(made.shape)}.")
-    items = chosen_items(len(split), most_images)
+    items = evenly(len(split), most_images)
     chosen = ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
     originals, subjects = chosen.bytes(), chosen.subjects
     distortion = _distortion(originals, made[items].cpu(), subjects, seed)
@@ -137,8 +136,9 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
             curves[key] = sorted(measured, key=lambda point: point["bits_per_pixel"])
     return {"images": len(chosen), "subjects": len(set(subjects)), "pixels": math.prod(originals.shape[2:]),
             "model": distortion | {"points": points}, "codecs": curves, "headers": headers,
-            "at_equal_rate": {name: {key: _at_rate(curve, point["bits_per_pixel"]) for key, curve in curves.items()}
-                              for name, point in points.items()},
+            "at_equal_rate": {name: {key: {kind: {figure: at_rate(curve, kind, figure, point["bits_per_pixel"])
+                                                  for figure in FIGURES} for kind in KINDS}
+                                    for key, curve in curves.items()} for name, point in points.items()},
             **{f"at_equal_{figure}": {key: {kind: rate_needed(curve, kind, figure, distortion[figure])
                                             for kind in KINDS} for key, curve in curves.items()}
                for figure in FIGURES},
@@ -154,11 +154,6 @@ def frontier(curve: Sequence[Mapping[str, float]], kind: str, figure: str) -> li
     """
     points = sorted((point[kind], point[figure]) for point in curve if point[figure] is not None)
     return [point for number, point in enumerate(points) if all(point[1] > other[1] for other in points[:number])]
-
-
-def chosen_items(images: int, most: int = MOST_IMAGES) -> np.ndarray:
-    """Return the numbers of the images that are measured: at most so many, evenly chosen."""
-    return np.unique(np.linspace(0, images - 1, min(images, most)).round().astype(int))
 
 
 def at_rate(curve: Sequence[Mapping[str, float]], kind: str, figure: str, rate: float) -> float | None:
@@ -225,28 +220,48 @@ def _draw(axis: Axes, report: dict, name: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def rows(report: dict) -> list[tuple[str, ...]]:
-    """Return the rows of a table, see COLUMNS: the model, each codec at the model's rates, and at the model's SSIM."""
-    def row(what: str, rate: float | None, figures: Mapping[str, float | None]) -> tuple[str, ...]:
-        return what, _text(rate, 3), *(_text(figures[name], 2 if name == "psnr" else 4) for name in DRAWN)
+class RatesJudge(Judge):
+    """Rate and distortion of the VQ-VAE beside common codecs, on the same images."""
 
-    model = report["model"]
-    table = []
-    for name, point in model["points"].items():
-        rate = point["bits_per_pixel"]
-        table.append(row(f"VQ-VAE, {POINTS[name]}", rate, model))
-        table += [row(f"{CODECS[key].name}, {_kind(kind)}", rate, reached[kind])
-                  for key, reached in report["at_equal_rate"][name].items() for kind in KINDS]
-    for key, needed in report["at_equal_ssim"].items():
-        for kind, rate in needed.items():
-            figures = {name: None if rate is None else at_rate(report["codecs"][key], kind, name, rate)
-                       for name in DRAWN}
-            table.append(row(f"{CODECS[key].name} at the VQ-VAE's SSIM, {_kind(kind)}", rate, figures))
-    return table
+    name = "rates"
+    columns = ("what", "bits per pixel", "PSNR (dB)", "SSIM", "SSIM inside the brain")
 
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return the report of `measure`. The priors are told nothing of the images, as the codecs are not."""
+        split, report = evaluation.images, evaluation.metrics
+        pixels, items = math.prod(split.pixels.shape[2:]), evenly(len(split), MOST_IMAGES)
+        counted, context = evaluation.training_codes, None
+        if counted is not None:
+            levels = {level: codes[items].numpy() for level, codes in evaluation.code_maps.levels.items()}
+            context = sum(context_model.context_model_bits(
+                counted.levels[level].numpy(), codes, evaluation.vqvae.model.settings.codebook_size)["context"]
+                * codes[0].size for level, codes in levels.items()) / pixels
+        prior = sum(bits.double().sum((1, 2)) for bits in evaluation.untold_code_bits.values()) / pixels \
+            if evaluation.has_all_priors else None
+        return measure(split, evaluation.reconstructions, raw=report["raw_bits_per_pixel"], context=context,
+                       prior=prior, seed=evaluation.settings.seed)
 
-def _at_rate(curve: Sequence[dict], rate: float) -> dict[str, dict[str, float | None]]:
-    return {kind: {figure: at_rate(curve, kind, figure, rate) for figure in FIGURES} for kind in KINDS}
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return rows of the model, of each codec at the model's rates, and of each codec at the model's SSIM."""
+        def row(what: str, rate: float | None, reached: Mapping[str, float | None]) -> tuple[str, ...]:
+            return what, as_text(rate, 3), *(as_text(reached[name], 2 if name == "psnr" else 4) for name in DRAWN)
+
+        model, table = figures["model"], []
+        for name, point in model["points"].items():
+            rate = point["bits_per_pixel"]
+            table.append(row(f"VQ-VAE, {POINTS[name]}", rate, model))
+            table += [row(f"{CODECS[key].name}, {what}", rate, reached[kind])
+                      for key, reached in figures["at_equal_rate"][name].items() for kind, what in KINDS.items()]
+        for key, needed in figures["at_equal_ssim"].items():
+            for kind, rate in needed.items():
+                reached = {name: None if rate is None else at_rate(figures["codecs"][key], kind, name, rate)
+                           for name in DRAWN}
+                table.append(row(f"{CODECS[key].name} at the VQ-VAE's SSIM, {KINDS[kind]}", rate, reached))
+        return table
+
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write rates.png."""
+        picture(figures, evaluation.out / "rates.png")
 
 
 def _cost(value: float | torch.Tensor, items: np.ndarray, subjects: Sequence[str], seed: int) -> dict:
@@ -288,11 +303,3 @@ def _header(codec: Codec, like: Image.Image) -> int:
     """Bytes of the smallest file of a constant image of this size and kind."""
     constants = [Image.new("L", like.size, level).convert(like.mode) for level in CONSTANTS]
     return min(_through(image, options)[0] for image in constants for _, options in codec.options)
-
-
-def _kind(kind: str) -> str:
-    return "whole file" if kind == "bits_per_pixel" else "without header"
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

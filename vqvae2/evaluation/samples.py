@@ -1,9 +1,9 @@
-"""Samples, drawn or given -> what metrics.json says of them: how like real slices, how varied, whose copies.
+"""Samples, drawn or given -> what metrics.json says of them: how like real slices, how varied.
 
 The samples are drawn here as sample.py draws them, each told what the manifest says of one training image, so that they
 follow the training images in position, age, and all else that the priors were told. Or they are read from a folder.
-They are compared with slices of unseen subjects (`sample_figures.py`), searched for copies of training slices
-(`memorisation.py`), and shown to a classifier (`probe.py`). Each has its reference beside it: what the same figure
+They are compared with slices of unseen subjects (`distances.py`), searched for copies of training slices
+(`copies.py`), and shown to a classifier (`probe.py`). Each has its reference beside it: what the same figure
 is for real slices of unseen subjects.
 """
 
@@ -17,20 +17,21 @@ from tqdm import tqdm
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation import copies, distances, features, probe
+from vqvae2.common.statistics import evenly
+from vqvae2.evaluation import distances
+from vqvae2.evaluation.judge import Evaluation, Judge, decoded
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
-from vqvae2.models import code_maps
 from vqvae2.models.autoencoder import TrainedVqvae
-from vqvae2.plots import pictures as plots
+from vqvae2.plots import pictures
 from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import Prior
 from vqvae2.sampling import sampler
 from vqvae2.sampling.settings import of_level
 
 AT_A_TIME = 32
-CLOSEST = "closest.png"
+PICTURED = 64
 
 
 def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior],
@@ -60,73 +61,56 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
     paths = pictures_in(folder) if folder.is_dir() else []
     if not paths:
         raise UserError(f"--sampled {folder}: expected a folder of pictures, found none. Give OUT/images of sample.py.")
-    pictures = []
+    found = []
     for path in paths:
         pixels = read_picture(path, colours="rgb" if shape[0] == 3 else "auto")  # one of them may happen to be grey
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise UserError(f"--sampled {path}: expected 8 bit and shape {shape} as the real images have, found "
                             f"{pixels.dtype} and {pixels.shape}. Give samples of the same size.")
-        pictures.append(pixels)
-    return torch.from_numpy(np.stack(pictures))
+        found.append(pixels)
+    return torch.from_numpy(np.stack(found))
 
 
-def judge(drawn: torch.Tensor, reconstructions: torch.Tensor, unseen: ImageSet, training: ImageSet,
-          trained: ImageSet, training_codes: code_maps.CodeMaps | None, vqvae: TrainedVqvae,
-          settings: EvaluateSettings, extractor: features.Extractor) -> dict:
-    """Return the samples' part of metrics.json; write closest.png to settings.out.
+class SamplesJudge(Judge):
+    """Likeness of samples to unseen slices, and their variety, beside those of real slices (`distances`)."""
 
-    Args:
-        drawn: uint8 `[samples, channels, height, width]`.
-        reconstructions: of the unseen images, likewise.
-        unseen: of the split that is judged; training: the data's train split, for what real slices reach.
-        trained: what of it the models were really trained on: what a sample may be a copy of. Either may be empty.
-        training_codes: of the train split, for what reconstructions reach, and for the fakes that judge the probe.
-    """
-    device = next(vqvae.model.parameters()).device
-    report = {"source": _source(settings), **distances.judge(drawn, unseen, training, extractor, settings.seed),
-              "reconstructions": None, "memorisation": None, "probe": None}
-    if training_codes is not None:
-        items = _evenly(len(training), len(drawn))
-        again = _reconstructions(training_codes, vqvae, items)
-        report["reconstructions"] = distances.judge(again, unseen, training, extractor, settings.seed,
-                                                         [training.subjects[item] for item in items])
-    if len(trained):
-        soft = reconstructions[_evenly(len(reconstructions), len(drawn))]
-        vectors = [extractor(images) for images in (drawn, unseen.bytes(), trained.bytes(), soft)]
-        vectors = distances.whitened(extractor, vectors[2], *vectors)
-        with tqdm(desc="nearest training slices", unit="image", leave=False) as bar:
-            report["memorisation"], pairs = copies.judge(drawn, unseen, trained, vectors, settings.seed,
-                                                               bar.update, soft)
-        title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
-        plots.save_picture(plots.titled(copies.picture(pairs), title), settings.out / CLOSEST)
-    if settings.probe:
-        fakes = None if training_codes is None else probe.context_model_fakes(
-            vqvae.model, training_codes, len(drawn), settings.seed, settings.batch)
-        with tqdm(desc="probe", unit="step", leave=False) as bar:
-            report["probe"] = probe.judge_all(drawn, fakes, reconstructions, unseen, settings.seed, device=device,
-                                              on_step=bar.update)
-    return report
+    name = "samples"
+    columns = ("figure", "samples", "reconstructions of training slices", "real slices")
 
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return the figures of the samples, and `reconstructions`: what samples of perfect priors would reach."""
+        drawn, training, codes = evaluation.samples, evaluation.data.splits["train"], evaluation.training_codes
+        beside = evaluation.images, training, evaluation.extractor, evaluation.settings.seed
+        settings = evaluation.settings
+        source = {"folder": settings.sampled.name} if settings.sampled else {
+            **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
+            "told": "what the manifest says of training images"}
+        report = {"source": source, **distances.judge(drawn, *beside), "reconstructions": None,
+                  "memorisation": None, "probe": None}
+        if codes is not None:
+            items = evenly(len(training), len(drawn))
+            levels = {level: maps[items] for level, maps in codes.levels.items()}
+            again = decoded(evaluation.vqvae.model, levels, AT_A_TIME)
+            report["reconstructions"] = distances.judge(again, *beside, [training.subjects[item] for item in items])
+        return report
 
-@torch.no_grad()
-def _reconstructions(training_codes: code_maps.CodeMaps, vqvae: TrainedVqvae, items: torch.Tensor) -> torch.Tensor:
-    """What these training images come back as: samples of perfect priors would be like these."""
-    device = next(vqvae.model.parameters()).device
-    return torch.cat([to_bytes(vqvae.model.decode({level: maps[some].to(device)
-                                                   for level, maps in training_codes.levels.items()}))
-                      for some in items.split(AT_A_TIME)])
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return a line for each figure, beside what reconstructions and real slices reach."""
+        return [(f"samples, {figure}", f"{value}; reconstructions {again}; real slices {floor}")
+                for figure, value, again, floor in self.table(figures, report)]
 
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return a row for each figure."""
+        rows, again = (distances.rows(one) if one else None for one in (figures, figures["reconstructions"]))
+        again = again or [("", "–", "")] * len(rows)
+        return [(figure, value, beside, floor) for (figure, value, floor), (_, beside, _) in zip(rows, again)]
 
-def _evenly(number: int, most: int) -> torch.Tensor:
-    """At most `most` of so many numbers, evenly chosen."""
-    return torch.from_numpy(np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int)))
-
-
-def _source(settings: EvaluateSettings) -> dict:
-    if settings.sampled:
-        return {"folder": settings.sampled.name}
-    return {name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")} | {
-        "told": "what the manifest says of training images"}
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write the first samples in a grid."""
+        shown, settings = evaluation.samples[:PICTURED], evaluation.settings
+        title = "Samples" if settings.sampled else f"{len(shown)} samples, the first of seed {settings.seed}"
+        grid = pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title)
+        pictures.save_picture(grid, evaluation.out / "samples.png")
 
 
 def _facts(prior: Prior, training: ImageSet, settings: EvaluateSettings) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Nothing -> the settings of evaluate.py."""
+"""Command line of evaluate.py -> a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class EvaluateSettings(Checked):
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
     top: str | None = None
-    """The top prior, likewise, for its bits per code and its samples."""
+    """The top prior, a folder or a name likewise: its bits per code are judged, and samples are drawn from it."""
     bottom: str | None = None
-    """The bottom prior, likewise."""
+    """The bottom prior, a folder or a name likewise."""
     out: Path
     """Folder that receives metrics.json and the figures."""
     split: Literal["train", "validate", "test"] = "test"
@@ -36,14 +36,14 @@ class EvaluateSettings(Checked):
     """Judge the samples in this folder, such as OUT/images of sample.py, instead of drawing some. They are of the size
     of the images, and may come from any model."""
     temperature: tuple[float, ...] = (1.0,)
-    """Of the samples. One value for both levels, or two: top, bottom."""
+    """Temperature of the samples. One value for both levels, or two: top, bottom."""
     top_k: tuple[int, ...] = (0,)
-    """Of the samples: the K likeliest codes only; 0 for all. One value or two."""
+    """Samples are drawn from the K likeliest codes only; 0 for all. One value or two."""
     top_p: tuple[float, ...] = (1.0,)
-    """Of the samples: the likeliest codes that together have this probability. One value or two."""
+    """Samples are drawn from the likeliest codes that together have this probability. One value or two."""
     features: Annotated[str | None, SAID] = None
-    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of vqvae2 train-features, or a
-    TorchScript file such as an Inception of yours. Default: the small one in vqvae2/evaluation/network."""
+    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of vqvae2 train-features,
+    or a TorchScript file such as an Inception of yours. Default: the small one in vqvae2/evaluation/network."""
     probe: bool = False
     """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""
     rates: bool = False

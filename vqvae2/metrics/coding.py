@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 
@@ -33,16 +32,6 @@ def codebook_figures(counts: torch.Tensor) -> dict:
     return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity}
 
 
-def bits_per_code(nats_sum: float, codes_count: int) -> float:
-    """Return NLL in bits per code, 0 or more, from the sum of -ln p over all codes and their number.
-
-    Sum over batches and ranks first. log2(size) is a blind guess. Raises: ValueError without codes.
-    """
-    if codes_count <= 0:
-        raise ValueError(f"codes_count: expected at least 1, found {codes_count}.")
-    return float(nats_sum) / math.log(2) / int(codes_count)
-
-
 def bits_per_pixel(top_bits_per_code: float, bottom_bits_per_code: float, top_codes: int, bottom_codes: int,
                    pixels: int) -> float:
     """Return NLL of an image's codes, both levels together, in bits per pixel.
@@ -61,15 +50,3 @@ def raw_bits_per_pixel(codebook_sizes: Sequence[int], code_map_shapes: Sequence[
     """
     bits = [math.log2(size) * height * width for size, (height, width) in zip(codebook_sizes, code_map_shapes)]
     return sum(bits) / pixels
-
-
-def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[str, float]:
-    """Mean bits per code by each kind of context, every estimate leaning on the coarser one."""
-    def estimate(kind: str, coarser: np.ndarray | float) -> np.ndarray:
-        matches, occurrences = evidence[kind]
-        return (matches + concentrations[kind] * coarser) / (occurrences + concentrations[kind])
-
-    histogram = estimate("all", 1 / size)
-    given = {"all": histogram} | {kind: estimate(kind, histogram) for kind in ("place", "left", "above")}
-    given["both"] = estimate("both", (given["left"] + given["above"]) / 2)
-    return {kind: float(-np.log2(probability).mean()) for kind, probability in given.items()}

@@ -1,15 +1,20 @@
-"""Training codes of one level -> new code maps, drawn from a model that only counts which codes follow which.
+"""Training codes of one level -> what models that only count need for other codes, in bits, and new code maps.
 
-The model is `metrics.context_model_bits`' own, order 2: a code is drawn given its left and its upper neighbour, and
-nothing else. It is the baseline that a prior's samples have to beat, and what a check of samples has to notice: of the
-top it knows nothing while it draws the bottom, of a brain's outline nothing more than two neighbours tell.
+frequency: how often each code stands in the training maps. place: how often it stands at this place. neighbours: how
+often it follows this left and this upper neighbour (beyond the edge is a symbol of its own). Each estimate is
 
-    p(code | left, above) = (count(code, left, above) + k q(code)) / (count(left, above) + k)
+    p(code | context) = (count(code, context) + k q(code)) / (count(context) + k)
 
-is a draw in two steps: with probability count / (count + k) one of the training codes that had these neighbours, all
-alike, or else a draw from the coarser q, which is made likewise. So no table of probabilities is needed.
+where q is the coarser estimate: even use below the frequency; the frequency below the place, the left and the upper
+neighbour; the mean of the last two below both neighbours [1]. A prior has to need fewer bits.
 
-Reference: MacKay and Peto 1995, A hierarchical Dirichlet language model, equation 13.
+Code maps can be drawn from the neighbours model too: the baseline that a prior's samples have to beat, and what a check
+of samples has to notice. Of the top it knows nothing while it draws the bottom, of a brain's outline nothing more than
+two neighbours tell. A draw has two steps: with probability count / (count + k) one of the training codes that had
+these neighbours, all alike, or else a draw from the coarser q, which is made likewise. No table of probabilities is
+needed.
+
+[1] MacKay and Peto 1995, A hierarchical Dirichlet language model, equation 13.
 """
 
 from dataclasses import dataclass
@@ -18,108 +23,24 @@ import numpy as np
 import torch
 
 from vqvae2.common import random_numbers
-from vqvae2.metrics.coding import _bits
-
-STEPS = ("both", "side", "neighbour", "all", "even")
-"""What one code may need a random number for, each its own."""
-
-
-@dataclass(frozen=True)
-class Urn:
-    """The training codes, put together by what stood beside them."""
-
-    codes: np.ndarray
-    """int64, all training codes, in the order of their contexts."""
-    starts: np.ndarray
-    """int64 `[contexts + 1]`: those of context c are `codes[starts[c]:starts[c + 1]]`."""
-    concentration: float
-    """k: the coarser estimate counts as much as k codes."""
-
-    @classmethod
-    def of(cls, codes: np.ndarray, contexts: np.ndarray, number: int, concentration: float) -> "Urn":
-        """Put codes together; all arrays are flat, contexts in [0, number)."""
-        order = np.argsort(contexts, kind="stable")
-        return cls(codes[order], np.searchsorted(contexts[order], np.arange(number + 1)), concentration)
-
-    def draw(self, contexts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Return a code for each context, or -1 where the coarser estimate has to be asked.
-
-        `numbers` are uniform in [0, 1), of the contexts' shape.
-        """
-        first = self.starts[contexts]
-        count = self.starts[contexts + 1] - first
-        place = (numbers * (count + self.concentration)).astype(np.int64)
-        # Where the count is 0 `first` may lie beyond the end; it is not used.
-        return np.where(place < count, self.codes[(first + place).clip(max=len(self.codes) - 1)], -1)
-
-
-def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: int, level: str,
-         first: int = 0) -> torch.Tensor:
-    """Return code maps drawn from the order-2 model of one level, int64 `[count, height, width]` in [0, size).
-
-    Args:
-        train_codes: the level's codes of the training images, integers in [0, size), `[n, height, width]`, n at least
-            1, array or CPU tensor: the model is fitted on them as `metrics.context_model_bits` fits it.
-        size: of the codebook.
-        count: maps to draw.
-        seed, level: of the random numbers, each map's own: map i is the same whatever the count. Give the two levels
-            their names, or they would be drawn by the same numbers.
-        first: number of the first map.
-    Raises: ValueError for other shapes or codes.
-    """
-    train = np.asarray(train_codes).astype(np.int64)
-    urns = _urns(train, size)
-    height, width = train.shape[1:]
-    framed = np.full((count, height + 1, width + 1), size)
-    images = np.arange(first, first + count)[:, None]
-    for diagonal in range(height + width - 1):  # codes of one diagonal do not see each other
-        row = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
-        column = diagonal - row
-        numbers = {step: random_numbers.uniform(seed, f"context model, {level}, {step}", images,
-                                                row * width + column).numpy() for step in STEPS}
-        framed[:, row + 1, column + 1] = _draw(urns, size, framed[:, row + 1, column], framed[:, row, column + 1],
-                                               numbers)
-    return torch.from_numpy(framed[:, 1:, 1:].copy())
-
-
-def _urns(train: np.ndarray, size: int) -> dict[str, Urn]:
-    concentrations = context_concentrations(train, size)
-    contexts = code_contexts(train, size)
-    numbers = {"both": (size + 1) ** 2, "left": size + 1, "above": size + 1, "all": 1}
-    return {kind: Urn.of(train.ravel(), contexts[kind], number, concentrations[kind])
-            for kind, number in numbers.items()}
-
-
-def _draw(urns: dict[str, Urn], size: int, left: np.ndarray, above: np.ndarray,
-          numbers: dict[str, np.ndarray]) -> np.ndarray:
-    """A code for each pair of neighbours: from the finest urn that gives one."""
-    both = urns["both"].draw(left * (size + 1) + above, numbers["both"])
-    side = np.where(numbers["side"] < 0.5, urns["left"].draw(left, numbers["neighbour"]),
-                    urns["above"].draw(above, numbers["neighbour"]))
-    histogram = urns["all"].draw(np.zeros_like(left), numbers["all"])
-    even = (numbers["even"] * size).astype(np.int64)
-    return np.select([both >= 0, side >= 0, histogram >= 0], [both, side, histogram], even)
-
 
 CONCENTRATIONS = 4.0 ** np.arange(-3, 9)
+STEPS = ("both", "side", "neighbour", "all", "even")
+"""Each of these choices for a code has its own random number."""
 
 
 def context_model_bits(train_codes: np.ndarray, test_codes: np.ndarray, size: int) -> dict[str, float]:
-    """Return what three models that only count reach on test codes, in bits per code: a prior has to beat them.
-
-    histogram: how often each code stands in the training maps. position_histogram: how often it stands at this
-    place. context: how often it follows this left and this upper neighbour (beyond the edge is a symbol of its own).
+    """Return what the models that only count reach on test codes, in bits per code.
 
     Args:
         train_codes: integers in [0, size), `[n, height, width]`, array or CPU tensor, n at least 1.
         test_codes: likewise `[m, height, width]`, m at least 1.
+    Returns: {"histogram", "position_histogram", "context"}: frequency, place and neighbours.
     Raises: ValueError for other shapes or codes.
 
-    Each estimate is (count(code, context) + k q(code)) / (count(context) + k), where q is the coarser estimate: even
-    use below the histogram; the histogram below the place, the left and the upper neighbour; the mean of the last
-    two below both neighbours. Every k is the best of CONCENTRATIONS on the last fifth of the training maps, given
-    counts of the others (maps stand in the order of their subjects, so this fifth is mostly other people); then all
-    are counted. Test codes choose nothing. Source: reference 4, equation 13.
+    Every k is the best of CONCENTRATIONS on the last fifth of the training maps, given counts of the others (maps stand
+    in the order of their subjects, so this fifth is mostly other people); then all are counted. Test codes choose
+    nothing.
     """
     train, test = (_checked_codes(codes, name, size) for codes, name in ((train_codes, "train"), (test_codes, "test")))
     if train.shape[1:] != test.shape[1:]:
@@ -157,6 +78,80 @@ def code_contexts(codes: np.ndarray, size: int) -> dict[str, np.ndarray]:
             "above": above.ravel(), "both": (left * (size + 1) + above).ravel()}
 
 
+@dataclass(frozen=True)
+class CountTable:
+    """The training codes, sorted by what stood beside them."""
+
+    codes: np.ndarray
+    """int64, all training codes, in the order of their contexts."""
+    starts: np.ndarray
+    """int64 `[contexts + 1]`: the codes of context c are `codes[starts[c]:starts[c + 1]]`."""
+    concentration: float
+    """k: the coarser estimate counts as much as k codes."""
+
+    def draw(self, contexts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Return a code for each context, or -1 where the coarser estimate has to be asked.
+
+        `numbers` are uniform in [0, 1), of the contexts' shape.
+        """
+        first = self.starts[contexts]
+        count = self.starts[contexts + 1] - first
+        place = (numbers * (count + self.concentration)).astype(np.int64)
+        # Where the count is 0 `first` may lie beyond the end; it is not used.
+        return np.where(place < count, self.codes[(first + place).clip(max=len(self.codes) - 1)], -1)
+
+
+def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: int, level: str,
+         first: int = 0) -> torch.Tensor:
+    """Return code maps drawn from the neighbours model of one level, int64 `[count, height, width]` in [0, size).
+
+    Args:
+        train_codes: the level's codes of the training images, integers in [0, size), `[n, height, width]`, n at least
+            1, array or CPU tensor: the model is fitted on them as `context_model_bits` fits it.
+        size: of the codebook.
+        count: maps to draw.
+        seed, level: of the random numbers, each map's own: map i is the same whatever the count. Give the two levels
+            their names, or they would be drawn by the same numbers.
+        first: number of the first map.
+    Raises: ValueError for other shapes or codes.
+    """
+    train = np.asarray(train_codes).astype(np.int64)
+    concentrations, contexts, tables = context_concentrations(train, size), code_contexts(train, size), {}
+    for kind, number in (("both", (size + 1) ** 2), ("left", size + 1), ("above", size + 1), ("all", 1)):
+        order = np.argsort(contexts[kind], kind="stable")
+        starts = np.searchsorted(contexts[kind][order], np.arange(number + 1))
+        tables[kind] = CountTable(train.ravel()[order], starts, concentrations[kind])
+    height, width = train.shape[1:]
+    framed = np.full((count, height + 1, width + 1), size)
+    images = np.arange(first, first + count)[:, None]
+    for diagonal in range(height + width - 1):  # codes of one diagonal do not see each other
+        row = np.arange(max(0, diagonal - width + 1), min(height, diagonal + 1))
+        column = diagonal - row
+        left, above = framed[:, row + 1, column], framed[:, row, column + 1]
+        numbers = {step: random_numbers.uniform(seed, f"context model, {level}, {step}", images,
+                                                row * width + column).numpy() for step in STEPS}
+        found = [tables["both"].draw(left * (size + 1) + above, numbers["both"]),
+                 np.where(numbers["side"] < 0.5, tables["left"].draw(left, numbers["neighbour"]),
+                          tables["above"].draw(above, numbers["neighbour"])),
+                 tables["all"].draw(np.zeros_like(left), numbers["all"])]
+        # The code of the finest table that gives one.
+        framed[:, row + 1, column + 1] = np.select([codes >= 0 for codes in found], found,
+                                                   (numbers["even"] * size).astype(np.int64))
+    return torch.from_numpy(framed[:, 1:, 1:].copy())
+
+
+def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[str, float]:
+    """Return the mean bits per code by each kind of context, every estimate leaning on the coarser one."""
+    def estimate(kind: str, coarser: np.ndarray | float) -> np.ndarray:
+        matches, occurrences = evidence[kind]
+        return (matches + concentrations[kind] * coarser) / (occurrences + concentrations[kind])
+
+    histogram = estimate("all", 1 / size)
+    given = {"all": histogram} | {kind: estimate(kind, histogram) for kind in ("place", "left", "above")}
+    given["both"] = estimate("both", (given["left"] + given["above"]) / 2)
+    return {kind: float(-np.log2(probability).mean()) for kind, probability in given.items()}
+
+
 def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:
     array = np.asarray(codes).astype(np.int64)
     if array.ndim != 3 or array.size == 0 or array.min() < 0 or array.max() >= size:
@@ -166,7 +161,7 @@ def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:
 
 
 def _occurrences(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often each of `wanted` stands in `among`: int64, as `wanted`."""
+    """Return how often each of `wanted` stands in `among`: int64, as `wanted`."""
     values, counts = np.unique(among, return_counts=True)
     nearest = np.searchsorted(values, wanted).clip(max=len(values) - 1)
     return np.where(values[nearest] == wanted, counts[nearest], 0)

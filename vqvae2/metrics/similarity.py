@@ -1,12 +1,10 @@
-"""Images or codes -> SSIM, PSNR, perplexity, NLL, each with unit and range.
+"""Images and their reconstructions -> SSIM, MS-SSIM, PSNR and mean absolute error, each with unit and range.
 
 Figures of images are taken on 8 bit and twice: `full` is the whole picture; `brain` is the pixels where the
 original is above 0, holes filled, because a black background that is easy to restore flatters the first.
 
 1. Wang, Bovik, Sheikh, Simoncelli 2004, Image quality assessment: from error visibility to structural similarity.
 2. Wang, Simoncelli, Bovik 2003, Multiscale structural similarity for image quality assessment.
-3. Efron, Tibshirani 1993, An introduction to the bootstrap.
-4. MacKay, Peto 1995, A hierarchical Dirichlet language model.
 
 NOTE: SSIM is computed here in float64 by two 1-D windows (matrix products), not by torchmetrics. In float32 the small
 difference E[x²] - E[x]² suffers where convolutions are rounded: on five 128² slices SSIM fell by 0.0004 to 0.0008 with

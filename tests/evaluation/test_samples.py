@@ -10,6 +10,8 @@ from PIL import Image
 
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import features, samples
+from vqvae2.evaluation.judge import Evaluation
+from vqvae2.evaluation.report import JUDGES
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.models import encoding
@@ -26,29 +28,34 @@ def chain(tiny_run):
     settings = EvaluateSettings(vqvae=str(tiny_run.vqvae), top=str(tiny_run.top), bottom=str(tiny_run.bottom),
                                 out=tiny_run.results / "report", samples=6)
     data = dataclasses.replace(from_dict(TrainVqvae, vqvae.config["settings"]), data=tiny_run.data)
-    return settings, vqvae, priors, dataset.load_images(data).splits
+    return settings, vqvae, priors, dataset.load_images(data)
 
 
 def judge(chain, out, drawn, trained=None, **changes):
-    settings, vqvae, _, splits = chain
-    train, test = splits["train"], splits["test"]
-    return samples.judge(drawn, test.bytes(), test, train, train if trained is None else trained,
-                               encoding.extract(vqvae.model, train, 8), vqvae,
-                               dataclasses.replace(settings, out=out, **changes),
-                               features.load_extractor(None, torch.device("cpu")))
+    """What the judges of samples say of these."""
+    settings, vqvae, priors, data = chain
+    own = data.splits["train"] if trained is None else trained
+    maps, made = encoding.reconstruct(vqvae.model, data.splits["test"], 8)
+    evaluation = Evaluation(dataclasses.replace(settings, out=out, **changes), vqvae, priors, data, maps, made, own,
+                            features.load_extractor(None, torch.device("cpu")), drawn, {})
+    for judged, is_asked in JUDGES:
+        if judged.name == "samples":
+            evaluation.metrics["samples"] = judged.compute(evaluation)
+        elif judged.name.startswith("samples.") and is_asked(evaluation):
+            evaluation.metrics["samples"][judged.name.removeprefix("samples.")] = judged.compute(evaluation)
+    return evaluation.metrics["samples"]
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_a_time(chain, monkeypatch):
-    settings, vqvae, priors, splits = chain
-    whole = samples.draw(settings, vqvae, priors, splits["train"])
+    settings, vqvae, priors, data = chain
+    whole = samples.draw(settings, vqvae, priors, data.splits["train"])
     monkeypatch.setattr(samples, "AT_A_TIME", 4)
-    assert torch.equal(samples.draw(settings, vqvae, priors, splits["train"]), whole)
+    assert torch.equal(samples.draw(settings, vqvae, priors, data.splits["train"]), whole)
     assert (whole.shape, whole.dtype) == ((6, 1, 32, 32), torch.uint8)
 
 
 def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_no_nan(chain, tmp_path):
-    _, _, _, splits = chain
-    report = judge(chain, tmp_path, splits["validate"].bytes(), probe=True)
+    report = judge(chain, tmp_path, chain[3].splits["validate"].bytes(), probe=True)
     json.dumps(report, allow_nan=False)
     assert {"mmd", "frechet", "precision", "recall", "pairwise_ms_ssim", "real_pairwise_ms_ssim", "features"} <= set(
         report)
@@ -60,15 +67,15 @@ def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_n
 
 
 def test_copies_of_training_slices_are_found(chain, tmp_path):
-    copies = chain[3]["train"].bytes()[:5]
+    copies = chain[3].splits["train"].bytes()[:5]
     found = judge(chain, tmp_path, copies)["memorisation"]
     assert found["pixels"]["closer_share"] == found["features"]["closer_share"] == 1
     assert found["pixels"]["samples_median"] == 0
 
 
 def test_without_the_training_images_copies_are_not_looked_for(chain, tmp_path):
-    none = dataset.ImageSet((), chain[3]["train"].pixels[:0])
-    assert judge(chain, tmp_path, chain[3]["validate"].bytes(), trained=none)["memorisation"] is None
+    none = dataset.ImageSet((), chain[3].splits["train"].pixels[:0])
+    assert judge(chain, tmp_path, chain[3].splits["validate"].bytes(), trained=none)["memorisation"] is None
     assert not (tmp_path / "closest.png").exists()
 
 

@@ -6,10 +6,12 @@ import shutil
 import pytest
 from PIL import Image
 
+from vqvae2.common import statistics
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import leaks
 from vqvae2.evaluation import report as reports
 from vqvae2.evaluation import text as report_text
+from vqvae2.evaluation.judge import Judge
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import pixel_hash, subject_hash
 
@@ -191,3 +193,26 @@ def test_the_figures_of_the_codes_do_not_depend_on_the_batch(tiny_run, tmp_path)
     by_two, by_nine = (reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None, batch=batch))
                        for batch in (2, 9))
     assert by_two.metrics["codes"] == by_nine.metrics["codes"]
+
+
+class SharpnessJudge(Judge):
+    """Mean difference of neighbouring pixels, of the reconstruction over that of the image."""
+
+    name = "sharpness"
+
+    def compute(self, evaluation):
+        edges = [images.double().diff(dim=3).abs().mean((1, 2, 3))
+                 for images in (evaluation.images.bytes(), evaluation.reconstructions)]
+        return statistics.summarise(edges[1] / edges[0], evaluation.images.subjects, evaluation.settings.seed)
+
+    def rows(self, figures, report):
+        return [("sharpness", statistics.with_interval(figures, "mean", 3))]
+
+
+def test_a_metric_of_ones_own_needs_a_class_and_a_row_of_the_table(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "JUDGES", (*reports.JUDGES, (SharpnessJudge(), lambda evaluation: True)))
+    metrics = reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None)).metrics
+    assert 0 < json.loads((tmp_path / "metrics.json").read_text())["sharpness"]["mean"] < 1
+    name, value = report_text.headline(metrics)[-1]
+    assert (name, value[:5]) == ("sharpness", f"{metrics['sharpness']['mean']:.3f}")
+    assert report_text.tables(metrics)["sharpness"] == (("figure", "value"), [(name, value)])

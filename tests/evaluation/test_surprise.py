@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 from torch import nn
 
 from vqvae2.commands import evaluate, train_prior
-from vqvae2.evaluation import likelihood, map_files
 from vqvae2.evaluation import priors as prior_figures
+from vqvae2.evaluation import surprise
+from vqvae2.evaluation.judge import Evaluation
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.priors import conditions
@@ -49,9 +53,19 @@ def an_image_set(names, size=8):
     return ImageSet(files, np.random.default_rng(0).integers(0, 256, (len(names), 1, size, size), dtype=np.uint8))
 
 
+def judged(priors, bits, split, counted, levels=("top", "bottom")):
+    """What `PriorsJudge` says of codes that cost these bits, and with these figures of the counting models."""
+    vqvae = SimpleNamespace(model=SimpleNamespace(levels=levels))
+    data = SimpleNamespace(splits={"test": split})
+    evaluation = Evaluation(EvaluateSettings(vqvae="v", out=Path("out")), vqvae, priors, data, None, None, None,
+                            None, None, {})
+    vars(evaluation).update(code_bits=bits, untold_code_bits=bits, counting_bits=counted)
+    return prior_figures.PriorsJudge().compute(evaluation)
+
+
 def test_a_code_of_probability_one_eighth_costs_three_bits():
     codes = torch.tensor([[[0, 1], [2, 3]]])
-    found = likelihood.code_bits({"top": Table([1 / 2, 1 / 4, 1 / 8, 1 / 8])}, {"top": codes}, [{}], batch=2)["top"]
+    found = surprise.code_bits({"top": Table([1 / 2, 1 / 4, 1 / 8, 1 / 8])}, {"top": codes}, [{}], batch=2)["top"]
     torch.testing.assert_close(found, torch.tensor([[[1.0, 2.0], [3.0, 3.0]]]))
 
 
@@ -60,7 +74,7 @@ def test_bits_are_those_of_torch_whatever_the_batch(tiny_run):
     draw = torch.Generator().manual_seed(0)
     levels = {level: torch.randint(16, (5, side, side), generator=draw) for level, side in (("top", 4), ("bottom", 8))}
     done = []
-    found = likelihood.code_bits(priors, levels, [{}] * 5, 2, done.append)
+    found = surprise.code_bits(priors, levels, [{}] * 5, 2, done.append)
     with torch.no_grad():
         logits = priors["bottom"](levels["bottom"], levels["top"])
     expected = nn.functional.cross_entropy(logits, levels["bottom"], reduction="none") / math.log(2)
@@ -72,7 +86,7 @@ def test_each_prior_is_told_the_top_codes_or_not_and_what_the_manifest_says_of_i
     told = (conditions.Column("age", mean=50.0, spread=10.0),)
     priors = {"top": Table([0.5, 0.5]), "bottom": Table([0.5, 0.5], told)}
     levels = {"top": torch.tensor([[[0]], [[1]], [[0]]]), "bottom": torch.zeros(3, 2, 2, dtype=torch.long)}
-    likelihood.code_bits(priors, levels, [{"age": "70"}, {"age": ""}, {}], batch=2)
+    surprise.code_bits(priors, levels, [{"age": "70"}, {"age": ""}, {}], batch=2)
     assert priors["top"].told == [(None, None)] * 2
     (first_top, first), (second_top, second) = priors["bottom"].told
     assert torch.cat([first_top, second_top]).flatten().tolist() == [0, 1, 0]
@@ -82,7 +96,7 @@ def test_each_prior_is_told_the_top_codes_or_not_and_what_the_manifest_says_of_i
 
 def test_a_code_fills_the_pixels_of_its_cell():
     levels = {"top": torch.tensor([[[8.0]]]), "bottom": torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])}
-    found = likelihood.pixel_maps(levels, (4, 4))
+    found = surprise.pixel_maps(levels, (4, 4))
     assert (found.dtype, found.shape) == (torch.float32, (1, 2, 4, 4))
     assert found[0, 0].unique().tolist() == [8]
     assert found[0, 1].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
@@ -91,7 +105,7 @@ def test_a_code_fills_the_pixels_of_its_cell():
 def test_the_pixels_of_a_cell_share_its_bits():
     """8 bits over 16 pixels, and 1 to 4 bits over 4 pixels each: 18 bits for 16 pixels."""
     levels = {"top": torch.tensor([[[8.0]]]), "bottom": torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])}
-    found = likelihood.bits_per_pixel_maps(levels, (4, 4))[0]
+    found = surprise.bits_per_pixel_maps(levels, (4, 4))[0]
     assert found[0].tolist() == [0.75, 0.75, 1, 1]
     assert found.mean().item() == pytest.approx(18 / 16)
 
@@ -107,25 +121,24 @@ def test_figures_of_priors_are_means_over_all_codes_and_a_sum_over_levels_only_w
     split, priors = an_image_set(["a.png", "b.png"]), {"top": Table([1.0]), "bottom": Table([1.0])}
     bits = {"top": torch.tensor([[[2.0]], [[4.0]]]), "bottom": torch.full((2, 2, 2), 5.0)}
     counted = {"bottom": {"context": 8.0, "histogram": 10.0, "position_histogram": 9.0}}
-    found = prior_figures.judge(priors, bits, ("top", "bottom"), split, counted, seed=0)
+    found = judged(priors, bits, split, counted)
     assert (found["top"]["bits_per_code"], found["top"]["below_best_reference"]) == (3, None)
     assert found["bottom"]["below_best_reference"] == pytest.approx(3 / 8)
     assert found["bits_per_pixel"] == pytest.approx((3 + 4 * 5) / 64)
     assert found["bits_per_pixel_is"] == "upper bound on the code length of the decoded image"
-    only_top = prior_figures.judge({"top": priors["top"]}, bits, ("top", "bottom"), split, counted, seed=0)
+    only_top = judged({"top": priors["top"]}, bits, split, counted)
     assert set(only_top) == {"top"}
-    assert prior_figures.judge({}, {}, ("top",), split, {}, seed=0) is None
 
 
 def test_maps_are_files_and_those_of_an_earlier_report_are_gone(tmp_path):
     bits = {"top": torch.tensor([[[8.0]], [[2.0]]]),
             "bottom": torch.arange(8.0).view(2, 2, 2)}
     (tmp_path / "mine.png").write_bytes(b"not of a report")
-    map_files.write(tmp_path, an_image_set(["test/old.png", "test/b.png"]), bits)
-    map_files.clear(tmp_path)
+    surprise.write(tmp_path, an_image_set(["test/old.png", "test/b.png"]), bits)
+    surprise.clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     split = an_image_set(["test/a.png", "test/b.png"])
-    map_files.write(tmp_path, split, bits)
+    surprise.write(tmp_path, split, bits)
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.png", "b.npy", "b.png", "index.csv", "mine.png"}
     array = np.load(tmp_path / "b.npy")
     assert (array.dtype, array.shape) == (np.float32, (2, 8, 8))
@@ -142,7 +155,7 @@ def test_pictures_of_maps_stand_beside_their_image_in_fixed_colours(tmp_path):
     split, colours = an_image_set(["a.png"], size=128), []
     for others in (0.0, 40.0):
         nll = torch.tensor([[[8.0, others], [others, others]]])
-        map_files.write(tmp_path, split, {"top": nll})
+        surprise.write(tmp_path, split, {"top": nll})
         with Image.open(tmp_path / "a.png") as picture:
             assert picture.size == (3 * (116 + 128), 128)
             colours.append(picture.getpixel((116 + 128 + 116 + 10, 10)))
@@ -154,10 +167,10 @@ class TestEvaluate:
         vqvae, priors = sampler.load_models(str(tiny_run.vqvae), str(told_top), None, CPU)
         split = an_image_set(["a.png"], size=32)
         codes = {"top": torch.zeros(1, 4, 4, dtype=torch.long)}
-        blind, told = (likelihood.code_bits(priors, codes, [facts], 1)["top"].sum().item()
+        blind, told = (surprise.code_bits(priors, codes, [facts], 1)["top"].sum().item()
                        for facts in ({}, {"position_mm": "2.0"}))
         assert blind != told
-        found = prior_figures.judge(priors, {"top": torch.ones(1, 4, 4)}, vqvae.model.levels, split, {}, 0)
+        found = judged(priors, {"top": torch.ones(1, 4, 4)}, split, {}, vqvae.model.levels)
         assert (found["top"]["condition"], found["top"]["condition_known"]) == (["position_mm"], 0.0)
 
     def test_two_flags_give_maps_lesions_and_their_figures(self, tiny_run, told_top, apart, capsys):

@@ -1,0 +1,140 @@
+"""Models and a split -> what every judge of a report is given, and what a judge has to offer.
+
+A judge computes figures of one kind, such as those of the codes. To add a metric, write a class with a name and
+`compute`, and add a row to JUDGES in `report.py`: its figures then stand in metrics.json and in the printed report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from vqvae2.evaluation import surprise
+from vqvae2.evaluation.features import Extractor
+from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.images.dataset import Images, ImageSet, to_bytes
+from vqvae2.metrics import context_model, similarity
+from vqvae2.models import encoding
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
+from vqvae2.models.code_maps import CodeMaps
+from vqvae2.priors.pixel_cnn import Prior
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models and images that are judged; what several judges need is computed once, when the first asks for it."""
+
+    settings: EvaluateSettings
+    vqvae: TrainedVqvae
+    """The VQ-VAE is `vqvae.model`, in eval mode."""
+    priors: dict[str, Prior]
+    """The priors that were given, by level, in eval mode."""
+    data: Images
+    """The images of the split, and those of the train split where something is compared with them."""
+    code_maps: CodeMaps
+    """Codes of the split's images, int64 `[n, height, width]` for each level."""
+    reconstructions: torch.Tensor
+    """The images that the codes alone give back, uint8 `[n, channels, height, width]`, on the CPU."""
+    trained: ImageSet
+    """Those images of the train split that the models were really trained on; empty where that was not read."""
+    extractor: Extractor | None
+    """The network in whose features samples are compared; None where samples are not judged."""
+    samples: torch.Tensor | None
+    """uint8 `[samples, channels, height, width]`; None where samples are not judged."""
+    metrics: dict
+    """The content of metrics.json so far: the figures of all judges that have been asked so far."""
+
+    @property
+    def out(self) -> Path:
+        """The folder of the report."""
+        return self.settings.out
+
+    @property
+    def images(self) -> ImageSet:
+        """The images of the split that is judged."""
+        return self.data.splits[self.settings.split]
+
+    @property
+    def has_all_priors(self) -> bool:
+        """True if each level of the VQ-VAE has a prior."""
+        return set(self.priors) == set(self.vqvae.model.levels)
+
+    @cached_property
+    def similarity(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return `metrics.similarity.image_figures` of the images and their reconstructions."""
+        return similarity.image_figures(self.images.bytes(), self.reconstructions)
+
+    @cached_property
+    def code_bits(self) -> dict[str, torch.Tensor]:
+        """NLL of each code under its prior, float32 `[n, height, width]` in bits, for each level that has a prior."""
+        return self._code_bits(self.priors, self.images.facts)
+
+    @cached_property
+    def untold_code_bits(self) -> dict[str, torch.Tensor]:
+        """The same where priors are told nothing of the images."""
+        told = {level: prior for level, prior in self.priors.items() if prior.columns}
+        return self.code_bits | self._code_bits(told, [{}] * len(self.images))
+
+    @cached_property
+    def training_codes(self) -> CodeMaps | None:
+        """Codes of the train split; None where it was not read, is empty, or is itself judged."""
+        train = self.data.splits.get("train")
+        if not train or self.settings.split == "train":
+            return None
+        stored = CodeMaps.load(self.vqvae.folder / "codes" / "train.npz", self.vqvae.hash,
+                               self.data.describe()["data_hash"])
+        return stored or encoding.extract(self.vqvae.model, train, self.settings.batch)
+
+    @cached_property
+    def counting_bits(self) -> dict[str, dict[str, float]]:
+        """Bits per code of the counting models for each level; {} without `training_codes`."""
+        size = self.vqvae.model.settings.codebook_size
+        return {} if self.training_codes is None else {
+            level: context_model.context_model_bits(codes.numpy(), self.code_maps.levels[level].numpy(), size)
+            for level, codes in self.training_codes.levels.items()}
+
+    def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        with tqdm(total=len(priors) * len(self.images), desc="priors", unit="image", leave=False) as bar:
+            return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update)
+
+
+@torch.no_grad()
+def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
+    """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time."""
+    device, count = next(model.parameters()).device, len(levels["top"])
+    return torch.cat([to_bytes(model.decode({level: codes[items].to(device) for level, codes in levels.items()}))
+                      for items in torch.arange(count).split(batch)])
+
+
+class Judge(Protocol):
+    """A metric of a report. A class that names this one as its base needs `name` and `compute` alone."""
+
+    name: str
+    """Key of its figures in metrics.json. `samples.probe` is the key `probe` among the figures of `samples`."""
+    columns: tuple[str, ...] = ("figure", "value")
+    """Head of `table`; () where there is none."""
+
+    def compute(self, evaluation: Evaluation) -> dict | None:
+        """Return the figures as JSON values, None where they are not defined.
+
+        A judge may write pictures of what it alone knows to `evaluation.out`.
+        """
+
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return the lines (what, value with its unit) that evaluate.py prints; none by default.
+
+        Args:
+            figures: what `compute` returned. report: all of metrics.json.
+        """
+        return []
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return the rows of a table below `columns`, for the notebook and model cards; by default `rows`."""
+        return self.rows(figures, report)
+
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write pictures to `evaluation.out`; none by default. Call them <name>.png, or <name>_….png."""

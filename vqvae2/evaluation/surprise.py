@@ -1,0 +1,132 @@
+"""Codes -> NLL of every code under its prior, brought up to pixels, as files and pictures: what a prior finds unusual.
+
+A code's NLL is -log2 p(code | codes before it in raster order, the top codes for a bottom one, what is known of the
+image). Summed over an image it is what an ideal coder needs for the codes. Several code maps may decode to one image,
+whose probability is the sum of theirs: the sum of one's NLL is therefore an upper bound on the code length of the
+decoded image (and says nothing of what the decoder lost). Where NLL is high, the model is surprised [1].
+
+NOTE Such a map looks in one direction: what comes after something unusual in raster order may be surprising too,
+and what has been announced by its upper neighbours is less so.
+
+[1] Marimont and Tarroni 2020, Anomaly detection through latent space restoration using vector-quantized variational
+autoencoders.
+
+<out>/likelihood/index.csv        image, subject, file, bits per code of each level, bits per pixel
+<out>/likelihood/<file>.npy       float32 [levels, height, width], coarse first: NLL in bits per code, a code's value in
+                                  all pixels of its cell
+<out>/likelihood/<file>.png       the image, each level's map, and their sum in bits per pixel
+<out>/likelihood.png              the same of evenly chosen images
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from tqdm import tqdm
+
+from vqvae2.common import files
+from vqvae2.common.errors import UserError
+from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
+from vqvae2.plots import pictures
+from vqvae2.priors import conditions
+from vqvae2.priors.pixel_cnn import Prior
+
+INDEX = "index.csv"
+BIT_DIGITS = 6
+BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
+"""The values that get the brightest colour: pictures can be compared. A blind guess among 512 codes costs
+9 bits; at the default grids, 0.7 per pixel."""
+
+
+@torch.no_grad()
+def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str, str]],
+              batch: int, on_batch: Callable[[int], object] = lambda _: None) -> dict[str, torch.Tensor]:
+    """Return for each level that has a prior the NLL of each code, float32 `[n, height, width]`, in bits, on the CPU.
+
+    Args:
+        priors: by level, in eval mode.
+        levels: codes `[n, height, width]` by level, the top's too where only the bottom has a prior.
+        facts: for each of the n images what the manifest says of it; what a prior was trained to know and is not
+            there is unknown.
+        batch: images at a time. on_batch: told how many images a level has done since.
+    """
+    found = {}
+    for level, prior in priors.items():
+        device, parts = prior.bias.device, []
+        known = conditions.numbers(prior.columns, facts) if prior.columns else None
+        for items in torch.arange(len(levels[level])).split(batch):
+            codes = levels[level][items].to(device)
+            top = levels["top"][items].to(device) if level == "bottom" else None
+            logits = prior(codes, top, None if known is None else known[items].to(device))
+            nats = functional.cross_entropy(logits.float(), codes, reduction="none")
+            parts.append((nats / math.log(2)).cpu())
+            on_batch(len(items))
+        found[level] = torch.cat(parts)
+    return found
+
+
+def pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Return float32 `[n, levels, height, width]`: each level's maps `[n, height, width]`, a code's value in all pixels
+    of its cell; `size` is the images' height and width, which the code maps' divide."""
+    return torch.stack([codes.float().repeat_interleave(size[0] // codes.shape[1], 1)
+                        .repeat_interleave(size[1] // codes.shape[2], 2) for codes in by_level.values()], 1)
+
+
+def bits_per_pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Return float32 `[n, height, width]`, all levels together: a code's bits are shared by the pixels of its cell, so
+    that the mean of a map is the image's bits per pixel. Arguments as for `pixel_maps`."""
+    shares = {level: one * (one.shape[1] * one.shape[2] / (size[0] * size[1])) for level, one in by_level.items()}
+    return pixel_maps(shares, size).sum(1)
+
+
+def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> None:
+    """Write each image's maps and picture, then index.csv, into `folder`, which is <out>/likelihood.
+
+    One image at a time: all maps at once would be as large as the data set, as floats.
+    Raises: UserError if a file cannot be written.
+    """
+    table, names = [], unique_names(split.names)
+    for number, name in enumerate(tqdm(names, desc="likelihood maps", unit="image", leave=False)):
+        rows = rows_of(split, bits, [number])
+        *levels, total = (row.values for _, row in rows[1:])
+        array = torch.cat(levels).numpy()
+        files.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
+        panels = [np.asarray(pictures.strip([row]).convert("RGB")) for row in rows]
+        pictures.save_picture(Image.fromarray(np.hstack(panels)), folder / f"{name}.png")
+        means = {f"{level}_bits_per_code": one[number:number + 1].mean() for level, one in bits.items()}
+        table.append({"image": split.names[number], "subject": split.subjects[number], "file": name,
+                      **{column: round(mean.item(), BIT_DIGITS) for column, mean in means.items()},
+                      "bits_per_pixel": round(total[0].mean().item(), BIT_DIGITS)})
+    files.write_rows(folder / INDEX, table)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier report has written: the files that its index.csv names, and index.csv."""
+    with suppress(UserError):  # a damaged table names nothing
+        for row in files.read_rows(folder / INDEX):
+            for ending in (".npy", ".png"):  # the name alone: a path could lead out of the folder
+                (folder / f"{Path(row.get('file') or '').name}{ending}").unlink(missing_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+
+
+def overview(split: ImageSet, bits: Mapping[str, torch.Tensor], items: Sequence[int]) -> Image.Image:
+    """Return labelled rows of the images with these numbers and their maps, the bits per pixel under each."""
+    rows = rows_of(split, bits, items)
+    return pictures.strip(rows, captions=[f"{one.mean():.3f} bits per pixel" for one in rows[-1][1].values],
+                          title="NLL of the codes: bits per code, all in bits per pixel")
+
+
+def rows_of(split: ImageSet, bits: Mapping[str, torch.Tensor],
+            items: Sequence[int]) -> list[tuple[str, torch.Tensor | pictures.Scaled]]:
+    """Return rows for `pictures.strip` of the images with these numbers: image, bits per code by level, their sum."""
+    size = tuple(split.pixels.shape[2:])
+    chosen = {level: one[items] for level, one in bits.items()}
+    levels = [(f"{level}, bits per code", pictures.Scaled(maps, BITS_PER_CODE))
+              for level, maps in zip(chosen, pixel_maps(chosen, size).unbind(1))]
+    total = pictures.Scaled(bits_per_pixel_maps(chosen, size), BITS_PER_PIXEL)
+    return [("original", to_bytes(split.batch(items))), *levels, ("sum, bits per pixel", total)]
