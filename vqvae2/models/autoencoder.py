@@ -40,7 +40,7 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2.common.errors import UserError
-from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
+from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
@@ -60,7 +60,7 @@ class Reconstruction:
     commitment: torch.Tensor
     """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
     codebook: torch.Tensor
-    """`[batch]`: the same, with a gradient for the embeddings; 0 where they are moving averages."""
+    """`[batch]`: the same, with a gradient for the embeddings; 0 where none moves them."""
     prediction: torch.Tensor
     """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
@@ -168,7 +168,8 @@ class Vqvae(nn.Module):
         self.levels = ("top", "bottom")[: settings.levels]
         dim, width = settings.embedding_dim, settings.channels
         start = settings.start_steps if start_steps is None else start_steps
-        self.quantizers = nn.ModuleDict({level: quantizer(settings, start, seed * 2 + number)
+        rule = QUANTIZERS[settings.quantizer]
+        self.quantizers = nn.ModuleDict({level: rule.from_settings(settings, start, seed * 2 + number)
                                          for number, level in enumerate(self.levels)})
         self.encoder = encoder(image_channels, settings.downsample[0], settings)
         if settings.levels == 2:
@@ -248,14 +249,6 @@ class Vqvae(nn.Module):
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
-
-
-def quantizer(settings: VqvaeSettings, start_steps: int, seed: int) -> Quantizer:
-    """Return a level's codebook of the kind that the settings say."""
-    size, dim, every = settings.codebook_size, settings.embedding_dim, settings.restart_every
-    if settings.quantizer == "gradient":
-        return GradientQuantizer(size, dim, start_steps, seed, every)
-    return EmaQuantizer(size, dim, settings.decay, start_steps, seed, every)
 
 
 def upsampler(dim: int, factor: int) -> nn.Sequential:
