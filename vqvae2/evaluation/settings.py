@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.sampling.settings import SAID, check_tastes
+from vqvae2.sampling.settings import SAID, check_sampling_rules
 from vqvae2.settings.checks import check_seed, expect, flag
 
 
@@ -59,7 +59,7 @@ class EvaluateSettings:
         expect(self.batch >= 1, "--batch", "at least 1", self.batch, "Give a larger number.")
         expect(self.samples >= 0, "--samples", "0 or more", self.samples, "Give 0 for none.")
         check_seed(self.seed)
-        check_tastes(self, ("temperature", "top_k", "top_p"))
+        check_sampling_rules(self, ("temperature", "top_k", "top_p"))
         for name in ("bottom", "likelihood", "lesions"):
             expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
                    f"{flag(name)} alone", "Give --top too.")

@@ -31,8 +31,10 @@ from torch.nn import functional
 
 from vqvae2.common.errors import UserError
 from vqvae2.priors import conditions
+from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
+from vqvae2.priors.stepping import PixelCnnCursor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
@@ -87,7 +89,7 @@ class GatedLayer(nn.Module):
         return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
 
 
-class Spread(nn.Module):
+class SubPixelShuffle(nn.Module):
     """`[batch, channels x factor², height, width]` to `[batch, channels, height x factor, width x factor]`.
 
     Sub-pixel convolution (Shi et al. 2016) of a 1 x 1 kernel. torch's PixelShuffle has no backward pass for an empty
@@ -133,7 +135,7 @@ class Conditioner(nn.Module):
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(3)))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), Spread(factor))
+        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), SubPixelShuffle(factor))
         self.fine_blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(2)))
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
@@ -145,7 +147,7 @@ class Conditioner(nn.Module):
         return functional.elu(self.fine_blocks(self.enlarge(x)))
 
 
-class Known(nn.Module):
+class FactsEncoder(nn.Module):
     """What is known of an image -> one feature vector for all of its codes; unknown values have learned ones."""
 
     FREQUENCIES = (1.0, 2.0, 4.0)
@@ -176,7 +178,7 @@ class Known(nn.Module):
         return self.out(functional.elu(total)[:, :, None, None])
 
 
-class Prior(nn.Module):
+class PixelCnn(Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
@@ -199,7 +201,7 @@ class Prior(nn.Module):
         self.columns = tuple(columns)
         self.conditioner = None if top_embeddings is None else Conditioner(
             top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
-        self.known = Known(columns, channels) if columns else None
+        self.known = FactsEncoder(columns, channels) if columns else None
         self.table = nn.Parameter(_start_of_table(embeddings))
         self.vertical_first = VerticalConv(dim, channels, first=True)
         self.horizontal_first = HorizontalConv(dim, channels, first=True)
@@ -242,6 +244,11 @@ class Prior(nn.Module):
         parts = [part(given) for part, given in ((self.conditioner, top_codes), (self.known, known))
                  if part is not None]
         return sum(parts[1:], parts[0]) if parts else None
+
+    def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
+               half: bool = False) -> PixelCnnCursor:
+        """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
+        return PixelCnnCursor(self, batch, top_codes, known, half)
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: torch.Tensor) -> None:
@@ -287,7 +294,7 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
     table, *of_top = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
     top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
     columns = conditions.from_json(config.get("columns", []))
-    prior = Prior(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
+    prior = PixelCnn(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
     try:
         prior.load_state_dict(tensors)
     except RuntimeError as error:

@@ -15,29 +15,28 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
-from vqvae2.priors.pixel_cnn import GatedLayer, Prior
 
 
-class CachedPrior:
-    """A prior that goes over `batch` code maps position by position; its logits are those of `Prior.forward`.
+class PixelCnnCursor:
+    """A `PixelCnn` that goes over `batch` code maps position by position; its logits are those of `PixelCnn.forward`.
 
     They differ by rounding alone, since sums are added up in another order: in float64 by less than 1e-12, in float32
     by less than 1e-4.
 
-    Example: `cached = CachedPrior(prior, 8)`, and then for each row and column, in raster order,
-    `logits = cached.step(row, column)` `[8, codebook_size]`, and `cached.tell(column, codes)` with the codes drawn.
+    Example: `cursor = prior.cursor(8)`, and then for each row and column, in raster order,
+    `logits = cursor.step(row, column)` `[8, codebook_size]`, and `cursor.tell(column, codes)` with the codes drawn.
 
     Args:
-        prior: in eval mode; its weights must not change meanwhile.
+        prior: a `PixelCnn` in eval mode; its weights must not change meanwhile.
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
-        known: `[batch, columns]`, as for `Prior.forward`.
+        known: `[batch, columns]`, as for `PixelCnn.forward`.
         half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
             says where); some codes are then not those of the slow way.
     """
 
     @torch.no_grad()
-    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None = None,
+    def __init__(self, prior: nn.Module, batch: int, top_codes: torch.Tensor | None = None,
                  known: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
@@ -156,12 +155,12 @@ class _Layer:
 
     Args:
         layer: whose weights these are.
-        seen: `[batch, 2, channels]`, its horizontal input, kept by CachedPrior.
+        seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCnnCursor.
         given: `[width, batch, channels]`, what it is given in this row.
         half: as for CachedPrior.
     """
 
-    def __init__(self, layer: GatedLayer, seen: torch.Tensor, given: torch.Tensor, half: bool):
+    def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor, half: bool):
         width, batch, _ = given.shape
         self.gate = layer.gate
         self.given, self.seen, self.here = given, seen.flatten(1), seen[:, -1]

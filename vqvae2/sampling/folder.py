@@ -29,7 +29,7 @@ from vqvae2.settings.checks import flag
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
 NAME = re.compile(r"(.+-)?\d{6,}")
-"""What sample.py calls images: 000012, or with --inpaint brain-000003."""
+"""The names that sample.py gives to images: 000012, or with --inpaint brain-000003."""
 MAY_DIFFER = {"count", "batch", "out"}
 """Settings that may change when a folder is gone on with."""
 HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "inpaint": "images_hash",
@@ -42,13 +42,13 @@ class Finished:
     """One image that has been drawn."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     image: torch.Tensor
     """uint8 `[channels, height, width]`."""
     codes: dict[str, torch.Tensor]
     """For each level int64 `[height, width]`, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
-    """What its candidates came to, where there are several."""
+    """The scores of its candidates, where there are several."""
 
 
 class SampleFolder:

@@ -1,4 +1,4 @@
-"""Command line of sample.py -> a frozen dataclass, as config.py has one for most other scripts."""
+"""Command line -> the settings of `vqvae2 sample`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SAID = tyro.conf.arg(help_behavior_hint="")
 """For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 CODE_FILE = ".npz"
 DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
-TASTES = {"temperature": (lambda v: v > 0, "above 0"), "top_k": (lambda v: v >= 0, "0 or more"),
+SAMPLING_RULES = {"temperature": (lambda v: v > 0, "above 0"), "top_k": (lambda v: v >= 0, "0 or more"),
           "top_p": (lambda v: 0 < v <= 1, "0 < P <= 1"), "guidance": (lambda v: v >= 0, "0 or more")}
-"""How freely codes are drawn (see samples.Taste): what values are possible, and that rule in words."""
+"""For each setting of sampler.SamplingRule, which values are possible, as a function and in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class SampleSettings:
         for name in ("count", "batch", "reject"):
             expect(getattr(self, name) >= 1, flag(name), "at least 1", getattr(self, name), "Give a larger number.")
         check_seed(self.seed)
-        check_tastes(self, TASTES)
+        check_sampling_rules(self, SAMPLING_RULES)
         expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
@@ -107,11 +107,11 @@ def of_level(values: tuple[float, ...], level: Literal["top", "bottom"]) -> floa
     return values[-1] if level == "bottom" else values[0]
 
 
-def check_tastes(settings: object, names: Iterable[str]) -> None:
-    """Raise UserError unless each of these settings (see TASTES) has one or two values that can be."""
+def check_sampling_rules(settings: object, names: Iterable[str]) -> None:
+    """Raise UserError unless each of these settings (see SAMPLING_RULES) has one or two values that can be."""
     for name in names:
         check_finite(settings, name)
-        ok, rule = TASTES[name]
+        ok, rule = SAMPLING_RULES[name]
         values = getattr(settings, name)
         expect(len(values) in (1, 2) and all(ok(v) for v in values), flag(name),
                f"one value for both levels or two (top, bottom), each {rule}", " ".join(map(str, values)),
