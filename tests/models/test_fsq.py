@@ -29,6 +29,7 @@ def slow(layer: FiniteScalarQuantizer, levels: tuple[int, ...], vector: np.ndarr
     """The code of one vector and its embedding: digit by digit, as the paper's equation says."""
     weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
     scalars = weights["to_scalars.weight"] @ vector + weights["to_scalars.bias"]
+    scalars = (scalars - weights["mean"]) / np.sqrt(weights["variance"])
     code, place, values = 0, 1, []
     for scalar, size in zip(scalars, levels):
         half, offset = (size - 1) * 0.999 / 2, 0.5 * (size % 2 == 0)
@@ -42,6 +43,8 @@ def layer_of(levels: tuple[int, ...], dim: int = 6, scale: float = 3.0) -> Finit
     torch.manual_seed(0)
     layer = FiniteScalarQuantizer(levels, dim).double()
     layer.to_scalars.weight.data *= scale
+    layer.mean += torch.randn(len(levels)) / 10
+    layer.variance *= 1.5
     return layer
 
 
@@ -60,7 +63,7 @@ class TestTheRule:
         """Vectors that aim at each code's digits: the way from the code to its embedding and back is the identity."""
         layer = layer_of(levels, len(levels))
         layer.to_scalars.weight.data = layer.from_scalars.weight.data = torch.eye(len(levels), dtype=torch.float64)
-        layer.to_scalars.bias.data.zero_()
+        layer.to_scalars.bias.data, layer.variance = layer.mean, torch.ones_like(layer.mean)
         digits = [np.arange(size) - size // 2 for size in levels]
         wanted = torch.tensor([place[::-1] for place in itertools.product(*digits[::-1])], dtype=torch.float64)
         aims = ((wanted + layer.offset) / layer.reach).clamp(-0.9999, 0.9999).atanh() - layer.shift
@@ -71,7 +74,7 @@ class TestTheRule:
 
     def test_zero_is_a_level_and_vectors_of_zeros_get_it(self):
         layer = layer_of((8, 5))
-        layer.to_scalars.bias.data.zero_()
+        layer.to_scalars.bias.data = layer.mean
         code = layer(torch.zeros(1, 6, 1, 1, dtype=torch.float64)).codes.item()
         assert layer.grid[code].tolist() == [0, 0]
 
@@ -81,7 +84,8 @@ class TestTheRule:
         direction = torch.randn(2, 6, 3, 3, dtype=torch.float64)
         (layer(vectors).vectors * direction).sum().backward()
         smooth = vectors.detach().clone().requires_grad_()
-        bounded = torch.tanh(layer.to_scalars(smooth.movedim(1, -1)) + layer.shift) * layer.reach - layer.offset
+        normal = (layer.to_scalars(smooth.movedim(1, -1)) - layer.mean) / layer.variance.sqrt()
+        bounded = torch.tanh(normal + layer.shift) * layer.reach - layer.offset
         (layer.from_scalars(bounded / layer.middle).movedim(-1, 1) * direction).sum().backward()
         torch.testing.assert_close(vectors.grad, smooth.grad)
         assert layer.to_scalars.weight.grad.abs().sum() > 0
@@ -93,15 +97,43 @@ class TestTheRule:
         expected = (layer.grid / layer.middle)[made.codes.flatten()].sum(0).expand(6, 2)
         torch.testing.assert_close(layer.from_scalars.weight.grad, expected)
 
-    def test_there_is_no_commitment_no_codebook_loss_and_no_state_to_move(self):
-        layer = layer_of((5, 3)).train()
-        before = {name: value.clone() for name, value in layer.state_dict().items()}
-        made = layer(torch.randn(4, 6, 2, 2, dtype=torch.float64), Place(torch.arange(4), 4, 0))
-        layer.update()
+    def test_there_is_no_commitment_no_codebook_loss_and_no_start_to_wait_for(self):
+        layer = layer_of((5, 3))
+        made = layer(torch.randn(4, 6, 2, 2, dtype=torch.float64))
         assert made.commitment.tolist() == made.codebook.tolist() == [0, 0, 0, 0]
-        assert set(before) == {"to_scalars.weight", "to_scalars.bias", "from_scalars.weight", "from_scalars.bias"}
-        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
         assert layer.started
+
+    def test_mean_and_variance_follow_the_vectors_of_all_micro_batches(self):
+        """The first step's are taken as they are; then the share of the new ones is 1 / (1 + 0.2 n), at least 0.1."""
+        layer = FiniteScalarQuantizer((5, 3), 6, decay=0.9).double().train()
+        mean, variance = np.zeros(2), np.ones(2)
+        for step in range(60):
+            vectors = torch.randn(5, 6, 2, 3, dtype=torch.float64) * (step + 1)
+            for share in (torch.arange(0, 5, 2), torch.arange(1, 5, 2)):
+                layer(vectors[share], Place(share, 5, step))
+            scalars = layer.to_scalars(vectors.movedim(1, -1)).detach().flatten(0, 2).numpy()
+            layer.update()
+            share = max(0.1, 1 / (1 + 0.2 * step))
+            mean, variance = mean + share * (scalars.mean(0) - mean), variance + share * (scalars.var(0) - variance)
+            np.testing.assert_allclose(layer.mean.numpy(), mean)
+            np.testing.assert_allclose(layer.variance.numpy(), variance)
+
+    def test_vectors_of_any_spread_use_all_levels_after_one_step(self):
+        layer, vectors = layer_of((5, 5, 5)).train(), torch.randn(64, 6, 8, 8, dtype=torch.float64) * 1e-3 + 7
+        layer(vectors, Place(torch.arange(64), 64, 0))
+        layer.update()
+        digits = layer.grid[layer.eval()(vectors).codes.flatten()]
+        for column in digits.T:
+            shares = torch.unique(column, return_counts=True)[1] / len(digits)
+            assert len(shares) == 5
+            assert shares.min() > 0.1
+
+    def test_eval_mode_changes_no_state(self):
+        layer = layer_of((5, 3)).eval()
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        layer(torch.randn(4, 6, 2, 2, dtype=torch.float64), Place(torch.arange(4), 4, 0))
+        layer.update()
+        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
     def test_an_empty_share_gives_gradients_of_zero(self):
         layer = layer_of((5, 3))
@@ -162,8 +194,9 @@ def test_the_codes_of_an_image_decode_to_its_reconstruction(levels):
 def train(folder: str, data: str, batch: int) -> dict:
     """Train a tiny VQ-VAE on this rank; return its state."""
     trainer = VqvaeTrainer(TrainVqvae(
-        data=Path(data), savename="x", results=Path(folder), epochs=4, batch=batch, threads=1, channels=8,
-        residual_channels=8, embedding_dim=8, codebook_size=16, precision="fp32", warmup_steps=2, quantizer="fsq"))
+        data=Path(data), savename="x", results=Path(folder), epochs=2, batch=batch, threads=1, channels=8,
+        residual_channels=8, embedding_dim=8, codebook_size=16, precision="fp32", warmup_steps=2, quantizer="fsq",
+        pictures_every=10))
     trainer.run()
     return trainer.model.state_dict()
 

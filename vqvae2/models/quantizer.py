@@ -63,7 +63,7 @@ CATCH_UP = 0.2
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of vectors `[batch, dim, height, width]`."""
+    """A quantizer's result for vectors `[batch, dim, height, width]`."""
 
     vectors: torch.Tensor
     """`[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input."""
@@ -78,7 +78,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a share of images stands in the global batch of one step; the same whoever holds it."""
+    """The place of a share of images in the global batch of one step; whichever rank holds them."""
 
     positions: torch.Tensor
     """`[batch]`: each image's place in the global batch, 0…global_batch-1."""
@@ -389,8 +389,9 @@ class GradientQuantizer(LearnedCodebook):
 class FiniteScalarQuantizer(Quantizer):
     """A grid of codes that is not learned ([4]): few numbers, each bounded and rounded to one of a few levels.
 
-    A vector z of `dim` numbers becomes d = len(levels) scalars s = W z + b. Scalar i is bounded and rounded ([4]
-    section 3.1 and the listing in its appendix, L = levels[i]; the factor is a thousandth less, as in the listing):
+    A vector z of `dim` numbers becomes d = len(levels) scalars s = (W z + b - mean) / deviation. Scalar i is bounded
+    and rounded ([4] section 3.1 and the listing in its appendix, L = levels[i]; the factor is a thousandth less there
+    and here):
 
         f(s) = (L - 1) / 2 * tanh(s + shift) - offset,    offset = 1/2 for an even L, else 0;    q = round(f(s)),
 
@@ -401,12 +402,24 @@ class FiniteScalarQuantizer(Quantizer):
     are. The gradient of q passes straight to f(s). There is no commitment loss and no codebook loss, nothing to place
     and nothing to restart.
 
+    Mean and deviation of W z + b are moving averages over the vectors of all ranks, as an EMA codebook is; each step
+    uses those of the steps before it, so that images do not depend on each other.
+
     Example: levels (8, 6, 5) make 240 codes; vectors `[32, 64, 16, 16]` become codes `[32, 16, 16]`.
-    NOTE The listing has tan(offset / half) for the shift; atanh, which is meant, makes f(0) exactly 0.
+    NOTE Departures from [4]: (1) It has no mean and deviation. Without them all vectors round to one code at first, the
+    decoder learns to do without the top level, and nothing spreads its vectors again: with them the levels are in
+    nearly even use from the second step, since tanh makes a normal distribution nearly even. (2) The listing has
+    tan(offset / reach) for the shift; atanh makes f(0) exactly 0.
     """
 
-    def __init__(self, levels: Sequence[int], dim: int):
+    def __init__(self, levels: Sequence[int], dim: int, decay: float = 0.99):
         super().__init__(math.prod(levels), dim)
+        self.decay = decay
+        for name, value in {"mean": torch.zeros(len(levels)), "variance": torch.ones(len(levels)),
+                            "updates": torch.zeros(())}.items():
+            self.register_buffer(name, value)
+        self.register_buffer("step_sums", torch.zeros(3, len(levels)), persistent=False)
+        self._has_collected = False
         self.to_scalars, self.from_scalars = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
         sizes = torch.tensor(levels)
         places = sizes.cumprod(0) // sizes
@@ -419,7 +432,7 @@ class FiniteScalarQuantizer(Quantizer):
     @classmethod
     def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
         """Return the quantizer of one level."""
-        return cls(settings.fsq_levels, settings.embedding_dim)
+        return cls(settings.fsq_levels, settings.embedding_dim, settings.decay)
 
     @property
     def codebook(self) -> torch.Tensor:
@@ -431,7 +444,12 @@ class FiniteScalarQuantizer(Quantizer):
         batch, _, height, width = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):
             scalars = self.to_scalars(as_rows(vectors, self.grid.dtype))
-            bounded = (scalars + self.shift).tanh() * self.reach - self.offset
+            if self.training and place is not None:
+                # Differences from the last mean, whose squares lose no digits to a mean that is large.
+                given, self._has_collected = scalars.detach() - self.mean, True
+                self.step_sums += torch.stack([torch.ones_like(given), given, given.square()]).sum(1)
+            normal = (scalars - self.mean) * self.variance.clamp(min=1e-12).rsqrt()
+            bounded = (normal + self.shift).tanh() * self.reach - self.offset
             rounded = bounded.detach().round()
             codes = ((rounded.long() + self.middle) * self.places).sum(1)
             # What is added to the codebook's rows is 0 and passes the gradient on, so that they stay the rows' bits.
@@ -440,6 +458,19 @@ class FiniteScalarQuantizer(Quantizer):
         none = embeddings.new_zeros(batch)
         return Quantized(embeddings.view(batch, height, width, self.dim).movedim(-1, 1),
                          codes.view(batch, height, width), none, none)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the mean and the variance by the step's vectors, summed over all ranks."""
+        if not self._has_collected:
+            return
+        count, total, squares = distributed.sum_over_ranks(self.step_sums)
+        share = (1 / (1 + self.updates * CATCH_UP)).clamp(min=1 - self.decay)
+        self.variance.lerp_((squares / count - (total / count).square()).clamp(min=0), share)
+        self.mean += share * total / count
+        self.updates += 1
+        self.step_sums.zero_()
+        self._has_collected = False
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -18,7 +18,7 @@ FSQ_LEVELS = ((4, 4), (8, 8), (5, 5, 5), (8, 6, 5), (8, 8, 8), (8, 5, 5, 5), (8,
 
 @dataclass(frozen=True, kw_only=True)
 class VqvaeSettings(Checked):
-    """What a VQ-VAE is, and the weights of its losses."""
+    """The architecture of a VQ-VAE, and the weights of its losses."""
 
     quantizer: Literal[tuple(QUANTIZER_NAMES)] = "ema"
     """ema: embeddings are moving averages of the vectors that choose them. gradient: the optimiser moves them. fsq:
@@ -49,7 +49,8 @@ class VqvaeSettings(Checked):
     commitment: float = 0.25
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3); --quantizer fsq has none."""
     decay: float = 0.99
-    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1); --quantizer ema alone."""
+    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1), or with --quantizer fsq the
+    mean and deviation of what is rounded. Not for --quantizer gradient."""
     restart_every: int = 10
     """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be. Not for
     --quantizer fsq."""

@@ -29,7 +29,7 @@ class Prior(nn.Module):
     """Height and width of the code maps."""
     codebook_size: int
     columns: tuple[Column, ...] = ()
-    """What the prior is told of each image; empty for nothing."""
+    """The columns of the manifest whose values the prior is told; it may have none."""
 
     @property
     def device(self) -> torch.device:

@@ -101,14 +101,14 @@ class SubPixelShuffle(nn.Module):
         self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As above."""
+        """Return the enlarged map."""
         batch, _, height, width = x.shape
         cells = x.unflatten(1, (-1, self.factor, self.factor)).permute(0, 1, 4, 2, 5, 3)
         return cells.reshape(batch, cells.shape[1], height * self.factor, width * self.factor)
 
 
 class ResidualBlock(nn.Module):
-    """What sees 3 x 3 positions all around, added to its input; for features that need not be causal."""
+    """Two convolutions that see 3 x 3 positions all around, added to their input, where nothing need be causal."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -148,10 +148,10 @@ class Conditioner(nn.Module):
 
 
 class FactsEncoder(nn.Module):
-    """What is known of an image -> one feature vector for all of its codes; unknown values have learned ones."""
+    """Facts of an image -> one feature vector for all of its codes; an unknown value has a learned vector."""
 
     FREQUENCIES = (1.0, 2.0, 4.0)
-    """Of waves of a number, in radians for each standard deviation."""
+    """The frequencies of the waves that stand for a number, in radians for each standard deviation."""
 
     def __init__(self, columns: Sequence[conditions.Column], channels: int):
         super().__init__()
@@ -172,7 +172,7 @@ class FactsEncoder(nn.Module):
             if size:
                 total = total + self.tables[column](values.long().masked_fill(absent, size))
             else:
-                waves = [one(frequency * values) for frequency in self.FREQUENCIES for one in (torch.sin, torch.cos)]
+                waves = [wave(frequency * values) for frequency in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
                 here = self.enters[column](torch.stack([values, *waves], 1).to(self.tables[column].weight.dtype))
                 total = total + torch.where(absent[:, None], self.tables[column].weight[0].to(here.dtype), here)
         return self.out(functional.elu(total)[:, :, None, None])

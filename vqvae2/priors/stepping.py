@@ -43,12 +43,12 @@ class PixelCnnCursor:
         self.codes = torch.zeros(width, batch, dtype=torch.long, device=like.device)
         """Codes of this row."""
         self.seen = like.new_zeros(layers, batch, COLUMNS, channels)
-        """For each layer its horizontal input, one column to the left and here."""
+        """Each layer's horizontal input, one column to the left and here."""
         self.left, self.here = self.seen.unbind(2)
         self.given = like.new_zeros(layers, width, batch, channels)
-        """For each layer what this row is given from above, by the condition and as biases."""
+        """The sum that each layer gives this row from above, from the condition and as biases."""
         self.start = like.new_zeros(width + COLUMNS, batch, channels)
-        """What the horizontal stack starts with at each column of this row; the two after its end are never read."""
+        """The horizontal stack's first input at each column of this row; the two after its end are never read."""
         condition = prior.condition(batch, top_codes, known)
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
         """`[height, width, batch, channels]`; height and width are 1 where it is the same everywhere."""
@@ -133,10 +133,10 @@ class _VerticalRows:
     def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
         self.bias, self.width, self.batch = conv.bias, width, batch
         self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
-        """For each column of the kernel, left to right, both of its rows as one matrix."""
+        """Both rows of each column of the kernel, left to right, as one matrix."""
         self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
                                           dtype=self.taps[0].dtype)
-        """Above and here, with padding at both sides."""
+        """The row above and this row, with padding at both sides."""
 
     def see(self, row: torch.Tensor) -> torch.Tensor:
         """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""

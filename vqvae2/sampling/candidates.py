@@ -13,7 +13,7 @@ brains that cover 24 % of the picture and not 30 %, are darker, and vary less (s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,18 +42,6 @@ class Request:
     """The number that chooses its random numbers: the image's, or the completion's."""
     item: int | None = None
     """The number of the image that it completes."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An image that has been drawn, and how good it is."""
-
-    image: torch.Tensor
-    """uint8 `[channels, height, width]`, as decoded."""
-    codes: dict[str, torch.Tensor]
-    """For each level `[height, width]`, on the CPU."""
-    score: float
-    """Bits per code, or agreement; 0 where nothing is to be chosen."""
 
 
 def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:
@@ -87,7 +75,7 @@ class Drawer:
         `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
         """
         tries = [(request, candidate) for request in requests for candidate in range(self.settings.reject)]
-        candidates: list[Candidate] = []
+        candidates: list[Finished] = []
         for first in range(0, len(tries), self.settings.batch):
             batch = tries[first:first + self.settings.batch]
             for (request, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
@@ -97,7 +85,7 @@ class Drawer:
                     candidates = []
 
     @torch.no_grad()
-    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Candidate]:
+    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Finished]:
         """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
         numbers = [request.number for request, _ in batch]
         facts = sampler.known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
@@ -105,25 +93,26 @@ class Drawer:
             level: maps[[request.item for request, _ in batch]] for level, maps in self.incomplete.codes.items()}
         maps = sampler.draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
                                  lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
-        alone = [{level: one[i:i + 1] for level, one in maps.items()} for i in range(len(batch))]
-        images = [to_bytes(self.model.decode(one)) for one in alone]
-        scores = [0.0] * len(batch)
-        if self.settings.reject > 1:
-            scores = sampler.bits_per_code(self.priors, maps, facts).tolist() \
-                if self.settings.reject_by == "likelihood" else \
-                [agreement(self.model, image, one) for image, one in zip(images, alone)]
-        return [Candidate(image[0], {level: codes[0].cpu() for level, codes in one.items()}, score)
-                for image, one, score in zip(images, alone, scores)]
+        alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
+        images = [to_bytes(self.model.decode(codes)) for codes in alone]
+        scores: list[dict[str, float]] = [{}] * len(batch)
+        if self.settings.reject > 1 and self.settings.reject_by == "likelihood":
+            scores = [{"bits_per_code": bits} for bits in sampler.bits_per_code(self.priors, maps, facts).tolist()]
+        elif self.settings.reject > 1:
+            scores = [{"agreement": agreement(self.model, image, codes)} for image, codes in zip(images, alone)]
+        return [Finished(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
+                for (request, _), image, codes, score in zip(batch, images, alone, scores)]
 
-    def _finish(self, request: Request, candidates: Sequence[Candidate]) -> Finished:
+    def _finish(self, request: Request, candidates: Sequence[Finished]) -> Finished:
         """Return the best candidate, the first one of equals, as the finished image."""
-        choose = min if self.settings.reject_by == "likelihood" else max
-        best = choose(candidates, key=lambda one: one.score)
-        image = best.image if self.incomplete is None else self.incomplete.completed(request.item, best.image)
-        score = SCORES[self.settings.reject_by]
-        mean = sum(one.score for one in candidates) / len(candidates)
-        return Finished(request.name, image, best.codes,
-                        {score: best.score, score + OF_ALL: mean} if len(candidates) > 1 else {})
+        choose, score = min if self.settings.reject_by == "likelihood" else max, SCORES[self.settings.reject_by]
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = choose(candidates, key=lambda candidate: candidate.scores[score])
+            mean = sum(candidate.scores[score] for candidate in candidates) / len(candidates)
+            best = replace(best, scores={**best.scores, score + OF_ALL: mean})
+        return best if self.incomplete is None else replace(
+            best, image=self.incomplete.completed(request.item, best.image))
 
 
 @torch.no_grad()

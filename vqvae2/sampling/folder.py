@@ -46,7 +46,7 @@ class Finished:
     image: torch.Tensor
     """uint8 `[channels, height, width]`."""
     codes: dict[str, torch.Tensor]
-    """For each level int64 `[height, width]`, on the CPU."""
+    """The codes of each level, int64 `[height, width]`, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
     """The scores of its candidates, where there are several."""
 
@@ -92,12 +92,13 @@ class SampleFolder:
         pictures = {path.stem for path in (self.out / IMAGES).glob("*.png")}
         return [name for name in names if name not in coded or name not in pictures]
 
-    def keep(self, one: Finished) -> None:
+    def keep(self, finished: Finished) -> None:
         """Write an image and its codes."""
-        plots.save_picture(plots.image_grid(one.image[None], 1, gap=0), self.out / _picture(one.name))
-        CodeMaps([_picture(one.name)], {level: codes[None] for level, codes in one.codes.items()},
-                 {name: torch.tensor([value], dtype=torch.float64) for name, value in one.scores.items()}).save(
-                     self._part(one.name), self.settings["vqvae_hash"], "")
+        picture = _picture(finished.name)
+        plots.save_picture(plots.image_grid(finished.image[None], 1, gap=0), self.out / picture)
+        scores = {name: torch.tensor([value], dtype=torch.float64) for name, value in finished.scores.items()}
+        CodeMaps([picture], {level: codes[None] for level, codes in finished.codes.items()}, scores).save(
+            self._part(finished.name), self.settings["vqvae_hash"], "")
 
     def collect(self, names: Sequence[str]) -> CodeMaps:
         """Return the codes of the images `names`, which are all there, in this order.

@@ -39,7 +39,7 @@ class Incomplete:
     names: list[str]
     """The name of each image's file without the ending; no two are alike."""
     codes: dict[str, torch.Tensor]
-    """For each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
+    """The codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
     weight: torch.Tensor
     """float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays."""
     originals: torch.Tensor | None
@@ -103,11 +103,11 @@ def encode_visible(originals: torch.Tensor, hidden: torch.Tensor, vqvae: Trained
     """
     device = next(vqvae.model.parameters()).device
     visible = originals.masked_fill(hidden, 0).to(torch.float32).div_(255)
-    maps = [vqvae.model.encode(one[None].to(device)) for one in visible]
-    codes = {level: torch.cat([one[level] for one in maps]).cpu() for level in vqvae.model.levels}
-    reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // one.shape[1])[0] > 0
-               for level, one in codes.items()}
-    return {level: one.masked_fill(reached[level], TO_DRAW) for level, one in codes.items()}
+    maps = [vqvae.model.encode(image[None].to(device)) for image in visible]
+    codes = {level: torch.cat([image[level] for image in maps]).cpu() for level in vqvae.model.levels}
+    reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // maps.shape[1])[0] > 0
+               for level, maps in codes.items()}
+    return {level: maps.masked_fill(reached[level], TO_DRAW) for level, maps in codes.items()}
 
 
 def _paths(given: Path) -> list[Path]:

@@ -51,7 +51,7 @@ def in_float64(priors: Mapping[str, Prior]) -> dict[str, Prior]:
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """How freely codes are drawn."""
+    """The freedom with which codes are drawn."""
 
     temperature: float = 1.0
     """Logits are divided by it: below 1 draws likelier codes."""
@@ -60,7 +60,7 @@ class SamplingRule:
     top_p: float = 1.0
     """Only the likeliest codes that together have this probability."""
     guidance: float = 1.0
-    """How far what is known of the image counts: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
+    """The weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return float64 probabilities `[batch, codebook_size]` of `logits` of that shape."""
@@ -170,7 +170,7 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
 
 def _uniform(seed: int, level: str, numbers: Sequence[int], candidates: Sequence[int], positions: int) -> torch.Tensor:
     """Return `[positions, batch]` in [0, 1); candidate 0 has the numbers of an image without candidates."""
-    purposes = [f"{level} codes" + (f" of candidate {one}" if one else "") for one in candidates]
+    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "") for candidate in candidates]
     return torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
                         for purpose, number in zip(purposes, numbers)], 1).contiguous()
 
@@ -240,10 +240,10 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
     draws = {name: random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns}
 
     def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
-        return conditions.given(told, texts, torch.stack([draws[one.name] for one in told], 1) if told else
+        return conditions.given(told, texts, torch.stack([draws[column.name] for column in told], 1) if told else
                                 torch.zeros(len(numbers), 0))
 
     table(tuple(columns.values()), texts)  # raises for a column that none of them was told
     # Each in its own unit: priors that were trained on other images have other means.
     return {level: table(prior.columns, [text for text in texts if conditions.name_in(text, columns) in
-                                         {one.name for one in prior.columns}]) for level, prior in priors.items()}
+                                         {column.name for column in prior.columns}]) for level, prior in priors.items()}

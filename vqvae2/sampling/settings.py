@@ -13,12 +13,12 @@ import tyro
 from vqvae2.settings.checks import check_finite, check_seed, expect, flag
 
 SAID = tyro.conf.arg(help_behavior_hint="")
-"""For a field whose sentence says what happens without it: `--help` adds no (default: None)."""
+"""Keeps `--help` from adding (default: None) to a field whose sentence says what happens without it."""
 CODE_FILE = ".npz"
 DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
 SAMPLING_RULES = {"temperature": (lambda v: v > 0, "above 0"), "top_k": (lambda v: v >= 0, "0 or more"),
           "top_p": (lambda v: 0 < v <= 1, "0 < P <= 1"), "guidance": (lambda v: v >= 0, "0 or more")}
-"""For each setting of sampler.SamplingRule, which values are possible, as a function and in words."""
+"""The possible values of each setting of sampler.SamplingRule, as a function and in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,9 +83,9 @@ def finish(drawer: candidates.Drawer, folder: SampleFolder, names: list[str]) ->
     report = candidates.rejection_report(drawer.settings, maps)
     grid = new_images(folder, names) if drawer.incomplete is None else completions(folder, drawer)
     folder.finish(maps, grid, report)
-    for one in report.values():
-        print(f"kept 1 of {one['candidates']} candidates of each image ({one['share_kept']:.1%}) by {one['by']}: "
-              f"{one['unit'].replace('_', ' ')} {one['mean_kept']:.4g}, of all candidates {one['mean_of_all']:.4g}")
+    for rejection in report.values():
+        print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
+              "all candidates {mean_of_all:.4g}".format(words=rejection["unit"].replace("_", " "), **rejection))
     print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
 
 

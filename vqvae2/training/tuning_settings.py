@@ -102,7 +102,7 @@ def space_of(settings: TuneSettings) -> Space:
 
     Raises: UserError for a name that cannot be searched, twice the same, or a range or choice that is none.
     """
-    without = {"decay": settings.quantizer != "ema" and f"--quantizer {settings.quantizer}",
+    without = {"decay": settings.quantizer == "gradient" and "--quantizer gradient",
                **dict.fromkeys(("codebook_size", "commitment"), settings.quantizer == "fsq" and "--quantizer fsq"),
                "prediction": settings.levels == 1 and "--levels 1"}
     if not settings.search:

@@ -1,4 +1,4 @@
-"""Slices -> a trained VQ-VAE: what the trainer's loop is told of it."""
+"""Slices -> a trained VQ-VAE, by the trainer's loop."""
 
 import numpy as np
 import torch
