@@ -25,8 +25,8 @@ def test_they_belong_together_and_draw_an_outline_on_black():
     """A fifth to a half of a slice is brain in training; one image at a low temperature keeps to that."""
     vqvae, priors = sampler.load_models(*(str(PRETRAINED / name) for name in ("vqvae-128", "top-128", "bottom-128")),
                                         torch.device("cpu"))
-    tastes = {"top": sampler.Taste(0.9, top_p=0.9), "bottom": sampler.Taste(0.7, top_p=0.9)}
-    image, maps = sampler.draw_images(vqvae.model, priors, [0], 0, tastes)
+    rules = {"top": sampler.SamplingRule(0.9, top_p=0.9), "bottom": sampler.SamplingRule(0.7, top_p=0.9)}
+    image, maps = sampler.draw_images(vqvae.model, priors, [0], 0, rules)
     assert {level: tuple(one.shape) for level, one in maps.items()} == {"top": (1, 16, 16), "bottom": (1, 32, 32)}
     assert 0.15 < (image > 0.05).float().mean().item() < 0.5
     assert image[..., :8].max() < 0.05

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_prior import CODES, prior, random_codes
 
-from vqvae2.priors.pixel_cnn import Spread
-from vqvae2.sampling.sampler import Taste, choose, draw_codes
+from vqvae2.priors.pixel_cnn import SubPixelShuffle
+from vqvae2.sampling.sampler import SamplingRule, choose, draw_codes
 
 
 @pytest.mark.parametrize(("level", "attention_every"), [("top", 2), ("top", 0), ("bottom", 0)])
@@ -58,16 +58,16 @@ def test_known_codes_stay_and_the_rest_is_drawn():
 def test_draws_have_the_frequencies_that_the_logits_say():
     wanted = torch.tensor([0.5, 0.2, 0.2, 0.1])
     numbers = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    drawn = choose(wanted.log().expand(10_000, 4), numbers, Taste())
+    drawn = choose(wanted.log().expand(10_000, 4), numbers, SamplingRule())
     assert (torch.bincount(drawn, minlength=4) / 10_000).tolist() == pytest.approx(wanted.tolist(), abs=2e-4)
 
 
-@pytest.mark.parametrize(("taste", "expected"), [
-    (Taste(top_k=2), [4 / 7, 3 / 7, 0, 0]), (Taste(top_p=0.5), [4 / 7, 3 / 7, 0, 0]),
-    (Taste(top_p=0.4), [1, 0, 0, 0]), (Taste(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30])])
-def test_temperature_top_k_and_top_p_change_the_distribution_as_they_say(taste, expected):
+@pytest.mark.parametrize(("rule", "expected"), [
+    (SamplingRule(top_k=2), [4 / 7, 3 / 7, 0, 0]), (SamplingRule(top_p=0.5), [4 / 7, 3 / 7, 0, 0]),
+    (SamplingRule(top_p=0.4), [1, 0, 0, 0]), (SamplingRule(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30])])
+def test_temperature_top_k_and_top_p_change_the_distribution_as_they_say(rule, expected):
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    assert taste.probabilities(logits)[0].tolist() == pytest.approx(expected)
+    assert rule.probabilities(logits)[0].tolist() == pytest.approx(expected)
 
 
 def test_dropout_drops_whole_channels_of_the_images_that_it_is_told():
@@ -91,4 +91,4 @@ def test_a_rank_without_images_reaches_every_parameter(level):
 
 def test_features_of_a_cell_are_spread_as_pixel_shuffle_does():
     x = torch.randn(2, 12, 3, 5)
-    assert torch.equal(Spread(2)(x), torch.nn.functional.pixel_shuffle(x, 2))
+    assert torch.equal(SubPixelShuffle(2)(x), torch.nn.functional.pixel_shuffle(x, 2))

@@ -15,7 +15,7 @@ from torch import nn
 
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.conditions import Column
-from vqvae2.priors.pixel_cnn import GATES, GatedLayer, Prior
+from vqvae2.priors.pixel_cnn import GATES, GatedLayer, PixelCnn
 from vqvae2.training.settings import TrainPrior
 
 CODES, CHANNELS = 7, 4
@@ -76,22 +76,22 @@ def features(shape: Place, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, CHANNELS, *shape, dtype=torch.float64, generator=generator)
 
 
-def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> Prior:
+def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> PixelCnn:
     """Deep enough that every corner reaches every other one."""
     torch.manual_seed(0)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=CHANNELS, heads=2,
                             layers=max(shape), attention_every=2, network=network)
     top = (torch.randn(CODES, 3), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
-    return Prior(options, torch.randn(CODES, CHANNELS), shape, *top, columns).double().eval()
+    return PixelCnn(options, torch.randn(CODES, CHANNELS), shape, *top, columns).double().eval()
 
 
-def given_of(model: Prior) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def given_of(model: PixelCnn) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What a prior is given beside the codes: a top map, and a number with an unknown category."""
     top = None if model.conditioner is None else torch.randint(CODES, (1, *model.conditioner.place.shape[1:]))
     return top, torch.tensor([[0.5, torch.nan]]) if model.columns else None
 
 
-def of_embeddings(model: Prior) -> Makes:
+def of_embeddings(model: PixelCnn) -> Makes:
     """The logits as a function of what codes are turned into."""
     given = given_of(model)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2.priors.conditions import Column
-from vqvae2.priors.pixel_cnn import Prior
-from vqvae2.priors.stepping import CachedPrior
-from vqvae2.sampling.sampler import Taste, choose, draw_codes
+from vqvae2.priors.pixel_cnn import PixelCnn
+from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.sampling.sampler import SamplingRule, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 
 CODES, DIM = 12, 5
@@ -19,26 +19,26 @@ AGES, SEXES = [math.nan, -1.5, 0.0, 0.5], [math.nan, 0.0, 1.0]
 
 
 def prior(level: str = "top", shape: tuple[int, int] = (4, 6), network: str = "snail", told: bool = False,
-          layers: int = 3, attention_every: int = 2, seed: int = 0) -> Prior:
+          layers: int = 3, attention_every: int = 2, seed: int = 0) -> PixelCnn:
     """A prior in float64 whose codes are far from even, so that a wrong logit would be seen in what is drawn."""
     torch.manual_seed(seed)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
                             layers=layers, attention_every=attention_every, network=network)
     top = (torch.randn(CODES, DIM), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
-    made = Prior(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
+    made = PixelCnn(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
     torch.nn.init.normal_(made.bias)
     return made
 
 
-def top_maps(model: Prior, batch: int) -> torch.Tensor | None:
+def top_maps(model: PixelCnn, batch: int) -> torch.Tensor | None:
     return None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
 
 
-def both_ways(model: Prior, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
+def both_ways(model: PixelCnn, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
               **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `[batch, codebook_size, height, width]` of the cached way and of the slow one, for the same codes."""
     with torch.no_grad():
-        state, fast = CachedPrior(model, len(codes), top, known, **options), []
+        state, fast = PixelCnnCursor(model, len(codes), top, known, **options), []
         for row in range(model.shape[0]):
             for column in range(model.shape[1]):
                 fast.append(state.step(row, column))
@@ -76,9 +76,9 @@ def test_in_float32_logits_agree_to_1e_4_and_draws_differ_only_at_a_boundary(mod
     fast, slow = (logits.movedim(1, -1).reshape(-1, CODES) for logits in both_ways(model, codes, top, known))
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=0)
     uniform = torch.rand(len(slow), dtype=torch.float64)
-    boundaries = Taste().probabilities(slow).cumsum(1)
+    boundaries = SamplingRule().probabilities(slow).cumsum(1)
     close = (boundaries - uniform[:, None]).abs().amin(1) < 1e-4
-    assert (choose(fast, uniform, Taste()) == choose(slow, uniform, Taste()))[~close].all()
+    assert (choose(fast, uniform, SamplingRule()) == choose(slow, uniform, SamplingRule()))[~close].all()
 
 
 def test_one_column_and_one_row_are_maps_too():
@@ -97,7 +97,7 @@ def test_sampling_leaves_the_weights_as_they_were():
 
 def test_state_is_allocated_once():
     model = prior()
-    state, places = CachedPrior(model, 2), []
+    state, places = PixelCnnCursor(model, 2), []
     for row in range(4):
         for column in range(6):
             state.step(row, column)

@@ -15,8 +15,8 @@ from fields import Field, order_that_hides
 from scipy.stats import chisquare
 
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.priors.pixel_cnn import Prior, load_prior
-from vqvae2.sampling.sampler import Taste, draw_codes
+from vqvae2.priors.pixel_cnn import PixelCnn, load_prior
+from vqvae2.sampling.sampler import SamplingRule, draw_codes
 from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior
 
@@ -50,13 +50,13 @@ class Trained:
 
     field: Field
     level: str
-    prior: Prior
+    prior: PixelCnn
     references: dict[str, float]
 
-    def draw(self, taste: Taste) -> np.ndarray:
+    def draw(self, rule: SamplingRule) -> np.ndarray:
         """Return DRAWN maps."""
         top = maps_of(self.field, self.level, "samples", DRAWN).levels["top"] if self.level == "bottom" else None
-        return draw_codes(self.prior, list(range(DRAWN)), 7, self.level, taste, top).numpy()
+        return draw_codes(self.prior, list(range(DRAWN)), 7, self.level, rule, top).numpy()
 
 
 def maps_of(field: Field, level: str, split: str, count: int | None = None) -> CodeMaps:
@@ -130,7 +130,7 @@ def test_models_that_count_miss_what_the_prior_has_learned(trained):
 
 
 def test_samples_have_the_exact_frequencies_of_pairs_and_those_of_a_wrong_temperature_do_not(trained):
-    right, wrong = (trained.draw(Taste(temperature=temperature)) for temperature in (1, 0.7))
+    right, wrong = (trained.draw(SamplingRule(temperature=temperature)) for temperature in (1, 0.7))
     for neighbour in ("left", "above"):
         assert p_of_pairs(trained.field, right, neighbour) > 0.001, neighbour
         assert p_of_pairs(trained.field, wrong, neighbour) < 1e-6, neighbour

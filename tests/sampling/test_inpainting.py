@@ -17,7 +17,7 @@ from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.sampling import inpainting, writing
-from vqvae2.sampling.inpainting import Unfinished, encode_visible
+from vqvae2.sampling.inpainting import Incomplete, encode_visible
 from vqvae2.training.settings import TrainVqvae
 
 SIDE = 32
@@ -180,7 +180,7 @@ class TestSeam:
         hidden = torch.tensor([[[True, True, False, False, False, False]]])
         weight = inpainting._weights(hidden, 2)
         assert weight[0, 0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0])
-        one = Unfinished(["a"], {}, weight, torch.zeros(1, 1, 1, 6, dtype=torch.uint8), {})
+        one = Incomplete(["a"], {}, weight, torch.zeros(1, 1, 1, 6, dtype=torch.uint8), {})
         white = torch.full((1, 1, 6), 255, dtype=torch.uint8)
         assert one.completed(0, white).flatten().tolist() == [255, 255, 170, 85, 0, 0]
 

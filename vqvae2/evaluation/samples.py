@@ -38,7 +38,7 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
          training: ImageSet) -> torch.Tensor:
     """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors."""
     numbers = list(range(settings.samples))
-    tastes = {level: sampler.Taste(*(of_level(getattr(settings, name), level) for name in (
+    tastes = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
         "temperature", "top_k", "top_p"))) for level in priors}
     facts = {level: _facts(prior, training, settings) for level, prior in priors.items()}
     parts = []

@@ -39,27 +39,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place, Quantized, Quantizer
+from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
 GROUPS = 8
-"""Of channels, each normalised together; fewer where this does not divide them."""
+"""The number of groups of channels that are normalised together; fewer where it does not divide the channels."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the autoencoder makes of images `[batch, channels, height, width]`."""
+    """The autoencoder's result for images `[batch, channels, height, width]`."""
 
     images: torch.Tensor
     """`[batch, channels, height, width]`: about 0…1, not clipped."""
     codes: dict[str, torch.Tensor]
-    """For each level, coarse first, codes `[batch, height, width]`."""
+    """The codes `[batch, height, width]` of each level, coarse first."""
     commitment: torch.Tensor
     """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
     codebook: torch.Tensor
-    """`[batch]`: the same, with a gradient for the embeddings; 0 where they are moving averages."""
+    """`[batch]`: the same, with a gradient for the embeddings; 0 where none moves them."""
     prediction: torch.Tensor
     """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
@@ -104,8 +104,8 @@ class Enlarging(nn.ConvTranspose2d):
 def normalised(channels: int, norm: str) -> list[nn.Module]:
     """Return what follows a convolution: GroupNorm where `norm` is "group" (Wu and He 2018), else nothing.
 
-    It is of each image alone; BatchNorm would make a batch's images, and how they are dealt to ranks, depend on each
-    other.
+    GroupNorm looks at each image alone. With BatchNorm the images of a batch would depend on each other, and so on the
+    way in which they are dealt to ranks.
     """
     return [nn.GroupNorm(math.gcd(channels, GROUPS), channels)] if norm == "group" else []
 
@@ -155,9 +155,9 @@ class Vqvae(nn.Module):
     Args:
         settings: widths, codebooks, levels.
         image_channels: 1 for grey, 3 for colour.
-        start_steps: as settings.start_steps, or fewer where a run is short.
-        intensities: of the training images, for settings.standardise: mean and standard deviation `[image_channels]`.
-        seed: of the run, for the vectors that restarted embeddings take.
+        start_steps: settings.start_steps if it is not given, or fewer where a run is short.
+        intensities: mean and standard deviation `[image_channels]` of the training images, for settings.standardise.
+        seed: the run's seed, from which restarted embeddings draw their vectors.
     """
 
     def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
@@ -167,7 +167,8 @@ class Vqvae(nn.Module):
         self.levels = ("top", "bottom")[: settings.levels]
         dim, width = settings.embedding_dim, settings.channels
         start = settings.start_steps if start_steps is None else start_steps
-        self.quantizers = nn.ModuleDict({level: quantizer(settings, start, seed * 2 + number)
+        rule = QUANTIZERS[settings.quantizer]
+        self.quantizers = nn.ModuleDict({level: rule.from_settings(settings, start, seed * 2 + number)
                                          for number, level in enumerate(self.levels)})
         self.encoder = encoder(image_channels, settings.downsample[0], settings)
         if settings.levels == 2:
@@ -187,14 +188,14 @@ class Vqvae(nn.Module):
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
 
         Args:
-            place: where these images stand in the step; training codebooks need it.
+            place: the images' place in the step, which training codebooks need.
         """
         levels, predicted, missed = self._quantise(images, place)
         features = predicted + levels["bottom"].vectors if "bottom" in levels else None
         return Reconstruction(self._decode(levels["top"].vectors, features),
-                              {level: one.codes for level, one in levels.items()},
-                              sum(one.commitment for one in levels.values()),
-                              sum(one.codebook for one in levels.values()), missed)
+                              {level: made.codes for level, made in levels.items()},
+                              sum(made.commitment for made in levels.values()),
+                              sum(made.codebook for made in levels.values()), missed)
 
     def _quantise(self, images: torch.Tensor, place: Place | None,
                   ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
@@ -224,7 +225,7 @@ class Vqvae(nn.Module):
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
-        return {level: one.codes for level, one in self._quantise(images, None)[0].items()}
+        return {level: made.codes for level, made in self._quantise(images, None)[0].items()}
 
     def decode(self, codes: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes."""
@@ -249,14 +250,6 @@ class Vqvae(nn.Module):
         return all(quantizer.started for quantizer in self.quantizers.values())
 
 
-def quantizer(settings: VqvaeSettings, start_steps: int, seed: int) -> Quantizer:
-    """Return a level's codebook of the kind that the settings say."""
-    size, dim, every = settings.codebook_size, settings.embedding_dim, settings.restart_every
-    if settings.quantizer == "gradient":
-        return GradientQuantizer(size, dim, start_steps, seed, every)
-    return EmaQuantizer(size, dim, settings.decay, start_steps, seed, every)
-
-
 def upsampler(dim: int, factor: int) -> nn.Sequential:
     """Return transposed convolutions that enlarge `[b, dim, h, w]` by `factor`."""
     return nn.Sequential(*[Enlarging(dim, dim) for _ in range(halvings(factor))])
@@ -267,11 +260,11 @@ class TrainedVqvae:
     """A VQ-VAE read from its folder."""
 
     model: Vqvae
-    """In eval mode."""
+    """The network, in eval mode."""
     config: dict
-    """What it was trained with and on."""
+    """The settings and the data that it was trained with."""
     hash: str
-    """Of its weights: what code maps and priors are tied to."""
+    """The hash of its weights, to which code maps and priors are tied."""
     folder: Path
 
 

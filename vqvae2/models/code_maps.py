@@ -16,7 +16,7 @@ from vqvae2.common import files
 LEVELS = ("top", "bottom")
 OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What numpy.load and the reading of its arrays raise where a file is none of ours, or damaged."""
+"""The exceptions of numpy.load, and of reading its arrays, where a file is another program's or damaged."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class CodeMaps:
 
     names: list[str]
     levels: dict[str, torch.Tensor]
-    """For each level, coarse first, int64 `[n, height, width]`."""
+    """The code maps of each level, coarse first, int64 `[n, height, width]`."""
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What else is known of each image, float64 `[n]`."""
+    """Further numbers of each image by their names, float64 `[n]`."""
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""
@@ -36,7 +36,7 @@ class CodeMaps:
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 np.savez_compressed(file, image=np.array(self.names), vqvae_hash=vqvae_hash, data_hash=data_hash,
-                                    **arrays, **{name: one.numpy() for name, one in self.scores.items()})
+                                    **arrays, **{name: score.numpy() for name, score in self.scores.items()})
         files.write_atomically(path, write)
 
     @classmethod

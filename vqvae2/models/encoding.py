@@ -1,8 +1,4 @@
-"""Images -> stored code maps, tied to their VQ-VAE by its hash; and what the codes are worth.
-
-A prior is trained on codes/<split>.npz in the VQ-VAE's folder, extracted once for both levels:
-`image` (names), `top` and `bottom` (int16 `[n, height, width]`, -1 = to be drawn), `vqvae_hash`, `data_hash`.
-"""
+"""Images -> code maps, shared out over the ranks; and how much the codes of each level carry."""
 
 import math
 from collections.abc import Callable
@@ -26,8 +22,8 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
     """Return the codes of all `images`; every rank encodes its share, and all get the whole.
 
     Args:
-        batch: images at a time. on_batch: told how many this rank has done since.
-        change: makes another picture of each image first: (images `[n, c, h, w]` in 0…1, item numbers).
+        batch: images at a time. on_batch: called with the number of images that this rank has done since its last call.
+        change: a function that changes pictures first: (images `[n, c, h, w]` in 0…1, item numbers) -> images.
     """
     device = next(model.parameters()).device
     mine = np.arange(distributed.rank(), len(images), distributed.world_size())

@@ -14,7 +14,7 @@ A fourth would be as fast on an idle machine. But each block ends with threads t
 other processes hold the cores each wait was seen to take 10 ms or more.
 """
 GPU_BLOCK = 2**27
-"""The same for a whole GPU, which wants large products: 512 MB as float32."""
+"""Distances that a whole GPU computes before they are reduced: it wants large products, 512 MB as float32."""
 
 
 def as_rows(vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -51,7 +51,7 @@ def nearest(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest_on_cpu(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """As `nearest`, by max_pool2d of `2 row · embedding - |embedding|²`.
+    """Return the same as `nearest`, by max_pool2d of `2 row · embedding - |embedding|²`.
 
     argmin looks at one number after another, which takes half as long as the product itself. Pooling in
     channels_last finds the largest number *and its place* for sixteen channels at once, the first on a tie. So rows

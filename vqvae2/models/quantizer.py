@@ -1,7 +1,8 @@
-"""Feature vectors -> codes and their embeddings, by a codebook that follows the vectors.
+"""Feature vectors -> codes and their embeddings, by one of the rules in the table QUANTIZERS.
 
-Each feature vector is replaced by the nearest of `codebook_size` embeddings; its number is the code. The codebook
-follows in one of two ways (van den Oord 2017 [1]):
+`Quantizer` says what every rule gets and returns; docs/extending.md adds one. `FiniteScalarQuantizer` (Mentzer 2023
+[4]) rounds a few numbers and has no codebook to learn. Under the other two rules (van den Oord 2017 [1]) each feature
+vector is replaced by the nearest of `codebook_size` embeddings, and the codebook follows the vectors:
 
 `EmaQuantizer`: an embedding is the moving average of the vectors that chose it (appendix A.1), with the statistics of
 all ranks and micro-batches summed before one update a step. No gradient moves it.
@@ -30,10 +31,13 @@ References
 [1] van den Oord, Vinyals, Kavukcuoglu 2017, Neural Discrete Representation Learning.
 [2] Razavi, van den Oord, Vinyals 2019, Generating Diverse High-Fidelity Images with VQ-VAE-2.
 [3] Arthur, Vassilvitskii 2007, k-means++ (the choice of badly served vectors).
+[4] Mentzer, Minnen, Agustsson, Tschannen 2023, Finite Scalar Quantization: VQ-VAE Made Simple (arXiv 2309.15505).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -42,6 +46,7 @@ from torch.nn import functional
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.models.nearest import as_rows, kmeans, mean_squares, nearest
+from vqvae2.models.settings import VqvaeSettings
 
 CANDIDATES_PER_CODE = 8
 """Vectors looked at per embedding when embeddings are placed or restarted."""
@@ -58,7 +63,7 @@ CATCH_UP = 0.2
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of vectors `[batch, dim, height, width]`."""
+    """A quantizer's result for vectors `[batch, dim, height, width]`."""
 
     vectors: torch.Tensor
     """`[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input."""
@@ -73,7 +78,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a share of images stands in the global batch of one step; the same whoever holds it."""
+    """The place of a share of images in the global batch of one step; whichever rank holds them."""
 
     positions: torch.Tensor
     """`[batch]`: each image's place in the global batch, 0…global_batch-1."""
@@ -84,11 +89,62 @@ class Place:
 
 
 class Quantizer(nn.Module):
-    """A codebook `[codebook_size, dim]`: what both kinds have in common, from its start to its restarts.
+    """The protocol of a codebook update rule: vectors -> codes and embeddings, and how the codebook moves.
 
-    Example: vectors `[32, 64, 16, 16]` with 512 codes give codes `[32, 16, 16]` and embeddings of the
-    shape of the vectors. In training mode, `forward` with a `Place` only *collects* statistics;
-    `update()` applies them once a step, on all ranks. In eval mode no state changes.
+    A rule provides `codebook`, `from_settings`, `forward` and, where the optimiser does not do all of the work,
+    `update`. Example: vectors `[32, 64, 16, 16]` with 512 codes give codes `[32, 16, 16]` and embeddings of the
+    vectors' shape.
+
+    What must be equal on all ranks: the parameters and buffers after each step. Parameters are equal because DDP
+    averages their gradients; a buffer is equal if `update` computes it from sums over all ranks
+    (`distributed.sum_over_ranks`) and from random numbers of (seed, step). DDP copies no buffer.
+    What must survive a stop: everything that the next step needs is in `state_dict()`, which `state.pt` holds.
+    """
+
+    codebook: torch.Tensor
+    """`[codebook_size, dim]`: a buffer, a parameter or a property; row `code` is the embedding of a code. Who keeps it
+    must detach it."""
+    started = True
+    """False while vectors pass unquantised and codes mean nothing."""
+    has_codebook_loss = False
+    """Whether `Quantized.codebook` has a gradient, and so belongs in the log."""
+
+    def __init__(self, codebook_size: int, dim: int):
+        super().__init__()
+        self.codebook_size, self.dim = codebook_size, dim
+
+    @classmethod
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+        """Return the quantizer of one level.
+
+        Args:
+            settings: `codebook_size`, `embedding_dim` (the vectors' dimension) and what else the rule needs.
+            start_steps: steps without quantising that the rule may take; at most `settings.start_steps`.
+            seed: of the rule's random numbers; each level has its own.
+        """
+        raise NotImplementedError
+
+    def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
+        """Quantise `vectors` `[batch, dim, height, width]`, of any floating type; nothing here waits for other ranks.
+
+        Args:
+            place: where this rank's images stand in the step; None outside of training, when no state may change.
+        """
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Move the codebook by what `forward` has collected. Every rank calls this once a step, after the optimiser."""
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings `[batch, dim, height, width]` of codes `[batch, height, width]`."""
+        return functional.embedding(codes, self.codebook).movedim(-1, 1)
+
+
+class LearnedCodebook(Quantizer):
+    """A codebook that k-means places and restarts keep in use: what `ema` and `gradient` have in common.
+
+    In training mode, `forward` with a `Place` only *collects* statistics; `update()` applies them once a step, on all
+    ranks. In eval mode no state changes.
 
     Args:
         codebook: `[codebook_size, dim]`, registered by the subclass as a buffer or as a parameter.
@@ -98,12 +154,9 @@ class Quantizer(nn.Module):
         restart_every: steps between restarts of dead embeddings; 0 for none.
     """
 
-    codebook: torch.Tensor
-
     def __init__(self, codebook_size: int, dim: int, start_steps: int, seed: int, restart_every: int):
-        super().__init__()
-        self.codebook_size, self.dim, self.start_steps, self.seed, self.restart_every = (
-            codebook_size, dim, start_steps, seed, restart_every)
+        super().__init__(codebook_size, dim)
+        self.start_steps, self.seed, self.restart_every = start_steps, seed, restart_every
         self.register_buffer("recent", torch.zeros(codebook_size))
         self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("step_counts", torch.zeros(codebook_size), persistent=False)
@@ -182,10 +235,6 @@ class Quantizer(nn.Module):
             term = self._codebook_term(rows, codes, commitment.detach())
             return Quantized(embeddings, codes_made, commitment, term)
 
-    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings `[batch, dim, height, width]` of codes `[batch, height, width]`."""
-        return functional.embedding(codes, self.codebook).movedim(-1, 1)
-
     def _collect(self, rows: torch.Tensor, codes: torch.Tensor, place: Place, cells: int) -> None:
         """Add this share's counts, sums and drawn candidates (`cells` rows an image) to those of the step."""
         if self.started:
@@ -263,8 +312,8 @@ class Quantizer(nn.Module):
         self.recent.zero_()
 
 
-class EmaQuantizer(Quantizer):
-    """A codebook of moving averages ([1] appendix A.1); see `Quantizer` for the rest.
+class EmaQuantizer(LearnedCodebook):
+    """A codebook of moving averages ([1] appendix A.1); see `LearnedCodebook` for the rest.
 
     Args:
         codebook_size: number of embeddings. dim: their dimension.
@@ -280,6 +329,12 @@ class EmaQuantizer(Quantizer):
         self.register_buffer("sums", torch.zeros(codebook_size, dim))
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("step_sums", torch.zeros(codebook_size, dim), persistent=False)
+
+    @classmethod
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+        """Return the quantizer of one level."""
+        return cls(settings.codebook_size, settings.embedding_dim, settings.decay, start_steps, seed,
+                   settings.restart_every)
 
     def _count(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
         super()._count(rows, codes)
@@ -307,21 +362,115 @@ class EmaQuantizer(Quantizer):
         self.sums.copy_(torch.where(dead[:, None], self.codebook * self.counts[:, None], self.sums))
 
 
-class GradientQuantizer(Quantizer):
+class GradientQuantizer(LearnedCodebook):
     """A codebook that the optimiser moves: `forward` returns the term whose gradient does ([1] equation 3, second).
 
     What `Quantized.codebook` is multiplied with in the loss (1 in the paper) hardly matters to Adam, which divides a
     gradient by its own size. With several ranks DDP averages the gradient, as of any parameter.
     """
 
+    has_codebook_loss = True
+
     def __init__(self, codebook_size: int, dim: int, start_steps: int = 100, seed: int = 0,
                  restart_every: int = RESTART_EVERY):
         super().__init__(codebook_size, dim, start_steps, seed, restart_every)
         self.codebook = nn.Parameter(torch.zeros(codebook_size, dim))
 
+    @classmethod
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+        """Return the quantizer of one level."""
+        return cls(settings.codebook_size, settings.embedding_dim, start_steps, seed, settings.restart_every)
+
     def _codebook_term(self, rows: torch.Tensor, codes: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         # Before the start it is 0, of all embeddings: DDP wants every parameter to have a gradient.
         return _CodebookTerm.apply(rows, codes, self.codebook, distances, self.started)
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """A grid of codes that is not learned ([4]): few numbers, each bounded and rounded to one of a few levels.
+
+    A vector z of `dim` numbers becomes d = len(levels) scalars s = (W z + b - mean) / deviation. Scalar i is bounded
+    and rounded ([4] section 3.1 and the listing in its appendix, L = levels[i]; the factor is a thousandth less there
+    and here):
+
+        f(s) = (L - 1) / 2 * tanh(s + shift) - offset,    offset = 1/2 for an even L, else 0;    q = round(f(s)),
+
+    where the shift makes f(0) = 0. So q takes L whole numbers: -2 … 2 for L = 5, -4 … 3 for L = 8. The code is the
+    number with the digits q + L // 2, the first digit the lowest. The embedding is V (q / (L // 2)) + c. V, c, W and b
+    are two 1 x 1 convolutions, which the optimiser learns with the rest of the network; with them `embedding_dim` means
+    what it means for the other rules, and encoders, decoders and the difference that the bottom quantises stay as they
+    are. The gradient of q passes straight to f(s). There is no commitment loss and no codebook loss, nothing to place
+    and nothing to restart.
+
+    Mean and deviation of W z + b are moving averages over the vectors of all ranks, as an EMA codebook is; each step
+    uses those of the steps before it, so that images do not depend on each other.
+
+    Example: levels (8, 6, 5) make 240 codes; vectors `[32, 64, 16, 16]` become codes `[32, 16, 16]`.
+    NOTE Departures from [4]: (1) It has no mean and deviation. Without them all vectors round to one code at first, the
+    decoder learns to do without the top level, and nothing spreads its vectors again: with them the levels are in
+    nearly even use from the second step, since tanh makes a normal distribution nearly even. (2) The listing has
+    tan(offset / reach) for the shift; atanh makes f(0) exactly 0.
+    """
+
+    def __init__(self, levels: Sequence[int], dim: int, decay: float = 0.99):
+        super().__init__(math.prod(levels), dim)
+        self.decay = decay
+        for name, value in {"mean": torch.zeros(len(levels)), "variance": torch.ones(len(levels)),
+                            "updates": torch.zeros(())}.items():
+            self.register_buffer(name, value)
+        self.register_buffer("step_sums", torch.zeros(3, len(levels)), persistent=False)
+        self._has_collected = False
+        self.to_scalars, self.from_scalars = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
+        sizes = torch.tensor(levels)
+        places = sizes.cumprod(0) // sizes
+        digits = torch.arange(self.codebook_size)[:, None] // places % sizes
+        reach, offset = (sizes - 1) * (1 - 1e-3) / 2, (1 - sizes % 2) / 2
+        for name, value in {"places": places, "middle": sizes // 2, "reach": reach, "offset": offset,
+                            "shift": (offset / reach).atanh(), "grid": (digits - sizes // 2) * 1.0}.items():
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+        """Return the quantizer of one level."""
+        return cls(settings.fsq_levels, settings.embedding_dim, settings.decay)
+
+    @property
+    def codebook(self) -> torch.Tensor:
+        """`[codebook_size, dim]`: the embedding of every code."""
+        return self.from_scalars(self.grid / self.middle)
+
+    def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
+        """Quantise `vectors` `[batch, dim, height, width]`; computed in the weights' type whatever autocast says."""
+        batch, _, height, width = vectors.shape
+        with torch.autocast(vectors.device.type, enabled=False):
+            scalars = self.to_scalars(as_rows(vectors, self.grid.dtype))
+            if self.training and place is not None:
+                # Differences from the last mean, whose squares lose no digits to a mean that is large.
+                given, self._has_collected = scalars.detach() - self.mean, True
+                self.step_sums += torch.stack([torch.ones_like(given), given, given.square()]).sum(1)
+            normal = (scalars - self.mean) * self.variance.clamp(min=1e-12).rsqrt()
+            bounded = (normal + self.shift).tanh() * self.reach - self.offset
+            rounded = bounded.detach().round()
+            codes = ((rounded.long() + self.middle) * self.places).sum(1)
+            # What is added to the codebook's rows is 0 and passes the gradient on, so that they stay the rows' bits.
+            passing = functional.linear((bounded - bounded.detach()) / self.middle, self.from_scalars.weight.detach())
+            embeddings = functional.embedding(codes, self.codebook) + passing
+        none = embeddings.new_zeros(batch)
+        return Quantized(embeddings.view(batch, height, width, self.dim).movedim(-1, 1),
+                         codes.view(batch, height, width), none, none)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the mean and the variance by the step's vectors, summed over all ranks."""
+        if not self._has_collected:
+            return
+        count, total, squares = distributed.sum_over_ranks(self.step_sums)
+        share = (1 / (1 + self.updates * CATCH_UP)).clamp(min=1 - self.decay)
+        self.variance.lerp_((squares / count - (total / count).square()).clamp(min=0), share)
+        self.mean += share * total / count
+        self.updates += 1
+        self.step_sums.zero_()
+        self._has_collected = False
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -380,3 +529,8 @@ class _CodebookTerm(torch.autograd.Function):
             share = (of_term * (2 / (cells * rows.shape[1]))).repeat_interleave(cells)
             gradient.index_add_(0, codes, (functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
         return None, None, gradient, None, None
+
+
+QUANTIZERS: dict[str, type[Quantizer]] = {"ema": EmaQuantizer, "gradient": GradientQuantizer,
+                                          "fsq": FiniteScalarQuantizer}
+"""Codebook update rules by their names on the command line, which settings.QUANTIZER_NAMES repeats without torch."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from vqvae2.settings.checks import Checked, expect
 
+QUANTIZER_NAMES = ["ema", "gradient", "fsq"]
+"""The keys of models/quantizer.py's table, which cannot be read here, where nothing may import torch."""
+FSQ_LEVELS = ((4, 4), (8, 8), (5, 5, 5), (8, 6, 5), (8, 8, 8), (8, 5, 5, 5), (8, 8, 6, 5), (7, 5, 5, 5, 5),
+              (8, 8, 5, 5, 5), (8, 8, 8, 6, 5))
+"""Levels for about 2^4, 2^6, … 2^14 codes. Those for 2^8, 2^10, 2^12 and 2^14 are Mentzer 2023's (table 1); its row for
+2^16 has more codes than an int16 can name; the others follow its rule of at least 5 levels where 2^6 codes allow it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VqvaeSettings(Checked):
-    """What a VQ-VAE is, and the weights of its losses."""
+    """The architecture of a VQ-VAE, and the weights of its losses."""
 
-    quantizer: Literal["ema", "gradient"] = "ema"
-    """ema: embeddings are moving averages of the vectors that choose them. gradient: the optimiser moves them."""
+    quantizer: Literal[tuple(QUANTIZER_NAMES)] = "ema"
+    """ema: embeddings are moving averages of the vectors that choose them. gradient: the optimiser moves them. fsq:
+    finite scalar quantisation, a few numbers rounded to a few levels each, with no codebook to learn."""
     norm: Literal["none", "group"] = "none"
     """group: GroupNorm after each convolution inside the networks."""
     standardise: bool = False
@@ -25,7 +34,10 @@ class VqvaeSettings(Checked):
     """Image pixels per bottom code, then bottom codes per top code (each a power of 2). Default: 4 2, or 4
     for one level."""
     codebook_size: int = 512
-    """Embeddings in each codebook."""
+    """Embeddings in each codebook. With --quantizer fsq it becomes the product of --fsq-levels."""
+    fsq_levels: tuple[int, ...] = ()
+    """Levels of each rounded number, --quantizer fsq alone, such as 8 6 5 for 240 codes. Default: the recommended
+    levels whose product is nearest to --codebook-size."""
     embedding_dim: int = 64
     """Dimension of an embedding."""
     channels: int = 128
@@ -35,13 +47,15 @@ class VqvaeSettings(Checked):
     residual_layers: int = 2
     """Residual blocks in each encoder and decoder."""
     commitment: float = 0.25
-    """Weight of the commitment loss (beta in van den Oord 2017, equation 3)."""
+    """Weight of the commitment loss (beta in van den Oord 2017, equation 3); --quantizer fsq has none."""
     decay: float = 0.99
-    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1); --quantizer ema alone."""
+    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1), or with --quantizer fsq the
+    mean and deviation of what is rounded. Not for --quantizer gradient."""
     restart_every: int = 10
-    """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be."""
+    """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be. Not for
+    --quantizer fsq."""
     start_steps: int = 100
-    """Steps without quantising before k-means places the codebooks."""
+    """Steps without quantising before k-means places the codebooks. Not for --quantizer fsq."""
     prediction: float = 0.25
     """Weight of the error of what the top predicts of the bottom's features."""
     ssim_weight: float = 0.03
@@ -67,3 +81,17 @@ class VqvaeSettings(Checked):
         expect(len(self.downsample) == self.levels, "--downsample",
                f"{self.levels} value(s) for --levels {self.levels}", " ".join(map(str, self.downsample)),
                f"For example --downsample {'4 2' if self.levels == 2 else '4'}.")
+        self._set_fsq_levels()
+
+    def _set_fsq_levels(self) -> None:
+        given = " ".join(map(str, self.fsq_levels))
+        if self.quantizer != "fsq":
+            expect(not given, "--fsq-levels", "--quantizer fsq beside it", f"--quantizer {self.quantizer}",
+                   "Leave it out, or give --quantizer fsq.")
+            return
+        levels = self.fsq_levels or min(FSQ_LEVELS, key=lambda levels: abs(
+            math.log(math.prod(levels) / max(1, self.codebook_size))))
+        expect(all(3 <= level <= 255 for level in levels) and math.prod(levels) <= 32767, "--fsq-levels",
+               "numbers from 3 to 255 whose product is at most 32767", given, "For example --fsq-levels 8 6 5.")
+        object.__setattr__(self, "fsq_levels", tuple(levels))
+        object.__setattr__(self, "codebook_size", math.prod(levels))

@@ -11,7 +11,7 @@ vertical stack's view of what is above. X is the position itself, 1 is seen, 0 i
 
 Later layers may look at X because its features, by the first layer, know nothing of its own code.
 
-Sampling needs one position after the other: `cached.py` evaluates the same weights so, and keeps what was seen.
+Sampling needs one position after the other: `stepping.py` evaluates the same weights so, and keeps what was seen.
 
 References
 [1] van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders.

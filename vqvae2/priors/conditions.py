@@ -1,4 +1,4 @@
-"""What a manifest says of an image -> numbers that a prior is given beside the codes, and back from the command line.
+"""Columns of a manifest, or a command line -> numbers that a prior is given beside the codes.
 
 A column is numeric where every known value is a number, else categorical. Numbers are standardised by the training
 images' mean and spread. What is not known, or a category that no training image has, is NaN, for which the prior
@@ -72,12 +72,12 @@ def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Colum
             known = ", ".join(filter(None, facts[0])) if facts and facts[0] else "none, since there is no manifest.csv"
             raise UserError(f"--condition {name}: expected a column of the manifest, found none of that name among "
                             f"{known}. Correct the name, or extract with --covariates.")
-        values = sorted({one[name].strip() for one in facts} - {""})
+        values = sorted({row[name].strip() for row in facts} - {""})
         values = [value for value in values if value.lower() not in UNKNOWN]
         if not values:
             raise UserError(f"--condition {name}: expected a value for at least 1 training image, found none. "
                             "Leave it out, or extract with --covariates.")
-        columns.append(_column(name, values, [one[name].strip() for one in facts]))
+        columns.append(_column(name, values, [row[name].strip() for row in facts]))
     return tuple(columns)
 
 
@@ -98,7 +98,7 @@ def _column(name: str, values: list[str], texts: list[str]) -> Column:
 
 def numbers(columns: Sequence[Column], facts: Sequence[Mapping[str, str]]) -> torch.Tensor:
     """Return float32 `[images, columns]`: each image's values as the prior takes them, NaN for unknown ones."""
-    return torch.tensor([[column.number(one.get(column.name, "")) for column in columns] for one in facts],
+    return torch.tensor([[column.number(row.get(column.name, "")) for column in columns] for row in facts],
                         dtype=torch.float32).view(len(facts), len(columns))
 
 
@@ -150,7 +150,7 @@ def as_json(columns: Sequence[Column]) -> list[dict]:
 
 def from_json(values: Sequence[Mapping]) -> tuple[Column, ...]:
     """Return the columns that `as_json` has written."""
-    return tuple(Column(**{**one, "categories": tuple(one["categories"])}) for one in values)
+    return tuple(Column(**{**value, "categories": tuple(value["categories"])}) for value in values)
 
 
 def _as_number(text: str) -> float | None:

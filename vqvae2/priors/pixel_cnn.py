@@ -31,8 +31,10 @@ from torch.nn import functional
 
 from vqvae2.common.errors import UserError
 from vqvae2.priors import conditions
+from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
+from vqvae2.priors.stepping import PixelCnnCursor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
 
@@ -87,7 +89,7 @@ class GatedLayer(nn.Module):
         return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
 
 
-class Spread(nn.Module):
+class SubPixelShuffle(nn.Module):
     """`[batch, channels x factor², height, width]` to `[batch, channels, height x factor, width x factor]`.
 
     Sub-pixel convolution (Shi et al. 2016) of a 1 x 1 kernel. torch's PixelShuffle has no backward pass for an empty
@@ -99,14 +101,14 @@ class Spread(nn.Module):
         self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As above."""
+        """Return the enlarged map."""
         batch, _, height, width = x.shape
         cells = x.unflatten(1, (-1, self.factor, self.factor)).permute(0, 1, 4, 2, 5, 3)
         return cells.reshape(batch, cells.shape[1], height * self.factor, width * self.factor)
 
 
 class ResidualBlock(nn.Module):
-    """What sees 3 x 3 positions all around, added to its input; for features that need not be causal."""
+    """Two convolutions that see 3 x 3 positions all around, added to their input, where nothing need be causal."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -133,7 +135,7 @@ class Conditioner(nn.Module):
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(3)))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), Spread(factor))
+        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), SubPixelShuffle(factor))
         self.fine_blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(2)))
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
@@ -145,11 +147,11 @@ class Conditioner(nn.Module):
         return functional.elu(self.fine_blocks(self.enlarge(x)))
 
 
-class Known(nn.Module):
-    """What is known of an image -> one feature vector for all of its codes; unknown values have learned ones."""
+class FactsEncoder(nn.Module):
+    """Facts of an image -> one feature vector for all of its codes; an unknown value has a learned vector."""
 
     FREQUENCIES = (1.0, 2.0, 4.0)
-    """Of waves of a number, in radians for each standard deviation."""
+    """The frequencies of the waves that stand for a number, in radians for each standard deviation."""
 
     def __init__(self, columns: Sequence[conditions.Column], channels: int):
         super().__init__()
@@ -170,13 +172,13 @@ class Known(nn.Module):
             if size:
                 total = total + self.tables[column](values.long().masked_fill(absent, size))
             else:
-                waves = [one(frequency * values) for frequency in self.FREQUENCIES for one in (torch.sin, torch.cos)]
+                waves = [wave(frequency * values) for frequency in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
                 here = self.enters[column](torch.stack([values, *waves], 1).to(self.tables[column].weight.dtype))
                 total = total + torch.where(absent[:, None], self.tables[column].weight[0].to(here.dtype), here)
         return self.out(functional.elu(total)[:, :, None, None])
 
 
-class Prior(nn.Module):
+class PixelCnn(Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
@@ -199,7 +201,7 @@ class Prior(nn.Module):
         self.columns = tuple(columns)
         self.conditioner = None if top_embeddings is None else Conditioner(
             top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
-        self.known = Known(columns, channels) if columns else None
+        self.known = FactsEncoder(columns, channels) if columns else None
         self.table = nn.Parameter(_start_of_table(embeddings))
         self.vertical_first = VerticalConv(dim, channels, first=True)
         self.horizontal_first = HorizontalConv(dim, channels, first=True)
@@ -243,6 +245,11 @@ class Prior(nn.Module):
                  if part is not None]
         return sum(parts[1:], parts[0]) if parts else None
 
+    def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
+               half: bool = False) -> PixelCnnCursor:
+        """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
+        return PixelCnnCursor(self, batch, top_codes, known, half)
+
     @torch.no_grad()
     def start_from_frequencies(self, counts: torch.Tensor) -> None:
         """Begin with the order-0 histogram as the prediction everywhere, from `counts` `[codebook_size]`."""
@@ -282,7 +289,7 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
         table, *of_top = (tensors[key].float() for key in ("table", "conditioner.table") if key in tensors)
         top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
         columns = conditions.from_json(config.get("columns", []))
-        return Prior(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
+        return PixelCnn(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
 
     return weights.load_model(
         name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",

@@ -10,10 +10,10 @@ from vqvae2.settings.checks import Checked, expect
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings(Checked):
-    """What a prior is."""
+    """The architecture of a prior."""
 
     level: Literal["top", "bottom"]
-    """Which codes to learn: top, or bottom given top."""
+    """The codes to learn: top, or bottom given top."""
     channels: int = 128
     """Width of the network."""
     layers: int = 8

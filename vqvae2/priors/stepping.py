@@ -15,41 +15,40 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
-from vqvae2.priors.pixel_cnn import GatedLayer, Prior
 
 
-class CachedPrior:
-    """A prior that goes over `batch` code maps position by position; its logits are those of `Prior.forward`.
+class PixelCnnCursor:
+    """A `PixelCnn` that goes over `batch` code maps position by position; its logits are those of `PixelCnn.forward`.
 
     They differ by rounding alone, since sums are added up in another order: in float64 by less than 1e-12, in float32
     by less than 1e-4.
 
-    Example: `cached = CachedPrior(prior, 8)`, and then for each row and column, in raster order,
-    `logits = cached.step(row, column)` `[8, codebook_size]`, and `cached.tell(column, codes)` with the codes drawn.
+    Example: `cursor = prior.cursor(8)`, and then for each row and column, in raster order,
+    `logits = cursor.step(row, column)` `[8, codebook_size]`, and `cursor.tell(column, codes)` with the codes drawn.
 
     Args:
-        prior: in eval mode; its weights must not change meanwhile.
+        prior: a `PixelCnn` in eval mode; its weights must not change meanwhile.
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
-        known: `[batch, columns]`, as for `Prior.forward`.
+        known: `[batch, columns]`, as for `PixelCnn.forward`.
         half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
             says where); some codes are then not those of the slow way.
     """
 
     @torch.no_grad()
-    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None = None,
+    def __init__(self, prior: nn.Module, batch: int, top_codes: torch.Tensor | None = None,
                  known: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
         self.codes = torch.zeros(width, batch, dtype=torch.long, device=like.device)
         """Codes of this row."""
         self.seen = like.new_zeros(layers, batch, COLUMNS, channels)
-        """For each layer its horizontal input, one column to the left and here."""
+        """Each layer's horizontal input, one column to the left and here."""
         self.left, self.here = self.seen.unbind(2)
         self.given = like.new_zeros(layers, width, batch, channels)
-        """For each layer what this row is given from above, by the condition and as biases."""
+        """The sum that each layer gives this row from above, from the condition and as biases."""
         self.start = like.new_zeros(width + COLUMNS, batch, channels)
-        """What the horizontal stack starts with at each column of this row; the two after its end are never read."""
+        """The horizontal stack's first input at each column of this row; the two after its end are never read."""
         condition = prior.condition(batch, top_codes, known)
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
         """`[height, width, batch, channels]`; height and width are 1 where it is the same everywhere."""
@@ -134,10 +133,10 @@ class _VerticalRows:
     def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
         self.bias, self.width, self.batch = conv.bias, width, batch
         self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
-        """For each column of the kernel, left to right, both of its rows as one matrix."""
+        """Both rows of each column of the kernel, left to right, as one matrix."""
         self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
                                           dtype=self.taps[0].dtype)
-        """Above and here, with padding at both sides."""
+        """The row above and this row, with padding at both sides."""
 
     def see(self, row: torch.Tensor) -> torch.Tensor:
         """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""
@@ -156,12 +155,12 @@ class _Layer:
 
     Args:
         layer: whose weights these are.
-        seen: `[batch, 2, channels]`, its horizontal input, kept by CachedPrior.
+        seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCnnCursor.
         given: `[width, batch, channels]`, what it is given in this row.
         half: as for CachedPrior.
     """
 
-    def __init__(self, layer: GatedLayer, seen: torch.Tensor, given: torch.Tensor, half: bool):
+    def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor, half: bool):
         width, batch, _ = given.shape
         self.gate = layer.gate
         self.given, self.seen, self.here = given, seen.flatten(1), seen[:, -1]

@@ -13,116 +13,106 @@ brains that cover 24 % of the picture and not 30 %, are darker, and vary less (s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
 from vqvae2.sampling.folder import Finished
-from vqvae2.sampling.inpainting import Unfinished
+from vqvae2.sampling.inpainting import Incomplete
 from vqvae2.sampling.settings import SampleSettings
 
 SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
-"""What --reject-by compares. Of bits the least is best, of agreement the most."""
+"""The score that --reject-by compares. The best candidate has the fewest bits, or the most agreement."""
 OF_ALL = "_of_all"
-"""Ends the name of a score's mean over all candidates, beside that of the one that was kept."""
+"""This ends the name of a score's mean over all candidates; the kept candidate's score has the name without it."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """One image that is to be drawn."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     number: int
-    """Whose random numbers it has; of a completion, the completion's."""
+    """The number that chooses its random numbers: the image's, or the completion's."""
     item: int | None = None
-    """Which image it completes."""
+    """The number of the image that it completes."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An image that has been drawn, and how good it is."""
-
-    image: torch.Tensor
-    """uint8 `[channels, height, width]`, as decoded."""
-    codes: dict[str, torch.Tensor]
-    """For each level `[height, width]`, on the CPU."""
-    score: float
-    """Bits per code, or agreement; 0 where nothing is to be chosen."""
-
-
-def wishes_of(settings: SampleSettings, unfinished: Unfinished | None) -> list[Wish]:
+def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:
     """Return all images that the settings ask for; the completions of one image stand together."""
-    if unfinished is None:
-        return [Wish(f"{number:06d}", number) for number in range(settings.count)]
-    return [Wish(f"{name}-{number:06d}", number, item) for item, name in enumerate(unfinished.names)
+    if incomplete is None:
+        return [Request(f"{number:06d}", number) for number in range(settings.count)]
+    return [Request(f"{name}-{number:06d}", number, item) for item, name in enumerate(incomplete.names)
             for number in range(settings.count)]
 
 
 class Drawer:
-    """Draws what is wished for.
+    """Draws the images that are requested.
 
     Args:
-        priors: of each level that the VQ-VAE has.
-        unfinished: images to be completed; None for new ones.
+        priors: the prior of each level that the VQ-VAE has.
+        incomplete: the images that are to be completed; None for new ones.
     """
 
     def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
-                 unfinished: Unfinished | None = None):
-        self.model, self.settings, self.unfinished = vqvae.model, settings, unfinished
+                 incomplete: Incomplete | None = None):
+        self.model, self.settings, self.incomplete = vqvae.model, settings, incomplete
         own = {level: priors[level] for level in vqvae.model.levels}
         self.priors = sampler.in_float64(own) if settings.precision == "auto" else own
-        self.tastes = {level: sampler.Taste(*(settings.of_level(name, level) for name in (
+        self.rules = {level: sampler.SamplingRule(*(settings.of_level(name, level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
 
-    def draw(self, wishes: Sequence[Wish], on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
+    def draw(self, requests: Sequence[Request],
+             on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
         """Yield each image as soon as it is finished, in order.
 
         `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
         """
-        tries = [(wish, candidate) for wish in wishes for candidate in range(self.settings.reject)]
-        candidates: list[Candidate] = []
+        tries = [(request, candidate) for request in requests for candidate in range(self.settings.reject)]
+        candidates: list[Finished] = []
         for first in range(0, len(tries), self.settings.batch):
             batch = tries[first:first + self.settings.batch]
-            for (wish, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
+            for (request, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
                 candidates.append(drawn)
                 if number == self.settings.reject - 1:
-                    yield self._finish(wish, candidates)
+                    yield self._finish(request, candidates)
                     candidates = []
 
     @torch.no_grad()
-    def _draw_batch(self, batch: Sequence[tuple[Wish, int]], on_codes: Callable[[int], object]) -> list[Candidate]:
+    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Finished]:
         """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
-        numbers = [wish.number for wish, _ in batch]
+        numbers = [request.number for request, _ in batch]
         facts = sampler.known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
-        stay = None if self.unfinished is None else {
-            level: maps[[wish.item for wish, _ in batch]] for level, maps in self.unfinished.codes.items()}
-        maps = sampler.draw_maps(self.priors, numbers, self.settings.seed, self.tastes, facts,
+        stay = None if self.incomplete is None else {
+            level: maps[[request.item for request, _ in batch]] for level, maps in self.incomplete.codes.items()}
+        maps = sampler.draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
                                  lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
-        alone = [{level: one[i:i + 1] for level, one in maps.items()} for i in range(len(batch))]
-        images = [to_bytes(self.model.decode(one)) for one in alone]
-        scores = [0.0] * len(batch)
-        if self.settings.reject > 1:
-            scores = sampler.bits_per_code(self.priors, maps, facts).tolist() \
-                if self.settings.reject_by == "likelihood" else \
-                [agreement(self.model, image, one) for image, one in zip(images, alone)]
-        return [Candidate(image[0], {level: codes[0].cpu() for level, codes in one.items()}, score)
-                for image, one, score in zip(images, alone, scores)]
+        alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
+        images = [to_bytes(self.model.decode(codes)) for codes in alone]
+        scores: list[dict[str, float]] = [{}] * len(batch)
+        if self.settings.reject > 1 and self.settings.reject_by == "likelihood":
+            scores = [{"bits_per_code": bits} for bits in sampler.bits_per_code(self.priors, maps, facts).tolist()]
+        elif self.settings.reject > 1:
+            scores = [{"agreement": agreement(self.model, image, codes)} for image, codes in zip(images, alone)]
+        return [Finished(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
+                for (request, _), image, codes, score in zip(batch, images, alone, scores)]
 
-    def _finish(self, wish: Wish, candidates: Sequence[Candidate]) -> Finished:
-        """Keep the best; of equals the first."""
-        choose = min if self.settings.reject_by == "likelihood" else max
-        best = choose(candidates, key=lambda one: one.score)
-        image = best.image if self.unfinished is None else self.unfinished.completed(wish.item, best.image)
-        score = SCORES[self.settings.reject_by]
-        mean = sum(one.score for one in candidates) / len(candidates)
-        return Finished(wish.name, image, best.codes,
-                        {score: best.score, score + OF_ALL: mean} if len(candidates) > 1 else {})
+    def _finish(self, request: Request, candidates: Sequence[Finished]) -> Finished:
+        """Return the best candidate, the first one of equals, as the finished image."""
+        choose, score = min if self.settings.reject_by == "likelihood" else max, SCORES[self.settings.reject_by]
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = choose(candidates, key=lambda candidate: candidate.scores[score])
+            mean = sum(candidate.scores[score] for candidate in candidates) / len(candidates)
+            best = replace(best, scores={**best.scores, score + OF_ALL: mean})
+        return best if self.incomplete is None else replace(
+            best, image=self.incomplete.completed(request.item, best.image))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from vqvae2.settings.checks import flag
 
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
 NAME = re.compile(r"(.+-)?\d{6,}")
-"""What sample.py calls images: 000012, or with --inpaint brain-000003."""
+"""The names that sample.py gives to images: 000012, or with --inpaint brain-000003."""
 MAY_DIFFER = {"count", "batch", "out"}
 """Settings that may change when a folder is gone on with."""
 HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "inpaint": "images_hash",
@@ -42,13 +42,13 @@ class Finished:
     """One image that has been drawn."""
 
     name: str
-    """Of its file, without the ending."""
+    """The name of its file, without the ending."""
     image: torch.Tensor
     """uint8 `[channels, height, width]`."""
     codes: dict[str, torch.Tensor]
-    """For each level int64 `[height, width]`, on the CPU."""
+    """The codes of each level, int64 `[height, width]`, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
-    """What its candidates came to, where there are several."""
+    """The scores of its candidates, where there are several."""
 
 
 class SampleFolder:
@@ -92,12 +92,13 @@ class SampleFolder:
         pictures = {path.stem for path in (self.out / IMAGES).glob("*.png")}
         return [name for name in names if name not in coded or name not in pictures]
 
-    def keep(self, one: Finished) -> None:
+    def keep(self, finished: Finished) -> None:
         """Write an image and its codes."""
-        plots.save_picture(plots.image_grid(one.image[None], 1, gap=0), self.out / _picture(one.name))
-        CodeMaps([_picture(one.name)], {level: codes[None] for level, codes in one.codes.items()},
-                 {name: torch.tensor([value], dtype=torch.float64) for name, value in one.scores.items()}).save(
-                     self._part(one.name), self.settings["vqvae_hash"], "")
+        picture = _picture(finished.name)
+        plots.save_picture(plots.image_grid(finished.image[None], 1, gap=0), self.out / picture)
+        scores = {name: torch.tensor([value], dtype=torch.float64) for name, value in finished.scores.items()}
+        CodeMaps([picture], {level: codes[None] for level, codes in finished.codes.items()}, scores).save(
+            self._part(finished.name), self.settings["vqvae_hash"], "")
 
     def collect(self, names: Sequence[str]) -> CodeMaps:
         """Return the codes of the images `names`, which are all there, in this order.

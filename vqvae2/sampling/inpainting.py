@@ -27,28 +27,25 @@ from vqvae2.settings.checks import expect
 
 HALVES = ("left", "right", "upper", "lower")
 GREY = 128
-"""Of the hidden part in pictures of what was given: black would look like background."""
+"""The grey of the hidden part in pictures of what was given: black would look like background."""
 TO_DRAW = -1
-"""Stands in a code map where a code is to be drawn."""
+"""The number in a code map where a code is to be drawn."""
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class Incomplete:
     """Images that are to be completed."""
 
     names: list[str]
-    """Of each image, unique: its file's name without the ending."""
+    """The name of each image's file without the ending; no two are alike."""
     codes: dict[str, torch.Tensor]
-    """For each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
+    """The codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
     weight: torch.Tensor
     """float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays."""
     originals: torch.Tensor | None
     """uint8 `[n, channels, height, width]`; None where only codes were given."""
     hashes: dict[str, str]
-    """Of what was given: "images_hash", and "mask_hash" where there is a mask."""
-
-    def __len__(self) -> int:
-        return len(self.names)
+    """The hashes of what was given: "images_hash", and "mask_hash" where there is a mask."""
 
     def completed(self, item: int, decoded: torch.Tensor) -> torch.Tensor:
         """Return image number `item` with its hidden pixels from `decoded`, both uint8 `[channels, height, width]`."""
@@ -81,7 +78,7 @@ def check(settings: SampleSettings) -> None:
                         "Correct the path.")
 
 
-def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
+def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
     """Return what --inpaint and --mask name, encoded. Images are encoded one by one: none depends on the others.
 
     Raises: UserError if files cannot be read, do not fit the VQ-VAE, or leave nothing to be drawn.
@@ -93,7 +90,7 @@ def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
     folder = settings.inpaint if settings.inpaint.is_dir() else settings.inpaint.parent
     names = unique_names([path.relative_to(folder).as_posix() for path in paths])
     hidden = _mask(settings.mask, originals.shape[2:])
-    return Unfinished(names, encode_visible(originals, hidden, vqvae), _weights(hidden[None], settings.blend),
+    return Incomplete(names, encode_visible(originals, hidden, vqvae), _weights(hidden[None], settings.blend),
                       originals, {"images_hash": _hash(names, originals), "mask_hash": _hash([], hidden)})
 
 
@@ -106,11 +103,11 @@ def encode_visible(originals: torch.Tensor, hidden: torch.Tensor, vqvae: Trained
     """
     device = next(vqvae.model.parameters()).device
     visible = originals.masked_fill(hidden, 0).to(torch.float32).div_(255)
-    maps = [vqvae.model.encode(one[None].to(device)) for one in visible]
-    codes = {level: torch.cat([one[level] for one in maps]).cpu() for level in vqvae.model.levels}
-    reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // one.shape[1])[0] > 0
-               for level, one in codes.items()}
-    return {level: one.masked_fill(reached[level], TO_DRAW) for level, one in codes.items()}
+    maps = [vqvae.model.encode(image[None].to(device)) for image in visible]
+    codes = {level: torch.cat([image[level] for image in maps]).cpu() for level in vqvae.model.levels}
+    reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // maps.shape[1])[0] > 0
+               for level, maps in codes.items()}
+    return {level: maps.masked_fill(reached[level], TO_DRAW) for level, maps in codes.items()}
 
 
 def _paths(given: Path) -> list[Path]:
@@ -152,7 +149,7 @@ def _mask(mask: str, shape: tuple[int, int]) -> torch.Tensor:
     return hidden
 
 
-def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
+def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
     """Return the maps of a code file, and which pixels have a code that is to be drawn above them."""
     names, codes = _read_codes(settings, vqvae)
     height, width = vqvae.config["image_shape"][1:]
@@ -161,7 +158,7 @@ def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Unfinished:
     hidden = torch.stack(gaps).amax(0) > 0
     expect(bool(hidden.any()), f"--inpaint {settings.inpaint}", "at least one code marked -1", "none",
            "What is -1 is drawn.")
-    return Unfinished(unique_names(names), codes, hidden.float(), None,
+    return Incomplete(unique_names(names), codes, hidden.float(), None,
                       {"images_hash": _hash(names, *codes.values())})
 
 

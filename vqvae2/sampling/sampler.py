@@ -10,6 +10,7 @@ float64 (`in_float64`), where it does not happen in practice, at one and a half 
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.priors import conditions
-from vqvae2.priors.pixel_cnn import Prior, load_prior
-from vqvae2.priors.stepping import CachedPrior
+from vqvae2.priors.base import Cursor, Prior, WholeMapCursor
+from vqvae2.priors.pixel_cnn import load_prior
 
 
 def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, device: torch.device,
@@ -44,13 +45,13 @@ def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, 
 
 def in_float64(priors: Mapping[str, Prior]) -> dict[str, Prior]:
     """Return priors that draw the same codes in any batch: copies in float64, where the device (not MPS) has it."""
-    return {level: prior if prior.bias.device.type == "mps" else copy.deepcopy(prior).double()
+    return {level: prior if prior.device.type == "mps" else copy.deepcopy(prior).double()
             for level, prior in priors.items()}
 
 
 @dataclass(frozen=True)
-class Taste:
-    """How freely codes are drawn."""
+class SamplingRule:
+    """The freedom with which codes are drawn."""
 
     temperature: float = 1.0
     """Logits are divided by it: below 1 draws likelier codes."""
@@ -59,7 +60,7 @@ class Taste:
     top_p: float = 1.0
     """Only the likeliest codes that together have this probability."""
     guidance: float = 1.0
-    """How far what is known of the image counts: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
+    """The weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return float64 probabilities `[batch, codebook_size]` of `logits` of that shape."""
@@ -75,9 +76,9 @@ class Taste:
         return probabilities
 
 
-def choose(logits: torch.Tensor, numbers: torch.Tensor, taste: Taste) -> torch.Tensor:
+def choose(logits: torch.Tensor, numbers: torch.Tensor, rule: SamplingRule) -> torch.Tensor:
     """Return codes `[batch]` from logits `[batch, codebook_size]` and uniform `numbers` `[batch]` in [0, 1)."""
-    cumulative = taste.probabilities(logits).cumsum(1)
+    cumulative = rule.probabilities(logits).cumsum(1)
     # Rounding may leave the last sum below 1; the number is scaled so that it never passes the end.
     return torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp_(
         max=logits.shape[1] - 1)
@@ -97,37 +98,36 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Logits:
-    """The logits of one position after the other, by keeping state or the slow way, guided where it is asked for."""
+class _GuidedCursor:
+    """A cursor over twice the images: first those with what is known of them, then the same without."""
 
-    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None,
-                 guidance: float, cached: bool):
-        self.prior, self.guidance = prior, guidance
-        known = None if known is None or not prior.columns else known.to(prior.bias.device)
-        # With guidance each image goes through the network twice: with what is known of it, and without.
-        self.copies = 2 if known is not None and guidance != 1 else 1
-        self.top_codes = top_codes if top_codes is None or self.copies == 1 else torch.cat([top_codes, top_codes])
-        self.known = known if self.copies == 1 else torch.cat([known, torch.full_like(known, torch.nan)])
-        self.state = CachedPrior(prior, self.copies * batch, self.top_codes, self.known) if cached else None
+    def __init__(self, both: Cursor, guidance: float):
+        self.both, self.guidance = both, guidance
 
-    def step(self, maps: torch.Tensor, row: int, column: int) -> torch.Tensor:
-        """Return `[batch, codebook_size]`; `maps` `[batch, height, width]` are the codes so far."""
-        logits = self.state.step(row, column) if self.state else self.prior(
-            maps.repeat(self.copies, 1, 1), self.top_codes, self.known)[:, :, row, column]
-        if self.copies == 1:
-            return logits
-        told, untold = logits.chunk(2)
+    def step(self, row: int, column: int) -> torch.Tensor:
+        """Return the logits `[batch, codebook_size]`, moved by `guidance` from those without to those with."""
+        told, untold = self.both.step(row, column).chunk(2)
         return untold + self.guidance * (told - untold)
 
     def tell(self, column: int, codes: torch.Tensor) -> None:
-        """Put the codes `[batch]` of the position into the state."""
-        if self.state:
-            self.state.tell(column, codes if self.copies == 1 else torch.cat([codes, codes]))
+        """Take the codes `[batch]` of the position."""
+        self.both.tell(column, torch.cat([codes, codes]))
+
+
+def _cursor(prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None, guidance: float,
+            cached: bool) -> Cursor:
+    """Return a cursor over `batch` maps, guided where that is asked for and something is known."""
+    make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
+    known = None if known is None or not prior.columns else known.to(prior.device)
+    if known is None or guidance == 1:
+        return make(batch, top_codes, known)
+    twice = None if top_codes is None else torch.cat([top_codes, top_codes])
+    return _GuidedCursor(make(2 * batch, twice, torch.cat([known, torch.full_like(known, torch.nan)])), guidance)
 
 
 @one_thread()
 @torch.no_grad()
-def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, taste: Taste = Taste(),
+def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule: SamplingRule = SamplingRule(),
                top_codes: torch.Tensor | None = None, stay: torch.Tensor | None = None,
                known: torch.Tensor | None = None, on_code: Callable[[], object] = lambda: None, cached: bool = True,
                candidates: Sequence[int] | None = None) -> torch.Tensor:
@@ -144,7 +144,7 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, tast
         candidates: for each image which of its candidates it is, each with random numbers of its own; 0 if not given.
     """
     height, width = prior.shape
-    positions, device = height * width, prior.bias.device
+    positions, device = height * width, prior.device
     # MPS has no float64: there the choice is made on the CPU.
     choosing = torch.device("cpu") if device.type == "mps" else device
     uniform = _uniform(seed, level, numbers, candidates or [0] * len(numbers), positions).to(choosing)
@@ -153,17 +153,15 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, tast
     # A code that stays is known from the start, and nothing needs to be computed after the last that is drawn.
     end = positions - to_draw[::-1].index(True) if True in to_draw else 0
     stay = stay.to(device)
-    stays, some_stay = stay >= 0, bool((stay >= 0).any())
     maps = stay.clamp(min=0)
-    logits = _Logits(prior, len(numbers), top_codes, known, taste.guidance, cached) if end else None
+    cursor = _cursor(prior, len(numbers), top_codes, known, rule.guidance, cached) if end else None
     for position in range(end):
         row, column = divmod(position, width)
-        here = logits.step(maps, row, column)
+        logits = cursor.step(row, column)
         if to_draw[position]:
-            drawn = choose(here.to(choosing), uniform[position], taste).to(device)
-            maps[:, row, column] = torch.where(stays[:, row, column], maps[:, row, column], drawn) if some_stay \
-                else drawn
-        logits.tell(column, maps[:, row, column])
+            drawn = choose(logits.to(choosing), uniform[position], rule).to(device)
+            maps[:, row, column] = torch.where(stay[:, row, column] < 0, drawn, maps[:, row, column])
+        cursor.tell(column, maps[:, row, column])
         on_code()
     for _ in range(end, positions):
         on_code()
@@ -172,12 +170,12 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, tast
 
 def _uniform(seed: int, level: str, numbers: Sequence[int], candidates: Sequence[int], positions: int) -> torch.Tensor:
     """Return `[positions, batch]` in [0, 1); candidate 0 has the numbers of an image without candidates."""
-    purposes = [f"{level} codes" + (f" of candidate {one}" if one else "") for one in candidates]
+    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "") for candidate in candidates]
     return torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
                         for purpose, number in zip(purposes, numbers)], 1).contiguous()
 
 
-def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, tastes: Mapping[str, Taste],
+def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, rules: Mapping[str, SamplingRule],
               facts: Mapping[str, torch.Tensor], on_code: Callable[[], object] = lambda: None,
               stay: Mapping[str, torch.Tensor] | None = None, candidates: Sequence[int] | None = None,
               ) -> dict[str, torch.Tensor]:
@@ -189,22 +187,22 @@ def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, ta
     """
     maps: dict[str, torch.Tensor] = {}
     for level, prior in priors.items():  # top first: `load_models` has them in this order
-        maps[level] = draw_codes(prior, numbers, seed, level, tastes[level], maps.get("top"),
+        maps[level] = draw_codes(prior, numbers, seed, level, rules[level], maps.get("top"),
                                  None if stay is None else stay[level], facts[level], on_code, candidates=candidates)
     return maps
 
 
 @torch.no_grad()
-def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed: int, tastes: dict[str, Taste],
+def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed: int, rules: dict[str, SamplingRule],
                 on_code: Callable[[], object] = lambda: None, facts: Mapping[str, torch.Tensor] | None = None,
                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `drawing.Drawer` has all that sample.py
+    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `candidates.Drawer` has all that sample.py
     offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
-    maps = draw_maps(own, numbers, seed, tastes, facts or known_of(priors, (), numbers, seed), on_code)
+    maps = draw_maps(own, numbers, seed, rules, facts or known_of(priors, (), numbers, seed), on_code)
     # One by one: the last bits of a decoded image depend on the batch too, and so might its bytes.
     return torch.cat([vqvae.decode({level: one[i:i + 1] for level, one in maps.items()})
                       for i in range(len(numbers))]), maps
@@ -242,10 +240,10 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
     draws = {name: random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns}
 
     def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
-        return conditions.given(told, texts, torch.stack([draws[one.name] for one in told], 1) if told else
+        return conditions.given(told, texts, torch.stack([draws[column.name] for column in told], 1) if told else
                                 torch.zeros(len(numbers), 0))
 
     table(tuple(columns.values()), texts)  # raises for a column that none of them was told
     # Each in its own unit: priors that were trained on other images have other means.
     return {level: table(prior.columns, [text for text in texts if conditions.name_in(text, columns) in
-                                         {one.name for one in prior.columns}]) for level, prior in priors.items()}
+                                         {column.name for column in prior.columns}]) for level, prior in priors.items()}

@@ -1,4 +1,4 @@
-"""Nothing -> the settings of sample.py."""
+"""Command line -> the settings of `vqvae2 sample`."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 from vqvae2.runs import weights
 from vqvae2.sampling import candidates, inpainting, sampler
 from vqvae2.sampling.folder import SampleFolder
-from vqvae2.sampling.inpainting import Unfinished
+from vqvae2.sampling.inpainting import Incomplete
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import as_dict
 
@@ -36,44 +36,44 @@ def run(settings: SampleSettings) -> None:
         raise UserError(f"--{missing[0]}: expected the {missing[0]} prior of --vqvae {settings.vqvae}, which has "
                         f"{len(vqvae.model.levels)} levels, found none. Give --{missing[0]} NAME.")
     sampler.known_of(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
-    unfinished = None if settings.inpaint is None else inpainting.load(settings, vqvae)
-    folder = SampleFolder(settings.out, describe(settings, vqvae, priors, unfinished))
+    incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
+    folder = SampleFolder(settings.out, describe(settings, vqvae, priors, incomplete))
     distributed.start(device, MINUTES_FOR_OTHERS)
     try:
-        write_samples(candidates.Drawer(vqvae, priors, settings, unfinished), folder)
+        write_samples(candidates.Drawer(vqvae, priors, settings, incomplete), folder)
     finally:
         distributed.stop()
 
 
 def describe(settings: SampleSettings, vqvae: TrainedVqvae, priors: dict[str, Prior],
-             unfinished: Unfinished | None) -> dict:
+             incomplete: Incomplete | None) -> dict:
     """Return the settings as sample.json has them, with hashes of all that the images depend on."""
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
     return {**as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
-            "mask_hash": None, **(unfinished.hashes if unfinished else {})}
+            "mask_hash": None, **(incomplete.hashes if incomplete else {})}
 
 
 def write_samples(drawer: candidates.Drawer, folder: SampleFolder) -> None:
     """Draw and write what is not there yet, shared out over the processes; then the grid, the codes, the settings."""
     settings = drawer.settings
-    wishes = candidates.wishes_of(settings, drawer.unfinished)
-    names = [wish.name for wish in wishes]
+    requests = candidates.requests_of(settings, drawer.incomplete)
+    names = [request.name for request in requests]
     distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
-    if distributed.rank() == 0 and len(missing) < len(wishes):
-        print(f"{len(wishes) - len(missing)} of {len(wishes)} images are there already", flush=True)
-    mine = [wish for wish in wishes if wish.name in missing][distributed.rank()::distributed.world_size()]
+    if distributed.rank() == 0 and len(missing) < len(requests):
+        print(f"{len(requests) - len(missing)} of {len(requests)} images are there already", flush=True)
+    mine = [request for request in requests if request.name in missing][distributed.rank()::distributed.world_size()]
     distributed.together(lambda: draw(drawer, mine, folder))
     distributed.on_rank_0(lambda: finish(drawer, folder, names))
 
 
-def draw(drawer: candidates.Drawer, wishes: list[candidates.Wish], folder: SampleFolder) -> None:
+def draw(drawer: candidates.Drawer, requests: list[candidates.Request], folder: SampleFolder) -> None:
     """Draw and write these images; progress is rank 0's own."""
     codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * drawer.settings.reject
-    with tqdm(total=codes * len(wishes), desc="sampling", unit="code", leave=False,
+    with tqdm(total=codes * len(requests), desc="sampling", unit="code", leave=False,
               disable=distributed.rank() != 0) as bar:
-        for image in drawer.draw(wishes, bar.update):
+        for image in drawer.draw(requests, bar.update):
             folder.keep(image)
 
 
@@ -81,11 +81,11 @@ def finish(drawer: candidates.Drawer, folder: SampleFolder, names: list[str]) ->
     """Write what shows or says something of all images, and print where it is. For rank 0 alone."""
     maps = folder.collect(names)
     report = candidates.rejection_report(drawer.settings, maps)
-    grid = new_images(folder, names) if drawer.unfinished is None else completions(folder, drawer)
+    grid = new_images(folder, names) if drawer.incomplete is None else completions(folder, drawer)
     folder.finish(maps, grid, report)
-    for one in report.values():
-        print(f"kept 1 of {one['candidates']} candidates of each image ({one['share_kept']:.1%}) by {one['by']}: "
-              f"{one['unit'].replace('_', ' ')} {one['mean_kept']:.4g}, of all candidates {one['mean_of_all']:.4g}")
+    for rejection in report.values():
+        print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
+              "all candidates {mean_of_all:.4g}".format(words=rejection["unit"].replace("_", " "), **rejection))
     print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
 
 
@@ -98,9 +98,9 @@ def new_images(folder: SampleFolder, names: list[str]) -> Image.Image:
 def completions(folder: SampleFolder, drawer: candidates.Drawer) -> Image.Image:
     """Return a row for each of the first MOST_ROWS images: what was given, and its first MOST_COMPLETIONS."""
     number, rows = min(drawer.settings.count, MOST_COMPLETIONS), []
-    for item, name in enumerate(drawer.unfinished.names[:MOST_ROWS]):
+    for item, name in enumerate(drawer.incomplete.names[:MOST_ROWS]):
         made = [folder.picture(f"{name}-{completion:06d}") for completion in range(number)]
-        given = drawer.unfinished.given(item, made[0])
+        given = drawer.incomplete.given(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
     return pictures.completion_rows(rows, columns)

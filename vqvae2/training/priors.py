@@ -1,4 +1,4 @@
-"""Codes of a VQ-VAE -> a trained prior of one level: what the trainer's loop is told of it."""
+"""Codes of a VQ-VAE -> a trained prior of one level, by the trainer's loop."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
 from vqvae2.priors import conditions
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.pixel_cnn import PixelCnn
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import path_from_environment
@@ -61,7 +61,7 @@ class PriorTrainer(Trainer):
         self._report_references()
 
     def _data_settings(self) -> TrainPrior:
-        """The images as the VQ-VAE saw them, from --data or, if that is not given, from the VQ-VAE's own folder."""
+        """Return the settings of the images that the VQ-VAE saw, from --data or else from the VQ-VAE's folder."""
         own = as_before(self.vqvae.config["settings"])
         size = self.settings.size or own["size"]
         data = self.settings.data or own["data"]
@@ -80,7 +80,7 @@ class PriorTrainer(Trainer):
                             f"{self.settings.vqvae} was trained on, found {loaded.shape}. Give its --data or --size.")
 
     def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
-        """Stored code maps, or the VQ-VAE's of these images; `copy` above 0 shifts, scales and mirrors them first."""
+        """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"
         stored = code_maps.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])
         if distributed.any_rank(stored is None, self.device):
@@ -113,7 +113,7 @@ class PriorTrainer(Trainer):
                 "reference_bits_per_code": self.references}
 
     def _facts_hash(self) -> str:
-        """Hash of all that the prior is told: of the validation images too, since they choose the best weights."""
+        """Return the hash of all facts, the validation images' too, since they choose the best weights."""
         told = "".join(map(repr, self.columns)).encode() + b"".join(
             self.known[split].numpy().tobytes() for split in ("train", "validate"))
         return hashlib.sha256(told).hexdigest()
@@ -124,10 +124,10 @@ class PriorTrainer(Trainer):
 
     def build(self) -> nn.Module:
         """Return the prior of this level."""
-        books = {level: one.codebook.detach().cpu() for level, one in self.vqvae.model.quantizers.items()}
+        books = {level: rule.codebook.detach().cpu() for level, rule in self.vqvae.model.quantizers.items()}
         shapes = {level: tuple(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
-        prior = Prior(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
+        prior = PixelCnn(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
         prior.start_from_frequencies(coding.code_counts(maps, prior.codebook_size))
         return prior
@@ -158,7 +158,7 @@ class PriorTrainer(Trainer):
         return {level: machine.to_device(one, self.device) for level, one in chosen.items()}
 
     def _known(self, share: Share, training: bool) -> torch.Tensor | None:
-        """What the prior is told; while training some values, and all of some images, are unknown."""
+        """Return the facts that the prior is told; in training some values, and all of some images, are unknown."""
         if not self.columns:
             return None
         known = self.known["train" if training else "validate"][share.items]
@@ -170,7 +170,7 @@ class PriorTrainer(Trainer):
         return machine.to_device(known, self.device)
 
     def _keep(self, share: Share) -> torch.Tensor | None:
-        """Dropout of whole channels, by numbers of each image's own; the same on any number of ranks."""
+        """Return the dropout of whole channels, by numbers of each image's own: the same on any number of ranks."""
         if not self.settings.dropout:
             return None
         shape = (self.settings.layers, 2, self.settings.channels)

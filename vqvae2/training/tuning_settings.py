@@ -101,7 +101,8 @@ def space_of(settings: TuneSettings) -> Space:
 
     Raises: UserError for a name that cannot be searched, twice the same, or a range or choice that is none.
     """
-    without = {"decay": settings.quantizer != "ema" and "--quantizer gradient",
+    without = {"decay": settings.quantizer == "gradient" and "--quantizer gradient",
+               **dict.fromkeys(("codebook_size", "commitment"), settings.quantizer == "fsq" and "--quantizer fsq"),
                "prediction": settings.levels == 1 and "--levels 1"}
     if not settings.search:
         return {name: one for name, one in SPACE.items() if not without.get(name)}

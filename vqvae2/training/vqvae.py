@@ -1,4 +1,4 @@
-"""Slices -> a trained VQ-VAE: what the trainer's loop is told of it."""
+"""Slices -> a trained VQ-VAE, by the trainer's loop."""
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class VqvaeTrainer(Trainer):
                 + self.settings.prediction * made.prediction)
         figures = {"loss": loss, "reconstruction": error, "mse": mse, "commitment": made.commitment,
                    "prediction": made.prediction}
-        if self.settings.quantizer == "gradient":
+        if self.model.quantizers["top"].has_codebook_loss:
             figures["codebook"] = made.codebook
         if not training:
             figures["ssim"] = similarity.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))

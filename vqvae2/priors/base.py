@@ -1,0 +1,77 @@
+"""Codes so far -> logits of the next: what every prior provides for training, sampling and evaluation.
+
+A prior subclasses `Prior` and provides `forward`, which predicts a whole map. Sampling goes over a map position by
+position through `cursor`; a prior that can keep what it has seen overrides `cursor` and saves the rest of the map.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from vqvae2.priors.conditions import Column
+
+
+class Cursor(Protocol):
+    """A place in `batch` code maps that moves in raster order: `step`, then `tell`, for each position."""
+
+    def step(self, row: int, column: int) -> torch.Tensor:
+        """Return the logits `[batch, codebook_size]` of the next position, given the codes that were told."""
+
+    def tell(self, column: int, codes: torch.Tensor) -> None:
+        """Take the codes `[batch]` of the position whose logits `step` has just returned."""
+
+
+class Prior(nn.Module):
+    """p(code | codes before it in raster order, condition) for one level's code maps."""
+
+    shape: tuple[int, int]
+    """Height and width of the code maps."""
+    codebook_size: int
+    columns: tuple[Column, ...] = ()
+    """The columns of the manifest whose values the prior is told; it may have none."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        return next(self.parameters()).device
+
+    def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
+                keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
+
+        Logits at a position do not depend on the code there or on any after it.
+
+        Args:
+            top_codes: `[batch, top height, top width]`, for a bottom prior.
+            known: `[batch, columns]`, what is known of each image, NaN where it is not; None for nothing at all.
+            keep: numbers of 0 or 1 / (1 - dropout) from the trainer, by which activations are multiplied.
+        """
+        raise NotImplementedError
+
+    def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None) -> Cursor:
+        """Return a cursor over `batch` new code maps; its logits are those of `forward`, but for rounding.
+
+        Args:
+            top_codes, known: as for `forward`, of all of the maps.
+        """
+        return WholeMapCursor(self, batch, top_codes, known)
+
+
+class WholeMapCursor:
+    """The slow cursor, which computes the whole map for each position: the reference for all faster ones."""
+
+    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None):
+        self.prior, self.told = prior, (top_codes, known)
+        self.maps = torch.zeros(batch, *prior.shape, dtype=torch.long, device=prior.device)
+        self.row = 0
+
+    @torch.no_grad()
+    def step(self, row: int, column: int) -> torch.Tensor:
+        """Return the logits `[batch, codebook_size]` of the next position."""
+        self.row = row
+        return self.prior(self.maps, *self.told)[:, :, row, column]
+
+    def tell(self, column: int, codes: torch.Tensor) -> None:
+        """Take the codes `[batch]` of the position."""
+        self.maps[:, self.row, column] = codes
