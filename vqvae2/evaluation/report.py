@@ -45,14 +45,14 @@ FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_b
 class Judged:
     """What was judged, for those who draw more figures of it."""
 
-    similarity: dict
+    metrics: dict
     """As in metrics.json."""
     images: ImageSet
     """Of the split."""
     reconstructions: torch.Tensor
     """uint8 `[n, channels, height, width]`."""
     code_maps: CodeMaps
-    sampler: torch.Tensor | None
+    samples: torch.Tensor | None
     """uint8 `[samples, channels, height, width]`, where there are any."""
 
 
