@@ -37,6 +37,11 @@ def vqvae(tiny_run):
 
 
 @pytest.fixture(scope="module")
+def priors(vqvae, tiny_run):
+    return [api.load_prior(getattr(tiny_run, level), level, vqvae, "cpu") for level in ("top", "bottom")]
+
+
+@pytest.fixture(scope="module")
 def split(tiny_run):
     """The nine test images, 32 x 32."""
     return load_images(DataSettings(data=tiny_run.data), ("test",)).splits["test"]
@@ -282,7 +287,7 @@ class TestPictures:
         np.testing.assert_array_equal(bottom, np.tile(top, (4, 1)))
 
     def test_greys_are_the_numbers_of_the_codes(self, vqvae):
-        """Of 16 codes the step from one to the next is 255 / 15 = 17."""
+        """The step from one to the next of 16 codes is 255 / 15 = 17."""
         codes = {"top": torch.arange(16).view(1, 4, 4), "bottom": np.full((1, 8, 8), 3)}
         pictures = api.code_pictures(vqvae, codes, grey=True)
         assert np.asarray(pictures["top"])[::32, ::32].tolist() == (17 * np.arange(16).reshape(4, 4)).tolist()
@@ -305,10 +310,6 @@ class TestPictures:
 
 
 class TestWholeChain:
-    @pytest.fixture(scope="class")
-    def priors(self, vqvae, tiny_run):
-        return [api.load_prior(getattr(tiny_run, level), level, vqvae, "cpu") for level in ("top", "bottom")]
-
     @pytest.mark.parametrize("settings", [{"seed": 1, "batch": 2}, {"temperature": 0.5, "top_k": (2, 3), "reject": 2}])
     def test_samples_are_those_of_the_command(self, settings, vqvae, priors, tiny_run, apart):
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
@@ -332,7 +333,8 @@ class TestWholeChain:
         for number, file in enumerate(files):
             Path(f"two/{number}.png").symlink_to(file)
         sample.main(["--vqvae", str(tiny_run.vqvae), "--top", str(tiny_run.top), "--bottom", str(tiny_run.bottom),
-                     "--inpaint", "two", *"--mask left --count 2 --blend 1 --seed 3 --out new".split()])
+                     "--inpaint", "two", "--mask", "left", "--count", "2", "--blend", "1", "--seed", "3",
+                     "--out", "new"])
         for image, name in zip(images, ("0-000000", "0-000001", "1-000000", "1-000001")):
             np.testing.assert_array_equal(image[0].numpy(), np.asarray(Image.open(f"new/images/{name}.png")))
 

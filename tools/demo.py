@@ -51,7 +51,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is small in a demonstration."""
+    """The arguments that make a demonstration small, for each command."""
 
     slices: str
     vqvae: str

@@ -354,16 +354,17 @@ def _codes(model: Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
            f"a dict with the level(s) {' and '.join(levels)}", found, "Give what encode returns.")
     maps = {level: codes[level].detach().cpu().numpy() if isinstance(codes[level], torch.Tensor) else
             np.asarray(codes[level]) for level in levels}
-    for level, one in maps.items():
+    for level, grid in maps.items():
         what = f'codes["{level}"]'
-        expect(one.dtype.kind in "iu", what, "integers", one.dtype, "Codes are numbers of embeddings, not colours.")
-        expect(one.ndim == 3 and one.size > 0, what, "the shape [n, height, width], n at least 1", list(one.shape),
+        expect(grid.dtype.kind in "iu", what, "integers", grid.dtype, "Codes are numbers of embeddings, not colours.")
+        expect(grid.ndim == 3 and grid.size > 0, what, "the shape [n, height, width], n at least 1", list(grid.shape),
                "Make a batch of one map with codes[None].")
-        expect(one.min() >= 0 and one.max() < size, what, f"codes of 0 to {size - 1}", f"{one.min()} to {one.max()}",
+        least, most = grid.min(), grid.max()
+        expect(0 <= least and most < size, what, f"codes of 0 to {size - 1}", f"{least} to {most}",
                "Codes of another model mean nothing here; -1 is to be drawn by vqvae2 sample --inpaint.")
     if len(levels) == 2:
         number, height, width = maps["top"].shape
         wanted = [number, height * model.settings.downsample[1], width * model.settings.downsample[1]]
         expect(list(maps["bottom"].shape) == wanted, 'codes["bottom"]', f"the shape {wanted} beside top codes of shape "
                f"{list(maps['top'].shape)}", list(maps["bottom"].shape), "Give both levels of the same images.")
-    return {level: torch.from_numpy(one.astype(np.int64)) for level, one in maps.items()}
+    return {level: torch.from_numpy(grid.astype(np.int64)) for level, grid in maps.items()}

@@ -1,4 +1,4 @@
-"""What a user installs is the whole program: a wheel, unpacked apart, runs the chain without the checkout."""
+"""A wheel is the whole program: unpacked apart, it runs the chain without the checkout."""
 
 import json
 import os

@@ -115,6 +115,13 @@ def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_i
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_page_of_somebodys_own_is_not_written_over(tiny_run, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"expected nothing, or .* found a README\.md and no model\. Choose another"):
+        publish.publish(tiny_run.vqvae, tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting(tiny_run, tmp_path):
     publish.publish(tiny_run.vqvae, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

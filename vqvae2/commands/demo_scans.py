@@ -60,7 +60,7 @@ and sessions are made up. Use the scans to try the software, and for nothing tha
 
 @dataclass(frozen=True)
 class Subject:
-    """What stays the same between a subject's sessions."""
+    """A synthetic person, who stays the same between sessions."""
 
     number: int
     name: str

@@ -6,7 +6,7 @@ With 16-bit weights, half as large (the bits per code of the shipped priors chan
 
 A prior belongs to its VQ-VAE by the hash of the VQ-VAE's weights: publish a VQ-VAE before its priors are trained if
 the VQ-VAE is to have 16-bit weights, else as it is. The folder has the layout of the Hugging Face hub, with a card in
-README.md, whose licence and data are yours to add:
+README.md, whose licence and data are yours to add; publishing again writes it anew:
     huggingface-cli upload NAME/vqvae-128 pretrained/vqvae-128
 """
 
@@ -74,8 +74,11 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
 
 
 def _check_same_run(out: Path, config: dict) -> None:
-    """Raise UserError if `out` holds another model: priors may belong to it."""
-    if (out / weights.WEIGHTS).is_file():
+    """Raise UserError if `out` holds another model, to which priors may belong, or a page of somebody's own."""
+    if not (out / weights.WEIGHTS).is_file():
+        expect(not (out / cards.CARD).exists(), str(out), "nothing, or an earlier form of the same run",
+               f"a {cards.CARD} and no model", "Choose another folder.")
+    else:
         there = weights.load_weights(out / weights.WEIGHTS)[1]
         same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
         expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",

@@ -10,7 +10,7 @@ from vqvae2.settings.parsing import from_dict
 
 
 class PretrainedVqvae(Pretrained):
-    """What `Vqvae` inherits to be read from, and written to, folders and the Hugging Face hub."""
+    """The part of `Vqvae` that reads it from, and writes it to, folders and the Hugging Face hub."""
 
     kind = "vqvae"
 

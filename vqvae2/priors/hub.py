@@ -11,7 +11,7 @@ from vqvae2.settings.parsing import from_dict
 
 
 class PretrainedPrior(Pretrained):
-    """What `Prior` inherits to be read from, and written to, folders and the Hugging Face hub."""
+    """The part of `Prior` that reads it from, and writes it to, folders and the Hugging Face hub."""
 
     kind = "prior"
 

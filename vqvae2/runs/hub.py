@@ -26,7 +26,7 @@ INSTALL = "Install it with: pip install vqvae2-brain-mri[hub]"
 
 
 class Pretrained:
-    """What a model inherits to be read from, and written to, a folder in the layout of the Hugging Face hub.
+    """The part of a model that reads it from, and writes it to, a folder in the layout of the Hugging Face hub.
 
     A class provides `kind`, with which the kind in its config.json ends, and `_from_config(config, tensors)`, which
     returns a model without these weights yet.
@@ -34,7 +34,7 @@ class Pretrained:
 
     kind: str
     config: Mapping[str, object] = {}
-    """What the model was trained with and on, as in config.json; empty for a model that was not loaded."""
+    """The settings and data of the training, as in config.json; empty for a model that was not loaded."""
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu", *,
