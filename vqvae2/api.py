@@ -360,7 +360,7 @@ def _codes(model: Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
         expect(grid.ndim == 3 and grid.size > 0, what, "the shape [n, height, width], n at least 1", list(grid.shape),
                "Make a batch of one map with codes[None].")
         least, most = grid.min(), grid.max()
-        expect(0 <= least and most < size, what, f"codes of 0 to {size - 1}", f"{least} to {most}",
+        expect(least >= 0 and most < size, what, f"codes of 0 to {size - 1}", f"{least} to {most}",
                "Codes of another model mean nothing here; -1 is to be drawn by vqvae2 sample --inpaint.")
     if len(levels) == 2:
         number, height, width = maps["top"].shape

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODEL = "--batch 8 --threads 1 --precision fp32 --pictures-every 5 --data slices --size 32"
-VQVAE = ("--epochs 3 --channels 16 --embedding-dim 8 --residual-channels 8 --codebook-size 16 --start-steps 2 "
+MODEL = "--batch 4 --threads 1 --precision fp32 --pictures-every 30 --data slices --size 32"
+VQVAE = ("--epochs 25 --channels 16 --embedding-dim 8 --residual-channels 8 --codebook-size 16 --start-steps 10 "
          "--learning-rate 0.01 --savename vqvae")
 PRIOR = "--vqvae vqvae --epochs 1 --channels 8 --layers 2 --heads 2"
 CHAIN = ("demo-scans --out scans --subjects 6", "extract --scans scans --out slices --size 32 --per-scan 4",

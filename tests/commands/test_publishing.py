@@ -77,7 +77,7 @@ def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected a run with model\.safetensors, found none\. Give the folder"):
-        publish.PublishSettings(run=tmp_path, out=tmp_path / "out")
+        publish.main([str(tmp_path), str(tmp_path / "out")])
 
 
 def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):

@@ -36,16 +36,14 @@ INTENSITIES = ("mean", "deviation")
 class PublishSettings:
     """Settings of publish."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that receives model.safetensors, config.json, log.csv, curves.png and README.md."""
     bf16: bool = False
     """Round the weights to 16 bit."""
 
     def __post_init__(self) -> None:
-        expect((self.run / weights.WEIGHTS).is_file(), str(self.run), f"a run with {weights.WEIGHTS}", "none",
-               "Give the folder of a finished training.")
         expect(not self.out.is_file(), "out", "a folder or nothing", f"a file, {self.out}", "Choose another one.")
         expect(self.out.resolve() != self.run.resolve(), str(self.out), "another folder than the run's",
                "the run itself, whose weights and state belong together", "Choose another one.")
@@ -57,6 +55,8 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
     and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
     """
+    expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
+           "Give the folder of a finished training.")
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
     _check_same_run(out, config)
     config = without_paths(config)
