@@ -15,7 +15,7 @@ WITHOUT_TORCH = ("vqvae2", "vqvae2.scans", "vqvae2.slices", "vqvae2.settings.par
                  "vqvae2.commands.extract", "vqvae2.commands.demo_scans", "vqvae2.slices.extraction")
 TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
 NAMES_TORCH_DISTRIBUTED = {"distributed", "rendezvous"}
-IMPORTED_IN_FUNCTIONS = {"demo_scans": {"nilearn"}}  # an optional package, asked for when it is needed
+IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}}  # an optional package, asked for when it is needed
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())
 

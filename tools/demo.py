@@ -4,13 +4,13 @@
 In another folder, with models too small to be worth a look, to see within two minutes whether all is installed:
     python -m tools.demo --out demo-tiny --subjects 6 --tiny
 
-It runs the scripts that you would run on your own scans and prints each command before it starts, so that you can
+It runs the commands that you would run on your own scans and prints each command before it starts, so that you can
 paste it and change it. All files go to --out, as far as possible named as in your own work:
 
     scans/  slices/  results/oasis/{vqvae,top,bottom}/  samples/  report/
 
 Run it again to go on where it stopped. The brains are synthetic: they show what the software does, and say
-nothing about people. See make_demo_scans.py.
+nothing about people. See vqvae2 demo-scans --help.
 """
 
 import json
@@ -35,7 +35,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """Settings of demo.py."""
+    """Settings of the demonstration."""
 
     out: Path = Path("demo")
     """Folder that receives everything."""
@@ -51,7 +51,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is small in a demonstration."""
+    """The arguments that make a demonstration small, for each command."""
 
     slices: str
     vqvae: str

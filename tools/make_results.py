@@ -25,27 +25,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools import model_cards
-from vqvae2 import __version__
+from vqvae2 import __version__, api
+from vqvae2.commands import cards
 from vqvae2.commands.steps import Step, run_steps
-from vqvae2.common import distributed, files
-from vqvae2.common.errors import UserError, run_script
+from vqvae2.common import files
+from vqvae2.common.errors import run_script
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation import text as report_text
-from vqvae2.images.dataset import ImageSet
-from vqvae2.images.listing import ImageFile
+from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
-from vqvae2.models import encoding
 from vqvae2.plots import pictures
 from vqvae2.runs import weights
-from vqvae2.sampling import sampler
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
-AT_1, COOLER = "temperature 1", "temperature 0.9 and 0.7, top-p 0.9"
-REPORTS = {"report": AT_1, "report-cool": COOLER, "report-default": "the default of extraction, one slice a scan"}
+REPORTS = {"report": "temperature 1", "report-cool": "temperature 0.9 and 0.7, top-p 0.9",
+           "report-default": "the default of extraction, one slice a scan"}
 """Folder of each report -> what it is called on a card."""
 PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end of the name
     "report/strip.png": "strip", "report/reconstructions.png": "reconstructions", "report/worst.png": "worst",
@@ -54,6 +51,7 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "report/closest.png": "closest", "report/curves.png": "curves", "report/curves_top.png": "curves-top",
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left"}
+PUBLISHED = {"license": "mit", "datasets": ["ds002748"]}
 COMPLETED = 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
@@ -63,7 +61,7 @@ brain, 8 bit, background exactly 0, radiological display, as `extract_slices.py`
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsSettings:
-    """Settings of make_results.py."""
+    """Settings of make_results."""
 
     scans: Path | None = None
     """Folder of the scans. Default: OASIS_PATH."""
@@ -91,164 +89,152 @@ class ResultsSettings:
 
 
 def published_sizes() -> list[int]:
-    """Return the sizes for which pretrained/ has a VQ-VAE."""
-    return sorted(int(path.name.removeprefix("vqvae-")) for path in PRETRAINED.glob("vqvae-*")
-                  if path.name.removeprefix("vqvae-").isdigit())
+    """Return the sizes for which pretrained/ has models."""
+    return sorted(int(path.name.split("-")[1]) for path in PRETRAINED.glob("vqvae-[0-9]*"))
 
 
 def models_of(size: int) -> dict[str, Path]:
     """Return the folders of the models of a size, by what they are: vqvae, top, bottom."""
-    return {what: folder for what in ("vqvae", "top", "bottom")
-            if ((folder := PRETRAINED / f"{what}-{size}") / weights.WEIGHTS).is_file()}
+    return {what: PRETRAINED / f"{what}-{size}" for what in ("vqvae", "top", "bottom")}
+
+
+def flags_of(size: int) -> str:
+    """Return the flags that name the models of a size."""
+    return " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
 
 
 def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
-    out = shlex.quote(str(settings.out / str(size)))
-    models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
-    hashes = [weights.weights_hash(weights.load_weights(folder / weights.WEIGHTS)[0])
-              for folder in models_of(size).values()]
-    key = " ".join([*hashes, __version__])
-
-    def done(report: str) -> Path:
-        return settings.out / str(size) / report / ".done"
-
-    has_priors, more = "--top" in models, "" if settings.quick else " --rates"
-    if has_priors:
-        more += f" --samples {settings.samples}" + ("" if settings.quick else " --probe --lesions")
-    steps = [Step(f"slices of {size} by {size}", "extract",
-                  f"--scans {shlex.quote(str(scans))} --out {out}/slices --size {size} --per-scan {settings.per_scan}"),
-             Step(f"figures, {size} by {size}", "evaluate", f"{models} --data {out}/slices --out {out}/report{more}",
-                  note=done("report"), key=key)]
-    if not settings.quick:
-        steps += [Step(f"one slice of each scan, {size} by {size}", "extract",
-                       f"--scans {shlex.quote(str(scans))} --out {out}/slices-default --size {size}"),
-                  Step(f"figures of these, {size} by {size}", "evaluate", f"--vqvae {models_of(size)['vqvae']} "
-                       f"--data {out}/slices-default --out {out}/report-default",
-                       note=done("report-default"), key=key)]
-    if has_priors and not settings.quick:
-        steps.append(Step(f"figures of likelier samples, {size} by {size}", "evaluate",
-                          f"{models} --data {out}/slices --samples {settings.samples} {COOL} --probe --out "
-                          f"{out}/report-cool", note=done("report-cool"), key=key))
-    return steps
-
-
-def drawing(size: int, settings: ResultsSettings, told: str) -> list[Step]:
-    """Return the steps that draw and complete images of one size, once its slices are there."""
-    out = shlex.quote(str(settings.out / str(size)))
-    models = " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
     folder = settings.out / str(size)
-    some = _some_test_images(folder / "slices" / "test", folder / "to-complete")
-    complete = f"{models} --inpaint {shlex.quote(str(some))} --count 4 {COOL}"
-    return [Step("samples", "sample", f"{models} --count 64{told} --out {out}/samples"),
-            Step("likelier samples", "sample", f"{models} --count 64{told} {COOL} --out {out}/samples-cool"),
+    out, models, samples = shlex.quote(str(folder)), flags_of(size), f" --samples {settings.samples}"
+    key = " ".join([*(weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
+                      for model in models_of(size).values()), __version__])
+
+    def slices(heading: str, name: str, more: str = "") -> Step:
+        return Step(f"{heading}, {size} by {size}", "extract",
+                    f"--scans {shlex.quote(str(scans))} --out {out}/{name} --size {size}{more}")
+
+    def report(heading: str, name: str, arguments: str) -> Step:
+        return Step(f"{heading}, {size} by {size}", "evaluate", arguments, note=folder / name / ".done", key=key)
+
+    steps = [slices("slices", "slices", f" --per-scan {settings.per_scan}"),
+             report("figures", "report", f"{models} --data {out}/slices --out {out}/report" + (
+                 samples if settings.quick else f" --rates{samples} --probe --lesions"))]
+    return steps if settings.quick else [
+        *steps, slices("one slice of each scan", "slices-default"),
+        report("figures of one slice of each scan", "report-default", f"--vqvae {models_of(size)['vqvae']} --data "
+               f"{out}/slices-default --out {out}/report-default"),
+        report("figures of likelier samples", "report-cool",
+               f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+
+
+def sampling(size: int, settings: ResultsSettings) -> list[Step]:
+    """Return the steps that sample and complete images of one size, once its slices are there."""
+    folder, models = settings.out / str(size), flags_of(size)
+    out, new = shlex.quote(str(folder)), f"{models} --count 64{range_of_positions(models_of(size)['top'])}"
+    complete = f"{models} --inpaint {shlex.quote(str(_some_test_images(folder)))} --count 4 {COOL}"
+    return [Step("samples", "sample", f"{new} --out {out}/samples"),
+            Step("likelier samples", "sample", f"{new} {COOL} --out {out}/samples-cool"),
             Step("completions of the right half", "sample", f"{complete} --mask right --out {out}/completed"),
             Step("completions of the left half, the best of eight", "sample",
                  f"{complete} --mask left --reject 8 --out {out}/completed-left")]
 
 
-def _some_test_images(source: Path, folder: Path) -> Path:
-    """Copy evenly chosen images to a folder of their own, and return it."""
-    paths = pictures_in(source)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _some_test_images(folder: Path) -> Path:
+    """Copy evenly chosen test images to a folder of their own, and return it."""
+    paths, chosen = pictures_in(folder / "slices" / "test"), folder / "to-complete"
+    shutil.rmtree(chosen, ignore_errors=True)
+    chosen.mkdir(parents=True)
     for number in np.unique(np.linspace(0, len(paths) - 1, COMPLETED).round().astype(int)):
-        shutil.copyfile(paths[number], folder / paths[number].name)
-    return folder
+        shutil.copy(paths[number], chosen)
+    return chosen
 
 
-def told_of(top: Path | None) -> str:
-    """Return sample.py's --condition for the range of positions that a prior has learned; "" where it was told none."""
-    columns = weights.read_config(top)["columns"] if top else []
-    return "".join(f" --condition position_mm={one['least']:g}..{one['most']:g}" for one in columns
-                   if one["name"] == "position_mm")
+def range_of_positions(top: Path) -> str:
+    """Return the flag for the range of positions that a prior has learned; "" where the prior was told none."""
+    return "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
+                   for column in weights.read_config(top)["columns"] if column["name"] == "position_mm")
 
 
 def overview(size: int, settings: ResultsSettings) -> Image.Image:
     """Return the README's picture: some test images, what the models make of them, and new images, a row each."""
     out, models = settings.out / str(size), models_of(size)
     paths = pictures_in(out / "to-complete")
-    real = _stacked(paths)
-    vqvae, priors = sampler.load_models(*(str(models[what]) for what in ("vqvae", "top", "bottom")),
-                                        distributed.pick_device())
-    split = ImageSet(tuple(ImageFile(path.name, "test", path.name, "") for path in paths), real.numpy())
-    maps, made = encoding.reconstruct(vqvae.model, split, len(paths))
-    bits = surprise.code_bits(priors, maps.levels, [{}] * len(paths), len(paths))
-    unusual = surprise.bits_per_pixel_maps(bits, real.shape[2:])
+    real, vqvae = _stacked(paths), api.load_vqvae(models.pop("vqvae"))
+    codes = api.encode(vqvae, real)
+    bits = surprise.code_bits({level: api.load_prior(folder, level, vqvae) for level, folder in models.items()},
+                                codes, [{}] * len(paths), len(paths))
     masked = real.clone()
     masked[..., size // 2:] = 0
     completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
     new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
-    return pictures.strip([("real, unseen", real), ("reconstruction", made),
-                        ("unusual, bits", pictures.Scaled(unusual, surprise.BITS_PER_PIXEL)),
-                        ("half hidden", masked), ("completed", completed), ("new", new)])
+    return pictures.strip([("real, unseen", real), ("reconstruction", to_bytes(api.decode(vqvae, codes))),
+                           ("unusual, bits", pictures.Scaled(surprise.bits_per_pixel_maps(bits, real.shape[2:]),
+                                                             surprise.BITS_PER_PIXEL)),
+                           ("half hidden", masked), ("completed", completed), ("new", new)])
 
 
 def _stacked(paths: list[Path]) -> torch.Tensor:
-    """Pictures as uint8 `[n, channels, height, width]`."""
+    """Return pictures as uint8 `[n, channels, height, width]`."""
     return torch.from_numpy(np.stack([read_picture(path) for path in paths]))
 
 
-def read_report(path: Path) -> dict | None:
-    """Return a metrics.json, None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_reports(out: Path) -> dict[str, dict]:
+    """Return the metrics.json of each of the REPORTS that is there, by its folder."""
+    return {folder: json.loads((out / folder / "metrics.json").read_text(encoding="utf-8"))
+            for folder in REPORTS if (out / folder / "metrics.json").is_file()}
 
 
 def write_documents(size: int, settings: ResultsSettings) -> None:
     """Copy the pictures of one size, and write its tables into results.md."""
     out, page = settings.out / str(size), settings.docs / "results.md"
+    (settings.docs / "pictures").mkdir(parents=True, exist_ok=True)
     for source, name in PICTURES.items():
         if (out / source).is_file():
-            (settings.docs / "pictures").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / source, settings.docs / "pictures" / f"{name}-{size}.png")
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    for folder in REPORTS:
-        report = read_report(out / folder / "metrics.json")
-        for name, (columns, rows) in report_text.tables(report).items() if report else ():
+    for folder, report in read_reports(out).items():
+        for name, (columns, rows) in report_text.tables(report).items():
             if rows:
-                text = report_text.fill(text, f"{name}-{size}" + folder.removeprefix("report"),
-                            report_text.markdown_table(columns, rows))
+                text = report_text.fill(text, f"{name}-{size}{folder.removeprefix('report')}",
+                                        report_text.markdown_table(columns, rows))
     if text:
         files.write_text(page, text)
 
 
 def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> None:
     """Write the card of each model of a size, and its metrics.json beside the VQ-VAE."""
-    out, models = settings.out / str(size), models_of(size)
-    reports = {title: report for folder, title in REPORTS.items()
-               if (report := read_report(out / folder / "metrics.json"))}
+    reports, models = read_reports(settings.out / str(size)), models_of(size)
     said = "\n".join(f"vqvae2 {step.name} {step.arguments}" for step in commands)
-    # Where things lie is this machine's business.
+    # The places of files on this machine are left out.
     said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said).replace(shlex.quote(str(settings.out)),
                                                                            "results/published")
     for what, folder in models.items():
-        about = DATA.format(size=size, pixel=224 / size)
-        left_out = COOLER if what == "vqvae" else REPORTS["report-default"]
-        model_cards.write(folder, about, {name: one for name, one in reports.items() if name != left_out}, said)
-    if AT_1 in reports:
-        files.write_json(models["vqvae"] / "metrics.json", reports[AT_1])
+        left_out = "report-cool" if what == "vqvae" else "report-default"
+        files.write_text(folder / cards.CARD, cards.card(
+            folder, DATA.format(size=size, pixel=224 / size),
+            {REPORTS[name]: report for name, report in reports.items() if name != left_out}, said, PUBLISHED))
+    files.write_json(models["vqvae"] / "metrics.json", reports["report"])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the results as the command line says."""
     settings = parse(ResultsSettings, __doc__, arguments)
-    scans = path_from_environment(settings.scans, "OASIS_PATH", "--scans")
-    sizes = settings.sizes or tuple(published_sizes())
-    for size in sizes:
-        if "vqvae" not in models_of(size):
-            raise UserError(f"--sizes {size}: expected a size of which {PRETRAINED}/ has a VQ-VAE, found "
-                            f"{', '.join(map(str, published_sizes())) or 'none at all'}. Choose among these.")
-    for size in sizes:
+    scans, published = path_from_environment(settings.scans, "OASIS_PATH", "--scans"), published_sizes()
+    for size in settings.sizes:
+        expect(size in published, f"--sizes {size}", f"a size of which {PRETRAINED}/ has a VQ-VAE",
+               ", ".join(map(str, published)) or "none at all", "Choose among these.")
+    for size in settings.sizes or published:
         steps = judging(size, settings, scans)
         run_steps(steps)
-        if len(models_of(size)) == 3 and not settings.quick:
-            run_steps(drawing(size, settings, told_of(models_of(size).get("top"))))
+        if not settings.quick:
+            run_steps(sampling(size, settings))
             pictures.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
         write_documents(size, settings)
         if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)
-    cards = "" if settings.quick or settings.no_cards else f" and the cards in {PRETRAINED}"
-    print(f"written: {settings.out}, {settings.docs}{cards}")
+    cards_too = "" if settings.quick or settings.no_cards else f" and the cards in {PRETRAINED}"
+    print(f"written: {settings.out}, {settings.docs}{cards_too}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,28 @@
-"""Raw brain scans -> a hierarchical VQ-VAE-2, its PixelCNN priors, new images and figures."""
+"""Raw brain scans -> a hierarchical VQ-VAE-2, its PixelCNN priors, new images and figures.
+
+The names in `__all__` are the interface for programs and notebooks of your own; docs/in-python.md shows them at work.
+Each is loaded when it is first asked for, so that `import vqvae2` takes no time and loads no torch.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_API = ("load_vqvae", "load_prior", "load_images", "extract_slices", "encode", "decode", "embeddings", "sample",
+        "complete", "evaluate", "predict", "code_pictures", "image_picture")
+_HOMES = {**{name: f"vqvae2.api:{name}" for name in _API}, "Trainer": "vqvae2.training.trainer:Trainer",
+          "Vqvae": "vqvae2.models.autoencoder:Vqvae", "PixelCNN": "vqvae2.priors.pixel_cnn:PixelCnn",
+          "UserError": "vqvae2.common.errors:UserError"}
+"""Each public name -> the module that has it, and its name there."""
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, own_name = _HOMES[name].split(":")
+    return getattr(importlib.import_module(module), own_name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,20 +1,24 @@
-"""Images <-> codes -> embeddings, pictures: functions for programs and notebooks of your own.
+"""Scans, images or codes <-> codes, embeddings, images, figures: functions for programs and notebooks of your own.
 
-    from vqvae2 import translate
+    from vqvae2 import code_pictures, decode, embeddings, encode, load_prior, load_vqvae, sample
 
-    vqvae = translate.load("vqvae-128")
-    codes = translate.codes_from_images(vqvae, images)
-    embeddings = translate.embeddings_from_codes(vqvae, codes)
-    images = translate.images_from_codes(vqvae, codes)
-    translate.code_pictures(vqvae, codes)["top"].save("top.png")
+    vqvae = load_vqvae("vqvae-128")
+    codes = encode(vqvae, images)
+    vectors = embeddings(vqvae, codes)
+    reconstructions = decode(vqvae, codes)
+    code_pictures(vqvae, codes)["top"].save("top.png")
+    priors = [load_prior(f"{level}-128", level, vqvae) for level in ("top", "bottom")]
+    new_images, their_codes = sample(vqvae, *priors, count=4)
 
-docs/in-python.md is a worked example. What is returned lies on the CPU, whatever device the model is on. What cannot
-be taken is a `UserError` that says what can be.
+docs/in-python.md is a worked example. Keyword arguments that are not listed are the settings of the command of the
+same name, with _ for -: `extract_slices(scans, out, per_scan=4)` is `vqvae2 extract --scans … --out … --per-scan 4`.
+Tensors that are returned lie on the CPU, whatever device the model is on. What cannot be taken is a `UserError` that
+says what can be.
 
 NOTE The last bits of what a network computes depend on the batch, and a vector may lie that close to two embeddings:
 of the codes of 240 slices, 1 in 50,000 was another one by one than 32 at a time (measured, float32 on a CPU). Images
-are dealt to batches as `codes.extract` does it, so that with the same `batch` all codes are the same, bit for bit;
-`batch=1` gives those of `sample.py --inpaint`.
+are dealt to batches as `encoding.extract` does it, so that with the same `batch` all codes are the same, bit for bit;
+`batch=1` gives those of `vqvae2 sample --inpaint`.
 """
 
 import math
@@ -27,45 +31,107 @@ import torch
 from PIL import Image
 
 from vqvae2.common import distributed
+from vqvae2.common.names import SPLITS
+from vqvae2.evaluation import prediction, report
+from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.images import dataset
 from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import read_picture
-from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
+from vqvae2.images.settings import DataSettings
+from vqvae2.models import autoencoder
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.plots import pictures as plots
+from vqvae2.priors import pixel_cnn
+from vqvae2.priors.base import Prior
+from vqvae2.runs import hub
+from vqvae2.runs.settings import as_before
+from vqvae2.sampling import candidates, inpainting, sampler
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.checks import expect
+from vqvae2.slices import extraction, keras_names
+from vqvae2.slices.settings import ExtractSettings
 
 BATCH = 32
-"""Images at a time, as evaluate.py has them."""
+"""Images at a time, as evaluate has them."""
 GAP = 4
 """White pixels between pictures."""
 WHITE = {"uint8": 255, "uint16": 65535}
+Pixels = np.ndarray | torch.Tensor | Sequence[str | Path]
+"""An array or a tensor `[n, channels, height, width]` or `[n, height, width, channels]`, of a grey model
+`[n, height, width]` too; uint8, uint16 or floats in 0…1. Or a list of image files, which are read as for the training,
+with its --size, --fit and --colours; without --size all are of one size. Any height and width will do that the cells
+of the top codes divide."""
+LEVELLED = ("temperature", "top_k", "top_p", "guidance")
+"""Settings of `vqvae2 sample` that are a tuple: one value for both levels, or two."""
+Codes = Mapping[str, torch.Tensor | np.ndarray]
+"""For each level, "top" and with two levels "bottom", integers `[n, height, width]` in [0, codebook_size)."""
 
 
-def load(name: str | Path, device: torch.device | str | None = None, results: Path = Path("results")) -> TrainedVqvae:
-    """Return a trained VQ-VAE by the name of its run in <results>/*/ or pretrained/, or by its folder.
+def extract_slices(scans: str | Path, out: str | Path, **settings: object) -> list[str]:
+    """Draw slices of the scans in the folder `scans` into the folder `out`; return the lines that the command prints.
+
+    Raises: UserError if a folder or a setting cannot be used, and with `strict=True` at the first unusable scan.
+    """
+    folder, out = Path(os.path.expanduser(scans)), Path(os.path.expanduser(out))
+    chosen = ExtractSettings(scans=folder, out=out, **settings)
+    extraction.check_out(folder, out)
+    if chosen.layout == "keras_png_slices":
+        keras_names.refuse_foreign(out)
+    return extraction.extract(extraction.find_and_check(folder, chosen), folder, chosen, out)
+
+
+def load_images(data: str | Path, splits: Sequence[str] = SPLITS, **settings: object) -> dataset.Images:
+    """Return the images of a folder in memory.
+
+    Args:
+        data: folder that `extract_slices` made; with `dataset="folder"` any folder of pictures.
+        splits: the names of the splits that are read: train, validate, test.
+    `load_images(data).splits["test"].pixels` is an array `[n, channels, height, width]` that `encode` takes.
+    Raises: UserError if there are none, or a subject is in two splits.
+    """
+    return dataset.load_images(DataSettings(data=Path(data), **settings), tuple(splits))
+
+
+def load_vqvae(name: str | Path, device: torch.device | str | None = None, results: Path = Path("results"),
+               ) -> TrainedVqvae:
+    """Return a trained VQ-VAE by its folder, the name of its run in <results>/*/ or pretrained/, or its hub id.
 
     Args:
         device: where it computes, such as "cpu". Default: a GPU, CUDA or MPS, where there is one.
-    `.model.settings` has `codebook_size`, `embedding_dim`, `downsample` and all else that it was trained with.
+    `.model.settings` has `codebook_size`, `embedding_dim`, `downsample` and all else that the model is built from,
+    `.config` what it was trained with and on.
     Raises: UserError if there is none, or more than one of this name, or it is a prior.
     """
-    return load_vqvae(str(name), distributed.pick_device() if device is None else torch.device(device), "load", results)
+    folder = hub.find_model(str(name), "load_vqvae", results)
+    found = autoencoder.load_vqvae(str(folder), _chosen(device), "load_vqvae", results)
+    found.model.config = found.config
+    return found
+
+
+def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.device | str | None = None,
+               results: Path = Path("results")) -> Prior:
+    """Return the trained prior of one level of `vqvae`, in eval mode. Other arguments as for `load_vqvae`.
+
+    Args:
+        level: "top" or "bottom".
+    Raises: UserError if there is none, or it is of another level or learned from the codes of another VQ-VAE.
+    """
+    folder = hub.find_model(str(name), "load_prior", results)
+    return pixel_cnn.load_prior(str(folder), level, vqvae.hash, _chosen(device), results)
 
 
 @torch.no_grad()
-def codes_from_images(vqvae: TrainedVqvae, images: np.ndarray | torch.Tensor | Sequence[str | Path],
-                      batch: int = BATCH) -> dict[str, torch.Tensor]:
-    """Return each level's codes, int64 `[n, height, width]`: "top", and with two levels "bottom".
+def encode(vqvae: TrainedVqvae, images: Pixels, batch: int = BATCH) -> dict[str, torch.Tensor]:
+    """Return each level's codes, int64 `[n, height, width]` in [0, codebook_size): "top", with two levels "bottom".
 
     Args:
-        images: an array or a tensor `[n, channels, height, width]` or `[n, height, width, channels]`, of a grey model
-            `[n, height, width]` too; uint8, uint16 or floats in 0…1. Or a list of image files, which are read as for
-            the training, with its --size, --fit and --colours; without --size all are of one size. Any height and
-            width will do that the cells of the top codes divide.
+        images: see `Pixels`.
         batch: images at a time; see the module's note.
     Example: `[8, 1, 128, 128]` with `downsample=(4, 2)` has top codes `[8, 16, 16]`, bottom codes `[8, 32, 32]`.
     Raises: UserError, naming what was found, for all else.
     """
-    pixels = _pixels(vqvae.model, images)
+    pixels = _pixels(vqvae, images)
     _check_batch(batch)
     parts = [vqvae.model.encode(_in_0_to_1(some).to(_device(vqvae)))
              for some in np.array_split(pixels, -(-len(pixels) // batch))]
@@ -73,58 +139,146 @@ def codes_from_images(vqvae: TrainedVqvae, images: np.ndarray | torch.Tensor | S
 
 
 @torch.no_grad()
-def embeddings_from_codes(vqvae: TrainedVqvae, codes: Mapping[str, torch.Tensor | np.ndarray],
-                          ) -> dict[str, torch.Tensor]:
+def embeddings(vqvae: TrainedVqvae, codes: Codes) -> dict[str, torch.Tensor]:
     """Return the embedding of each code, float32 `[n, embedding_dim, height, width]` for each level.
 
-    Args:
-        codes: as from `codes_from_images`: for each level integers `[n, height, width]` in [0, codebook_size).
-    Those of the bottom are what the top's prediction of the features missed (see autoencoder.py), not the features.
+    The embeddings of the bottom are what the top's prediction of the features missed (see autoencoder.py), not the
+    features.
     Raises: UserError for codes that this model cannot have.
     """
-    return {level: vqvae.model.quantizers[level].lookup(one.to(_device(vqvae))).float().cpu().contiguous()
-            for level, one in _codes(vqvae.model, codes).items()}
+    return {level: vqvae.model.quantizers[level].lookup(maps.to(_device(vqvae))).float().cpu().contiguous()
+            for level, maps in _codes(vqvae.model, codes).items()}
 
 
 @torch.no_grad()
-def images_from_codes(vqvae: TrainedVqvae, codes: Mapping[str, torch.Tensor | np.ndarray], batch: int = BATCH,
-                      ) -> torch.Tensor:
+def decode(vqvae: TrainedVqvae, codes: Codes, batch: int = BATCH) -> torch.Tensor:
     """Return the images that codes stand for, float32 `[n, channels, height, width]` in 0…1.
 
     Args:
-        codes: as from `codes_from_images`; those of sample.py's and of training's code files will do too.
+        codes: as from `encode` or `sample`, or read from a code file that a command wrote.
         batch: images at a time.
-    Of the codes of images these are the reconstructions that evaluate.py judges.
+    The images of the codes of images are the reconstructions that evaluate judges.
     Raises: UserError for codes that this model cannot have.
     """
-    maps = _codes(vqvae.model, codes)
+    levels = _codes(vqvae.model, codes)
     _check_batch(batch)
-    made = [vqvae.model.decode({level: one[items].to(_device(vqvae)) for level, one in maps.items()}).float().cpu()
-            for items in torch.arange(len(maps["top"])).split(batch)]
+    made = [vqvae.model.decode({level: maps[items].to(_device(vqvae)) for level, maps in levels.items()}).float().cpu()
+            for items in torch.arange(len(levels["top"])).split(batch)]
     return torch.cat(made).contiguous()
 
 
-def code_pictures(vqvae: TrainedVqvae, codes: Mapping[str, torch.Tensor | np.ndarray], *, grey: bool = False,
-                  columns: int = 8) -> dict[str, Image.Image]:
+def sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None = None, count: int = 16, **settings: object,
+           ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return new images, uint8 `[count, channels, height, width]`, and their codes as `encode` has them.
+
+    Args:
+        settings: `seed`, `temperature` and so on of `vqvae2 sample`. One value serves both levels, a tuple of two is
+            (top, bottom).
+    The images are those of the command, bit for bit.
+    Raises: UserError if a prior is missing or a setting cannot be used.
+    """
+    return _sample(vqvae, top, bottom, count, settings, None)
+
+
+def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixels, mask: str | np.ndarray, *,
+             count: int = 1, blend: int = 0, **settings: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return images with what `mask` hides drawn anew, uint8 `[n * count, channels, height, width]`, and their codes.
+
+    Args:
+        images: see `Pixels`; of the height and width that the VQ-VAE was trained on.
+        mask: "left", "right", "upper" or "lower" half of the picture, or booleans `[height, width]`, True where an
+            image is drawn anew.
+        count: number of completions of each image; they stand together.
+        blend: pixels beside the mask over which a completion fades into the original.
+        settings: as for `sample`.
+    Raises: UserError if images, mask or settings do not fit.
+    """
+    originals = to_bytes(_in_0_to_1(_pixels(vqvae, images)))
+    shape = tuple(vqvae.config["image_shape"])
+    expect(tuple(originals.shape[1:]) == shape, "images", f"the shape {list(shape)} that the VQ-VAE was trained on",
+           list(originals.shape[1:]), "Resize, cut or pad them.")
+    expect(blend >= 0, "blend", "0 or more pixels", blend, "For example 4.")
+    if isinstance(mask, str):
+        hidden = inpainting._mask(mask, shape[1:])
+    else:
+        hidden = torch.as_tensor(mask)
+        expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
+               f"booleans of shape {list(shape[1:])}, at least one True",
+               f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
+    unfinished = inpainting.Unfinished(
+        [str(number) for number in range(len(originals))], inpainting.encode_visible(originals, hidden, vqvae),
+        inpainting._weights(hidden[None], blend), originals, {})
+    return _sample(vqvae, top, bottom, count, settings, unfinished)
+
+
+def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.Judged:
+    """Judge a VQ-VAE, with `top` and `bottom` its priors too; write metrics.json and figures to the folder `out`.
+
+    Args:
+        vqvae: folder or name of the run, as `top` and `bottom`.
+    `.metrics` is what metrics.json says. The figures are those of `vqvae2 evaluate`.
+    Raises: UserError if something cannot be found or does not fit together.
+    """
+    return report.evaluate(EvaluateSettings(vqvae=str(vqvae), out=Path(out), **_as_paths(settings, "data", "sampled")))
+
+
+def predict(vqvae: str | Path, inputs: Sequence[str | Path], out: str | Path, **settings: object) -> dict:
+    """Send images or scans through a VQ-VAE; write reconstructions, codes and figures to `out`; return metrics.json.
+
+    Args:
+        vqvae: folder or name of the run.
+        inputs: images, scans, and folders of them.
+    Raises: UserError if something cannot be read.
+    """
+    return prediction.predict(PredictSettings(vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out),
+                                              **settings))
+
+
+def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, columns: int = 8,
+                  ) -> dict[str, Image.Image]:
     """Return for each level a picture of its code maps, `columns` in a row; `.save("top.png")` writes it.
 
     Args:
-        codes: as from `codes_from_images`.
         grey: code k in grey, black for 0 to white for the last, as `imshow(codes, cmap="gray")` shows it. Codes have
             no order, so that like greys mean nothing. Otherwise each code has a colour of its own, always the same.
     Raises: UserError for codes that this model cannot have.
     """
-    size, maps = vqvae.model.settings.codebook_size, _codes(vqvae.model, codes)
+    size, levels = vqvae.model.settings.codebook_size, _codes(vqvae.model, codes)
     if not grey:
-        return {level: plots.code_map_picture(one, size, columns) for level, one in maps.items()}
-    shades = {level: to_bytes(one[:, None] / (size - 1)) for level, one in maps.items()}
-    return {level: plots.image_grid(plots.enlarged(one), columns, GAP) for level, one in shades.items()}
+        return {level: plots.code_map_picture(maps, size, columns) for level, maps in levels.items()}
+    shades = {level: to_bytes(maps[:, None] / (size - 1)) for level, maps in levels.items()}
+    return {level: plots.image_grid(plots.enlarged(maps), columns, GAP) for level, maps in shades.items()}
 
 
-def image_picture(vqvae: TrainedVqvae, images: np.ndarray | torch.Tensor | Sequence[str | Path], *, columns: int = 8,
-                  ) -> Image.Image:
-    """Return images, in any form that `codes_from_images` takes, as one picture that lies beside `code_pictures`."""
-    return plots.image_grid(plots.enlarged(to_bytes(_in_0_to_1(_pixels(vqvae.model, images)))), columns, GAP)
+def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> Image.Image:
+    """Return images (see `Pixels`) as one picture that lies beside `code_pictures`."""
+    return plots.image_grid(plots.enlarged(to_bytes(_in_0_to_1(_pixels(vqvae, images)))), columns, GAP)
+
+
+def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
+            unfinished: inpainting.Unfinished | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Draw as the command does; see `sample`."""
+    settings = {name: value if isinstance(value, tuple) or name not in LEVELLED else (value,)
+                for name, value in settings.items()}
+    chosen = SampleSettings(vqvae="", top="", out=Path(), count=count, inpaint=None, mask=None, blend=0,
+                            **settings)
+    priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
+    expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
+           " and ".join(priors), "Load them with load_prior.")
+    drawer = candidates.Drawer(vqvae, priors, chosen, unfinished)
+    with sampler.one_thread():  # with another number of threads the last bits might be others
+        made = list(drawer.draw(candidates.wishes_of(chosen, unfinished)))
+    return (torch.stack([image.image for image in made]),
+            {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
+
+
+def _as_paths(settings: dict, *names: str) -> dict:
+    """Return settings in which those of these names that are text are paths."""
+    return settings | {name: Path(settings[name]) for name in names if settings.get(name)}
+
+
+def _chosen(device: torch.device | str | None) -> torch.device:
+    return distributed.pick_device() if device is None else torch.device(device)
 
 
 def _device(vqvae: TrainedVqvae) -> torch.device:
@@ -141,16 +295,16 @@ def _in_0_to_1(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(floats).div_(WHITE.get(pixels.dtype.name, 1))
 
 
-def _pixels(model: Vqvae, images: np.ndarray | torch.Tensor | Sequence[str | Path]) -> np.ndarray:
+def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
     """Return images as `[n, channels, height, width]`, of the type that they have. Raises: UserError if none fit."""
     if isinstance(images, torch.Tensor):
         images = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
-    elif isinstance(images, Sequence) and images and all(isinstance(one, str | Path) for one in images) \
+    elif isinstance(images, Sequence) and images and all(isinstance(path, str | Path) for path in images) \
             and not isinstance(images, str):
-        images = _read(model, images)
+        images = _read(vqvae, images)
     expect(isinstance(images, np.ndarray), "images", "an array, a tensor or a list of image files",
            f"a {type(images).__name__}", "Give [path] for one file, numpy.stack(...) of a list of arrays.")
-    pixels, channels = images, model.image_channels
+    pixels, channels = images, vqvae.model.image_channels
     kind = "grey" if channels == 1 else "colour"
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels[:, None]
@@ -161,11 +315,11 @@ def _pixels(model: Vqvae, images: np.ndarray | torch.Tensor | Sequence[str | Pat
     advice = "Make a batch of one image with images[None]." if pixels.ndim < 4 else \
         f"Convert them: the model was trained on {kind} images."
     expect(pixels.ndim == 4 and pixels.shape[1] == channels, "images", f"the shape {forms}", list(images.shape), advice)
-    cell, (number, _, height, width) = math.prod(model.settings.downsample), pixels.shape
+    cell, (number, _, height, width) = math.prod(vqvae.model.settings.downsample), pixels.shape
     expect(number > 0, "images", "at least 1", 0, "Check where they come from.")
     expect(height > 0 and width > 0 and height % cell == 0 and width % cell == 0, "images",
            f"a height and a width that {cell} divides", f"{height} by {width}",
-           "Resize, cut or pad them; predict.py resizes files.")
+           "Resize, cut or pad them; vqvae2 predict resizes files.")
     if pixels.dtype.kind == "f":
         least, most = pixels.min(), pixels.max()
         expect(bool(least >= 0 and most <= 1), "images", "floats in 0…1", f"{least:g} to {most:g}",
@@ -176,13 +330,13 @@ def _pixels(model: Vqvae, images: np.ndarray | torch.Tensor | Sequence[str | Pat
     return pixels
 
 
-def _read(model: Vqvae, paths: Sequence[str | Path]) -> np.ndarray:
+def _read(vqvae: TrainedVqvae, paths: Sequence[str | Path]) -> np.ndarray:
     """Return the pixels of image files `[n, channels, height, width]`, all of one size and depth."""
-    settings, pictures = model.settings, []
+    trained, channels, pictures = as_before(vqvae.config["settings"]), vqvae.model.image_channels, []
     for path in paths:
-        pixels = read_picture(Path(os.path.expanduser(path)), settings.size, settings.fit,
-                              "rgb" if model.image_channels == 3 else settings.colours)
-        expect(len(pixels) == model.image_channels, str(path), "a grey image, as the model was trained on", "colours",
+        pixels = read_picture(Path(os.path.expanduser(path)), trained.get("size"), trained["fit"],
+                              "rgb" if channels == 3 else trained["colours"])
+        expect(len(pixels) == channels, str(path), "a grey image, as the model was trained on", "colours",
                "Make it grey first.")
         first = pictures[0] if pictures else pixels
         expect(pixels.shape == first.shape and pixels.dtype == first.dtype, str(path),
@@ -192,24 +346,25 @@ def _read(model: Vqvae, paths: Sequence[str | Path]) -> np.ndarray:
     return np.stack(pictures)
 
 
-def _codes(model: Vqvae, codes: Mapping[str, torch.Tensor | np.ndarray]) -> dict[str, torch.Tensor]:
+def _codes(model: Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
     """Return each level's codes as int64 on the CPU. Raises: UserError for what this model cannot have made."""
     levels, size = model.levels, model.settings.codebook_size
     found = " and ".join(map(str, codes)) or "none" if isinstance(codes, Mapping) else f"a {type(codes).__name__}"
     expect(isinstance(codes, Mapping) and set(codes) == set(levels), "codes",
-           f"a dict with the level(s) {' and '.join(levels)}", found, "Give what codes_from_images returns.")
+           f"a dict with the level(s) {' and '.join(levels)}", found, "Give what encode returns.")
     maps = {level: codes[level].detach().cpu().numpy() if isinstance(codes[level], torch.Tensor) else
             np.asarray(codes[level]) for level in levels}
-    for level, one in maps.items():
+    for level, grid in maps.items():
         what = f'codes["{level}"]'
-        expect(one.dtype.kind in "iu", what, "integers", one.dtype, "Codes are numbers of embeddings, not colours.")
-        expect(one.ndim == 3 and one.size > 0, what, "the shape [n, height, width], n at least 1", list(one.shape),
+        expect(grid.dtype.kind in "iu", what, "integers", grid.dtype, "Codes are numbers of embeddings, not colours.")
+        expect(grid.ndim == 3 and grid.size > 0, what, "the shape [n, height, width], n at least 1", list(grid.shape),
                "Make a batch of one map with codes[None].")
-        expect(one.min() >= 0 and one.max() < size, what, f"codes of 0 to {size - 1}", f"{one.min()} to {one.max()}",
-               "Those of another model mean nothing here; -1 is to be drawn by sample.py --inpaint.")
+        least, most = grid.min(), grid.max()
+        expect(least >= 0 and most < size, what, f"codes of 0 to {size - 1}", f"{least} to {most}",
+               "Codes of another model mean nothing here; -1 is to be drawn by vqvae2 sample --inpaint.")
     if len(levels) == 2:
         number, height, width = maps["top"].shape
         wanted = [number, height * model.settings.downsample[1], width * model.settings.downsample[1]]
         expect(list(maps["bottom"].shape) == wanted, 'codes["bottom"]', f"the shape {wanted} beside top codes of shape "
                f"{list(maps['top'].shape)}", list(maps["bottom"].shape), "Give both levels of the same images.")
-    return {level: torch.from_numpy(one.astype(np.int64)) for level, one in maps.items()}
+    return {level: torch.from_numpy(grid.astype(np.int64)) for level, grid in maps.items()}

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ def tiny_demo(tmp_path_factory):
     """The finished demo's folder and what it printed. OASIS_PATH and SLICES_PATH lead astray: it must not look."""
     out = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
-        [sys.executable, "demo.py", "--out", str(out), "--subjects", "6", "--tiny"], cwd=ROOT, check=False, text=True,
-        capture_output=True, env={**os.environ, "OASIS_PATH": "nowhere", "SLICES_PATH": "nowhere"})
+        [sys.executable, "-m", "tools.demo", "--out", str(out), "--subjects", "6", "--tiny"], cwd=ROOT, check=False,
+        text=True, capture_output=True, env={**os.environ, "OASIS_PATH": "nowhere", "SLICES_PATH": "nowhere"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return out, done
 
@@ -59,9 +60,8 @@ def test_the_demos_figures_are_about_unseen_people_and_have_the_keys_of_the_sche
 def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(tiny_demo):
     out, done = tiny_demo
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
-    assert [next(word for word in line.split() if word.endswith(".py")) for line in commands] == [
-        "make_demo_scans.py", "extract_slices.py", "train_vqvae.py", "train_pixel_cnn.py", "train_pixel_cnn.py",
-        "sample.py", "evaluate.py"]
+    assert [re.search(r"-m vqvae2 (\S+) ", line)[1] for line in commands] == [
+        "demo-scans", "extract", "train-vqvae", "train-prior", "train-prior", "sample", "evaluate"]
     assert sum("--nproc_per_node=2" in line for line in commands) == 3
     end = done.stdout[done.stdout.index("Done in "):]
     for line in end.splitlines()[1:-1]:
@@ -70,24 +70,23 @@ def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(ti
 
 
 def test_a_failing_step_ends_the_demo_with_its_status_and_says_which(capfd):
-    steps = [chain.Step("figures", "evaluate.py", "--vqvae no-such-run --out nowhere"),
-             chain.Step("never", "sample.py", "--help")]
+    steps = [chain.Step("figures", "evaluate", "--vqvae no-such-run --out nowhere"),
+             chain.Step("never", "sample", "--help")]
     with pytest.raises(SystemExit) as end:
         chain.run_steps(steps)
     assert end.value.code == 2
     printed = capfd.readouterr()
     assert "--vqvae no-such-run: expected a folder" in printed.err
-    assert "Step 1 of 2: figures: evaluate.py ended with status 2" in printed.err
+    assert "Step 1 of 2: figures: vqvae2 evaluate ended with status 2" in printed.err
     assert "Step 2" not in printed.out
 
 
 def test_a_finished_step_that_would_begin_anew_is_not_run_again_unless_its_command_changes(tmp_path, capfd):
-    script, note = tmp_path / "script.py", tmp_path / "out" / ".done"
-    script.write_text("import sys\nprint('ran', sys.argv[1], flush=True)\n")
-    for argument in ("a", "a", "b"):
-        chain.run_steps([chain.Step("scans", str(script), argument, note=note)])
+    note = tmp_path / "out" / ".done"
+    for arguments in ("", "", "--help"):
+        chain.run_steps([chain.Step("version", "version", arguments, note=note)])
     out = capfd.readouterr().out
-    assert (out.count("ran a"), out.count("ran b"), out.count("there already")) == (1, 1, 1)
+    assert (out.count("\nvqvae2 0."), out.count("there already")) == (2, 1)
 
 
 def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_path):

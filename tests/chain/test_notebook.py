@@ -22,8 +22,8 @@ NOTEBOOK = Path(__file__).parents[2] / "evaluate.ipynb"
 FIGURES = ("strip", "reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
            "ssim_histogram", "rates", "likelihood", "samples", "closest", "curves", "curves_top", "curves_bottom")
 OWN_PICTURES = ("image_picture(vqvae, images)", 'pictures["top"]', 'pictures.get("bottom")',
-                "images_from_codes(vqvae, codes))", "images_from_codes(vqvae, exchanged))")
-"""What the cells end with that show a picture of their own, by functions of vqvae2.api."""
+                "decode(vqvae, codes))", "decode(vqvae, exchanged))")
+"""The ends of the cells that show a picture of their own, by public functions of vqvae2."""
 
 
 def execute(notebook, folder, **environment):
@@ -68,8 +68,8 @@ def test_the_notebook_shows_every_figure(executed):
 
 
 def own_cells(code):
-    """The cells that call functions of vqvae2.api, from the one that loads the model on."""
-    first = next(number for number, cell in enumerate(code) if "translate.load(" in source_of(cell))
+    """The cells that call public functions of vqvae2, from the cell that loads the model on."""
+    first = next(number for number, cell in enumerate(code) if "load_vqvae(" in source_of(cell))
     return [cell for cell in code[first:] if not source_of(cell).startswith(("show(", "table("))]
 
 
@@ -88,8 +88,8 @@ def test_codes_embeddings_and_images_are_made_by_functions_that_a_user_can_call(
     names = [row["image"] for row in csv.DictReader((tiny_run.data / "manifest.csv").open()) if row["split"] == "test"]
     images, top, bottom, made, exchanged = map(picture_in, pictured)
     np.testing.assert_array_equal(images[::4, :128:4], np.asarray(Image.open(tiny_run.data / names[0])))
-    vqvae = api.load(tiny_run.vqvae, "cpu")
-    codes = api.codes_from_images(vqvae, [tiny_run.data / name for name in names[:8]])
+    vqvae = api.load_vqvae(tiny_run.vqvae, "cpu")
+    codes = api.encode(vqvae, [tiny_run.data / name for name in names[:8]])
     for level, shown in (("top", top), ("bottom", bottom)):
         np.testing.assert_array_equal(shown, np.asarray(api.code_pictures(vqvae, codes)[level]))
     assert made.shape == exchanged.shape == images.shape
@@ -118,7 +118,7 @@ def test_the_notebooks_figures_are_those_of_metrics_json(executed):
 def test_without_a_run_the_notebook_opens_the_published_weights_on_demo_slices():
     first = "".join(cells(NOTEBOOK, "code")[0]["source"])
     assert 'f"pretrained/{name}-128" for name in ("vqvae", "top", "bottom")' in first
-    assert 'chain.demo_slices(Path("demo"), size=128)' in first
+    assert 'steps.demo_slices(Path("demo"), size=128)' in first
     for name in ("vqvae", "top", "bottom"):
         assert (NOTEBOOK.parent / "pretrained" / f"{name}-128" / "model.safetensors").is_file()
 

@@ -1,24 +1,67 @@
 """The weights in pretrained/ belong together, load, and draw brains; a card stands beside each."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from vqvae2 import PixelCNN, Vqvae
 from vqvae2.runs.weights import load_weights
 from vqvae2.sampling import sampler
 
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
+NETWORK = Path(__file__).parents[2] / "vqvae2" / "evaluation" / "network"
 FOLDERS = sorted(path for path in PRETRAINED.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_each_has_a_card_and_names_no_place_of_the_machine_that_trained_it(folder):
-    assert (folder / "MODEL_CARD.md").read_text().startswith(f"# {folder.name}: ")
+    assert f"\n---\n\n# {folder.name}: " in (folder / "README.md").read_text()
     config = load_weights(folder / "model.safetensors")[1]
     assert len(config["training_subjects"]) == 34
     assert re.findall(r"(?<![\w.])/(?:\w+/)+", str(config)) == []
+
+
+def head_of(folder):
+    """The YAML at the beginning of a card."""
+    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, NETWORK], ids=lambda path: path.name)
+def test_each_card_opens_with_a_head_for_the_hub(folder):
+    head = head_of(folder)
+    assert (head["license"], head["datasets"], head["library_name"]) == ("mit", ["ds002748"], "vqvae2")
+    assert {"brain-mri", "medical-imaging"} < set(head["tags"])
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_figures_in_a_head_are_those_of_metrics_json(folder):
+    what, size = folder.name.split("-")
+    report = json.loads((PRETRAINED / f"vqvae-{size}" / "metrics.json").read_text())
+    full = report["reconstruction"]["full"]
+    expected = {name: figure["mean"] for name, figure in full.items()} if what == "vqvae" else \
+        {"bits_per_code": report["priors"][what]["bits_per_code"]}
+    (entry,) = head_of(folder)["model-index"]
+    (result,) = entry["results"]
+    assert {one["type"]: one["value"] for one in result["metrics"]} == expected
+    assert (entry["name"], result["dataset"]["split"]) == (folder.name, report["split"])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vqvae-64", Vqvae), ("top-64", PixelCNN), ("bottom-64", PixelCNN)])
+def test_they_load_as_from_the_hub_by_name_and_by_folder_and_are_saved_as_they_are(name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(PRETRAINED.parent)
+    for source in (name, PRETRAINED / name):
+        model = kind.from_pretrained(source)
+        assert isinstance(model, kind)
+        assert not model.training
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text()) == json.loads(
+        (PRETRAINED / name / "config.json").read_text())
+    again = kind.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
 def test_they_belong_together_and_draw_an_outline_on_black():

@@ -1,4 +1,4 @@
-"""make_demo_scans.py, on a 3 mm template and 4 mm voxels so that the whole file takes seconds."""
+"""`vqvae2 demo-scans`, on a 3 mm template and 4 mm voxels so that the whole file takes seconds."""
 
 import csv
 import gzip
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2.commands import demo_scans
+from vqvae2.commands import demo_brains, demo_scans
 from vqvae2.common.errors import UserError
 
 pytest.importorskip("nilearn", reason="the demo extra is not installed")
@@ -19,7 +19,7 @@ COARSENESS = 4.0
 
 @pytest.fixture(scope="module")
 def atlas():
-    return demo_scans.load_atlas(spacing_mm=3)
+    return demo_brains.load_atlas(spacing_mm=3)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,15 @@ def tree(atlas, tmp_path_factory):
 
 def jacobian_determinant(displacement_mm: torch.Tensor) -> torch.Tensor:
     """Return det(I + du/dx) [i, j, k] of `displacement_mm` [3, i, j, k]: local volume; above 0 where nothing folds."""
-    slopes = torch.stack(torch.gradient(displacement_mm, spacing=demo_scans.FIELD_SPACING_MM, dim=(1, 2, 3)), -1)
+    slopes = torch.stack(torch.gradient(displacement_mm, spacing=demo_brains.FIELD_SPACING_MM, dim=(1, 2, 3)), -1)
     return torch.linalg.det(slopes.movedim(0, -2) + torch.eye(3))
 
 
 def write(atlas, out, subjects, seed=0):
     people = [demo_scans.make_subject(seed, number) for number in range(1, subjects + 1)]
     settings = demo_scans.DemoScansSettings(out=out, subjects=subjects, seed=seed)
-    demo_scans.write_scans(settings, people, atlas, COARSENESS)
+    demo_scans.write_scans(settings, people, lambda subject, session: demo_brains.make_scan(
+        atlas, seed, subject, session, COARSENESS))
 
 
 def scans_of(out):
@@ -107,12 +108,12 @@ def test_axis_orders_data_types_and_voxel_sizes_vary(tree):
     assert sum(len(set(sizes)) > 1 for sizes in zooms) >= 2
 
 
-@pytest.mark.parametrize("order", demo_scans.ORDERS)
+@pytest.mark.parametrize("order", demo_brains.ORDERS)
 def test_the_affine_of_every_order_leads_to_the_same_middle(order):
-    shape, affine = demo_scans.make_grid(order, (1.0, 0.9, 1.2))
+    shape, affine = demo_brains.make_grid(order, (1.0, 0.9, 1.2))
     assert "".join(nibabel.aff2axcodes(affine)) == order
     middle = affine @ [*((np.array(shape) - 1) / 2), 1]
-    assert middle[:3] == pytest.approx(demo_scans.CENTRE_MM)
+    assert middle[:3] == pytest.approx(demo_brains.CENTRE_MM)
     assert nibabel.affines.voxel_sizes(affine) == pytest.approx([1.0, 0.9, 1.2])
 
 
@@ -120,11 +121,11 @@ def test_left_and_right_are_where_the_affine_says(atlas, monkeypatch):
     """One head in four orders; a left half that is made darker is dark at negative world x."""
     dark_left = atlas.maps.clone()
     dark_left[3, : dark_left.shape[1] // 2] -= 0.5
-    lopsided = demo_scans.Atlas(dark_left, atlas.ventricle_flow, atlas.origin_mm, atlas.spacing_mm)
+    lopsided = demo_brains.Atlas(dark_left, atlas.ventricle_flow, atlas.origin_mm, atlas.spacing_mm)
     subject = demo_scans.make_subject(0, 1)
     for order in ("RAS", "LAS", "PIR", "SPL"):
-        monkeypatch.setattr(demo_scans, "ORDERS", (order,))
-        image = demo_scans.make_scan(lopsided, 0, subject, 0, COARSENESS)
+        monkeypatch.setattr(demo_brains, "ORDERS", (order,))
+        image = demo_brains.make_scan(lopsided, 0, subject, 0, COARSENESS)
         values = on_common_grid(image).reshape(35, -1)  # x in 35 steps of 4 mm, from left to right
         left, right = values[:17][values[:17] > 0].mean(), values[18:][values[18:] > 0].mean()
         assert left < 0.7 * right, f"{order}: left {left:.2f}, right {right:.2f}"
@@ -142,9 +143,9 @@ def test_scl_slope_is_stored_and_gives_back_the_intensities(tree):
 
 def test_the_warp_is_a_diffeomorphism_from_the_widest_ventricles_to_the_narrowest(atlas):
     subjects = sorted((demo_scans.make_subject(0, number) for number in range(1, 61)),
-                      key=lambda subject: demo_scans.ageing(0, subject, 0)[0])
+                      key=lambda subject: demo_brains.ageing(0, subject, 0)[0])
     for subject in (*subjects[:2], *subjects[-3:]):
-        smallest = jacobian_determinant(demo_scans.make_warp(atlas, 0, subject, 0)).min()
+        smallest = jacobian_determinant(demo_brains.make_warp(atlas, 0, subject, 0)).min()
         assert smallest > 0, f"{subject.name}: smallest Jacobian determinant {smallest:.3f}"
 
 
@@ -158,14 +159,14 @@ def test_the_jacobian_determinant_of_a_known_map_is_its_change_of_volume():
 def test_the_flow_of_a_linear_velocity_is_an_exponential():
     """dx/dt = 0.2 (x - c) has the solution (x - c) e^0.2, whose displacement is (x - c)(e^0.2 - 1)."""
     x = torch.stack(torch.meshgrid(*[3.0 * torch.arange(21)] * 3, indexing="ij")) - 30
-    displacement = demo_scans.integrate(0.2 * x)
+    displacement = demo_brains.integrate(0.2 * x)
     inner = slice(6, 15)  # further out the flow leaves the grid
     expected = x * (np.exp(0.2) - 1)
     assert torch.allclose(displacement[:, inner, inner, inner], expected[:, inner, inner, inner], atol=0.02)
 
 
 def test_random_fields_have_the_deviation_and_the_smoothness_that_were_asked_for():
-    field = demo_scans.random_fields(np.random.default_rng(0), (4, 60, 60, 60), {6: 2.0})
+    field = demo_brains.random_fields(np.random.default_rng(0), (4, 60, 60, 60), {6: 2.0})
     assert field.std().item() == pytest.approx(2.0, rel=0.1)
     # Power exp(-(2 pi f r)^2) is the covariance exp(-d^2 / (4 r^2)): at d = 12 mm, r = 6 mm that is 1/e.
     shifted = torch.roll(field, 4, dims=1)
@@ -173,20 +174,20 @@ def test_random_fields_have_the_deviation_and_the_smoothness_that_were_asked_for
 
 
 def test_rician_noise_of_no_signal_has_the_mean_of_a_rayleigh_distribution():
-    noise = demo_scans.rician(torch.zeros(100_000), 2.0, np.random.default_rng(0))
+    noise = demo_brains.rician(torch.zeros(100_000), 2.0, np.random.default_rng(0))
     assert noise.mean().item() == pytest.approx(2.0 * np.sqrt(np.pi / 2), rel=0.01)
     assert noise.min() >= 0
 
 
 def test_ventricles_grow_with_age_and_between_sessions(atlas):
     subjects = [demo_scans.make_subject(0, number) for number in range(1, 61)]
-    opened_mm = [demo_scans.ageing(0, subject, 0)[0] for subject in subjects]
+    opened_mm = [demo_brains.ageing(0, subject, 0)[0] for subject in subjects]
     assert np.corrcoef([subject.age for subject in subjects], opened_mm)[0, 1] > 0.5
     assert max(opened_mm) - min(opened_mm) > 6
     twice = [subject for subject in subjects if len(subject.session_days) == 2]
     assert len(twice) == 10
     for subject in twice:
-        first, second = (demo_scans.ageing(0, subject, session) for session in (0, 1))
+        first, second = (demo_brains.ageing(0, subject, session) for session in (0, 1))
         assert first <= second, f"{subject.name}: {first} then {second}"
 
 
@@ -233,7 +234,7 @@ def test_a_second_run_overwrites_the_first_and_mends_what_is_broken(atlas, tmp_p
 def test_without_nilearn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(UserError, match=r"nilearn: .* found none\. Install it with: pip install -e \.\[demo\]"):
-        demo_scans.load_atlas()
+        demo_brains.load_atlas()
 
 
 def test_a_negative_seed_is_a_user_error(tmp_path):

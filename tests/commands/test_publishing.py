@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+import yaml
 
-from tools import model_cards
-from vqvae2.commands import publish
+from vqvae2.commands import cards, publish
 from vqvae2.common.errors import UserError
 from vqvae2.runs import weights as checkpoints
 from vqvae2.sampling import sampler
@@ -17,12 +17,21 @@ def weights(folder):
     return checkpoints.load_weights(folder / checkpoints.WEIGHTS)
 
 
+def head_of(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def body_of(text):
+    return text.split("---\n", 2)[2].lstrip()
+
+
 def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp_path):
     tensors, _ = weights(tiny_run.vqvae)
     assert publish.publish(tiny_run.vqvae, tmp_path / "out") == checkpoints.weights_hash(tensors)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "log.csv",
-                                                                   "curves.png"}
-    for text in (json.dumps(weights(tmp_path / "out")[1]), (tmp_path / "out" / "config.json").read_text()):
+                                                                   "curves.png", "README.md"}
+    for text in (json.dumps(weights(tmp_path / "out")[1]), (tmp_path / "out" / "config.json").read_text(),
+                 (tmp_path / "out" / "README.md").read_text()):
         assert not re.search(r"(?<![\w.])/\w+/", text), text[:300]
     assert (tmp_path / "out" / "log.csv").read_text() == (tiny_run.vqvae / "log.csv").read_text()
 
@@ -63,7 +72,7 @@ def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_
     checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors, own)
     publish.publish(tmp_path / "run", tmp_path / "out")
     assert weights(tmp_path / "out")[1]["settings"]["preset"] == "mine.toml"
-    assert "mine" not in model_cards.card(tmp_path / "out", "Made-up ellipses.", {}, "")
+    assert "mine" not in cards.card(tmp_path / "out", "Made-up ellipses.", {}, "")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -74,16 +83,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):
     for name in ("vqvae", "top"):
         publish.publish(getattr(tiny_run, name), tmp_path / name)
-    text = model_cards.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
-    assert text.startswith("# vqvae: VQ-VAE-2, two levels of 16 codes, 32 by 32 pixels\n")
+    text = cards.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
+    assert body_of(text).startswith("# vqvae: VQ-VAE-2, two levels of 16 codes, 32 by 32 pixels\n")
     assert "18 images of 6 subjects to train, 6 images of 2 subjects to choose the best weights, 9 images of 3" in text
     assert "--channels 16" in text
     assert "--codebook-size 16" in text
     assert "--commitment" not in text  # a default
     assert "10 epochs, 180 images seen" in text
     assert "Not for diagnosis" in text
-    top = model_cards.card(tmp_path / "top", "Made-up ellipses.", {}, "")
-    assert top.startswith("# top: top prior of 4 by 4 codes")
+    top = cards.card(tmp_path / "top", "Made-up ellipses.", {}, "")
+    assert body_of(top).startswith("# top: top prior of 4 by 4 codes")
     assert weights(tiny_run.top)[1]["vqvae_hash"][:12] in top
 
 
@@ -94,14 +103,23 @@ def test_a_run_is_not_published_onto_itself(tiny_run):
 
 def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_is(tiny_run, tmp_path):
     publish.publish(tiny_run.vqvae, tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_text("of other weights")
+    (tmp_path / "README.md").write_text("of other weights")
+    (tmp_path / "metrics.json").write_text("of other weights")
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"expected nothing, or an earlier form of the same run, found another vqvae"):
         publish.publish(tiny_run.top, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     publish.publish(tiny_run.vqvae, tmp_path, bf16=True)
     assert len((tmp_path / "model.safetensors").read_bytes()) < len(before)
-    assert not (tmp_path / "MODEL_CARD.md").exists()
+    assert "of other weights" not in (tmp_path / "README.md").read_text()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_page_of_somebodys_own_is_not_written_over(tiny_run, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"expected nothing, or .* found a README\.md and no model\. Choose another"):
+        publish.publish(tiny_run.vqvae, tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting(tiny_run, tmp_path):
@@ -110,7 +128,29 @@ def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting
     config["settings"]["restart_every"] = 0
     del config["settings"]["ssim_weight"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    text = model_cards.card(tmp_path, "", {}, "")
+    text = cards.card(tmp_path, "", {}, "")
     assert "--restart-every 0" in text
     assert "--ssim-weight 0.0" in text
     assert "--downsample" not in text
+
+
+def test_the_head_of_a_published_card_is_yaml_that_says_what_the_model_is_and_claims_no_licence_or_figures(tiny_run,
+                                                                                                         tmp_path):
+    for name, kind in (("vqvae", "vq-vae-2"), ("top", "pixelcnn")):
+        publish.main([str(getattr(tiny_run, name)), str(tmp_path / name)])
+        head = head_of((tmp_path / name / "README.md").read_text())
+        assert head == {"library_name": "vqvae2", "tags": [kind, *head["tags"][1:]]}
+        assert "brain-mri" in head["tags"]
+
+
+def test_the_figures_in_a_head_are_those_of_the_report_that_it_is_given(tiny_run, tmp_path):
+    publish.publish(tiny_run.vqvae, tmp_path)
+    figures = {"ssim": {"mean": 0.5}, "ms_ssim": {"mean": 0.25}, "psnr": {"mean": 20.5}, "mae": {"mean": 0.1}}
+    report = {"data": {"folder": "slices"}, "split": "test", "reconstruction": {"full": figures}}
+    head = head_of(cards.head(tmp_path, report, {"license": "mit", "datasets": ["ellipses"]}))
+    assert (head["license"], head["datasets"], head["metrics"]) == ("mit", ["ellipses"], list(figures))
+    (entry,) = head["model-index"]
+    assert entry["name"] == tmp_path.name
+    (result,) = entry["results"]
+    assert result["dataset"] == {"type": "ellipses", "name": "ellipses", "split": "test"}
+    assert [one["value"] for one in result["metrics"]] == [0.5, 0.25, 20.5, 0.1]

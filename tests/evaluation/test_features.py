@@ -160,7 +160,7 @@ class TestShipped:
 
     def test_its_table_in_the_card_grows_with_the_strength_of_every_harm(self):
         """Each row begins with the floor, where no harm was done, and ends with the full strength."""
-        card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+        card = (SHIPPED / "README.md").read_text(encoding="utf-8")
         rows = re.findall(r"^\| (\w+), (MMD|Fréchet) \|((?: -?[\d.,]+ \|){5})", card, re.M)
         assert [row[:2] for row in rows] == [(name, figure) for name in HARMS for figure in ("MMD", "Fréchet")]
         for name, figure, cells in rows:

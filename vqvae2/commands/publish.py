@@ -1,11 +1,13 @@
-"""A run's folder -> a folder that may be passed on: weights, settings, log and curves, without anything of the machine.
+"""A run's folder -> a folder that may be passed on: weights, settings, log, curves, card; without paths of the machine.
 
     vqvae2 publish results/oasis/brain-128 pretrained/vqvae-128
 With 16-bit weights, half as large (the bits per code of the shipped priors changed by 0.0001 on validation images):
     vqvae2 publish results/oasis/brain-128-top pretrained/top-128 --bf16
 
-A prior belongs to its VQ-VAE by the hash of that one's weights: publish a VQ-VAE before its priors are trained if it is
-to have 16-bit weights, else as it is.
+A prior belongs to its VQ-VAE by the hash of the VQ-VAE's weights: publish a VQ-VAE before its priors are trained if
+the VQ-VAE is to have 16-bit weights, else as it is. The folder has the layout of the Hugging Face hub, with a card in
+README.md, whose licence and data are yours to add; publishing again writes it anew:
+    huggingface-cli upload NAME/vqvae-128 pretrained/vqvae-128
 """
 
 from __future__ import annotations
@@ -18,17 +20,16 @@ from typing import Annotated
 import torch
 import tyro
 
+from vqvae2.commands import cards
 from vqvae2.common import files
 from vqvae2.plots import curves
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
-LOG, CURVES = "log.csv", "curves.png"
+LOG, CURVES, METRICS = "log.csv", "curves.png", "metrics.json"
 INTENSITIES = ("mean", "deviation")
-"""Of the training images, as --standardise keeps them: every pixel is added to and multiplied with them."""
-SAID = ("MODEL_CARD.md", "metrics.json")
-"""What stands beside published weights and speaks of them."""
+"""Buffers of a VQ-VAE with --standardise: what the training images' pixels are on average, and how they spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class PublishSettings:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder that receives model.safetensors, config.json, log.csv and curves.png."""
+    """Folder that receives model.safetensors, config.json, log.csv, curves.png and README.md."""
     bf16: bool = False
     """Round the weights to 16 bit."""
 
@@ -61,23 +62,26 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     if bf16:
         tensors = {name: tensor if tensor.dtype != torch.float32 or name.startswith("quantizers.") or
                    name in INTENSITIES else tensor.bfloat16() for name, tensor in tensors.items()}
-    for name in SAID:  # they may speak of other weights
-        (out / name).unlink(missing_ok=True)
+    (out / METRICS).unlink(missing_ok=True)  # it may speak of other weights
     weights.save_weights(out / weights.WEIGHTS, tensors, config)
     files.write_json(out / weights.CONFIG, config)
     if rows := files.read_rows(run / LOG):
         files.write_rows(out / LOG, rows)
         curves.curves(rows, out / CURVES)
+    files.write_text(out / cards.CARD, cards.card(out))
     return weights.weights_hash(tensors)
 
 
 def _check_same_run(out: Path, config: dict) -> None:
-    """Raise UserError if `out` holds another model: priors may belong to it."""
-    if (out / weights.WEIGHTS).is_file():
+    """Raise UserError if `out` holds another model, to which priors may belong, or a page of somebody's own."""
+    if not (out / weights.WEIGHTS).is_file():
+        expect(not (out / cards.CARD).exists(), str(out), "nothing, or an earlier form of the same run",
+               f"a {cards.CARD} and no model", "Choose another folder.")
+    else:
         there = weights.load_weights(out / weights.WEIGHTS)[1]
         same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
         expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",
-               "Choose another folder, or delete that one.")
+               "Choose another folder, or delete this one.")
 
 
 def without_paths(config: dict) -> dict:

@@ -21,9 +21,9 @@ class Step:
     arguments: str
     processes: int = 1
     note: Path | None = None
-    """Where the finished command is noted, so that it is not run again: for a command that would begin anew."""
+    """File that notes the finished command, so that it is not run again: for a command that would begin anew."""
     key: str = ""
-    """What else the result depends on, such as weights: with another one it is run again."""
+    """A text for whatever else the result depends on, such as weights: with another key the command is run again."""
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
@@ -53,8 +53,8 @@ def run_steps(steps: list[Step]) -> None:
 
 
 def run(command: list[str], processes: int) -> int:
-    """Run a command to its end and return its exit status; as a shell says it, where a signal ended it."""
-    # torchrun would say that it sets this to 1; the scripts share the cores out by themselves.
+    """Run a command to its end and return its exit status, 128 + N where signal N ended it, as a shell has it."""
+    # torchrun would say that it sets this to 1; the commands share the cores out by themselves.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
     child = None
     # Ctrl-C reaches the child by itself, and SIGTERM is passed on: it saves its state, and we wait for that.
@@ -70,7 +70,7 @@ def run(command: list[str], processes: int) -> int:
 
 
 def short(path: Path | str) -> str:
-    """Return the path as it is or from here, whichever is shorter; both can be pasted."""
+    """Return the path as it is or relative to the working folder, whichever is shorter; both can be pasted."""
     return min(str(path), os.path.relpath(path), key=len)
 
 

@@ -21,7 +21,7 @@ from vqvae2.metrics import context_model, similarity
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 
 
 @dataclass(frozen=True)

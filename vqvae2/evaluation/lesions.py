@@ -44,7 +44,7 @@ from vqvae2.metrics import similarity
 from vqvae2.models import code_maps, encoding
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.plots import pictures
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 
 KINDS = ("bright", "dark", "ventricle")
 CHANGE = 0.1

@@ -31,7 +31,7 @@ from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import curves, pictures
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 from vqvae2.runs import weights
 from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import from_dict

@@ -26,7 +26,7 @@ from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
 from vqvae2.sampling.settings import of_level
 

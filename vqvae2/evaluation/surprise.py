@@ -34,7 +34,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
-from vqvae2.priors.pixel_cnn import Prior
+from vqvae2.priors.base import Prior
 
 INDEX = "index.csv"
 BIT_DIGITS = 6

@@ -39,6 +39,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vqvae2.models.hub import PretrainedVqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs import weights
@@ -146,7 +147,7 @@ def halvings(factor: int) -> int:
     return factor.bit_length() - 1
 
 
-class Vqvae(nn.Module):
+class Vqvae(PretrainedVqvae, nn.Module):
     """Two-level VQ-VAE-2, or one-level VQ-VAE, on images of any size that the factors divide.
 
     Example: images `[8, 1, 128, 128]` with `downsample=(4, 2)` give bottom codes `[8, 32, 32]` and top

@@ -33,6 +33,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
+from vqvae2.priors.hub import PretrainedPrior
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCnnCursor
 from vqvae2.runs import weights
@@ -178,7 +179,7 @@ class FactsEncoder(nn.Module):
         return self.out(functional.elu(total)[:, :, None, None])
 
 
-class PixelCnn(Prior):
+class PixelCnn(PretrainedPrior, Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
