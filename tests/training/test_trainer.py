@@ -194,6 +194,26 @@ def test_the_accumulation_that_the_run_began_with_may_be_given_again(line):
         line(epochs=3, batch=4, accumulate=3).run()
 
 
+def test_what_follows_an_epoch_sees_its_saved_row_and_may_end_the_run(line):
+    class Enough(Exception):
+        pass
+
+    class Watched(Line):
+        def after_epoch(self):
+            saved = run_state.load_state(self.folder / "state.pt")
+            seen.append((self.epoch, saved["epoch"], saved["rows"][-1] == self.rows[-1]))
+            if self.epoch == 2:
+                raise Enough
+
+    seen = []
+    with pytest.raises(Enough):
+        line(Watched).run()
+    assert seen == [(1, 1, True), (2, 2, True)]
+    again = line(epochs=3)
+    again.run()
+    assert [row["epoch"] for row in again.rows] == [1, 2, 3]
+
+
 def test_best_weights_are_those_of_the_lowest_validation_loss(line):
     class Worse(Line):
         def losses(self, model, share):

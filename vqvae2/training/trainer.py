@@ -65,6 +65,8 @@ class Trainer:
         after_step()              what the model updates without gradient, on all ranks
         validate_more()           more figures for the epoch's row, on all ranks; collectives allowed
         may_be_best()             whether this epoch's weights are fit for use
+        after_epoch()             what follows an epoch whose row, `rows[-1]`, and state are saved, on all ranks;
+                                  collectives allowed. It may end the run by raising the same error on all ranks
         pictures(epoch)           figures of the run, on rank 0 alone; no collectives
         best_by, ema_decay        the validation figure whose lowest value is best; decay of averaged weights
 
@@ -126,6 +128,9 @@ class Trainer:
     def may_be_best(self) -> bool:
         """Return whether this epoch's weights are fit for use."""
         return True
+
+    def after_epoch(self) -> None:
+        """Do what follows an epoch that is saved; the default does nothing."""
 
     def pictures(self, epoch: int) -> None:
         """Draw figures of the run."""
@@ -269,6 +274,7 @@ class Trainer:
         self.best = min(self.best, value) if is_best and self.count("validate") else self.best
         is_last = self.epoch == self.settings.epochs
         self._save(lambda: self._write_results(is_best, is_last))
+        self.after_epoch()
         if distributed.any_rank(self.signals.came, self.device):
             self._stop()
         with self.signals.stopping_at_once(self._stopped()):
