@@ -1,6 +1,6 @@
-"""tune.py: what is searched and scored; studies go on after a stop, a kill or a crash; the best is a preset.
+"""vqvae2 tune: what is searched and scored; studies go on after a stop or a kill; the best is a preset.
 
-Most studies here train nothing: `pretend` writes the log that a training with these settings would have, so that the
+Most studies here train nothing: `Pretended` writes the log that a training with these settings would have, so that the
 best settings are known. The last class trains for real.
 """
 
@@ -9,6 +9,7 @@ import fcntl
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_VQVAE, files_in, on_screen
+from matplotlib.colors import to_hex
 
 from vqvae2.commands import train_vqvae, tune
 from vqvae2.common import files
@@ -26,13 +28,12 @@ from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings import parsing
-from vqvae2.training import tuner, tuning, tuning_study
+from vqvae2.training import tuner, tuning
 from vqvae2.training.settings import TrainVqvae
-from vqvae2.training.tuning import TrialResult
-from vqvae2.training.tuning_settings import Choices, Range, TuneSettings, space_of
+from vqvae2.training.tuning_settings import SPACE, Choices, Range, TuneSettings, space_of
 
 ROOT = Path(__file__).parents[2]
-needs_optuna = pytest.mark.skipif(tuning_study.optuna is None, reason="needs the extra tune: pip install -e '.[tune]'")
+needs_optuna = pytest.mark.skipif(tuner.optuna is None, reason="needs the extra tune: pip install -e '.[tune]'")
 BEST_RATE = 0.003
 SECONDS = 200
 """Within which even a busy machine has started a process, or ended one."""
@@ -84,11 +85,10 @@ class TestScore:
 
     def test_the_best_trial_is_complete_and_fit_for_a_prior(self):
         collapsed = {"ssim": 0.99, **HEALTHY, "top_used": 3.0}
-        results = [TrialResult(0, "complete", {}, 0.5, 4, {"ssim": 0.5, **HEALTHY}),
-                   TrialResult(1, "pruned", {}, 0.7, 2, {"ssim": 0.7, **HEALTHY}),
-                   TrialResult(2, "complete", {}, 0.6, 4, collapsed),
-                   TrialResult(3, "complete", {}, 0.5, 4, {"ssim": 0.5, **HEALTHY}), TrialResult(4, "failed", {})]
-        assert tuning.best_of(results, 128).number == 0
+        results = [{"trial": number, "state": state, "score": score, **figures} for number, (state, score, figures) in
+                   enumerate([("complete", 0.5, HEALTHY), ("pruned", 0.7, HEALTHY), ("complete", 0.6, collapsed),
+                              ("complete", 0.5, HEALTHY), ("failed", "", {})])]
+        assert tuning.best_of(results, 128)["trial"] == 0
         assert tuning.best_of(results[1:3], 128) is None
 
 
@@ -124,11 +124,14 @@ class TestSpace:
         with pytest.raises(UserError, match=said):
             settings_of(*flags)
 
-    def test_bits_are_counted_as_in_the_design(self):
+    @pytest.mark.parametrize(("flags", "bits"), [(["--codebook-size", 512], 9 * (1024 + 4096) / 65536),
+                                                 (["--codebook-size", 256, "--levels", 1, "--downsample", 8], 0.125)])
+    def test_bits_are_counted_as_in_the_design(self, flags, bits):
         """9 bits x (32² + 64²) codes / 256² pixels = 0.703; one level of 256 codes at 32²: 8 x 1024 / 65536."""
-        assert tuning.raw_bits_per_pixel(512, settings_of(), 256, 256) == 9 * (1024 + 4096) / 65536
-        one_level = settings_of("--levels", 1, "--downsample", 8)
-        assert tuning.raw_bits_per_pixel(256, one_level, 256, 256) == 0.125
+        flags = [*flags, "--search", "learning_rate"]
+        assert tuning.allowed_space(settings_of(*flags, "--bits-per-pixel", bits), 256, 256)
+        with pytest.raises(UserError, match=f"found {bits:.3f} for the smallest"):
+            tuning.allowed_space(settings_of(*flags, "--bits-per-pixel", bits - 1e-6), 256, 256)
 
     def test_codebooks_that_would_buy_ssim_with_bits_are_not_tried(self):
         """At 4 2 a code more than 2^9.6 = 776 costs more than 0.75 bits per pixel."""
@@ -153,9 +156,9 @@ class TestSpace:
 def preset_of(values, flags=(), size=64):
     """The text of a preset whose best trial had these values."""
     settings = settings_of(*flags)
-    best = TrialResult(3, "complete", values, 0.81, 4, {"ssim": 0.82, **HEALTHY})
+    best = {"trial": 3, "state": "complete", "score": 0.81, "epochs": 4, **values, "ssim": 0.82, **HEALTHY}
     data = {"data": {"images": {"train": 680, "validate": 200}}, "image_shape": [1, size, size], "data_hash": "ab" * 32}
-    return tuning.preset_text(best, [TrialResult(0, "pruned", {}), best], settings, space_of(settings), data)
+    return tuning.preset_text(best, [{"state": "pruned"}, best], settings, {name: SPACE[name] for name in values}, data)
 
 
 class TestPreset:
@@ -167,9 +170,9 @@ class TestPreset:
         flags = ("--channels", 32, "--levels", 2, "--downsample", 2, 4, "--size", 64, "--threads", 1, "--seed", 5)
         (tmp_path / "best.toml").write_text(preset_of(values, flags), encoding="utf-8")
         found = parsing.parse(TrainVqvae, "", ["--preset", str(tmp_path / "best.toml"), "--savename", "x"])
-        trained = tuning.trial_settings(settings_of(*flags), 3, values, Path("results"), 1)
+        trained = tuning.trial_settings(settings_of(*flags), 3, values, threads=1)
         differ = {name for name, value in vars(found).items() if value != getattr(trained, name)}
-        assert differ == {"preset", "savename", "threads"}
+        assert differ == {"preset", "savename", "results", "threads", "pictures_every"}
         assert (found.learning_rate, found.decay, found.downsample, found.epochs) == (0.0007233, 0.98195, (2, 4), 4)
 
     def test_it_says_where_it_comes_from_and_names_no_path(self):
@@ -177,51 +180,42 @@ class TestPreset:
         assert "home" not in text
         assert "trial 3 of the study s, best of 2 (1 complete, 1 pruned)" in text
         assert "680 training and 200 validation images of 64 x 64 pixels, hash abababababab" in text
-        assert "0.8100. SSIM 0.8200; top 100 of 512 codes used, perplexity 60, shuffle drop 0.200" in " ".join(
+        assert "score 0.8100; SSIM 0.8200; top 100 of 512 codes used, perplexity 60, shuffle drop 0.200" in " ".join(
             text.replace("\n#", "").split())
         assert max(map(len, text.splitlines())) <= 120
 
 
-def pretend(settings, judge, pictures_every, gpu, misfortune=""):
-    """As tune.train, without training: SSIM rises over the epochs to 1 less the distance of the learning rate from
-    BEST_RATE in powers of ten. In the first epoch no codes are in use. It goes on after its log's last row.
+class Pretended(tuner.TrialTrainer):
+    """Trains nothing: SSIM rises over the epochs to 1 less the distance of the learning rate from BEST_RATE in powers
+    of ten. In the first epoch no codes are in use.
 
-    misfortune: "crash once", "crash" or "diverge", in the second epoch of trials with 8 dimensions.
+    misfortune: "crash" or "diverge", in the second epoch of trials with 8 dimensions.
+    meets: a training begins only when its neighbour does: trial 0 with 1, 2 with 3.
     """
-    folder = settings.results / settings.dataset / settings.savename
-    rows = files.read_rows(folder / "log.csv")
-    with (folder.parent.parent / "told.txt").open("a") as file:
-        file.write(f"{settings.savename} from {len(rows)} on GPU {gpu}, {settings.threads} thread(s)\n")
-    best = 1 - abs(math.log10(settings.learning_rate / BEST_RATE))
-    while len(rows) < settings.epochs:
-        epoch = len(rows) + 1
-        ssim = best * epoch / settings.epochs
-        rows.append({"epoch": epoch, "validate_ssim": 1.0 if epoch == 1 else ssim, "validate_reconstruction": 1 - ssim,
-                     **({} if epoch == 1 else HEALTHY)})
-        files.write_rows(folder / "log.csv", rows)
-        if epoch == 2 and settings.embedding_dim == 8 and misfortune:
-            if misfortune == "diverge":
-                judge.send("--learning-rate 9: expected a finite loss, found nan at step 7. Lower it.")
-                raise SystemExit(2)
-            if misfortune == "crash":
-                (folder / "log.csv").unlink()
-            os._exit(3)
-        judge.send(rows)
-        if not judge.recv():
-            raise SystemExit(75)
 
+    def __init__(self, settings, trial, misfortune="", meets=False):
+        super().__init__(settings, trial)
+        self.misfortune, self.meets = misfortune, meets
 
-def meet(settings, judge, pictures_every, gpu):
-    """As `pretend`, but a training begins only when its neighbour does: trial 0 with 1, 2 with 3, 4 with 5."""
-    begun = settings.results / "begun"
-    begun.mkdir(exist_ok=True)
-    number = int(settings.savename.removeprefix("trial-"))
-    (begun / str(number)).touch()
-    end = time.monotonic() + 60
-    while not (begun / str(number ^ 1)).exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    pretend(settings, judge, pictures_every, gpu)
+    def run(self):
+        study = self.folder.parents[1]
+        with (study / "told.txt").open("a") as file:
+            file.write(f"{self.folder.name} on GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}, "
+                       f"{self.settings.threads} thread(s)\n")
+        if self.meets:
+            wait_for(lambda: f"trial-{self.trial.number ^ 1:03d}" in (study / "told.txt").read_text())
+        best = 1 - abs(math.log10(self.settings.learning_rate / BEST_RATE))
+        for epoch in range(1, self.settings.epochs + 1):
+            ssim = best * epoch / self.settings.epochs
+            self.rows.append({"epoch": epoch, "validate_ssim": 1.0 if epoch == 1 else ssim,
+                              "validate_reconstruction": 1 - ssim, **({} if epoch == 1 else HEALTHY)})
+            self.epoch = epoch
+            files.write_rows(self.folder / "log.csv", self.rows)
+            if epoch == 2 and self.settings.embedding_dim == 8 and self.misfortune == "crash":
+                os._exit(3)
+            if epoch == 2 and self.settings.embedding_dim == 8 and self.misfortune == "diverge":
+                raise UserError("--learning-rate 9: expected a finite loss, found nan at step 7. Lower it.")
+            self.after_epoch()
 
 
 def table(folder):
@@ -229,17 +223,30 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
+def run_study(monkeypatch, slices, folder, *flags, **kind_of_training):
+    """Run a study of pretended trainings in a folder; return its table. Charts take longer than all else: none."""
+    monkeypatch.setattr(tuner, "START_METHOD", "fork")  # the copy has the pretended trainer, and is there at once
+    monkeypatch.setattr(tuner, "TrialTrainer", partial(Pretended, **kind_of_training))
+    monkeypatch.setattr(tuning, "draw", lambda *_: None)
+    monkeypatch.setattr(tuner, "AT_RANDOM", 3)
+    tune.main([*map(str, ("--study", "s", "--data", slices, "--out", folder, "--epochs", 4, "--batch", 8,
+                          "--codebook-size", 128, "--bits-per-pixel", 9, *SEARCH, *flags))])
+    return table(Path(folder))
+
+
 @pytest.fixture
 def search(tiny_slices, apart, monkeypatch):
-    """Run a study of pretended trainings in a folder; return its table. Charts take longer than all else: none."""
-    def run(folder, *flags, training=pretend):
-        monkeypatch.setattr(tuner, "train", training)
-        monkeypatch.setattr(tuning, "draw", lambda *_: None)
-        monkeypatch.setattr(tuning_study, "AT_RANDOM", 3)
-        tune.main([*map(str, ("--study", "s", "--data", tiny_slices, "--out", folder, "--epochs", 4, "--batch", 8,
-                              "--codebook-size", 128, "--bits-per-pixel", 9, *SEARCH, *flags))])
-        return table(Path(folder))
-    return run
+    """`run_study` on the tiny slices, in an empty folder."""
+    return partial(run_study, monkeypatch, tiny_slices)
+
+
+@pytest.fixture(scope="session")
+def study_of_one_trial(tiny_slices, tmp_path_factory):
+    """The folder of a study that is only there to be gone on with."""
+    folder = tmp_path_factory.mktemp("study") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        run_study(patch, tiny_slices, folder, "--trials", 1)
+    return folder
 
 
 @needs_optuna
@@ -247,10 +254,10 @@ class TestStudy:
     """Trials, in an order that depends on the seed alone, each told apart."""
 
     def test_the_first_trial_is_what_the_user_has_and_the_best_becomes_the_preset(self, search, apart, capsys):
-        rows = search("one", "--trials", 8, "--unpruned", 100, "--learning-rate", 0.02, "--embedding-dim", 64)
-        assert [row["trial"] for row in rows] == [str(number) for number in range(8)]
+        rows = search("one", "--trials", 6, "--unpruned", 100, "--learning-rate", 0.02, "--embedding-dim", 64)
+        assert [row["trial"] for row in rows] == [str(number) for number in range(6)]
         assert (float(rows[0]["learning_rate"]), rows[0]["embedding_dim"]) == (0.02, "8")  # the nearest of 4 and 8
-        assert len({row["learning_rate"] for row in rows}) == 8
+        assert len({row["learning_rate"] for row in rows}) == 6
         for row in rows:
             expected = 1 - abs(math.log10(float(row["learning_rate"]) / BEST_RATE))
             assert (row["state"], row["epochs"]) == ("complete", "4")
@@ -261,29 +268,29 @@ class TestStudy:
         assert (str(found.learning_rate), str(found.embedding_dim)) == (best["learning_rate"], best["embedding_dim"])
         assert (found.epochs, found.batch, found.codebook_size) == (4, 8, 128)
         shown = on_screen(capsys.readouterr().out)
-        assert sum(line.startswith("trial ") for line in shown) == 8
+        assert sum(line.startswith("trial ") for line in shown) == 6
         assert shown[-1].startswith(f"Done: one/best.toml, trial {best['trial']}, score {float(best['score']):.4f}")
 
     def test_the_chart_has_a_panel_for_each_setting_and_marks_the_best(self, apart):
-        """Of scores 0.1 to 0.6 and one of -9, which stands at the edge: three times as far from 0.6 as the median."""
+        """Of scores 0.4 to 0.6 and one of -9, which lies below: three times as far from 0.6 as the median, 0.45, is."""
         space = {"learning_rate": Range(1e-4, 1e-2), "decay": Range(0.9, 0.999), "embedding_dim": Choices((4, 8)),
                  "gradient_weight": Range(0, 0.1)}
-        results = [TrialResult(number, "pruned" if number == 3 else "complete",
-                               {"learning_rate": 1e-3, "decay": 0.99, "embedding_dim": 4, "gradient_weight": 0.0}, one)
-                   for number, one in enumerate((-9.0, 0.5, 0.6, 0.4, None))]
-        scored = results[:4]
-        assert tuning.lowest_drawn(scored) == pytest.approx(0.6 - 3 * (0.6 - 0.45))
-        figure = tuning.draw(results, space, results[2], apart / "trials.png", "$s")
-        assert [axis.get_title() for axis in figure.axes] == [
-            "trials in their order", "learning_rate", "1 - decay", "embedding_dim", "gradient_weight"]
-        shown = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert sorted(shown) == ["best", "highest so far", "pruned", "trained to the end",
-                                 "trained to the end, lower than drawn"]
-        assert figure.axes[2].get_xlim()[0] < 0.001 < 0.1 < figure.axes[2].get_xlim()[1]
+        rows = [{"trial": number, "state": "pruned" if number == 3 else "complete", "learning_rate": 1e-3,
+                 "decay": 0.99, "embedding_dim": 4, "gradient_weight": 0.0, "score": score}
+                for number, score in enumerate((-9.0, 0.5, 0.6, 0.4, ""))]
+        figure = tuning.draw(rows, space, rows[2], apart / "trials.png", "$s")
+        assert [axis.get_title() for axis in figure.axes] == ["trial", *space]
+        for axis, values in zip(figure.axes[1:], space.values()):
+            (drawn,) = axis.collections
+            assert drawn.get_offsets()[:, 1].tolist() == [-9.0, 0.5, 0.6, 0.4]
+            assert [to_hex(colour).upper() for colour in drawn.get_facecolors()] == [
+                tuning.COLOURS[kind] for kind in ("complete", "complete", "best", "pruned")]
+            assert axis.get_ylim()[0] == pytest.approx(0.6 - 3 * (0.6 - 0.45), abs=0.011)
+            assert axis.get_xlim()[0] < values[0] < values[-1] < axis.get_xlim()[1]
         assert (apart / "trials.png").is_file()
 
     def test_a_trial_below_the_median_of_the_same_epoch_is_pruned_but_none_of_the_first(self, search, apart):
-        rows = search("one", "--trials", 9, "--unpruned", 3)
+        rows = search("one", "--trials", 7, "--unpruned", 3)
         assert {row["state"] for row in rows[:3]} == {"complete"}
         assert {row["state"] for row in rows} == {"complete", "pruned"}
         scores = []
@@ -293,7 +300,7 @@ class TestStudy:
             assert (row["state"], row["epochs"]) == (("pruned", "2") if is_pruned else ("complete", "4"))
             assert float(row["score"]) == pytest.approx(last / 2 if is_pruned else last)
             scores += [] if is_pruned else [last]
-        unpruned = search("two", "--trials", 5, "--unpruned", 1, "--pruner", "none")
+        unpruned = search("two", "--trials", 4, "--unpruned", 1, "--pruner", "none")
         assert {row["state"] for row in unpruned} == {"complete"}
 
     def test_more_trials_are_added_and_are_those_of_one_long_study(self, search, apart):
@@ -301,50 +308,40 @@ class TestStudy:
         before = files_in(apart / "one" / "oasis")
         assert [row["state"] for row in search("one", "--trials", 3)] == ["complete"] * 3
         assert files_in(apart / "one" / "oasis") == before
-        longer = search("one", "--trials", 6)
+        longer = search("one", "--trials", 5)
         assert before.items() <= files_in(apart / "one" / "oasis").items()
-        assert longer == search("two", "--trials", 6)
+        assert longer == search("two", "--trials", 5)
         assert (apart / "one" / "best.toml").read_text() == (apart / "two" / "best.toml").read_text()
         assert longer[:3] != search("three", "--trials", 3, "--seed", 1)
 
-    def test_two_workers_share_a_study_and_its_processors(self, search, apart):
-        rows = search("one", "--trials", 6, "--workers", 2, "--threads", 3, "--unpruned", 100, training=meet)
-        assert [(row["trial"], row["state"]) for row in rows] == [(str(number), "complete") for number in range(6)]
+    def test_two_workers_train_at_the_same_time_and_share_out_the_gpus(self, search, apart, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        rows = search("one", "--trials", 4, "--workers", 2, "--threads", 3, "--unpruned", 100, meets=True)
+        assert [(row["trial"], row["state"]) for row in rows] == [(str(number), "complete") for number in range(4)]
         told = (apart / "one" / "told.txt").read_text().splitlines()
-        assert sorted(told) == [f"trial-00{number} from 0 on GPU None, 3 thread(s)" for number in range(6)]
+        assert sorted(re.sub(r"[47],", "N,", line) for line in told) == [
+            f"trial-00{number} on GPU N, 3 thread(s)" for number in range(4)]
+        assert {line.split()[3] for line in told[:2]} == {"4,", "7,"}
 
-    def test_a_process_that_crashes_is_started_again_and_goes_on(self, search, apart):
-        rows = search("one", "--trials", 3, "--embedding-dim", 8, training=partial(pretend, misfortune="crash once"))
-        assert {row["state"] for row in rows} == {"complete"}
-        assert "trial-000 from 2 on GPU None" in (apart / "one" / "told.txt").read_text()
-
-    def test_a_trial_that_always_crashes_fails_alone(self, search):
-        rows = search("one", "--trials", 6, "--embedding-dim", 4, "--workers", 2,
-                      training=partial(pretend, misfortune="crash"))
+    def test_a_trial_whose_process_crashes_fails_alone(self, search):
+        rows = search("one", "--trials", 5, "--embedding-dim", 4, "--workers", 2, misfortune="crash")
         assert {(row["embedding_dim"], row["state"]) for row in rows} == {("4", "complete"), ("8", "failed")}
         failed = next(row for row in rows if row["state"] == "failed")
-        assert failed["reason"] == (f"its process ended with status 3, twice: see one/oasis/trial-00{failed['trial']}/"
+        assert failed["reason"] == (f"its process ended with status 3: see one/oasis/trial-00{failed['trial']}/"
                                     "output.txt")
 
     def test_a_user_error_in_a_trial_is_its_reason(self, search):
-        rows = search("one", "--trials", 6, "--embedding-dim", 4, training=partial(pretend, misfortune="diverge"))
+        rows = search("one", "--trials", 5, "--embedding-dim", 4, misfortune="diverge")
         reasons = {row["reason"] for row in rows if row["state"] == "failed"}
         assert reasons == {"--learning-rate 9: expected a finite loss, found nan at step 7. Lower it."}
 
-    def test_an_error_of_each_of_the_first_trials_ends_the_study_with_that_line(self, search, refusal):
-        line = refusal(lambda _: search("one", "--embedding-dim", 8, "--search", "embedding_dim=8", "learning_rate",
-                                        training=partial(pretend, misfortune="diverge")))
-        assert line == ("--learning-rate 9: expected a finite loss, found nan at step 7. Lower it. So ended each of "
-                        "the first 3 trials.")
-        assert len(table(Path("one"))) == 3
-        rows = search("one", "--embedding-dim", 8, "--search", "embedding_dim=8", "learning_rate", "--trials", 4)
+    def test_a_study_whose_first_trials_all_fail_ends_with_the_last_ones_reason_and_can_go_on(self, search, refusal):
+        flags = ["--embedding-dim", 8, "--search", "embedding_dim=8", "learning_rate"]
+        line = refusal(lambda _: search("one", *flags, misfortune="diverge"))
+        assert line == ("--savename s: expected a trial that ends well, found none of 3. The last one's reason: "
+                        "--learning-rate 9: expected a finite loss, found nan at step 7. Lower it.")
+        rows = search("one", *flags, "--trials", 4)
         assert [row["state"] for row in rows] == ["failed"] * 3 + ["complete"]
-
-    def test_a_study_whose_few_trials_all_failed_ends_with_the_last_ones_reason(self, search, refusal):
-        line = refusal(lambda _: search("one", "--trials", 1, "--embedding-dim", 8, "--search", "embedding_dim=8",
-                                        training=partial(pretend, misfortune="diverge")))
-        assert re.match(r"--savename s: expected a trial that ends well, found none of 1\. The last one's reason: "
-                        r"--learning-rate 9: expected a finite loss, found nan", line)
 
     def test_without_a_trial_fit_for_a_prior_there_is_no_preset(self, search, refusal, apart, monkeypatch):
         monkeypatch.setattr(tuning, "fewest_codes", lambda size: 99)
@@ -363,16 +360,16 @@ class TestRefusals:
         (["--channels", 64], "--channels 64 (was 128)"), (["--seed", 1], "--seed 1 (was 0)"),
         (["--search", "commitment"], "--search commitment=0.05..1 (was learning_rate=0.0003..0.03 embedding_dim=4,8)"),
         (["--unpruned", 7], "--unpruned 7 (was 5)"), (["--bits-per-pixel", 8], "--bits-per-pixel 8.0 (was 9.0)")])
-    def test_another_setting_is_named(self, flags, found, search, refusal, apart):
-        search("one", "--trials", 1)
+    def test_another_setting_is_named(self, flags, found, search, refusal, apart, study_of_one_trial):
+        shutil.copytree(study_of_one_trial, "one")
         before = files_in(apart)
         line = refusal(lambda _: search("one", "--trials", 2, *flags))
         assert line == (f"--savename s: expected the settings that this study began with, found {found}. Give those "
                         "again, or choose another --savename.")
         assert files_in(apart) == before
 
-    def test_other_images_are_told(self, search, refusal, tiny_slices, apart):
-        search("one", "--trials", 1)
+    def test_other_images_are_told(self, search, refusal, tiny_slices, apart, study_of_one_trial):
+        shutil.copytree(study_of_one_trial, "one")
         rows = (tiny_slices / "manifest.csv").read_text().splitlines()
         fewer = apart / "fewer"
         fewer.mkdir()
@@ -383,8 +380,8 @@ class TestRefusals:
         assert re.match(rf"--data {fewer}: expected the images that this study began with \([0-9a-f]{{12}}\), found "
                         r"[0-9a-f]{12}\. Give those again", line)
 
-    def test_a_study_is_not_begun_again_with_resume_never(self, search, refusal):
-        search("one", "--trials", 1)
+    def test_a_study_is_not_begun_again_with_resume_never(self, search, refusal, study_of_one_trial):
+        shutil.copytree(study_of_one_trial, "one")
         line = refusal(lambda _: search("one", "--resume", "never"))
         assert line == ("--savename s: expected no study in one, found one, and --resume is never. Choose another "
                         "name, or drop --resume never to go on.")
@@ -394,107 +391,77 @@ class TestRefusals:
         with (apart / "one" / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             line = refusal(lambda _: search("one"))
-        assert line.startswith("--savename s: expected a study that no other tune.py works on, found one. Stop it;")
+        assert line.startswith("--savename s: expected a study that no other vqvae2 tune works on, in a folder "
+                               "that can be written, found one. Stop it, ")
 
     def test_a_database_of_another_kind_is_told(self, search, refusal, apart):
         (apart / "one").mkdir()
         (apart / "one" / "study.db").write_text("not a database at all, but long enough to look like one " * 10)
         line = refusal(lambda _: search("one"))
-        assert line == ("one/study.db: expected a study that tune.py has written, found file is not a database. Move "
-                        "it away to begin anew.")
+        assert line == ("one/study.db: expected a study that vqvae2 tune has written, found file is not a database. "
+                        "Move it away to begin anew.")
 
     def test_impossible_bits_are_told_before_anything_is_made(self, search, refusal, apart):
         """32 x 32 pixels, 8² and 4² codes of 128: 7 x 80 / 1024."""
         line = refusal(lambda _: search("one", "--bits-per-pixel", 0.1))
         assert line.startswith("--bits-per-pixel 0.1: expected at least one codebook within it at 32 x 32 pixels and "
                                "--downsample 4 2, found 0.547 for the smallest, 128 codes. ")
-        assert set(files_in(apart)) == {"one/.lock"}
+        assert not files_in(apart)
 
     def test_torchrun_is_told(self, search, refusal, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         line = refusal(lambda _: search("one"))
-        assert line == ("tune.py: expected to be started without torchrun, found 2 processes. --workers N trains "
+        assert line == ("vqvae2 tune: expected to be started without torchrun, found 2 processes. --workers N trains "
                         "several trials at a time.")
 
 
 def test_without_optuna_one_line_says_how_to_install_it(monkeypatch, refusal, tiny_slices, apart):
-    monkeypatch.setattr(tuning_study, "optuna", None)
+    monkeypatch.setattr(tuner, "optuna", None)
     line = refusal(tune.main, "--study", "s", "--data", tiny_slices, "--epochs", 1, "--batch", 8)
-    assert line == "tune.py: expected the package optuna, found none. Install it: pip install -e '.[tune]'"
+    assert line == "vqvae2 tune: expected the package optuna, found none. Install it: pip install -e '.[tune]'"
     assert not list(apart.iterdir())
 
 
 @needs_optuna
-class TestRealTrainings:
-    """Each trial is what train_vqvae.py makes of its settings, bit for bit, also after signals and kills."""
-
-    @staticmethod
-    def flags(tiny_slices):
-        return ["--data", str(tiny_slices), "--batch", "8", "--threads", "1", "--precision", "fp32", *TINY_VQVAE]
-
-    def test_the_best_preset_trains_the_best_trial_again(self, tiny_slices, apart):
-        tune.main([*self.flags(tiny_slices), "--study", "s", "--trials", "2", "--search", "learning_rate=0.005..0.02"])
-        study = apart / "results" / "tune" / "s"
-        rows = table(study)
-        assert [row["state"] for row in rows] == ["complete", "complete"]
-        best = max(rows, key=lambda row: float(row["score"]))
-        train_vqvae.main(["--preset", str(study / "best.toml"), "--savename", "x", "--data", str(tiny_slices),
-                          "--threads", "1", "--pictures-every", "10"])
-        trained = study / "oasis" / f"trial-00{best['trial']}"
-        check_same_weights(trained, apart / "results" / "oasis" / "x")
-        logged = files.read_rows(trained / "log.csv")
-        row = tuning.best_row(logged)
-        assert float(best["ssim"]) == float(row["validate_ssim"])
-        assert not (trained / "state.pt").exists()
-        assert "Done: " in (trained / "output.txt").read_text()
-
-    def test_a_study_that_was_stopped_and_then_killed_goes_on_in_the_middle_of_a_trial(self, tiny_slices, apart):
-        """SIGTERM in the first start, SIGKILL in the second: its training, left alone, saves and ends."""
-        flags = [*self.flags(tiny_slices), "--epochs", "40", "--study", "s", "--trials", "1", "--search", "commitment"]
-        run = apart / "results" / "tune" / "s" / "oasis" / "trial-000"
-        epochs = 0
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with (apart / "said.txt").open("a") as said:
-                process = subprocess.Popen([sys.executable, ROOT / "tune.py", *flags], stdout=said, stderr=said,
-                                           env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-            try:
-                wait_for(partial(has_rows, run / "log.csv", epochs + 2), process)
-                process.send_signal(number)
-                status = process.wait(SECONDS)
-            finally:
-                process.kill()
-            assert status == (75 if number == signal.SIGTERM else -9), (apart / "said.txt").read_text()
-            with (run / "output.txt").open("a") as output:
-                fcntl.flock(output, fcntl.LOCK_EX)  # the training has ended
-            before, epochs = epochs, run_state.load_state(run / "state.pt")["epoch"]
-            assert before < epochs < 40
-        assert "Stopped by a signal, all saved: results/tune/s. The same command" in (apart / "said.txt").read_text()
-        assert [row.state for row in opened(apart, flags)] == ["unfinished"]
-        tune.main(flags)
-        assert [row["state"] for row in table(run.parents[1])] == ["complete"]
-        train_vqvae.main([*self.flags(tiny_slices), "--epochs", "40", "--savename", "x", "--pictures-every", "40"])
-        check_same_weights(run, apart / "results" / "oasis" / "x")
+def test_a_study_that_was_stopped_and_then_killed_goes_on_in_the_middle_of_a_trial(tiny_slices, apart):
+    """SIGTERM in the first start, SIGKILL in the second, whose training, left alone, saves and ends. What comes out is
+    what `vqvae2 train-vqvae` makes of best.toml undisturbed, bit for bit."""
+    common = ["--data", str(tiny_slices), "--threads", "1"]
+    flags = [*common, "--batch", "8", "--precision", "fp32", *TINY_VQVAE, "--epochs", "40", "--study", "s",
+             "--trials", "1", "--search", "commitment"]
+    study = apart / "results" / "tune" / "s"
+    run = study / "oasis" / "trial-000"
+    epochs = 0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with (apart / "said.txt").open("a") as said:
+            process = subprocess.Popen([sys.executable, "-m", "vqvae2", "tune", *flags], stdout=said, stderr=said,
+                                       env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        try:
+            wait_for(lambda least=epochs + 2: len(files.read_rows(run / "log.csv")) >= least, process)
+            process.send_signal(number)
+            status = process.wait(SECONDS)
+        finally:
+            process.kill()
+        assert status == (75 if number == signal.SIGTERM else -9), (apart / "said.txt").read_text()
+        with (run / "output.txt").open("a") as output:
+            fcntl.flock(output, fcntl.LOCK_EX)  # the training has ended
+        before, epochs = epochs, run_state.load_state(run / "state.pt")["epoch"]
+        assert before < epochs < 40
+    assert "Stopped by a signal, all saved: results/tune/s. The same command" in (apart / "said.txt").read_text()
+    tune.main(flags)
+    ((row),) = table(study)
+    assert (row["trial"], row["state"], row["epochs"]) == ("0", "complete", "40")
+    assert float(row["ssim"]) == float(tuning.best_row(files.read_rows(run / "log.csv"))["validate_ssim"])
+    assert not (run / "state.pt").exists()
+    assert "Done: " in (run / "output.txt").read_text()
+    train_vqvae.main(["--preset", str(study / "best.toml"), "--savename", "x", *common, "--pictures-every", "40"])
+    found, expected = (weights.load_weights(folder / weights.WEIGHTS)[0] for folder in (run, apart / "results/oasis/x"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def opened(folder, flags):
-    settings = parsing.parse(TuneSettings, "", flags)
-    data_hash = weights.read_config(folder / "results/tune/s/oasis/trial-000")["data_hash"]
-    return tuning_study.Study(folder / "results/tune/s", settings, space_of(settings), data_hash).results()
-
-
-def has_rows(log, number):
-    return len(files.read_rows(log)) >= number
-
-
-def wait_for(is_so, process):
+def wait_for(is_so, process=None):
     end = time.monotonic() + SECONDS
     while not is_so():
-        assert process.poll() is None
+        assert process is None or process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def check_same_weights(one, other):
-    found, expected = (weights.load_weights(folder / weights.WEIGHTS)[0] for folder in (one, other))
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name

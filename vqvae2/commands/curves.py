@@ -11,9 +11,6 @@ a panel has the runs that have its figure. A loss can be compared only between r
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +19,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vqvae2.common import files
+from vqvae2.common.errors import UserError
 from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
+from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
@@ -52,64 +52,37 @@ class CompareSettings:
                "Try curves.png.")
 
 
-def find_log(name: str, results: Path = Path("results")) -> Path:
-    """Return the folder of a run that has a log: `name` as a path, or looked up in <results>/*/ and pretrained/.
-
-    Unlike `checkpoints.find_run` it asks for no weights: a VQ-VAE has none before its codebooks are placed.
-    Raises: UserError, naming what was found, if there is none or more than one.
-    """
-    path = Path(os.path.expanduser(name))
-    if (path / LOG).is_file():
-        return path
-    logs = sorted([*results.glob(f"*/*/{LOG}"), *Path("pretrained").glob(f"*/{LOG}")])
-    found = [log.parent for log in logs if log.parent.name == name]
-    expect(len(found) <= 1, f"RUN {name}", "one run of this name", ", ".join(map(str, found)), "Give the path of one.")
-    known = sorted({log.parent.name for log in logs})
-    expect(len(found) == 1, f"RUN {name}", f"a folder with {LOG}, or a name in {results}/*/ or pretrained/",
-           f"only {', '.join(known)}" if known else "no log at all",
-           "Check the name, or wait for the first epoch to end.")
-    return found[0]
-
-
 def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run]:
     """Return the logs of some runs; a run is called by its folder, by its whole path where two have the same name.
 
     Raises: UserError if a run is not found or given twice, or its log is empty or not one of numbers.
     """
-    folders = [find_log(name, results) for name in names]
-    for number, folder in enumerate(folders):
-        before = [one.resolve() for one in folders[:number]]
-        expect(folder.resolve() not in before, f"RUN {names[number]}", "each run once", f"{folder} twice", "Drop one.")
-    short = [folder.resolve().name for folder in folders]
+    folders = [weights.find_run(name, "RUN", results, LOG) for name in names]  # a young run has no weights yet
+    same = [folder.resolve() for folder in folders]
+    for number, (name, folder) in enumerate(zip(names, folders)):
+        expect(same[number] not in same[:number], f"RUN {name}", "each run once", f"{folder} twice", "Drop one.")
+    short = [folder.name for folder in same]
     return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / LOG))
             for name, folder in zip(short, folders)]
 
 
 def _read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log.csv, all cells of which are numbers or empty."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        rows, found = [], f"{type(error).__name__}: {error}"
-    else:
-        found = f"{len(rows)} rows"
+    """Return the rows of a log.csv, all cells of which are numbers or empty."""
+    rows = files.read_rows(path)
     advice = "Point at a folder in which a training script is running or has run."
-    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", found, advice)
-    for number, row in enumerate(rows):
-        for column, cell in row.items():
-            try:
-                float(cell or 0)
-            except (TypeError, ValueError):
-                expect(False, str(path), f"numbers in row {number + 1}, column {column}", cell, advice)
-    return rows
+    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", f"{len(rows)} rows",
+           advice)
+    try:
+        return [row for row in rows if [float(cell or 0) for cell in row.values()]]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected a table of numbers, found {error}. {advice}") from None
 
 
 def _kind(folder: Path) -> str:
-    """What a run has learned, for the legend, where its config.json says so and it is no VQ-VAE."""
-    with suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("kind")
-        return f" ({kind})" if kind and kind != "vqvae" else ""
+    """Return what a run has learned, for the legend, where its config.json says so and it is no VQ-VAE."""
+    with suppress(UserError):
+        kind = weights.read_config(folder).get("kind", "vqvae")
+        return "" if kind == "vqvae" else f" ({kind})"
     return ""
 
 

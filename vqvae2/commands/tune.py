@@ -27,37 +27,40 @@ It needs one more package: pip install -e '.[tune]'
 
 import dataclasses
 
+import numpy as np
+
 from vqvae2.common import rendezvous
+from vqvae2.images import dataset
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
-from vqvae2.training import tuning, tuning_study
-from vqvae2.training.tuner import Tuner, describe_data
+from vqvae2.training import tuner, tuning
 from vqvae2.training.tuning_settings import TuneSettings
-from vqvae2.training.tuning_study import Study
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Search as the command line says."""
     settings = parse(TuneSettings, __doc__, arguments)
-    tuning_study.check_optuna()
+    expect(tuner.optuna is not None, "vqvae2 tune", "the package optuna", "none",
+           "Install it: pip install -e '.[tune]'")
     expect(rendezvous.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
            f"{rendezvous.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
-    folder = settings.out or settings.results / "tune" / settings.savename
-    with tuning_study.only_one(folder, settings.savename):
-        data = describe_data(settings)
-        space = tuning.allowed_space(settings, *data["image_shape"][1:])
-        study = Study(folder, settings, space, data["data_hash"])
-        before = len(study.results())
-        print(f"{folder}: {before} of {settings.trials} trials begun, {settings.workers} at a time; searching "
-              f"{', '.join(f'{name}={one}' for name, one in space.items())}", flush=True)
-        Tuner(settings, folder, study, data).run()
-        results = study.results()
-        best = tuning.write_results(folder, results, settings, space, data)
-    expect(any(one.state != "failed" for one in results), f"--savename {settings.savename}", "a trial that ends well",
-           f"none of {len(results)}", f"The last one's reason: {results[-1].reason}")
+    images = dataset.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
+    for split in ("train", "validate"):
+        expect(len(images.splits[split]) > 0, "--data", f"at least 1 image to {split}", "0",
+               "Give --split other shares.")
+    data = images.describe()
+    space = tuning.allowed_space(settings, *images.shape[1:])
+    with tuner.lock(settings):
+        study = tuner.begin(settings, space, data["data_hash"])
+        print(f"{settings.folder}: {len(tuner.results(study))} of {settings.trials} trials done, {settings.workers} at "
+              f"a time; searching {', '.join(f'{name}={values}' for name, values in space.items())}", flush=True)
+        tuner.search(settings, study, space, data)
+        rows = tuner.results(study)
+        best = tuning.write_results(rows, settings, space, data)
+    expect(any(row["state"] != "failed" for row in rows), f"--savename {settings.savename}", "a trial that ends well",
+           f"none of {len(rows)}", f"The last one's reason: {rows[-1]['reason']}")
     expect(best is not None, f"--savename {settings.savename}", "a trial whose codes are fit for a prior",
-           f"none of {len(results)}", f"{folder / 'trials.csv'} says what they had: give more --epochs, or "
+           f"none of {len(rows)}", f"{settings.folder / 'trials.csv'} says what they had: give more --epochs, or "
            "raise --trials.")
-    print(f"Done: {folder / 'best.toml'}, trial {best.number}, score {best.score:.4f} "
-          f"({tuning.in_words(best, settings.codebook_size)})")
+    print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.in_words(best, settings)}")

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vqvae2.common import files
 
-BLACK, INK = (0, 0, 0), (30, 30, 30)
+INK = "#1e1e1e"
 DIFFERENCE_SCALE = 0.2
 """|difference| on the range 0…1 that gets the brightest colour; fixed, so that pictures can be compared."""
 SMALLEST_SIDE = 128
@@ -63,7 +63,7 @@ def titled(picture: Image.Image, title: str | None) -> Image.Image:
     canvas = Image.new(picture.mode, (picture.width, above + picture.height), "white")
     canvas.paste(picture, (0, above))
     for number, line in enumerate(lines):
-        ImageDraw.Draw(canvas).text((4, 3 + (number + 0.5) * (TEXT_SIZE + 4)), line, _ink(picture), _font(line, room),
+        ImageDraw.Draw(canvas).text((4, 3 + (number + 0.5) * (TEXT_SIZE + 4)), line, INK, _font(line, room),
                                     anchor="lm")
     return canvas
 
@@ -99,8 +99,9 @@ def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,
     parts = []
     for label, images in rows:
         scale = images.scale if isinstance(images, Scaled) else None
-        pictures = images if scale is None else _coloured(images)
-        parts.append(_label(_row(pictures, gap), label, scale))
+        pictures = images if scale is None else torch.from_numpy(
+            _inferno(images.values.cpu().numpy() / scale)).permute(0, 3, 1, 2)
+        parts.append(_label(image_grid(enlarged(pictures), len(pictures), gap), label, scale))
         column = enlarged(pictures).shape[-1] + gap
     if captions is not None:
         parts.append(_captions(captions, column=column))
@@ -126,7 +127,8 @@ def completion_rows(rows: Sequence[tuple[str, torch.Tensor]], columns: Sequence[
     """
     gap = 2
     header = _captions(columns, column=enlarged(rows[0][1]).shape[-1] + gap)
-    return titled(_stack([header, *(_label(_row(pictures, gap), name) for name, pictures in rows)], gap), title)
+    return titled(_stack([header, *(_label(image_grid(enlarged(pictures), len(pictures), gap), name)
+                                     for name, pictures in rows)], gap), title)
 
 
 def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8, *,
@@ -136,9 +138,10 @@ def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int =
     `codes` is integer `[n, height, width]` in [0, size), or -1 (to be drawn), which is black. Colours are drawn at
     random once, because codes have no order: neighbouring numbers are not neighbouring embeddings.
     """
-    codes = np.asarray(codes)
-    palette = np.concatenate([_palette(size), [BLACK]]).astype(np.uint8)  # -1 finds the last
-    pictures = torch.from_numpy(palette[codes]).permute(0, 3, 1, 2)
+    draws = np.random.default_rng(0).random((size, 3))
+    colours = (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()  # every hue, neither black nor white
+    palette = np.concatenate([colours, [[0, 0, 0]]]).astype(np.uint8)  # -1 finds the last
+    pictures = torch.from_numpy(palette[np.asarray(codes)]).permute(0, 3, 1, 2)
     return image_grid(enlarged(pictures), columns, gap=4, title=title)
 
 
@@ -175,12 +178,8 @@ def _as_pictures(images: torch.Tensor) -> np.ndarray:
     return array[:, 0] if array.shape[1] == 1 else array.transpose(0, 2, 3, 1)
 
 
-def _row(images: torch.Tensor, gap: int) -> Image.Image:
-    return image_grid(enlarged(images), columns=len(images), gap=gap)
-
-
 def _stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Pictures one under the other, left sides in line; grey if all are."""
+    """Return pictures one under the other, left sides in line; grey if all are."""
     mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
     height = sum(picture.height + gap for picture in pictures) - gap
     canvas = Image.new(mode, (max(picture.width for picture in pictures), height), "white")
@@ -195,26 +194,18 @@ def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Ima
     """Put `text` at the left of a row of images, and below it a colour bar from 0 to `scale`, if there is one."""
     canvas = Image.new(row.mode, (LABEL_WIDTH + row.width, row.height), "white")
     canvas.paste(row, (LABEL_WIDTH, 0))
-    draw, middle = ImageDraw.Draw(canvas), row.height // 2
-    ink = _ink(row)
-    centre = LABEL_WIDTH // 2
-    if scale is None:
-        draw.text((centre, middle), text, ink, _font(text), anchor="mm")
-        return canvas
-    draw.text((centre, middle - 22), text, ink, _font(text), anchor="mm")
-    ramp = _inferno(np.tile(np.linspace(0, 1, LABEL_WIDTH - 32), (10, 1)))
-    canvas.paste(Image.fromarray(ramp), (16, middle - 6))
-    for where, value in ((16, "0"), (LABEL_WIDTH - 16, f"{scale:g}+")):
-        draw.text((where, middle + 16), value, ink, _font(value), anchor="mm")
+    draw, centre, middle = ImageDraw.Draw(canvas), LABEL_WIDTH // 2, row.height // 2
+    draw.text((centre, middle if scale is None else middle - 22), text, INK, _font(text), anchor="mm")
+    if scale is not None:
+        ramp = _inferno(np.tile(np.linspace(0, 1, LABEL_WIDTH - 32), (10, 1)))
+        canvas.paste(Image.fromarray(ramp), (16, middle - 6))
+        for where, value in ((16, "0"), (LABEL_WIDTH - 16, f"{scale:g}+")):
+            draw.text((where, middle + 16), value, INK, _font(value), anchor="mm")
     return canvas
 
 
-def _ink(picture: Image.Image) -> int | tuple[int, int, int]:
-    return INK if picture.mode == "RGB" else INK[0]
-
-
 def _captions(captions: Sequence[str], column: int) -> Image.Image:
-    """One line of text under each column of images, made smaller where it is too wide."""
+    """Return one line of text under each column of images, made smaller where it is too wide."""
     canvas = Image.new("RGB", (LABEL_WIDTH + column * len(captions), 2 * TEXT_SIZE), "white")
     draw = ImageDraw.Draw(canvas)
     for number, text in enumerate(captions):
@@ -224,30 +215,19 @@ def _captions(captions: Sequence[str], column: int) -> Image.Image:
 
 
 def _font(text: str, width: int = LABEL_WIDTH - 8) -> ImageFont.FreeTypeFont:
-    """The font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
+    """Return the font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
     sizes = [size for size in range(TEXT_SIZE, 6, -1) if ImageFont.load_default(size).getlength(text) <= width]
     return ImageFont.load_default(max(sizes, default=6))
 
 
-def _coloured(maps: Scaled) -> torch.Tensor:
-    """uint8 `[n, 3, height, width]`."""
-    return torch.from_numpy(_inferno(maps.values.cpu().numpy() / maps.scale)).permute(0, 3, 1, 2)
-
-
 def _inferno(values: np.ndarray) -> np.ndarray:
-    """0…1 -> uint8 colours, `[…, 3]`; above 1 stays the brightest."""
+    """Return the uint8 colours `[…, 3]` of values; 0 is black, 1 and all above is the brightest."""
     return matplotlib.colormaps["inferno"](values.clip(0, 1), bytes=True)[..., :3]
-
-
-def _palette(size: int) -> np.ndarray:
-    """uint8 `[size, 3]`, always the same: every hue, neither black nor white."""
-    draws = np.random.default_rng(0).random((size, 3))
-    return (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()
 
 
 @lru_cache(maxsize=2 * GIF_FRAMES)
 def _frame(path: Path, changed: int, columns: int) -> Image.Image:
-    """A picture, as it was when last changed, with fixed colours, cut behind its last whole column within GIF_WIDTH."""
+    """Return a picture, as it was when last changed, in fixed colours, cut behind the last whole column that fits."""
     with Image.open(path) as file:
         picture = file.convert("RGB")
     column = (picture.width - LABEL_WIDTH) / columns

@@ -71,20 +71,20 @@ def read_config(folder: Path) -> dict:
                         "Point at a folder that a training script made.") from None
 
 
-def find_run(name: str, flag: str, results: Path = Path("results")) -> Path:
-    """Return the folder of a run: `name` as a path, or looked up in <results>/*/ and pretrained/.
+def find_run(name: str, flag: str, results: Path = Path("results"), file: str = WEIGHTS) -> Path:
+    """Return the folder of a run that has `file`: `name` as a path, or looked up in <results>/*/ and pretrained/.
 
     Raises: UserError, naming what was found, if there is none or more than one.
     """
-    if (Path(os.path.expanduser(name)) / WEIGHTS).is_file():
+    if (Path(os.path.expanduser(name)) / file).is_file():
         return Path(os.path.expanduser(name))
-    runs = sorted(path.parent for paths in (results.glob(f"*/*/{WEIGHTS}"), Path("pretrained").glob(f"*/{WEIGHTS}"))
+    runs = sorted(path.parent for paths in (results.glob(f"*/*/{file}"), Path("pretrained").glob(f"*/{file}"))
                   for path in paths)
     found = [folder for folder in runs if folder.name == name]
     expect(len(found) < 2, f"{flag} {name}", "one run of this name", ", ".join(map(str, found)),
            "Give the path of one.")
     known = ", ".join(sorted({folder.name for folder in runs}))
-    expect(bool(found), f"{flag} {name}", f"a folder with {WEIGHTS}, or a name in {results}/*/ or pretrained/",
+    expect(bool(found), f"{flag} {name}", f"a folder with {file}, or a name in {results}/*/ or pretrained/",
            f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
     return found[0]
 

@@ -1,31 +1,25 @@
-"""Nothing -> the settings of vqvae2 tune, and what may be searched: ranges and choices of settings."""
+"""The command line of `vqvae2 tune` -> a frozen dataclass, and the ranges and choices of settings that are searched."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from vqvae2.runs.settings import NOT_PART_OF_A_RUN, changed_settings
-from vqvae2.settings.checks import expect, flag
+from vqvae2.runs.settings import NOT_PART_OF_A_RUN
+from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict
 from vqvae2.training.settings import TrainVqvae
 
 
-@dataclass(frozen=True)
-class Range:
-    """All numbers from `low` to `high`; drawn evenly, or their logarithms are, where `low` is above 0."""
+class Range(NamedTuple):
+    """All numbers from `low` to `high`. Their logarithms are drawn evenly where `low` is above 0, else the numbers."""
 
     low: float
     high: float
-
-    @property
-    def is_log(self) -> bool:
-        """Return whether twice a number is as far as half of it."""
-        return self.low > 0
 
     def nearest(self, value: float) -> float:
         """Return `value`, or the end of the range that is nearer."""
@@ -35,18 +29,15 @@ class Range:
         return f"{self.low:g}..{self.high:g}"
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(tuple[int, ...]):
     """Some whole numbers, in ascending order."""
-
-    values: tuple[int, ...]
 
     def nearest(self, value: float) -> int:
         """Return the choice whose ratio to `value` is nearest to 1."""
-        return min(self.values, key=lambda one: abs(math.log(one / value)))
+        return min(self, key=lambda choice: abs(math.log(choice / value)))
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.values))
+        return ",".join(map(str, self))
 
 
 Space = dict[str, Range | Choices]
@@ -54,18 +45,16 @@ SPACE: Space = {
     "learning_rate": Range(1e-4, 3e-3), "codebook_size": Choices((128, 256, 512, 1024)),
     "embedding_dim": Choices((16, 32, 64, 128)), "commitment": Range(0.05, 1.0), "decay": Range(0.9, 0.999),
     "ssim_weight": Range(0.003, 0.3), "gradient_weight": Range(0.0, 0.1), "prediction": Range(0.05, 1.0)}
-"""What can be searched, and where it is if --search does not say. A weight that is 0 by default begins at 0."""
+"""The settings that can be searched, and the default of each. A weight that is 0 without --search begins at 0."""
 LIMITS = {"codebook_size": (2, 32767), "embedding_dim": (2, 4096), "decay": (0.0, 1 - 1e-6), "learning_rate": (1e-9, 1)}
-"""Of what --search may give; other settings are weights, 0 to 1000."""
-SAME_FOR_ALL_TRIALS = ("epochs", "batch", "accumulate", "global_batch")
-"""Of a run they may change when it goes on; trials of a study could not be compared."""
-ONLY_HERE = ("out", "trials", "workers")
-"""May change when a study goes on."""
+"""The smallest and the largest value that --search takes; the other settings are weights, from 0 to 1000."""
+MAY_DIFFER = NOT_PART_OF_A_RUN - {"epochs", "batch", "accumulate", "global_batch"}
+"""Settings of a training that do not change its result: trials with other epochs or batches could not be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainVqvae):
-    """Settings of vqvae2 tune: how to search, and all of train_vqvae.py's, which every trial has."""
+    """Settings of `vqvae2 tune`: how to search, and all settings of a training, which the trials have in common."""
 
     savename: Annotated[str, tyro.conf.arg(name="study", aliases=["--savename"])]
     """Name of the study, whose files go to <results>/tune/<savename>/."""
@@ -95,58 +84,52 @@ class TuneSettings(TrainVqvae):
         super().__post_init__()
         space_of(self)
 
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the study's files."""
+        return self.out or self.results / "tune" / self.savename
+
 
 def space_of(settings: TuneSettings) -> Space:
     """Return what is searched, by the setting's name, in the order of SPACE.
 
-    Raises: UserError for a name that cannot be searched, twice the same, or a range or choice that is none.
+    Raises: UserError for a name that cannot be searched or is given twice, and for a wrong range or choice.
     """
-    without = {"decay": settings.quantizer == "gradient" and "--quantizer gradient",
+    lacking = {"decay": settings.quantizer == "gradient" and "--quantizer gradient",
                **dict.fromkeys(("codebook_size", "commitment"), settings.quantizer == "fsq" and "--quantizer fsq"),
                "prediction": settings.levels == 1 and "--levels 1"}
-    if not settings.search:
-        return {name: one for name, one in SPACE.items() if not without.get(name)}
     asked: Space = {}
-    for words in settings.search:
+    for words in settings.search or [name for name in SPACE if not lacking.get(name)]:
         name, _, given = words.partition("=")
         name = name.replace("-", "_")
         expect(name in SPACE, "--search", f"some of {', '.join(SPACE)}", name, "Give the others as flags.")
         expect(name not in asked, "--search", "each setting once", f"{name} twice", "Drop one.")
-        expect(not without.get(name), f"--search {name}", "a setting that this model has",
-               f"{without.get(name)}, which has no {name}", "Drop one of them.")
+        expect(not lacking.get(name), f"--search {name}", "a setting that this model has",
+               f"{lacking.get(name)}, which has no {name}", "Drop one of them.")
         asked[name] = _parsed(name, given) if given else SPACE[name]
     return {name: asked[name] for name in SPACE if name in asked}
 
 
 def _parsed(name: str, given: str) -> Range | Choices:
-    """The range or the choices that `given` stands for."""
+    """Return the range or the choices that the words after NAME= stand for."""
     least, most = LIMITS.get(name, (0.0, 1000.0))
-    choices = isinstance(SPACE[name], Choices)
-    rule = (f"whole numbers from {least} to {most} with commas between" if choices else
+    kind = type(SPACE[name])
+    number, separator = (int, ",") if kind is Choices else (float, "..")
+    rule = (f"whole numbers from {least} to {most} with commas between" if kind is Choices else
             f"LOW..HIGH, numbers from {least:g} to {most:g}")
     try:
-        values = [int(one) for one in given.split(",")] if choices else [float(one) for one in given.split("..")]
+        values = [number(word) for word in given.split(separator)]
     except ValueError:
         values = []
-    ok = bool(values) and all(least <= one <= most for one in values)
-    ok = ok and (choices or (len(values) == 2 and values[0] < values[1]))
+    ok = bool(values) and all(least <= value <= most for value in values)
+    ok = ok and (kind is Choices or (len(values) == 2 and values[0] < values[1]))
     expect(ok, f"--search {name}", rule, given, f"For example {name}={SPACE[name]}.")
-    return Choices(tuple(sorted(set(values)))) if choices else Range(*values)
+    return Choices(sorted(set(values))) if kind is Choices else Range(*values)
 
 
 def shared_settings(settings: TuneSettings) -> dict:
-    """Return what makes a study what it is, as JSON values: a later start must have the same."""
-    space = {"search": [f"{name}={one}" for name, one in space_of(settings).items()]}
-    return {name: value for name, value in (as_dict(settings) | space).items()
-            if name in SAME_FOR_ALL_TRIALS or name not in {*NOT_PART_OF_A_RUN, *ONLY_HERE}}
-
-
-def changes(settings: TuneSettings, began_with: dict) -> list[str]:
-    """Return what differs from a study's `shared_settings`, such as `--epochs 3 (was 2)`."""
-    mine = shared_settings(settings)
-    listed = [f"{flag(name)} {mine[name]} (was {began_with[name]})" for name in SAME_FOR_ALL_TRIALS
-              if name in began_with and mine[name] != began_with[name]]
-    searched = ([] if mine["search"] == began_with.get("search") else
-                [f"--search {' '.join(mine['search'])} (was {' '.join(began_with.get('search', []))})"])
-    rest = {name: value for name, value in began_with.items() if name not in ("search", *SAME_FOR_ALL_TRIALS)}
-    return [*listed, *searched, *changed_settings(settings, rest)]
+    """Return what makes a study what it is, as JSON values, lists as text: a later start must have the same."""
+    searched = {"search": [f"{name}={values}" for name, values in space_of(settings).items()]}
+    return {name: " ".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in (as_dict(settings) | searched).items()
+            if name not in MAY_DIFFER | {"out", "trials", "workers"}}
