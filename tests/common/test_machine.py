@@ -88,7 +88,7 @@ def test_without_a_working_compiler_the_run_goes_on_and_says_why(monkeypatch):
 @pytest.mark.parametrize("compiler", ["c++", "no-such-compiler"])
 def test_a_compiler_that_is_not_there_is_found_out_before_the_first_step(compiler, tmp_path):
     """A process of its own: what torch knows of the compiler it knows from its start."""
-    code = ("import torch; from vqvae2 import machine;"
+    code = ("import torch; from vqvae2.common import machine;"
             "print(*machine.choose_compilation('always', torch.device('cpu')), sep='|')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True,
                           cwd=Path(__file__).parents[2],
