@@ -45,7 +45,7 @@ FIGURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_b
 class Judged:
     """What was judged, for those who draw more figures of it."""
 
-    similarity: dict
+    metrics: dict
     """As in metrics.json."""
     images: ImageSet
     """Of the split."""
