@@ -199,19 +199,19 @@ def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixe
            list(originals.shape[1:]), "Resize, cut or pad them.")
     expect(blend >= 0, "blend", "0 or more pixels", blend, "For example 4.")
     if isinstance(mask, str):
-        hidden = inpainting._mask(mask, shape[1:])
+        hidden = inpainting.mask_of(mask, shape[1:])
     else:
         hidden = torch.as_tensor(mask)
         expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
                f"booleans of shape {list(shape[1:])}, at least one True",
                f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
-    unfinished = inpainting.Unfinished(
+    incomplete = inpainting.Incomplete(
         [str(number) for number in range(len(originals))], inpainting.encode_visible(originals, hidden, vqvae),
-        inpainting._weights(hidden[None], blend), originals, {})
-    return _sample(vqvae, top, bottom, count, settings, unfinished)
+        inpainting.blend_weights(hidden[None], blend), originals, {})
+    return _sample(vqvae, top, bottom, count, settings, incomplete)
 
 
-def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.Judged:
+def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.Evaluation:
     """Judge a VQ-VAE, with `top` and `bottom` its priors too; write metrics.json and figures to the folder `out`.
 
     Args:
@@ -256,7 +256,7 @@ def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> I
 
 
 def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
-            unfinished: inpainting.Unfinished | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            incomplete: inpainting.Incomplete | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Draw as the command does; see `sample`."""
     settings = {name: value if isinstance(value, tuple) or name not in LEVELLED else (value,)
                 for name, value in settings.items()}
@@ -265,9 +265,9 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
     priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
     expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
            " and ".join(priors), "Load them with load_prior.")
-    drawer = candidates.Drawer(vqvae, priors, chosen, unfinished)
+    drawer = candidates.Drawer(vqvae, priors, chosen, incomplete)
     with sampler.one_thread():  # with another number of threads the last bits might be others
-        made = list(drawer.draw(candidates.wishes_of(chosen, unfinished)))
+        made = list(drawer.draw(candidates.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
 

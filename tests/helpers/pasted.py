@@ -53,6 +53,6 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
 
     for holder in (module, parsing):
         monkeypatch.setattr(holder, "parse", parse, raising=False)
-    with pytest.raises(ParsedError) as parsed:  # noqa: PT012 (the message is the settings)
+    with pytest.raises(ParsedError) as parsed:
         module.main(arguments)
     return parsed.value.args[0]

@@ -172,13 +172,13 @@ class TestSeam:
         grow = inpainting.functional.max_pool2d
         monkeypatch.setattr(inpainting.functional, "max_pool2d", lambda *a, **b: steps.append(1) or grow(*a, **b))
         hidden = torch.tensor([[[True, False, False, False]]])
-        assert inpainting._weights(hidden, 999)[0, 0].tolist() == pytest.approx([1, 0.999, 0.998, 0.997])
+        assert inpainting.blend_weights(hidden, 999)[0, 0].tolist() == pytest.approx([1, 0.999, 0.998, 0.997])
         assert len(steps) <= 4
 
     def test_a_completion_fades_into_the_original_outside_of_the_mask_alone(self):
         """Over 2 pixels: 1, 1 | 2/3, 1/3, 0, 0. A white completion of a black image is 255 times that."""
         hidden = torch.tensor([[[True, True, False, False, False, False]]])
-        weight = inpainting._weights(hidden, 2)
+        weight = inpainting.blend_weights(hidden, 2)
         assert weight[0, 0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0])
         one = Incomplete(["a"], {}, weight, torch.zeros(1, 1, 1, 6, dtype=torch.uint8), {})
         white = torch.full((1, 1, 6), 255, dtype=torch.uint8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vqvae2.common import files
 from vqvae2.evaluation import leaks, text
-from vqvae2.evaluation.feature_settings import FeatureSettings
+from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.checks import flag

@@ -43,7 +43,6 @@ from vqvae2.models.hub import PretrainedVqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs import weights
-from vqvae2.settings.parsing import from_dict
 
 GROUPS = 8
 """The number of groups of channels that are normalised together; fewer where it does not divide the channels."""
@@ -276,7 +275,5 @@ def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
     loaded = weights.load_model(
-        name, flag, "vqvae", lambda config, _: Vqvae(from_dict(VqvaeSettings, config["settings"]),
-                                                     config["image_shape"][0]),
-        results, words="a VQ-VAE", advice="Give the name that train_vqvae.py was run with.")
+        name, flag, "vqvae", Vqvae._from_config, results, words="a VQ-VAE", advice="Give the name that train_vqvae.py was run with.")
     return TrainedVqvae(loaded.model.to(device), loaded.config, weights.weights_hash(loaded.tensors), loaded.folder)

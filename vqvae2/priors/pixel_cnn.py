@@ -37,7 +37,6 @@ from vqvae2.priors.hub import PretrainedPrior
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCnnCursor
 from vqvae2.runs import weights
-from vqvae2.settings.parsing import from_dict
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -286,11 +285,7 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
             raise UserError(f"--vqvae: expected the VQ-VAE whose codes --{level} {name} learned "
                             f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
                             f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-        # Weights may be stored in 16 bit; the model is built in 32.
-        table, *of_top = (tensors[key].float() for key in ("table", "conditioner.table") if key in tensors)
-        top = (*of_top, config["top_shape"]) if level == "bottom" else (None, None)
-        columns = conditions.from_json(config.get("columns", []))
-        return PixelCnn(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top, columns)
+        return PixelCnn._from_config(config, tensors)
 
     return weights.load_model(
         name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",

@@ -89,8 +89,8 @@ def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
     originals = torch.stack([to_bytes(_read(path, settings, vqvae)) for path in paths])
     folder = settings.inpaint if settings.inpaint.is_dir() else settings.inpaint.parent
     names = unique_names([path.relative_to(folder).as_posix() for path in paths])
-    hidden = _mask(settings.mask, originals.shape[2:])
-    return Incomplete(names, encode_visible(originals, hidden, vqvae), _weights(hidden[None], settings.blend),
+    hidden = mask_of(settings.mask, originals.shape[2:])
+    return Incomplete(names, encode_visible(originals, hidden, vqvae), blend_weights(hidden[None], settings.blend),
                       originals, {"images_hash": _hash(names, originals), "mask_hash": _hash([], hidden)})
 
 
@@ -133,7 +133,7 @@ def _read(path: Path, settings: SampleSettings, vqvae: TrainedVqvae) -> torch.Te
     return torch.from_numpy(pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535))
 
 
-def _mask(mask: str, shape: tuple[int, int]) -> torch.Tensor:
+def mask_of(mask: str, shape: tuple[int, int]) -> torch.Tensor:
     """Return which pixels are hidden, bool `[height, width]`. Raises: UserError if none is, or the size is another."""
     height, width = shape
     if mask in HALVES:
@@ -198,7 +198,7 @@ def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:
     return {level: (height // cells[level], width // cells[level]) for level in vqvae.model.levels}
 
 
-def _weights(hidden: torch.Tensor, blend: int) -> torch.Tensor:
+def blend_weights(hidden: torch.Tensor, blend: int) -> torch.Tensor:
     """Return float32 `[n, height, width]`: 1 where `hidden` (bool, the same shape), falling to 0 over `blend` pixels.
 
     The fading is outside of what is hidden: what the hidden pixels were must not show.
