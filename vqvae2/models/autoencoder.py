@@ -275,5 +275,6 @@ def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
     loaded = weights.load_model(
-        name, flag, "vqvae", Vqvae._from_config, results, words="a VQ-VAE", advice="Give the name that train_vqvae.py was run with.")
+        name, flag, "vqvae", Vqvae._from_config, results, words="a VQ-VAE",
+        advice="Give the name that train_vqvae.py was run with.")
     return TrainedVqvae(loaded.model.to(device), loaded.config, weights.weights_hash(loaded.tensors), loaded.folder)
