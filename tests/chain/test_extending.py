@@ -59,7 +59,8 @@ def test_a_metric_stands_in_the_report(module, tiny_run, apart, monkeypatch, cap
         pytest.skip("this version has no table of judges")
     _, row = module("A metric")
     for name in ("report", "text"):
-        monkeypatch.setattr(importlib.import_module(f"vqvae2.evaluation.{name}"), "JUDGES", report.JUDGES + row)
+        monkeypatch.setattr(importlib.import_module(f"vqvae2.evaluation.{name}"), "JUDGES", report.JUDGES + row,
+                            raising=name == "report")
     evaluate.main(["--vqvae", str(tiny_run.vqvae), "--split", "validate", "--out", "report"])
     figures = json.loads(Path("report/metrics.json").read_text(encoding="utf-8"))
     assert 0 < figures["sharpness"]["mean"] < 10

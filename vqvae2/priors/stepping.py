@@ -157,7 +157,7 @@ class _Layer:
         layer: whose weights these are.
         seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCnnCursor.
         given: `[width, batch, channels]`, what it is given in this row.
-        half: as for CachedPrior.
+        half: as for PixelCnnCursor.
     """
 
     def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor, half: bool):
