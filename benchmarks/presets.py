@@ -5,8 +5,8 @@
     python extract_slices.py --scans scans --out slices-64 --size 64 --per-scan 20
     python benchmarks/presets.py --slices slices-256 slices-128 slices-64 --out presets-trained
 
-Each is trained as its file in vqvae2/presets/ says but for the data (slices with their manifest, for all), the epochs that
-make --images-seen, and micro-batches that fit a small machine (the global batch stays the preset's). Those of
+Each is trained as its file in vqvae2/presets/ says but for the data (slices with their manifest, for all), the epochs
+that make --images-seen, and micro-batches that fit a small machine (the global batch stays the preset's). Those of
 large batches are trained once more with small ones. Beside each stands the recipe of vqvae2-256 at the same size. All
 are judged on the test subjects' slices. Run it again to go on where it stopped; --only does some of them, --table
 writes the table of what is done and trains nothing.

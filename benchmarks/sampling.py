@@ -1,4 +1,4 @@
-"""How fast vqvae2/priors/stepping.py draws codes, as ratios to the slow way and to reading the weights, in the same run.
+"""How fast vqvae2/priors/stepping.py draws codes, as ratios to the slow way and to reading weights, in the same run.
 
     python benchmarks/sampling.py                    # 8 images at a time; 4 minutes of one core's time
     python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time; half an hour of it
@@ -6,7 +6,7 @@
     python benchmarks/sampling.py --precision fp64   # as sample.py draws unless it is told otherwise
 
 Priors with fresh weights and codes drawn as sample.py --precision fp32 draws them, each number the time of one image:
-    cached     PixelCnnCursor: a position is a step, a choice and telling it. Timed are the start and evenly spaced rows
+    cached     PixelCNNCursor: a position is a step, a choice and telling it. Timed are the start and evenly spaced rows
     half       the same with the layers' weights in 16 bits
     slow       Prior.forward on the whole map for each position, and a choice. All positions cost the same: a few are
                timed and the time is multiplied by their number, as are more than 8 images, of which 8 are timed
@@ -35,8 +35,8 @@ from common import processor
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.priors.pixel_cnn import PixelCnn
-from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.priors.pixel_cnn import PixelCNN
+from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling.sampler import SamplingRule, choose
 from vqvae2.settings import checks, parsing
 from vqvae2.training.settings import TrainPrior
@@ -104,18 +104,18 @@ def main(arguments: list[str] | None = None) -> None:
         bound(kind, make(kind, min(32, max(settings.sides)), place).to(settings.dtype), settings.seconds)
 
 
-def make(kind: str, side: int, place: torch.device) -> PixelCnn:
+def make(kind: str, side: int, place: torch.device) -> PixelCNN:
     """Return a prior of that kind for maps of `side` x `side` codes, with fresh weights."""
     torch.manual_seed(0)
     options = TrainPrior(savename="x", epochs=1, batch=1, vqvae="x", **PRIORS[kind])
     top = (torch.randn(CODES, DIM), (side // 2, side // 2)) if kind == "bottom" else (None, None)
-    return PixelCnn(options, torch.randn(CODES, DIM), (side, side), *top).to(place).eval()
+    return PixelCNN(options, torch.randn(CODES, DIM), (side, side), *top).to(place).eval()
 
 
 class Ways:
     """The ways to draw `batch` maps of a prior; each returns the seconds of a whole map, judged from a part of it."""
 
-    def __init__(self, prior: PixelCnn, batch: int):
+    def __init__(self, prior: PixelCNN, batch: int):
         self.prior, self.batch, self.side, self.place = prior, batch, prior.shape[0], prior.bias.device
         side = self.side // 2
         self.top_codes = None if prior.conditioner is None else torch.randint(
@@ -138,7 +138,7 @@ class Ways:
         """The start, and the mean of evenly spaced rows, each at its fastest so far: attention's cost is linear."""
         states = []
         start = seconds(self.place, lambda: states.append(
-            PixelCnnCursor(self.prior, self.batch, self.top_codes, half=half)))
+            PixelCNNCursor(self.prior, self.batch, self.top_codes, half=half)))
         self.bytes = self.bytes if half else bytes_of(states[0], self.prior)
         count = min(ROWS_TIMED, self.side)
         rows = [int((i + 0.5) * self.side / count) for i in range(count)]
@@ -151,13 +151,13 @@ class Ways:
         """The same in 16 bits."""
         return self.cached(half=True)
 
-    def draw_row(self, state: PixelCnnCursor, row: int) -> None:
+    def draw_row(self, state: PixelCNNCursor, row: int) -> None:
         """Draw a row of codes."""
         for column in range(self.side):
             state.tell(column, choose(state.step(row, column), self.uniform, self.rule))
 
 
-def compare(name: str, prior: PixelCnn, batch: int, least_seconds: float) -> float:
+def compare(name: str, prior: PixelCNN, batch: int, least_seconds: float) -> float:
     """Print seconds for an image by each way, and their ratios; return the cached way's for a code."""
     ways, least, began, rounds = Ways(prior, batch), {}, time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - began < least_seconds:
@@ -185,10 +185,10 @@ def print_growth(kind: str, costs: dict[tuple[int, int], float]) -> None:
               f"{costs[sides[-1], batch] / costs[sides[0], batch]:.2f}x")
 
 
-def bound(kind: str, prior: PixelCnn, least_seconds: float) -> None:
+def bound(kind: str, prior: PixelCNN, least_seconds: float) -> None:
     """Print how near one image at a time comes to reading each weight that a position needs once."""
     ways, place, began, least = Ways(prior, 1), prior.bias.device, time.perf_counter(), {}
-    matrices = matrices_of(PixelCnnCursor(prior, 1, ways.top_codes))
+    matrices = matrices_of(PixelCNNCursor(prior, 1, ways.top_codes))
     vectors = [matrix.new_ones(1, len(matrix)) for matrix in matrices]
     results = [matrix.new_empty(1, matrix.shape[1]) for matrix in matrices]
     timed = {"cached": lambda: ways.cached() / prior.shape[0] ** 2, "half": lambda: ways.half() / prior.shape[0] ** 2,
@@ -207,7 +207,7 @@ def bound(kind: str, prior: PixelCnn, least_seconds: float) -> None:
         print(f"ratio {kind}, batch 1: cached / {name} {least['cached'] / least[name]:.2f}x", flush=True)
 
 
-def matrices_of(state: PixelCnnCursor) -> list[torch.Tensor]:
+def matrices_of(state: PixelCNNCursor) -> list[torch.Tensor]:
     """Return the matrices by which a position is multiplied, in order."""
     products = [product for i, layer in enumerate(state.layers) for product in (
         layer.horizontal_in, layer.horizontal_out,
@@ -227,7 +227,7 @@ def seconds(place: torch.device, work: Callable[[], object]) -> float:
     return clock() - began
 
 
-def bytes_of(state: PixelCnnCursor, prior: PixelCnn) -> int:
+def bytes_of(state: PixelCNNCursor, prior: PixelCNN) -> int:
     """Return the memory of all tensors that `state` keeps, above the weights of `prior`."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(state)}
     own = {weight.untyped_storage().data_ptr() for weight in prior.parameters()}
@@ -240,7 +240,7 @@ def tensors_of(thing: object) -> list[torch.Tensor]:
         return [thing]
     if isinstance(thing, (list, tuple, dict)):
         return [one for part in (thing.values() if isinstance(thing, dict) else thing) for one in tensors_of(part)]
-    return tensors_of(vars(thing)) if type(thing).__module__ == PixelCnnCursor.__module__ else []
+    return tensors_of(vars(thing)) if type(thing).__module__ == PixelCNNCursor.__module__ else []
 
 
 if __name__ == "__main__":

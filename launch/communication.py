@@ -16,7 +16,7 @@ import torch
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import RESTART_EVERY, Place
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.priors.pixel_cnn import PixelCnn
+from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.settings import PriorSettings
 
 GIGABYTES_A_SECOND = {"NVLink 4 (450 GB/s)": 450, "400 Gb/s": 50, "200 Gb/s": 25, "25 Gb/s Ethernet": 3.125}
@@ -68,7 +68,7 @@ def models() -> dict[str, tuple[int, dict[str, int]]]:
         for level, height, top in (("top", size // 8, None), ("bottom", size // 4, size // 8)):
             settings = PriorSettings(level=level)
             book = vqvae.quantizers[level].codebook
-            prior = PixelCnn(settings, book, (height, height), top and book, top and (top, top))
+            prior = PixelCNN(settings, book, (height, height), top and book, top and (top, top))
             made[f"{level} prior, {size}²"] = (gradient_bytes(prior), {})
     return made
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("common", "settings", "runs", "scans", "slices", "images", "metrics", "plots", "models", "priors", "training",
-            "sampling", "evaluation", "api", "commands")
+PACKAGES = ("common", "settings", "runs", "scans", "slices", "images", "metrics", "plots", "models", "priors",
+            "training", "sampling", "evaluation", "api", "commands")
 """A module imports from its own package and from packages that stand before it."""
 WITHOUT_TORCH = ("vqvae2", "vqvae2.scans", "vqvae2.slices", "vqvae2.settings.parsing", "vqvae2.commands",
                  "vqvae2.commands.extract", "vqvae2.commands.demo_scans", "vqvae2.slices.extraction")

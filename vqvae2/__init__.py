@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _API = ("load_vqvae", "load_prior", "load_images", "extract_slices", "encode", "decode", "embeddings", "sample",
         "complete", "evaluate", "predict", "code_pictures", "image_picture")
 _HOMES = {**{name: f"vqvae2.api:{name}" for name in _API}, "Trainer": "vqvae2.training.trainer:Trainer",
-          "Vqvae": "vqvae2.models.autoencoder:Vqvae", "PixelCNN": "vqvae2.priors.pixel_cnn:PixelCnn",
+          "Vqvae": "vqvae2.models.autoencoder:Vqvae", "PixelCNN": "vqvae2.priors.pixel_cnn:PixelCNN",
           "UserError": "vqvae2.common.errors:UserError"}
 """Each public name -> the module that has it, and its name there."""
 __all__ = ["__version__", *_HOMES]

@@ -27,9 +27,9 @@ class Run:
         self.results, self.folder, self.log = results, results / "oasis" / "line", results / "said.txt"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc_per_node={processes}"]
         batch = 8 // processes
-        arguments = [*(launcher if processes > 1 else ()), "tests/helpers/slow_line.py", "--savename", "line", "--results",
-                     str(results), "--batch", str(batch), "--epochs", "2", "--threads", "1", "--precision", "fp32",
-                     *more]
+        arguments = [*(launcher if processes > 1 else ()), "tests/helpers/slow_line.py", "--savename", "line",
+                     "--results", str(results), "--batch", str(batch), "--epochs", "2", "--threads", "1",
+                     "--precision", "fp32", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
                        **{f"SLOW_{phase.upper()}": str(value) for phase, value in seconds.items()}}
         with self.log.open("w") as log:

@@ -131,7 +131,7 @@ class TestNetwork:
         assert np.cov(white, rowvar=False) == pytest.approx(np.eye(4), abs=0.05)
 
     def test_no_pictures_are_a_batch_too_and_reach_every_parameter(self):
-        """So that a rank without a share can take part in a step."""
+        """A rank without a share can take part in a step."""
         model = FeatureNet(SETTINGS)
         made = model(torch.zeros(0, 1, 128, 128))
         assert [tuple(one.shape) for one in made] == [(0, 5), (0, 6), (0, 1024)]

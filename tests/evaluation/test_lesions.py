@@ -172,7 +172,7 @@ def chain(tiny_run):
 
 
 def test_surprise_is_read_both_ways(chain):
-    """So the mirror image's map is the map's mirror image."""
+    """The mirror image's map is the map's mirror image."""
     model, priors, images = chain
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
     found, other = (lesions.both_ways(model, priors, one, batch=4) for one in (images, mirrored))

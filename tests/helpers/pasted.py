@@ -16,7 +16,8 @@ MODULES = {word: word.replace("-", "_") for word in COMMANDS} | {
     "extract_slices.py": "extract", "train_pixel_cnn.py": "train_prior", "make_demo_scans.py": "demo_scans",
     **{f"{name}.py": name for name in ("train_vqvae", "sample", "evaluate", "predict")}}
 """A word or script on a command line -> the module in vqvae2/commands/ that reads the words after it."""
-COMMAND = re.compile(r"\s*(\$ )?(\w+=\S+ )*(([.\w/]*/)?python3? (-m (torch\.distributed\.run|vqvae2|tools\.\w+) |\w+\.py\b)|vqvae2 )")
+PYTHON = r"([.\w/]*/)?python3? (-m (torch\.distributed\.run|vqvae2|tools\.\w+) |\w+\.py\b)"
+COMMAND = re.compile(rf"\s*(\$ )?(\w+=\S+ )*({PYTHON}|vqvae2 )")
 
 
 def commands_in(text: str) -> list[list[str]]:

@@ -12,19 +12,19 @@ from torch import multiprocessing
 
 SECONDS = 120
 PRELOADED = ["torch", "torch.distributed", "torch.utils.tensorboard", "matplotlib.figure", "scipy.ndimage", "tyro"]
-"""The process that all ranks are forked from has imported these: an import costs seconds, a fork milliseconds. Modules of
-this project are not among them, since that process does not know which checkout is tested."""
+"""The process that all ranks are forked from has imported these: an import costs seconds, a fork milliseconds.
+Modules of this project are not among them, since that process does not know which checkout is tested."""
 multiprocessing.set_forkserver_preload(PRELOADED)
 
 
-def run_on_ranks(count: int, function: Callable, *arguments: object) -> list:
+def run_on_ranks(count: int, function: Callable, *arguments: object, start_method: str = "forkserver") -> list:
     """Return `function(*arguments)` of each of `count` new processes; a deadlock or an exception is a failure.
 
     `function` must stand at the top of its module: the processes import it by name.
     """
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.start_processes(_on_rank, (count, folder, function, arguments), nprocs=count,
-                                                  join=False, start_method="forkserver")
+                                                  join=False, start_method=start_method)
         done = False
         for _ in range(SECONDS):
             done = context.join(timeout=1)

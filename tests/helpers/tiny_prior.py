@@ -2,20 +2,20 @@
 
 import torch
 
-from vqvae2.priors.pixel_cnn import PixelCnn
+from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.settings import PriorSettings
 
 CODES = 12
 
 
 def prior(level: str, shape: tuple[int, int] = (4, 6), layers: int = 6, attention_every: int = 2, seed: int = 0,
-          ) -> PixelCnn:
+          ) -> PixelCNN:
     torch.manual_seed(seed)
     options = PriorSettings(level=level, channels=8, heads=2, layers=layers, attention_every=attention_every)
     top = (torch.randn(CODES, 5), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
-    return PixelCnn(options, torch.randn(CODES, 5), shape, *top).double().eval()
+    return PixelCNN(options, torch.randn(CODES, 5), shape, *top).double().eval()
 
 
-def random_codes(model: PixelCnn, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor | None]:
+def random_codes(model: PixelCNN, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor | None]:
     top = None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
     return torch.randint(CODES, (batch, *model.shape)), top

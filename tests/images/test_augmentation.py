@@ -222,7 +222,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("bounds", [only(**LARGEST), only(elastic_mm=8)])
     def test_the_map_in_mm_is_the_same_at_any_number_of_pixels(self, bounds):
-        """Of 3 x 3 small pixels the middle one lies in the middle of a large one."""
+        """The middle of 3 x 3 small pixels lies in the middle of a large one."""
         assert places_of((48, 72), 20, **bounds)[:, 1::3, 1::3] == pytest.approx(
             places_of((16, 24), 20, **bounds), abs=1e-3)
 

@@ -238,7 +238,7 @@ def say_where(folder: str) -> None:
 
 def test_a_small_shared_memory_is_said_once_by_rank_0(tmp_path, capfd):
     write_slices(tmp_path / "slices")
-    run_on_ranks(2, say_where, str(tmp_path))
+    run_on_ranks(2, say_where, str(tmp_path), start_method="spawn")  # a fork server's output is not this test's
     assert capfd.readouterr().out == (
         f"images: {memory.SHARED_MEMORY} is too small for them, so the processes of this machine share a file in "
         f"{tmp_path}; in a container, --shm-size or --ipc=host would be faster\n")

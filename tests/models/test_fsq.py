@@ -227,8 +227,8 @@ def test_embeddings_priors_and_samples_are_made_of_its_codes(tiny_slices, tmp_pa
     sample.main([*models, "--count", "2", "--out", "samples"])
     evaluate.main([*models, "--split", "validate", "--out", "report", "--samples", "4"])
     assert (tmp_path / "report" / "metrics.json").is_file()
-    vqvae = api.load("fsq", device="cpu")
+    vqvae = api.load_vqvae("fsq", device="cpu")
     codes = {"top": np.zeros((1, 4, 4), np.int64), "bottom": np.zeros((1, 8, 8), np.int64)}
-    embeddings = api.embeddings_from_codes(vqvae, codes)["top"]
+    embeddings = api.embeddings(vqvae, codes)["top"]
     codebook = vqvae.model.quantizers["top"].codebook.detach()
     np.testing.assert_allclose(np.asarray(embeddings)[0, :, 0, 0], codebook[0].numpy(), atol=1e-6)

@@ -29,7 +29,7 @@ PARTS = [{"epoch": "1", "images_seen": "40", "train_loss": "0.5", "train_reconst
           "train_commitment": "0.4", "train_prediction": "0.06", "validate_loss": "0.2",
           "validate_reconstruction": "0.15", "validate_mse": "0.05", "validate_commitment": "0.5",
           "validate_prediction": "0.04", "top_perplexity": "6.5", "bottom_perplexity": "8.5"}]
-"""Of a two-level run whose loss has SSIM in it too and whose codebook is a moving average."""
+"""The columns of a two-level run whose loss has SSIM in it too and whose codebook is a moving average."""
 
 
 def lines_of(axis):

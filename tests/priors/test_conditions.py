@@ -14,8 +14,8 @@ from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.priors import conditions
 from vqvae2.priors.conditions import Column
-from vqvae2.priors.pixel_cnn import PixelCnn
-from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.priors.pixel_cnn import PixelCNN
+from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling.sampler import SamplingRule, choose, draw_codes, known_of
 from vqvae2.training.settings import TrainPrior
 
@@ -175,31 +175,31 @@ class TestCommandLine:
 
 
 @pytest.fixture(params=["top", "bottom"])
-def told(request) -> PixelCnn:
+def told(request) -> PixelCNN:
     """A prior that is told age and sex."""
     return prior_of(request.param, (AGE, SEX))
 
 
-def prior_of(level: str, columns: tuple[Column, ...]) -> PixelCnn:
+def prior_of(level: str, columns: tuple[Column, ...]) -> PixelCNN:
     """A prior in float64 with weights as they were drawn, but for what is known: that shows more."""
     torch.manual_seed(0)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2, layers=3,
                             attention_every=2)
     top = (torch.randn(CODES, 5), (2, 3)) if level == "bottom" else (None, None)
-    prior = PixelCnn(options, torch.randn(CODES, 5), (4, 6), *top, columns).double().eval()
+    prior = PixelCNN(options, torch.randn(CODES, 5), (4, 6), *top, columns).double().eval()
     if prior.known is not None:
         prior.known.out.weight.data *= 10
     return prior
 
 
-def maps_for(prior: PixelCnn, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def maps_for(prior: PixelCNN, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     top = None if prior.conditioner is None else torch.randint(CODES, (batch, 2, 3), generator=generator)
     return torch.randint(CODES, (batch, 4, 6), generator=generator), top
 
 
 class TestPrior:
-    def logits(self, prior: PixelCnn, *rows: list[float] | None) -> torch.Tensor:
+    def logits(self, prior: PixelCNN, *rows: list[float] | None) -> torch.Tensor:
         """Logits of the same map, told one thing after the other."""
         codes, top = maps_for(prior, 1)
         with torch.no_grad():
@@ -250,7 +250,7 @@ class TestPrior:
         codes, top = maps_for(told, 4)
         for rows in (known, None):
             with torch.no_grad():
-                whole, state = told(codes, top, rows), PixelCnnCursor(told, 4, top, rows)
+                whole, state = told(codes, top, rows), PixelCNNCursor(told, 4, top, rows)
                 for row in range(4):
                     for column in range(6):
                         torch.testing.assert_close(state.step(row, column), whole[:, :, row, column], atol=1e-12,
@@ -261,7 +261,7 @@ class TestPrior:
 class TestGuidance:
     KNOWN = torch.tensor([[1.5, 0.0], [NAN, 1.0], [NAN, NAN]])
 
-    def draw(self, prior: PixelCnn, guidance: float, known: torch.Tensor | None, **more) -> torch.Tensor:
+    def draw(self, prior: PixelCNN, guidance: float, known: torch.Tensor | None, **more) -> torch.Tensor:
         return draw_codes(prior, [0, 1, 2], 7, "any", SamplingRule(guidance=guidance), maps_for(prior, 3)[1],
                           known=known, **more)
 

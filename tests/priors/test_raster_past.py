@@ -15,7 +15,7 @@ from torch import nn
 
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.conditions import Column
-from vqvae2.priors.pixel_cnn import GATES, GatedLayer, PixelCnn
+from vqvae2.priors.pixel_cnn import GATES, GatedLayer, PixelCNN
 from vqvae2.training.settings import TrainPrior
 
 CODES, CHANNELS = 7, 4
@@ -76,22 +76,22 @@ def features(shape: Place, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, CHANNELS, *shape, dtype=torch.float64, generator=generator)
 
 
-def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> PixelCnn:
+def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> PixelCNN:
     """Deep enough that every corner reaches every other one."""
     torch.manual_seed(0)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=CHANNELS, heads=2,
                             layers=max(shape), attention_every=2, network=network)
     top = (torch.randn(CODES, 3), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
-    return PixelCnn(options, torch.randn(CODES, CHANNELS), shape, *top, columns).double().eval()
+    return PixelCNN(options, torch.randn(CODES, CHANNELS), shape, *top, columns).double().eval()
 
 
-def given_of(model: PixelCnn) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def given_of(model: PixelCNN) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What a prior is given beside the codes: a top map, and a number with an unknown category."""
     top = None if model.conditioner is None else torch.randint(CODES, (1, *model.conditioner.place.shape[1:]))
     return top, torch.tensor([[0.5, torch.nan]]) if model.columns else None
 
 
-def of_embeddings(model: PixelCnn) -> Makes:
+def of_embeddings(model: PixelCNN) -> Makes:
     """The logits as a function of what codes are turned into."""
     given = given_of(model)
 
@@ -184,7 +184,7 @@ class TestModels:
     @given(kind=st.sampled_from(PRIORS), shape=st.sampled_from(SHAPES[:2]), seed=st.integers(0, 999), data=st.data())
     @settings(max_examples=25, deadline=None)
     def test_codes_that_come_later_change_no_logit(self, kind, shape, seed, data):
-        """Of real codes, all the way through the network: everything from one position on is another's."""
+        """Real codes go all the way through the network: everything from one position on is another's."""
         model = prior(*kind, shape)
         torch.manual_seed(seed)
         given, codes = given_of(model), torch.randint(CODES, (1, *shape))
@@ -208,7 +208,7 @@ class TestProbes:
 
     @pytest.mark.parametrize("probe", [by_gradient, by_nan])
     def test_the_blind_spot_of_masked_3_x_3_convolutions_is_found(self, probe):
-        """Of one stack alone, two columns to the right in the row above cannot be reached (figure 1 of [1])."""
+        """One stack alone is tried: two columns to the right in the row above cannot be reached (figure 1 of [1])."""
         layers = nn.Sequential(*(Masked(CHANNELS, first=i == 0) for i in range(6))).double()
         seen = probe(layers, features(SHAPES[0]))
         assert (1, 3) in seen[2, 2]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2.priors.conditions import Column
-from vqvae2.priors.pixel_cnn import PixelCnn
-from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.priors.pixel_cnn import PixelCNN
+from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling.sampler import SamplingRule, choose, draw_codes
 from vqvae2.training.settings import TrainPrior
 
@@ -19,26 +19,26 @@ AGES, SEXES = [math.nan, -1.5, 0.0, 0.5], [math.nan, 0.0, 1.0]
 
 
 def prior(level: str = "top", shape: tuple[int, int] = (4, 6), network: str = "snail", told: bool = False,
-          layers: int = 3, attention_every: int = 2, seed: int = 0) -> PixelCnn:
+          layers: int = 3, attention_every: int = 2, seed: int = 0) -> PixelCNN:
     """A prior in float64 whose codes are far from even, so that a wrong logit would be seen in what is drawn."""
     torch.manual_seed(seed)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
                             layers=layers, attention_every=attention_every, network=network)
     top = (torch.randn(CODES, DIM), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
-    made = PixelCnn(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
+    made = PixelCNN(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
     torch.nn.init.normal_(made.bias)
     return made
 
 
-def top_maps(model: PixelCnn, batch: int) -> torch.Tensor | None:
+def top_maps(model: PixelCNN, batch: int) -> torch.Tensor | None:
     return None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
 
 
-def both_ways(model: PixelCnn, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
+def both_ways(model: PixelCNN, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
               **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `[batch, codebook_size, height, width]` of the cached way and of the slow one, for the same codes."""
     with torch.no_grad():
-        state, fast = PixelCnnCursor(model, len(codes), top, known, **options), []
+        state, fast = PixelCNNCursor(model, len(codes), top, known, **options), []
         for row in range(model.shape[0]):
             for column in range(model.shape[1]):
                 fast.append(state.step(row, column))
@@ -97,7 +97,7 @@ def test_sampling_leaves_the_weights_as_they_were():
 
 def test_state_is_allocated_once():
     model = prior()
-    state, places = PixelCnnCursor(model, 2), []
+    state, places = PixelCNNCursor(model, 2), []
     for row in range(4):
         for column in range(6):
             state.step(row, column)

@@ -15,7 +15,7 @@ from fields import Field, order_that_hides
 from scipy.stats import chisquare
 
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.priors.pixel_cnn import PixelCnn, load_prior
+from vqvae2.priors.pixel_cnn import PixelCNN, load_prior
 from vqvae2.sampling.sampler import SamplingRule, draw_codes
 from vqvae2.training.priors import PriorTrainer
 from vqvae2.training.settings import TrainPrior
@@ -50,7 +50,7 @@ class Trained:
 
     field: Field
     level: str
-    prior: PixelCnn
+    prior: PixelCNN
     references: dict[str, float]
 
     def draw(self, rule: SamplingRule) -> np.ndarray:

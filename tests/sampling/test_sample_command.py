@@ -223,7 +223,7 @@ def test_guidance_without_anything_known_is_refused(models, refusal, apart):
 class TestInterruptions:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_finished_images_are_kept_and_the_same_command_goes_on(self, number, draw, models):
-        """Of 400 images some are there when it ends; the next run is asked for one more than those."""
+        """Some of 400 images are there when it ends; the next run is asked for one more than those."""
         out = Path("out")
         running = process(models, "--count", 400, "--batch", 1, "--out", out)
         wait_for_images(out, 3, running)
@@ -273,7 +273,7 @@ def test_what_one_process_cannot_write_is_told_in_one_line_and_the_others_images
 
 @torch.no_grad()
 def scores_of(by, vqvae, priors, maps):
-    """Of each candidate the bits of all its codes, or how many codes come back, by the shortest way."""
+    """The score of each candidate is the bits of all its codes, or how many codes come back, by the shortest way."""
     if by == "likelihood":
         shares = {level: priors[level](codes, maps["top"]).log_softmax(1) for level, codes in maps.items()}
         return sum(-shares[level].gather(1, codes[:, None]).sum((1, 2, 3)) / np.log(2) for level, codes in maps.items())

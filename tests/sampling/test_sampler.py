@@ -7,7 +7,7 @@ import torch
 from tiny_prior import CODES, prior, random_codes
 
 from vqvae2.priors import pixel_cnn
-from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling import sampler
 from vqvae2.sampling.sampler import SamplingRule, bits_per_code, draw_codes, draw_maps
 
@@ -17,12 +17,12 @@ def steps(monkeypatch):
     """The positions whose logits were computed."""
     positions = []
 
-    class Counting(PixelCnnCursor):
+    class Counting(PixelCNNCursor):
         def step(self, row, column):
             positions.append((row, column))
             return super().step(row, column)
 
-    monkeypatch.setattr(pixel_cnn, "PixelCnnCursor", Counting)
+    monkeypatch.setattr(pixel_cnn, "PixelCNNCursor", Counting)
     return positions
 
 
@@ -100,7 +100,7 @@ def test_bits_per_code_are_those_of_every_code_given_the_ones_before_it():
     expected = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
         for level, model in models.items():
-            state = PixelCnnCursor(model, 2, maps["top"])
+            state = PixelCNNCursor(model, 2, maps["top"])
             for row in range(model.shape[0]):
                 for column in range(model.shape[1]):
                     share = state.step(row, column).softmax(1)
@@ -124,5 +124,5 @@ def test_priors_draw_in_float64_and_stay_as_they_were():
     model.float()
     copied = sampler.in_float64({"top": model})["top"]
     assert (copied.bias.dtype, model.bias.dtype) == (torch.float64, torch.float32)
-    together, alone = (PixelCnnCursor(copied, batch) for batch in (5, 1))
+    together, alone = (PixelCNNCursor(copied, batch) for batch in (5, 1))
     torch.testing.assert_close(together.step(0, 0)[:1], alone.step(0, 0), rtol=0, atol=1e-12)

@@ -37,7 +37,7 @@ def join_given(folder: Path, text: str, people, subject_column=None, name="table
 
 
 def cells(covariates: Covariates, column: str) -> list[str]:
-    """Of every scan, in their order."""
+    """The covariates of every scan, in their order."""
     return [row[column] for row in covariates.values.values()]
 
 

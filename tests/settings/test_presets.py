@@ -169,7 +169,7 @@ def test_the_home_folder_in_a_file_of_ones_own_is_ones_own(tmp_path, monkeypatch
 @pytest.mark.parametrize(("text", "message"), [
     ("[vqvae]\nepoch = 3", r"mine.toml: expected settings that .* has, found epoch\. They are named as the flags"),
     ("[vqvae]\nepochs = 'many'", r"^--epochs: expected INT, found many\. See .* --help"),
-    ("[vqvae]\nquantizer = 'vq'", r"^--quantizer: expected one of ema, gradient, found vq\."),
+    ("[vqvae]\nquantizer = 'vq'", r"^--quantizer: expected one of ema, gradient, fsq, found vq\."),
     ("[vqvae]\npreset = 'vqvae-256'", r"mine.toml: expected settings that .* has, found preset\."),
     ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[vqvae\], .* found trainer\. See vqvae2/presets/"),
     ("epochs = 3", r"mine.toml: expected about, \[vqvae\], .* found epochs\. See vqvae2/presets/"),

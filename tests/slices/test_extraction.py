@@ -530,7 +530,7 @@ MORE_WORK = ["--planes", "axial", "coronal", "sagittal", "--per-scan", 3, "--siz
 
 
 @LINUX
-@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 4)])
+@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 6)])
 def test_killed_processes_leave_nothing_torn_and_no_worker_and_go_on_to_what_one_run_makes(workers, kills, apart):
     scans = save_bids(apart / "scans", 30)
     fresh = one_run(scans, apart / "fresh", *MORE_WORK)
@@ -538,13 +538,16 @@ def test_killed_processes_leave_nothing_torn_and_no_worker_and_go_on_to_what_one
     for number in range(kills):
         name = f"{apart.name}-{number}"
         process = started(scans, out, *MORE_WORK, "--workers", workers, name=name)
-        killed += kill_at_work(process, out, rng.integers(0, 31), rng.uniform(0, 0.005))
+        was_at_work = kill_at_work(process, out, rng.integers(0, 31), rng.uniform(0, 0.005))
+        killed += was_at_work
         check_it_is_true(out)
+        if not was_at_work:  # on a busy machine some end before they are killed: the next begins anew
+            shutil.rmtree(out)
         until = time.monotonic() + 20
         while alive(name) and time.monotonic() < until:
             time.sleep(0.01)
         assert not alive(name)
-    assert killed >= 2  # on a busy machine some end before they are killed
+    assert killed >= 2
     assert one_run(scans, out, *MORE_WORK) == fresh
 
 

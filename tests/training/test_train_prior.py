@@ -102,7 +102,7 @@ class TestTold:
         assert files_in(Path("results")) == before
 
     def test_facts_that_have_changed_since_are_refused_and_those_that_it_is_not_told_are_not(self, told, refusal):
-        """Of one training image, of one validation image, and everybody's, in another unit or other words."""
+        """A fact of one training image, of one validation image, or everybody's, changes its unit or its words."""
         train_prior.main([*told, *CONDITION])
         before = files_in(Path("results"))
         manifest = Path("slices/manifest.csv")

@@ -203,7 +203,8 @@ def test_a_prior_draws_its_curves_beside_the_models_that_count(tiny_run, tmp_pat
     assert drawn[1][2]["title"] == "top, top prior: epoch 2 of 2"
     maps = {split: CodeMaps.load(tiny_run.vqvae / "codes" / f"{split}.npz", _hash_of(tiny_run)).levels["top"].numpy()
             for split in ("train", "validate")}
-    assert drawn[1][2]["references"] == pytest.approx(context_model.context_model_bits(maps["train"], maps["validate"], 16))
+    expected = context_model.context_model_bits(maps["train"], maps["validate"], 16)
+    assert drawn[1][2]["references"] == pytest.approx(expected)
 
 
 def _hash_of(tiny_run):

@@ -39,7 +39,7 @@ class CompareSettings:
     out: Path = Path("curves.png")
     """The plot: .png, .pdf or .svg."""
     x: Literal["images_seen", "epoch", "seconds"] = "images_seen"
-    """What the lines are drawn over: runs of other batches and data compare by images seen, or by the time taken."""
+    """The horizontal axis: runs of other batches and data compare by images seen, or by the time taken."""
     title: str = "Training curves"
     """Stands above the plot."""
     results: Path = Path("results")

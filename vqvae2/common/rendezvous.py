@@ -1,4 +1,4 @@
-"""What torchrun tells a process -> its rank, and a store that only the processes of this start use."""
+"""The environment that torchrun gives a process -> its rank, and a store that only the processes of this start use."""
 
 import os
 import time

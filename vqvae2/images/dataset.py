@@ -56,7 +56,7 @@ class ImageSet:
 
     @property
     def facts(self) -> list[dict[str, str]]:
-        """What the manifest says of each image, in order."""
+        """The manifest's row of each image, in order."""
         return [file.facts for file in self.files]
 
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:

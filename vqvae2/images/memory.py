@@ -26,7 +26,7 @@ from vqvae2.common.errors import UserError
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
 LARGEST_SHARE_OF_MEMORY = 0.7
-"""Of the free memory, for the pictures; what is left is for the network and the batches."""
+"""The share of the free memory that pictures may take; the network and the batches need the rest."""
 Format = tuple[int, int, int, int]
 """How one picture lies in memory: channels, height, width, and the bytes of a value (1 or 2)."""
 Why = tuple[str, str]

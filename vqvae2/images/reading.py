@@ -22,7 +22,7 @@ MOST_PIXELS = 2**26
 gigabytes (a decompression bomb)."""
 DAMAGE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, TypeError, LookupError, struct.error,
           OverflowError, MemoryError, Image.DecompressionBombError)
-"""What Pillow raises where a file is not what it says; found by damaging files at random (tests)."""
+"""Pillow raises these where a file is not what it says; found by damaging files at random (tests)."""
 
 # Between one and two times its own limit Pillow only warns, on lines of its own: what is too large is refused here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

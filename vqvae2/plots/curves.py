@@ -33,7 +33,7 @@ LOG_SCALED = (LOSS, ERROR, RECONSTRUCTION, COMMITMENT, CODEBOOK, PREDICTION)
 DISTANCE = "mean squared distance (no unit)"
 COUNTING = {"histogram": "counting: frequency", "position_histogram": "counting: place",
             "context": "counting: neighbours"}
-"""What the models of metrics.context_model_bits are called in a legend."""
+"""The names in a legend of the models of metrics/context_model.py."""
 MEASURED = (  # title, unit on the y axis, name of the columns train_NAME and validate_NAME of log.csv
     (LOSS, "loss (no unit, images 0…1)", "loss"), (RECONSTRUCTION, "part of the loss (no unit)", "reconstruction"),
     (ERROR, "MSE (images 0…1)", "mse"), (COMMITMENT, DISTANCE, "commitment"), (CODEBOOK, DISTANCE, "codebook"),
@@ -55,7 +55,7 @@ Lines = dict[str, list[tuple[float, float]]]
 
 
 class Run(NamedTuple):
-    """What a run has logged so far."""
+    """The rows that a run has logged so far, and its name."""
 
     name: str
     """The name in the legend."""

@@ -28,7 +28,7 @@ LABEL_WIDTH, TEXT_SIZE = 116, 14
 GIF_WIDTH, GIF_FRAMES = 640, 60
 """Most pixels and frames of an animation."""
 GIF_GREYS, GIF_COLOURS = 64, 64
-"""Of grey and of `inferno`: all that rows of images have; room is left for the colour that means "as before"."""
+"""Numbers of greys and of colours of `inferno` in a GIF; room is left for the colour that means "as before"."""
 FRAME_MS, LAST_FRAME_MS = 150, 3000
 
 
@@ -86,7 +86,7 @@ class Scaled:
     values: torch.Tensor
     """Float `[n, height, width]`, 0 or more."""
     scale: float
-    """What is light yellow, as is all above; 0 is black."""
+    """The value that is light yellow, as all larger ones are; 0 is black."""
 
 
 def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,

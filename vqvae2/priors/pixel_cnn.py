@@ -35,7 +35,7 @@ from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.hub import PretrainedPrior
 from vqvae2.priors.settings import PriorSettings
-from vqvae2.priors.stepping import PixelCnnCursor
+from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.runs import weights
 
 
@@ -178,7 +178,7 @@ class FactsEncoder(nn.Module):
         return self.out(functional.elu(total)[:, :, None, None])
 
 
-class PixelCnn(PretrainedPrior, Prior):
+class PixelCNN(PretrainedPrior, Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
@@ -246,9 +246,9 @@ class PixelCnn(PretrainedPrior, Prior):
         return sum(parts[1:], parts[0]) if parts else None
 
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
-               half: bool = False) -> PixelCnnCursor:
+               half: bool = False) -> PixelCNNCursor:
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
-        return PixelCnnCursor(self, batch, top_codes, known, half)
+        return PixelCNNCursor(self, batch, top_codes, known, half)
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: torch.Tensor) -> None:
@@ -285,7 +285,7 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
             raise UserError(f"--vqvae: expected the VQ-VAE whose codes --{level} {name} learned "
                             f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
                             f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-        return PixelCnn._from_config(config, tensors)
+        return PixelCNN._from_config(config, tensors)
 
     return weights.load_model(
         name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",

@@ -17,8 +17,8 @@ from torch.nn import functional
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
 
 
-class PixelCnnCursor:
-    """A `PixelCnn` that goes over `batch` code maps position by position; its logits are those of `PixelCnn.forward`.
+class PixelCNNCursor:
+    """A `PixelCNN` that goes over `batch` code maps position by position; its logits are those of `PixelCNN.forward`.
 
     They differ by rounding alone, since sums are added up in another order: in float64 by less than 1e-12, in float32
     by less than 1e-4.
@@ -27,10 +27,10 @@ class PixelCnnCursor:
     `logits = cursor.step(row, column)` `[8, codebook_size]`, and `cursor.tell(column, codes)` with the codes drawn.
 
     Args:
-        prior: a `PixelCnn` in eval mode; its weights must not change meanwhile.
+        prior: a `PixelCNN` in eval mode; its weights must not change meanwhile.
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
-        known: `[batch, columns]`, as for `PixelCnn.forward`.
+        known: `[batch, columns]`, as for `PixelCNN.forward`.
         half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
             says where); some codes are then not those of the slow way.
     """
@@ -155,9 +155,9 @@ class _Layer:
 
     Args:
         layer: whose weights these are.
-        seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCnnCursor.
+        seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCNNCursor.
         given: `[width, batch, channels]`, what it is given in this row.
-        half: as for PixelCnnCursor.
+        half: as for PixelCNNCursor.
     """
 
     def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor, half: bool):

@@ -50,7 +50,7 @@ class Writer(Protocol):
     """A service that shows a run, on rank 0. An OSError that a method raises ends the run with one line."""
 
     writes: ClassVar[str]
-    """What it writes, for that line."""
+    """The name of what the writer writes, for that line."""
 
     def __init__(self, folder: Path, epochs: int) -> None:
         """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""

@@ -71,7 +71,7 @@ NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", 
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
 BEFORE = {"ssim_weight": 0.0, "quantizer": "ema", "fsq_levels": [], "norm": "none", "standardise": False,
           "fit": "stretch", "colours": "auto", "allow_leak": False}
-"""What a run did whose config.json lacks one of these settings, because it is older than the setting."""
+"""The value of each of these settings in a run whose config.json lacks it, because the run is older."""
 BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "elastic_mm": 0.0}
 """The same of a run with --augment. Its shift was no number of mm, so no such run goes on."""
 

@@ -50,7 +50,7 @@ class SampleSettings(Checked):
     top_p: tuple[float, ...] = (1.0,)
     """Draw among the likeliest codes that together have this probability. One value or two."""
     condition: tuple[str, ...] = ()
-    """What is known of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
+    """Facts of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
     position_mm=-20..30 gives each image its own value. What is not given is unknown."""
     guidance: tuple[float, ...] = (1.0,)
     """How far --condition counts: 1 as learned, 2 twice as far (each code then costs two). One value or two."""
@@ -58,8 +58,8 @@ class SampleSettings(Checked):
     """Complete these images instead of drawing new ones: a folder of images, with --mask; or a code file (.npz, like
     codes/<split>.npz), whose codes marked -1 are drawn."""
     mask: Annotated[str | None, SAID] = None
-    """What is drawn anew of each image of --inpaint: left, right, upper or lower half of the picture as it is seen, or
-    an image file of the same size, white where it is to be drawn."""
+    """The part of each image of --inpaint that is drawn anew: left, right, upper or lower half of the picture as it
+    is seen, or an image file of the same size, white where it is to be drawn."""
     blend: int = 0
     """Pixels beside the mask over which a completion fades into the original; 0 leaves every visible pixel alone."""
     reject: int = 1

@@ -1,4 +1,4 @@
-"""What became of a scan -> its sidecar in `<out>/.scans/`, and back, so that a killed extraction goes on.
+"""The outcome of a scan -> its sidecar in `<out>/.scans/`, and back, so that a killed extraction goes on.
 
 The sidecar is one JSON file a scan. It is written when all images of the scan are there, or when the scan is rejected,
 and it stays for the next run. An outcome belongs to a plan, the hash of all settings and scans of an extraction: the

@@ -17,7 +17,7 @@ from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import curves
 from vqvae2.priors import conditions
-from vqvae2.priors.pixel_cnn import PixelCnn
+from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import path_from_environment
@@ -127,7 +127,7 @@ class PriorTrainer(Trainer):
         books = {level: rule.codebook.detach().cpu() for level, rule in self.vqvae.model.quantizers.items()}
         shapes = {level: tuple(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
-        prior = PixelCnn(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
+        prior = PixelCNN(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
         prior.start_from_frequencies(coding.code_counts(maps, prior.codebook_size))
         return prior

@@ -15,7 +15,7 @@ from vqvae2.runs.settings import PresetSettings, RunSettings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(RunSettings, DataSettings):
-    """What every training takes: how the run goes, and which images it reads."""
+    """The settings that every training takes: how the run goes, and which images it reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

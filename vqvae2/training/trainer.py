@@ -25,9 +25,9 @@ from vqvae2.training import averaging
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
-"""About every so often all ranks together look at the loss, and whether to stop or to save."""
+"""Seconds, about, between the moments at which all ranks look at the loss, and whether to stop or to save."""
 MOST_PASSES_BETWEEN_LOOKS = 8
-"""So that a run which suddenly takes ten times as long, for data or a busy machine, still looks within 20 seconds."""
+"""Most passes between two looks: a run that suddenly takes ten times as long still looks within 20 seconds."""
 STEPS_BETWEEN_CHECKS = 100
 """Steps between comparisons of the ranks' parameters."""
 PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")

@@ -65,8 +65,8 @@ class TuneSettings(TrainVqvae):
     workers: int = 1
     """Trials trained at the same time, each in a process of its own, on several GPUs in turn."""
     search: tuple[str, ...] = ()
-    """What is searched: names, or NAME=LOW..HIGH, or NAME=A,B,C for whole numbers. Default: all that the manual
-    names and the model has. The others stay as flags, preset or defaults say."""
+    """The settings that are searched: names, or NAME=LOW..HIGH, or NAME=A,B,C for whole numbers. Default: all that the
+    manual names and the model has. The others stay as flags, preset or defaults say."""
     bits_per_pixel: float = 0.75
     """Most raw bits per pixel (log2 of the codebook's size for each code): more codes would always buy SSIM."""
     pruner: Literal["median", "none"] = "median"

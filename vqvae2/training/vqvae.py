@@ -9,7 +9,7 @@ from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.models.quantizer import Place
+from vqvae2.models.quantizer import QUANTIZERS, Place
 from vqvae2.plots import charts, curves
 from vqvae2.plots import pictures as plots
 from vqvae2.settings.checks import expect
@@ -77,7 +77,7 @@ class VqvaeTrainer(Trainer):
                 + self.settings.prediction * made.prediction)
         figures = {"loss": loss, "reconstruction": error, "mse": mse, "commitment": made.commitment,
                    "prediction": made.prediction}
-        if self.model.quantizers["top"].has_codebook_loss:
+        if QUANTIZERS[self.settings.quantizer].has_codebook_loss:
             figures["codebook"] = made.codebook
         if not training:
             figures["ssim"] = similarity.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))
