@@ -21,7 +21,7 @@ demo: venv
 	$(PY) -m tools.demo
 
 test: venv
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal --durations 10
 
 # Every figure, picture and model card of the documentation, from the weights in pretrained/ and your scans.
 results: venv
@@ -30,7 +30,7 @@ results: venv
 
 # Trainings killed 100 times at random moments end bit for bit like those that never were; at most 20 minutes.
 soak: venv
-	$(PY) -m tests.chain.soak
+	PYTHONPATH=tests $(PY) tests/chain/soak.py
 
 lint: venv
 	$(PY) -m ruff check .

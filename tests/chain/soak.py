@@ -1,7 +1,7 @@
 """A training that is killed at random moments, again and again -> does it end like one that never was?
 
     make soak                     # 100 kills, at most 20 minutes on two cores
-    python tests/soak.py --kills 20 --minutes 5 --seed 1
+    PYTHONPATH=tests python tests/chain/soak.py --kills 20 --minutes 5 --seed 1
 
 Each of three trainings (a VQ-VAE alone, a VQ-VAE on two processes under torchrun, a top prior alone) is run once
 without disturbance, and once with: a random signal (half of them SIGKILL) to the launcher or to a worker after a random

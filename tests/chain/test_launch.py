@@ -35,7 +35,7 @@ STAND_INS = {
     "squeue": 'cat "$FAKE/job_state"',
     # Stands for python where a test says with a line of shell what the training does.
     "python": '''case $2 in
-        vqvae2.runs.weights) cat "$FAKE/stands" && grep -q "^finished" "$FAKE/stands" ;;
+        vqvae2) cat "$FAKE/stands" && grep -q "^finished" "$FAKE/stands" ;;
         torch.distributed.run) eval "$TRAINING" ;;
     esac'''}
 ASKED, REQUEUED = "scancel --signal=TERM 7.0", "scontrol requeue 7"

@@ -272,7 +272,7 @@ class TestStudy:
         assert shown[-1].startswith(f"Done: one/best.toml, trial {best['trial']}, score {float(best['score']):.4f}")
 
     def test_the_chart_has_a_panel_for_each_setting_and_marks_the_best(self, apart):
-        """Scores lie at 0.4 to 0.6 and one at -9, which is not shown: it is more than three medians (0.45) below 0.6."""
+        """Scores lie at 0.4 to 0.6 and one at -9, which is not shown: it is three medians (0.45) below 0.6."""
         space = {"learning_rate": Range(1e-4, 1e-2), "decay": Range(0.9, 0.999), "embedding_dim": Choices((4, 8)),
                  "gradient_weight": Range(0, 0.1)}
         rows = [{"trial": number, "state": "pruned" if number == 3 else "complete", "learning_rate": 1e-3,
