@@ -32,15 +32,16 @@ class Augmentation:
     """Makes other pictures of the images of one split, within the bounds of `settings`; a bound of 0 leaves it out."""
 
     def __init__(self, settings: AugmentationSettings, facts: Sequence[dict[str, str]],
-                 field_of_view: float | None = None):
+                 field_of_view: float | None = None, seed: int = 0):
         """Remember what is known of the images.
 
         Args:
             facts: what the manifest says of each image of the split, {} where there is none. One whose `plane` is
                 sagittal is never mirrored: its left and right are front and back.
             field_of_view: the images' width in mm where it is known; --picture-mm says otherwise.
+            seed: of the run; equal seeds, epochs and image numbers give equal pictures.
         """
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         self.width_mm = settings.picture_mm or field_of_view or PICTURE_MM
         sagittal = np.array([row.get("plane") == "sagittal" for row in facts], bool)
         self.may_be_mirrored = ~sagittal & (not settings.no_mirror)
@@ -53,7 +54,7 @@ class Augmentation:
         The contrast is x + b x (1 - x): near to gamma 1 - b, and made of sums and products.
         """
         numbers, settings = np.asarray(items), self.settings
-        draws = random_numbers.uniform(settings.seed, "augmentation", epoch, numbers[:, None], np.arange(8)).numpy()
+        draws = random_numbers.uniform(self.seed, "augmentation", epoch, numbers[:, None], np.arange(8)).numpy()
         mirrored = torch.from_numpy((draws[:, 0] < 0.5) & self.may_be_mirrored[numbers])
         mirrored = machine.to_device(mirrored, pixels.device)[:, None, None, None]
         made = torch.where(mirrored, pixels.flip(3), pixels)
@@ -97,7 +98,7 @@ class Augmentation:
         """The smooth field `[n, 2, height, width]` in halves of a picture; no vector is longer than --elastic-mm."""
         (cell_x, across), (cell_y, down) = (_spline(side, 2 * mm) for side, mm in zip(pixels.shape[:1:-1], half))
         row, column = (np.arange(cells[-1] + 4) for cells in (cell_y, cell_x))
-        draws = random_numbers.uniform(self.settings.seed, "elastic", epoch, numbers[:, None, None, None],
+        draws = random_numbers.uniform(self.seed, "elastic", epoch, numbers[:, None, None, None],
                                        np.arange(2)[:, None, None], row[:, None], column).numpy()
         # Each component is within d / sqrt(2), so that no control point's vector is longer than d.
         points = _as_tensor((draws * 2 - 1) * (self.settings.elastic_mm / math.sqrt(2)) / half[:, None, None], pixels)

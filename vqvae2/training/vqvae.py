@@ -34,7 +34,8 @@ class VqvaeTrainer(Trainer):
         expect(self.settings.ssim_weight == 0 or smallest >= similarity.WINDOW, "--ssim-weight",
                f"0 for images smaller than SSIM's window of {similarity.WINDOW} pixels", self.settings.ssim_weight,
                f"These have a side of {smallest}: give --ssim-weight 0, or a larger --size.")
-        self.augmentation = Augmentation(self.settings, self.images.splits["train"].facts, self.images.field_of_view)
+        self.augmentation = Augmentation(self.settings, self.images.splits["train"].facts, self.images.field_of_view,
+                                         self.settings.seed)
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
