@@ -36,10 +36,10 @@ def test_what_a_kill_leaves_has_the_suffix_of_the_file_and_is_found_by_the_patte
         seen.append((temporary.suffix, list(temporary.parent.glob(files.LEFT_OVERS)) == []))
         temporary.touch()
         seen.append(list(temporary.parent.glob(files.LEFT_OVERS)) == [temporary])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("while writing")
 
     seen = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="while writing"):
         files.write_atomically(tmp_path / ("a" * 200 + ".png"), killed)
     assert seen == [(".png", True), True]
     assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,7 @@ class Quantizer(nn.Module):
             start_steps: steps without quantising that the rule may take; at most `settings.start_steps`.
             seed: of the rule's random numbers; each level has its own.
         """
-        raise NotImplementedError
+        raise AssertionError("a rule provides from_settings()")
 
     def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
         """Quantise `vectors` `[batch, dim, height, width]`, of any floating type; nothing here waits for other ranks.
@@ -130,7 +130,7 @@ class Quantizer(nn.Module):
         Args:
             place: where this rank's images stand in the step; None outside of training, when no state may change.
         """
-        raise NotImplementedError
+        raise AssertionError("a rule provides forward()")
 
     def update(self) -> None:
         """Move the codebook by what `forward` has collected. Every rank calls this once a step, after the optimiser."""

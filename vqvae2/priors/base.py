@@ -47,7 +47,7 @@ class Prior(nn.Module):
             known: `[batch, columns]`, what is known of each image, NaN where it is not; None for nothing at all.
             keep: numbers of 0 or 1 / (1 - dropout) from the trainer, by which activations are multiplied.
         """
-        raise NotImplementedError
+        raise AssertionError("a prior provides forward()")
 
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None) -> Cursor:
         """Return a cursor over `batch` new code maps; its logits are those of `forward`, but for rounding.
