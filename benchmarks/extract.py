@@ -38,14 +38,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from vqvae2.common.errors import run_script
-from vqvae2.scans import inflate
+from vqvae2.scans import readers
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
 from vqvae2.settings import checks, parsing
-from vqvae2.slices.outcomes import write
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices
-from vqvae2.slices.scan_slices import extract_scan
+from vqvae2.slices.scan_slices import extract_scan, write
 from vqvae2.slices.settings import ExtractSettings
 
 try:
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         scan.path.read_bytes()
     first = read_volume(scans[0].path)
     print(f"{len(scans)} scans, the first {' x '.join(map(str, first.voxels.shape))} {first.voxels.dtype}, "
-          f"{first.voxels.nbytes / 1e6:.1f} MB; {inflate.GzipFile.__module__}; {processor()}")
+          f"{first.voxels.nbytes / 1e6:.1f} MB; {readers.GzipFile.__module__}; {processor()}")
     for per_scan in settings.per_scan:
         asked = ExtractSettings(per_scan=per_scan)
         for cores in settings.cores or dict.fromkeys((1, os.cpu_count() or 1)):
@@ -155,16 +154,17 @@ def draw_all(volume: Volume, asked: ExtractSettings) -> list[tuple[str, int, np.
             for plane in asked.planes for index in plane_indices(brain, NORMAL[plane], asked.per_scan, asked.extent)]
 
 
-memory = memoryview(bytearray())
+memory = np.empty(0, np.uint8)
 
 
 def inflate_only(task: tuple) -> None:
     global memory
-    with inflate.Source(task[0].path) as source:
-        if not memory:
-            memory = memoryview(np.empty(source.holds(1 << 60), np.uint8))
-        while source.fill(memory):
-            pass
+    if not memory.size:
+        memory = np.empty(read_volume(task[0].path).voxels.nbytes + readers.BEGINNING_BYTES, np.uint8)
+    with readers.opened(task[0].path, task[0].path) as (stream, _):
+        place = 0
+        while count := stream.readinto(memory[place:place + readers.CHUNK]):
+            place = (place + count) % len(memory)
 
 
 def inflate_in_one_call(task: tuple) -> None:

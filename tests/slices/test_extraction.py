@@ -28,7 +28,7 @@ from scan_files import block, save, save_analyze, save_bids, save_series, slices
 from vqvae2.commands import extract as extract_slices
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.scans import headers, volumes
-from vqvae2.slices import manifest, outcomes
+from vqvae2.slices import manifest, scan_slices
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--size", "16", "--field-of-view", "16", "--per-scan", "2", "--workers", "1"]
@@ -1056,7 +1056,7 @@ def test_parts_over_a_finished_extraction_of_other_settings_make_the_folder_of_o
     (fcntl.LOCK_EX, []), (fcntl.LOCK_EX, ["--shard", "1/2"]), (fcntl.LOCK_SH, [])])
 def test_a_second_extraction_at_work_is_refused_and_changes_nothing(at_work, refused, scans, apart, refusal):
     extract(scans, apart / "out")
-    with outcomes.lock(apart / "out", at_work) as held:
+    with scan_slices.lock(apart / "out", at_work) as held:
         assert held
         before = slices_in(apart / "out")
         assert refusal(extract_slices.main, "--scans", scans, "--out", "out", *SMALL, "--size", 24, *refused) == (
@@ -1068,7 +1068,7 @@ def test_a_second_extraction_at_work_is_refused_and_changes_nothing(at_work, ref
 
 def test_a_part_that_ends_while_another_is_at_work_leaves_the_manifest_to_it(scans, apart, capsys):
     parts_of(scans, apart / "out", ["1/2"])
-    with outcomes.lock(apart / "out", fcntl.LOCK_SH):
+    with scan_slices.lock(apart / "out", fcntl.LOCK_SH):
         capsys.readouterr()
         assert parts_of(scans, apart / "out", ["2/2"]) == [False]
         assert capsys.readouterr().out.endswith("when all are done, not yet: others are at work\n")
@@ -1088,7 +1088,7 @@ def test_what_older_parts_knew_of_a_scan_counts_less_than_what_is_known_now(chan
 
 def test_merge_waits_for_whoever_is_at_work(scans, apart):
     parts_of(scans, apart / "out", ["1/2"])
-    with outcomes.lock(apart / "out", fcntl.LOCK_SH):
+    with scan_slices.lock(apart / "out", fcntl.LOCK_SH):
         parts_of(scans, apart / "out", ["2/2"])
         merging = started(scans, apart / "out", "--merge")
         with pytest.raises(subprocess.TimeoutExpired, match="timed out after 2 seconds"):

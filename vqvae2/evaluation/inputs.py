@@ -154,9 +154,9 @@ def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit
 
 
 def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[InputImage]:
-    """Return the slices that extract_slices.py would cut. Raises: UnusableScan."""
+    """Return the slices that extract_slices.py would cut. Raises: UserError."""
     if scan.refused:
-        raise UnusableScan.because(scan.path.name, scan.refused)
+        raise UserError(f"{scan.path}: {scan.refused}")
     white, found = 2**cutting.bits - 1, []
     with np.errstate(all="ignore"):
         try:

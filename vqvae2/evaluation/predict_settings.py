@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from vqvae2.settings.checks import Checked, expect
-from vqvae2.slices.settings import SAID, ExtractSettings, Plane
+from vqvae2.settings.checks import SAID, Checked, expect
+from vqvae2.slices.settings import ExtractSettings, Plane
 
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
 """A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow."""

@@ -20,12 +20,11 @@ from pathlib import Path, PurePath
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError
-from vqvae2.common.names import SPLITS, SUFFIXES
+from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.images.reading import pictures_in
 from vqvae2.images.settings import DataSettings
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import path_from_environment
-from vqvae2.slices.keras_names import KERAS, UNFINISHED
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
                 "validation": "validate", "test": "test"}
@@ -110,8 +109,8 @@ def _list_manifest(folder: Path, _: DataSettings) -> tuple[list[ImageFile], str]
 
 def _list_keras(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], str]:
     named = _one_for_each(folder, _keras_folders(folder))
-    expect(not (folder / UNFINISHED).exists(), f"--data {folder}", "links that are all there", "some that are not yet",
-           "Run extract_slices.py --layout keras_png_slices again: it was stopped before its end.")
+    expect(not (folder / CASES_UNFINISHED).exists(), f"--data {folder}", "links that are all there",
+           "some that are not yet", "Run extract_slices.py --layout keras_png_slices again: it was stopped before its end.")
     if missing := [split for split in SPLITS if split not in named]:
         raise UserError(f"--data {folder}: expected a folder {KERAS}{missing[0]} in it, found none. Point at the "
                         f"parent of {KERAS}train, _validate and _test{_keras_nearby(folder)}.")

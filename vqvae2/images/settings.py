@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SEED, SPLIT, Checked, check_subject_pattern, expect, flag
+from vqvae2.settings.checks import SEED, SPLIT, SUBJECT_PATTERN, Checked, expect, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,7 @@ class DataSettings(Checked):
     seed: int = 0
     """Seed of the weights, the order of images and every draw, and of the split where --dataset folder has none."""
 
-    RULES = (SPLIT, SEED, ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "Try 128."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_subject_pattern(self.subject_pattern)
+    RULES = (SPLIT, SEED, SUBJECT_PATTERN, ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "Try 128."))
 
 
 AUGMENTATION = {"no_mirror": (False, True, ""), "rotate_degrees": (0, 45, "°"), "shift_mm": (0, 50, " mm"),

@@ -9,10 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SEED, Checked, expect, flag
+from vqvae2.settings.checks import SAID, SEED, Checked, expect, flag
 
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 CODE_FILE = ".npz"
 DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
 

@@ -1,7 +1,7 @@
 """First bytes of a NIfTI, Analyze or MGH file -> what its header says, in the same terms for all.
 
 Where a header does not say how its indices lie, and the archive's layout or the user do, that is
-taken, and named in `Orientation.origin`. Analyze's `orient` byte says it where it is not 0, which most
+taken, and named in `Volume.orientation_from`. Analyze's `orient` byte says it where it is not 0, which most
 writers leave for "not set":
 
     1 coronal LSA   2 sagittal ASL   3 transverse, flipped LPS   4 coronal, flipped LIA   5 sagittal, flipped AIL
@@ -42,11 +42,6 @@ class UnusableScan(UserError):
         self.reason = " ".join(f"expected {rule}, found {found}. {advice}".split())
         super().__init__(f"{name}: {self.reason}")
 
-    @classmethod
-    def because(cls, name: str, reason: str) -> "UnusableScan":
-        """Make one of a reason that is already in the form of errors, `expected <rule>, found <value>. <Advice>`."""
-        return cls(name, *re.fullmatch(r"expected (.*?), found (.*?)\. (.*)", reason).groups())
-
 
 @dataclass(frozen=True)
 class Header:
@@ -85,18 +80,6 @@ class Header:
         return float(round(stored)) if limits.min <= round(stored) <= limits.max else None
 
 
-@dataclass(frozen=True)
-class Orientation:
-    """The directions of the file's own indices."""
-
-    axes: np.ndarray
-    """nibabel's [3, 2]: the RAS axis that each index runs along, and 1 or -1 for its direction."""
-    sizes_mm: tuple[float, float, float]
-    """The sizes of a voxel along the file's own indices."""
-    origin: str
-    """The place that says it: sform, qform, mgh or orient (Analyze's byte) in the header; else layout or assumed."""
-
-
 def parse_header(path: Path, beginning: bytes) -> Header:
     """Return what the first bytes of a file, or of a pair's header, say.
 
@@ -104,10 +87,8 @@ def parse_header(path: Path, beginning: bytes) -> Header:
     """
     if not beginning:
         raise UnusableScan(path.name, "an image", "an empty file", "Copy or download it again.")
-    kind = _kind(path, beginning)
     try:
-        if kind is None:
-            raise ValueError("no image begins so")
+        kind = _kind(path, beginning)
         header = _parse_mgh(beginning) if kind is nib.MGHImage else _parse_analyze(kind, beginning)
         shape = header.shape
         while len(shape) > 3 and shape[-1] == 1:  # OASIS-1 writes one volume as 256 x 256 x 128 x 1
@@ -116,13 +97,11 @@ def parse_header(path: Path, beginning: bytes) -> Header:
         if header.voxels_at < 0 or min(header.shape, default=0) < 1:
             raise ValueError(f"shape {header.shape}, voxels at byte {header.voxels_at}")
     except Exception as error:  # nibabel raises a dozen kinds for damaged headers; none of them is ours
-        text = re.match(rb"[\x20-\x7e\t\r\n]{1,40}", beginning)
-        all_text = text is not None and (len(text[0]) == 40 or len(text[0]) == len(beginning))
+        start = beginning[:40].decode("latin-1")
         found, advice = f"something else ({error})", "Copy or download it again."
-        if all_text:
-            found = f"text ({text[0].decode().split(chr(10))[0]!r})"
-            if "/annex/objects/" in text[0].decode():
-                advice = "Download it (datalad get)."
+        if re.fullmatch(r"[\x20-\x7e\t\r\n]+", start):
+            found = f"text ({start.split(chr(10))[0]!r})"
+            advice = "Download it (datalad get)." if "/annex/objects/" in start else advice
         elif beginning[128:132] == b"DICM":
             found, advice = "a DICOM file", "Convert it, with dcm2niix for instance."
         raise UnusableScan(path.name, "a NIfTI, Analyze or MGH image", found, advice) from None
@@ -149,7 +128,8 @@ def check_shape(name: str, header: Header, number: int | None) -> None:
         raise UnusableScan(name, "one real number in a voxel", f"type {header.number_type}", "Convert it to float32.")
 
 
-def _kind(path: Path, beginning: bytes) -> type | None:
+def _kind(path: Path, beginning: bytes) -> type:
+    """Return nibabel's class for a file that begins so. Raises: ValueError if there is none."""
     if path.suffix.lower() in (".mgh", ".mgz"):
         return nib.MGHImage
     header_size = {int.from_bytes(beginning[:4], order) for order in ("little", "big")}
@@ -157,10 +137,10 @@ def _kind(path: Path, beginning: bytes) -> type | None:
     if 540 in header_size:
         return nib.Nifti2Pair if pair else nib.Nifti2Image
     if 348 not in header_size:
-        return None
-    if not pair:
-        return nib.Nifti1Image
-    return nib.Nifti1Pair if beginning[344:347] == b"ni1" else nib.AnalyzeImage
+        raise ValueError("no image begins so")
+    if pair and beginning[344:347] != b"ni1":
+        return nib.AnalyzeImage
+    return nib.Nifti1Pair if pair else nib.Nifti1Image
 
 
 def _parse_analyze(kind: type, beginning: bytes) -> Header:
@@ -168,23 +148,20 @@ def _parse_analyze(kind: type, beginning: bytes) -> Header:
     block = beginning[: kind.header_class.template_dtype.itemsize]
     header, as_written = kind.header_class(block), kind.header_class(block, check=False)
     slope, inter = header.get_slope_inter()
-    affines: list[tuple[str, np.ndarray | None]] = []
-    orient = 0
-    if kind is nib.AnalyzeImage:
-        orient = beginning[ANALYZE_ORIENT_AT]
-    else:
-        for name, get in (("sform", header.get_sform), ("qform", header.get_qform)):
-            if int(header[f"{name}_code"]) > 0:
-                affines.append((name, None))
-                with contextlib.suppress(ValueError, nib.spatialimages.HeaderDataError):
-                    affines[-1] = (name, get())
+    affines: dict[str, np.ndarray | None] = {}
+    is_nifti = kind is not nib.AnalyzeImage
+    for name in ("sform", "qform") if is_nifti else ():
+        if int(header[f"{name}_code"]) > 0:
+            affines[name] = None
+            with contextlib.suppress(ValueError, nib.spatialimages.HeaderDataError):
+                affines[name] = getattr(header, f"get_{name}")()
     # A file of its own cannot have voxels within its header, though some writers leave 0.
     voxels_at = max(int(header.get_data_offset()), FIRST_VOXEL_AT.get(kind, 0))
-    unit = 0 if kind is nib.AnalyzeImage else int(header["xyzt_units"]) & 7
+    unit = int(header["xyzt_units"]) & 7 if is_nifti else 0
     return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), voxels_at,
                   tuple(map(float, as_written.get_zooms()[:3])), MM_PER_UNIT.get(unit, 1.0),
-                  1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines),
-                  ANALYZE_ORIENT.get(orient))
+                  1.0 if slope is None else slope, 0.0 if inter is None else inter, tuple(affines.items()),
+                  None if is_nifti else ANALYZE_ORIENT.get(beginning[ANALYZE_ORIENT_AT]))
 
 
 def _parse_mgh(beginning: bytes) -> Header:
@@ -195,23 +172,25 @@ def _parse_mgh(beginning: bytes) -> Header:
                   tuple(map(float, sizes)), affines=(("mgh", header.get_affine()),) if good else ())
 
 
-def find_orientation(name: str, header: Header, layout: str | None, assumed: str | None) -> Orientation:
+def find_orientation(name: str, header: Header, layout: str | None, assumed: str | None
+                     ) -> tuple[np.ndarray, tuple[float, ...], str]:
     """Return how the indices lie: by the header (sform before qform), else by `layout`, else as `assumed`.
 
+    Returns: nibabel's [3, 2], the RAS axis that each index runs along, and 1 or -1 for its direction; the sizes of a
+        voxel in mm along the file's own indices; and `Volume.orientation_from`, the place that says it.
     Source: closest canonical orientation as in nibabel.orientations.io_orientation.
     Raises: UnusableScan if nothing says it, or if the header's matrix is no orientation.
     """
     for place, matrix in header.affines:
         if _is_orientation(matrix):
             sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0)) * header.mm_per_unit
-            return Orientation(io_orientation(matrix), tuple(map(float, sizes)), place)
+            return io_orientation(matrix), tuple(map(float, sizes)), place
     if header.affines:
         raise UnusableScan(name, "an orientation in its header", "a matrix that maps the volume to a plane or nowhere",
                            "Repair its header (sform), or leave the scan out.")
     for place, storage in (("orient", header.storage), ("layout", layout), ("assumed", assumed)):
         if storage is not None:
-            return Orientation(axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes),
-                               place)
+            return axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes), place
     raise UnusableScan(name, "an orientation in its header",
                        "none (NIfTI without sform and qform, Analyze, or MGH without its flag)",
                        "If you know what its indices grow towards, give --assume-orientation, such as LAS.")

@@ -14,8 +14,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, ornt2axcodes
 
 from vqvae2.scans.headers import Header, UnusableScan, find_orientation
-from vqvae2.scans.inflate import crc32
-from vqvae2.scans.readers import READERS, errors_of, files_of, read_image, suffix_of
+from vqvae2.scans.readers import READERS, crc32, errors_of, files_of, read_image, suffix_of
 
 LONGEST_MM = (1, 1000)
 """Bounds of the longest side of a volume that may hold a head; beyond them the unit is wrong."""
@@ -79,23 +78,21 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
     """
     sha256 = file_sha256(path)  # before it is read: if it changes meanwhile, the next run sees another hash
     header, stored, not_finite, fingerprint = _read(path, number)
-    orientation = find_orientation(path.name, header, layout, assumed)
-    order = [list(orientation.axes[:, 0]).index(axis) for axis in range(3)]
-    size_mm = tuple(orientation.sizes_mm[index] for index in order)
+    axes, sizes_mm, orientation_from = find_orientation(path.name, header, layout, assumed)
+    size_mm = tuple(sizes_mm[index] for index in np.argsort(axes[:, 0]))
     first = stored[0, 0, 0]
     if (stored[::9, ::9, ::9] == first).all() and (stored == first).all():
         raise UnusableScan(path.name, "a picture", f"the same value, {first:g}, in every voxel",
                            "Leave the scan out, or copy it again.")
-    voxels = apply_orientation(stored, orientation.axes)
+    voxels = apply_orientation(stored, axes)
     longest = max(length * size for length, size in zip(voxels.shape, size_mm))
     if not LONGEST_MM[0] <= longest <= LONGEST_MM[1]:
         raise UnusableScan(path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} mm long", f"{longest:g} mm",
                            "Repair the voxel sizes or their unit in its header.")
     return Volume(
         voxels, size_mm, path.name, header.slope, header.inter, _background(header, stored),
-        None if not_finite is None else apply_orientation(not_finite, orientation.axes),
-        number if header.is_series else None, "".join(ornt2axcodes(orientation.axes)), orientation.origin,
-        sha256, fingerprint)
+        None if not_finite is None else apply_orientation(not_finite, axes),
+        number if header.is_series else None, "".join(ornt2axcodes(axes)), orientation_from, sha256, fingerprint)
 
 
 def _background(header: Header, stored: np.ndarray) -> float | None:
@@ -140,22 +137,10 @@ def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarra
     voxels = np.require(voxels, requirements="W")
     checksum = crc32(voxels.reshape(-1, order="F").view(np.uint8))
     not_finite = None
-    for index in range(voxels.shape[2]):  # plane by plane, so that no second copy of a volume is made
-        if (wrong := _not_finite(voxels[..., index])) is not None:
-            not_finite = np.zeros(voxels.shape, bool, order="F") if not_finite is None else not_finite
-            not_finite[..., index] = wrong
-            voxels[..., index][wrong] = header.background
-    if not_finite is not None and not_finite.all():
-        raise UnusableScan(path.name, "a picture", "no finite value in any voxel", "Leave the scan out, or repair it.")
+    if voxels.dtype.kind == "f" and not (finite := np.isfinite(voxels)).all():
+        if not finite.any():
+            raise UnusableScan(path.name, "a picture", "no finite value in any voxel",
+                               "Leave the scan out, or repair it.")
+        not_finite = ~finite
+        voxels[not_finite] = header.background
     return header, voxels, not_finite, f"{voxels.dtype.str[1:]}-{'x'.join(map(str, voxels.shape))}-{checksum:08x}"
-
-
-def _not_finite(plane: np.ndarray) -> np.ndarray | None:
-    """Return where numbers are not finite; None if all are."""
-    if plane.dtype.kind != "f":
-        return None
-    with np.errstate(all="ignore"):
-        if np.isfinite(plane.sum()):
-            return None
-    wrong = ~np.isfinite(plane)
-    return wrong if wrong.any() else None  # a sum of finite numbers may be too large as well

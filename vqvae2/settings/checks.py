@@ -6,8 +6,12 @@ import dataclasses
 import math
 import re
 
+import tyro
+
 from vqvae2.common.errors import UserError
 
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 SEED = ("seed", lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "The default is 0.")
 SPLIT = ("split", lambda split: min(split) >= 0 < split[0], "three shares, the first above 0",
          "The default is 64 16 20.")
@@ -47,12 +51,13 @@ class Checked:
                 expect(value is None or holds(value), flag(name), rule, found, advice)
 
 
-def check_subject_pattern(pattern: str | None) -> None:
-    """Raise UserError unless the pattern is None, or a regular expression with a group."""
+def has_group(pattern: str) -> bool:
+    """Return whether a regular expression has a group. Raises: UserError if the pattern is no regular expression."""
     try:
-        groups = re.compile(pattern or "()").groups
+        return re.compile(pattern).groups >= 1
     except re.error as error:
         raise UserError(f"--subject-pattern: expected a regular expression, found {pattern} ({error}). "
                         "For example 'case_(\\d+)'.") from None
-    expect(groups >= 1, "--subject-pattern", "a group in brackets for the subject", pattern,
-           "For example 'case_(\\d+)'.")
+
+
+SUBJECT_PATTERN = ("subject_pattern", has_group, "a group in brackets for the subject", "For example 'case_(\\d+)'.")

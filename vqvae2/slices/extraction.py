@@ -33,8 +33,7 @@ from vqvae2.slices.manifest import (
     slices_to_keep,
     untaken,
 )
-from vqvae2.slices.outcomes import Outcome, lock, writing
-from vqvae2.slices.scan_slices import work_on
+from vqvae2.slices.scan_slices import Outcome, lock, work_on, writing
 from vqvae2.slices.settings import ExtractSettings
 
 

@@ -21,14 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqvae2.common.files import LEFT_OVERS
-from vqvae2.common.names import SPLITS, SUFFIXES
+from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.settings.checks import expect
-from vqvae2.slices.outcomes import csv_bytes, write, writing
-from vqvae2.slices.scan_slices import put_manifest_aside, sha256_of
+from vqvae2.slices.scan_slices import csv_bytes, put_manifest_aside, sha256_of, write, writing
 
-KERAS = "keras_png_slices_"
-CASES, UNFINISHED = "cases.csv", ".cases-before.csv"
-"""The second file is there while extract_slices.py --layout keras_png_slices changes its links."""
+CASES = "cases.csv"
 COLUMNS = ("case", "subject", "split", "image", "link")
 FOLDERS = {split: f"{KERAS}{split}" for split in SPLITS}
 LINK_NAME = rf"({'|'.join(FOLDERS.values())})/case_\d{{3,}}_slice_\d+\.nii\.png"
@@ -72,7 +69,7 @@ def link(out: Path, links: Sequence[dict]) -> list[str]:
                 sha256_of(out / new["link"]) == new["sha256"] for new in links):
             put_manifest_aside(out)
             names = sorted(known | {new["link"] for new in links})
-            write(out / UNFINISHED, csv_bytes(("link",), [{"link": name} for name in names]))
+            write(out / CASES_UNFINISHED, csv_bytes(("link",), [{"link": name} for name in names]))
             (out / CASES).unlink(missing_ok=True)
             for name in known:
                 (out / name).unlink(missing_ok=True)
@@ -86,7 +83,7 @@ def link(out: Path, links: Sequence[dict]) -> list[str]:
             copies = sum(not _make(out, new) for new in links)
             if links:
                 write(out / CASES, table)
-        (out / UNFINISHED).unlink(missing_ok=True)
+        (out / CASES_UNFINISHED).unlink(missing_ok=True)
     if not links:
         return [f"removed: {len(known)} links of an earlier --layout keras_png_slices"]
     as_copies = f", {copies} of them copies, as this file system has no hard links" if copies else ""
@@ -107,7 +104,7 @@ def _make(out: Path, new: dict) -> bool:
 def _known(out: Path) -> set[str]:
     """Return the names of all links that this or an earlier run has made, or was about to make."""
     names = set()
-    for table in (CASES, UNFINISHED):
+    for table in (CASES, CASES_UNFINISHED):
         with contextlib.suppress(OSError, csv.Error), \
                 open(out / table, newline="", encoding="utf-8", errors="surrogateescape") as file:
             names |= {row.get("link") or "" for row in csv.DictReader(file)}

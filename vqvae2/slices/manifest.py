@@ -5,7 +5,7 @@ the manifest is put aside; it comes back, new, when all is done:
 
     manifest.csv  rejected.csv  extraction.json      of the last extraction that was finished
     .manifest-before.csv                             the last manifest, put aside
-    .scans/                                          what became of each scan (outcomes.py)
+    .scans/                                          what became of each scan (scan_slices.py)
 
 Parts (--shard) share nothing but the folder. Whoever finds that all scans are done locks the folder, so that nobody
 else is at work, and writes the manifest from the sidecars, so it cannot depend on the number of parts.
@@ -33,16 +33,24 @@ from vqvae2.scans.volumes import same_voxels
 from vqvae2.settings import checks, parsing
 from vqvae2.settings.checks import expect
 from vqvae2.slices import keras_names
-from vqvae2.slices.outcomes import SIDECARS, Outcome, csv_bytes, note, recall, sidecar, times_of, write, writing
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
     MANIFEST,
+    SIDECARS,
+    Outcome,
+    csv_bytes,
     image_name,
     in_place,
+    note,
     prefix_of,
     put_manifest_aside,
+    recall,
+    sidecar,
     still_wanted,
+    times_of,
+    write,
+    writing,
 )
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import split_subjects

@@ -1,29 +1,145 @@
-"""One scan -> its slices as PNGs, and a manifest row for each; or the rows of an earlier run that still hold.
+"""One scan -> its slices as PNGs, a manifest row for each, and a sidecar by which a killed extraction goes on.
 
-Slices are drawn in memory first, so that a scan that cannot be used leaves nothing behind. planes.py draws them.
+Slices are drawn in memory first (planes.py), so that a scan that cannot be used leaves nothing behind.
+
+The sidecar is one JSON file a scan, `<out>/.scans/<hash of its name>.json`. It is written when all images of the scan
+are there, or when the scan is rejected, and it stays for the next run. An outcome belongs to a plan, the hash of all
+settings and scans of an extraction: the extraction is done when every scan has an outcome of its plan, whichever
+process has worked on it.
 """
 
 import contextlib
+import csv
+import dataclasses
+import fcntl
 import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from vqvae2.common.errors import UserError
+from vqvae2.common.files import replace_whole
 from vqvae2.common.names import SPLITS
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.readers import files_of
 from vqvae2.scans.volumes import file_sha256, read_volume
-from vqvae2.slices.outcomes import Outcome, note, recall, times_of, write, writing
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 """The table of all images, and its name while an image that it names may be about to change."""
+SIDECARS = ".scans"
+"""The folder of the sidecars and of the lock."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of the work on one scan."""
+
+    scan: str
+    """The scan's name."""
+    plan: str
+    """Hash of what all processes of one extraction must agree on."""
+    pixels: str
+    """Hash of the settings that decide how a scan is drawn."""
+    times: list[int]
+    """When the scan's files were last written, in ns, asked before they were read; empty if that cannot be told."""
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    """A row for each image; none if the scan is rejected."""
+    reason: str = ""
+    """Why the scan is rejected."""
+    unchanged: bool = False
+    """True where nothing had to be drawn."""
+
+
+def sidecar(out: Path, scan: str) -> Path:
+    """Return the path of the sidecar of a scan, by the scan's name."""
+    return out / SIDECARS / f"{hashlib.sha256(scan.encode()).hexdigest()[:32]}.json"
+
+
+def note(out: Path, outcome: Outcome) -> None:
+    """Write a scan's sidecar. Raises: UserError if `out` cannot be written."""
+    with writing(out):
+        replace_whole(sidecar(out, outcome.scan), json.dumps(dataclasses.asdict(outcome)).encode(), synced=False)
+
+
+def recall(out: Path, scan: str) -> Outcome | None:
+    """Return what became of a scan when it was last worked on; None if nothing is known of it."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Outcome(**json.loads(sidecar(out, scan).read_bytes()))
+
+
+def times_of(path: Path) -> list[int]:
+    """Return `Outcome.times` of a scan."""
+    try:
+        return [os.stat(part).st_mtime_ns for part in files_of(path)]
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def lock(out: Path, kind: int) -> Iterator[bool]:
+    """Hold the folder of slices; yield True if it is held, and False if somebody else holds it.
+
+    Args:
+        kind: fcntl.LOCK_SH for one of several processes that draw parts, LOCK_EX for the only process at work; with
+            LOCK_NB this does not wait for others.
+    A file system that has no locks holds nobody back.
+    """
+    with writing(out):
+        (out / SIDECARS).mkdir(parents=True, exist_ok=True)
+        file = open(out / SIDECARS / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed below
+    with file:
+        try:
+            fcntl.flock(file, kind)
+            held = True
+        except OSError as error:
+            held = not isinstance(error, BlockingIOError)
+        yield held
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what can go wrong while a folder of slices is written, such as a full disk, into an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {folder}: expected a folder that can be written, found "
+                        f"{(error.strerror or str(error)).lower()}. Make room, or name another folder; running "
+                        "again goes on from here.") from None
+
+
+def write(path: Path, content: bytes, *, synced: bool = True) -> None:
+    """Write a file so that it is there whole or not at all. Raises: UserError if the folder cannot be written."""
+    with writing(path.parent):
+        replace_whole(path, content, synced=synced)
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
+    """Return a table with one header line, lines ending in a newline on every system; a cell that
+    a row lacks is empty, and a value without a column is left out."""
+    lines: list[str] = []
+    # Before Python 3.13 csv quotes a carriage return, which may be in a name, only where lines end with one.
+    each_line = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+    writer = csv.DictWriter(each_line, list(columns), extrasaction="ignore", lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file's bytes; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels: str) -> Outcome:
@@ -36,11 +152,12 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
         plan, pixels: the hashes of `Outcome`.
     Raises: UserError if `out` cannot be written.
     """
-    times, reason, rows, kept = times_of(scan.path), "", [], []
+    times, reason, rows, kept = times_of(scan.path), scan.refused, [], []
     try:
         with np.errstate(all="ignore"):
-            kept = _still_right(scan, settings, out, recall(out, scan.name), pixels, times)
-            rows = kept or extract_scan(scan, settings, out, own_split(scan.subject, settings.split, settings.seed))
+            if not scan.refused:
+                kept = _still_right(scan, settings, out, recall(out, scan.name), pixels, times)
+                rows = kept or extract_scan(scan, settings, out, own_split(scan.subject, settings.split, settings.seed))
     except UnusableScan as error:
         reason = error.reason
     except (ArithmeticError, ValueError) as error:  # NumPy's, of numbers near the largest, the smallest or each other
@@ -58,8 +175,6 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -
 
     Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
     """
-    if scan.refused:
-        raise UnusableScan.because(scan.path.name, scan.refused)
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
     brain = find_brain(volume)
     rows, contents = [], []
@@ -138,11 +253,3 @@ def _still_right(scan: Scan, settings: ExtractSettings, out: Path, before: Outco
     rows = in_place(out, still_wanted(scan.storage, settings, before.rows), scan.prefix)
     unchanged = rows and (before.times == times or file_sha256(scan.path) == rows[0]["scan_sha256"])
     return rows if unchanged else []
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's bytes; empty if it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""

@@ -10,13 +10,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SEED, SPLIT, Checked, check_subject_pattern, expect
+from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked, expect
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """The cores that this process may use, which a batch system may have made fewer."""
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 COORDINATE_LETTERS = ("RL", "AP", "SI")
 
 
@@ -75,7 +73,7 @@ class ExtractSettings(Checked):
     """End at the first scan that cannot be used, with exit status 2."""
 
     RULES = (
-        SPLIT, SEED,
+        SPLIT, SEED, SUBJECT_PATTERN,
         ("planes", lambda planes: 0 < len(planes) == len(set(planes)), "axial, coronal, sagittal, each at most once",
          "Name at least one."),
         ("per_scan workers", lambda value: value >= 1, "at least 1", "Give a larger number."),
@@ -96,7 +94,6 @@ class ExtractSettings(Checked):
             expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
                    self.assume_orientation, "For example RAS, LAS or ASL.")
             object.__setattr__(self, "assume_orientation", letters)
-        check_subject_pattern(self.subject_pattern)
         expect(self.subject_column is None or self.covariates is not None, "--subject-column", "--covariates beside it",
                f"--subject-column {self.subject_column} alone", "Give --covariates FILE too.")
         expect(not (self.merge and self.shard), "--merge", "no --shard beside it", f"--shard {self.shard}",
