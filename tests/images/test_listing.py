@@ -15,8 +15,8 @@ from vqvae2.images.settings import DataSettings
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-def listed(folder, dataset, **settings) -> layouts.Listing:
-    return layouts.list_files(DataSettings(data=folder, dataset=dataset, **settings))
+def listed(folder, dataset, **settings) -> list[layouts.ImageFile]:
+    return layouts.list_files(DataSettings(data=folder, dataset=dataset, **settings))[1]
 
 
 def load(folder, **settings):
@@ -27,10 +27,10 @@ def load_folder(folder, **settings):
     return load(folder, dataset="folder", **settings)
 
 
-def names(listing) -> dict[str, list[str]]:
+def names(files) -> dict[str, list[str]]:
     """Names of the images of each split that has any."""
     found = {}
-    for file in listing.files:
+    for file in files:
         found.setdefault(file.split, []).append(file.name)
     return found
 
@@ -100,7 +100,7 @@ class TestKeras:
         with pytest.raises(UserError, match=r"names such as case_001_slice_0\.nii\.png in keras_png_slices_test, found "
                                             r"keras_png_slices_test/brain_17\.png\. Give --subject-pattern"):
             listed(parent, "keras_png_slices")
-        found = listed(parent, "keras_png_slices", subject_pattern=r"(?:case|brain)_(\d+)").files
+        found = listed(parent, "keras_png_slices", subject_pattern=r"(?:case|brain)_(\d+)")
         assert {file.subject for file in found} == {"441", "402", "456", "17"}
 
     def test_links_that_are_being_made_are_not_trained_on(self, parent):
@@ -177,12 +177,12 @@ class TestFolder:
             "train": ["train/cat/1.png", "train/dog/1.png"], "test": ["test/cat/1.png"]}
         unsplit = listed(tmp_path / "unsplit", "folder", split=(1, 0, 0))
         assert names(unsplit) == {"train": ["cat/1.png", "dog/1.png", "dog/deep/2.png"]}
-        assert len({file.subject for file in unsplit.files}) == 3
+        assert len({file.subject for file in unsplit}) == 3
 
     def test_the_subject_may_stand_in_a_folders_name_where_it_is_not_in_the_files(self, tmp_path):
         for name in ("train/p1/a.png", "train/p1/b.png", "test/p2/a.png"):
             save(tmp_path / name)
-        assert [file.subject for file in listed(tmp_path, "folder", subject_pattern=r"(p\d)").files] == [
+        assert [file.subject for file in listed(tmp_path, "folder", subject_pattern=r"(p\d)")] == [
             "p1", "p1", "p2"]
 
     def test_two_folders_for_one_split_are_refused(self, tmp_path):
@@ -199,12 +199,12 @@ class TestFolder:
         assert capsys.readouterr().out == ("images: 2 beside train, val are not read, such as d.png\n")
 
     @pytest.mark.parametrize(("files", "given", "said"), [
-        (("all/train/a.png", "all/test/b.png"), ".", r"found test and train below 1 folder\(s\) such as all\. "
+        (("all/train/a.png", "all/test/b.png"), ".", r"found test and train in 1 other folder\(s\) such as all\. "
                                                      r"Give --data .*all\."),
         (("cats/train/a.png", "cats/test/b.png", "dogs/train/a.png"), ".",
-         r"found test and train below 2 folder\(s\) such as cats\. Move them up: train/cats, not cats/train\."),
-        (("train/a.png", "val/b.png"), "train", r"expected the folder that holds all splits, found train alone\. Give "
-                                                r"--data .*\.$")])
+         r"found test and train in 2 other folder\(s\) such as cats\. Move them up: train/cats, not cats/train\."),
+        (("train/a.png", "val/b.png"), "train", r"found train and validate in 1 other folder\(s\) such as data\. "
+                                                r"Give --data .*data\.$")])
     def test_splits_that_would_be_mixed_and_split_anew_are_refused(self, files, given, said, tmp_path):
         for name in files:
             save(tmp_path / "data" / name)
@@ -222,7 +222,7 @@ class TestFolder:
     def test_a_class_that_happens_to_be_called_test_is_no_split(self, tmp_path):
         for name in ("a/test/1.png", "b/other/1.png"):
             save(tmp_path / name)
-        assert len(listed(tmp_path, "folder").files) == 2
+        assert len(listed(tmp_path, "folder")) == 2
 
 
 class TestSharedSubjects:

@@ -23,7 +23,7 @@ from vqvae2.common import distributed, machine, rendezvous
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SPLITS
 from vqvae2.images import memory
-from vqvae2.images.listing import ImageFile, list_files
+from vqvae2.images.listing import ImageFile, list_files, shared_subjects
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.settings.checks import expect
@@ -95,13 +95,16 @@ class Images:
     """False where each image had to count as its own subject."""
     files: tuple[ImageFile, ...]
     """The pictures of all splits, read or not."""
-    shared_subjects: int = 0
-    """Subjects that are in more than one split, which --allow-leak has let through."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image."""
         return next(one.pixels.shape[1:] for one in self.splits.values() if len(one))
+
+    @property
+    def shared_subjects(self) -> int:
+        """The number of subjects in more than one split, which --allow-leak has let through."""
+        return len(shared_subjects(self.files))
 
     @property
     def field_of_view(self) -> float | None:
@@ -153,23 +156,20 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     Raises: UserError, the same on all ranks, if the folder does not fit, a subject is in two splits (unless
         settings.allow_leak), images cannot be read, or another rank (on another machine) has other files.
     """
-    listing = distributed.together(lambda: list_files(settings))
-    folder, files = listing.folder, listing.files
+    folder, files = distributed.together(lambda: list_files(settings))
     _check_ranks_see_the_same(folder, files)
     subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
-    sets, notes, broken = {}, {listing.note}, {}
+    sets, notes, broken = {}, set(), {}
     for split in SPLITS:
         chosen = tuple(file for file in files if file.split == split and split in splits)
-        try:
-            pixels, note = memory.decode(len(chosen), lambda i, chosen=chosen: _read(folder, chosen[i], settings))
-            sets[split] = ImageSet(chosen, pixels)
-            notes.add(note)
-        except memory.BrokenPictures as error:
-            broken |= {chosen[i].name: why for i, why in error.errors.items()}
+        pixels, errors, note = memory.decode(len(chosen), lambda i, chosen=chosen: _read(folder, chosen[i], settings))
+        sets[split] = ImageSet(chosen, pixels)
+        notes.add(note)
+        broken |= {chosen[i].name: why for i, why in errors.items()}
     _refuse_broken(folder, broken, sum(file.split in splits for file in files))
     if rendezvous.launched_rank() == 0:
         print("".join(f"{note}\n" for note in sorted(notes - {""})), end="", flush=True)
-    images = Images(folder, sets, subjects_known, tuple(files), listing.shared_subjects)
+    images = Images(folder, sets, subjects_known, tuple(files))
     _check_shapes(images, shape_must_divide)
     return images
 
@@ -192,8 +192,8 @@ class SliceDataset(Dataset):
         Raises: UserError if the folder does not fit them, or the split has no image.
         """
         self.settings = DataSettings(data=Path(folder), **settings)
-        listing = list_files(self.settings)
-        self.folder, self.files = listing.folder, [file for file in listing.files if file.split == split]
+        self.folder, files = list_files(self.settings)
+        self.files = [file for file in files if file.split == split]
         expect(bool(self.files), f"{folder}", f"images in the split {split}", "none", f"Choose of {', '.join(SPLITS)}.")
 
     def __len__(self) -> int:

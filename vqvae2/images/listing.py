@@ -13,12 +13,11 @@ answer names the right one.
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from vqvae2.common import random_numbers
+from vqvae2.common import random_numbers, rendezvous
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.images.reading import pictures_in
@@ -49,20 +48,8 @@ class ImageFile:
     """The image's row of the manifest, all of it; empty where there is none."""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images of a data folder, of all splits."""
-
-    folder: Path
-    files: list[ImageFile]
-    shared_subjects: int
-    """Subjects in more than one split; 0 unless that is allowed."""
-    note: str
-    """A line to print for the user, or ""."""
-
-
-def list_files(settings: DataSettings) -> Listing:
-    """Return the images in the data folder.
+def list_files(settings: DataSettings) -> tuple[Path, list[ImageFile]]:
+    """Return the data folder and the images in it; rank 0 says which pictures in it are not read.
 
     Raises: UserError if the folder is not of the kind that settings.dataset says, an image's subject is not to be told
         from its name, or a subject is in two splits without settings.allow_leak.
@@ -72,10 +59,16 @@ def list_files(settings: DataSettings) -> Listing:
            "Run extract_slices.py first, or correct the path.")
     expect(settings.fit == "stretch" or settings.size is not None, f"--fit {settings.fit}", "--size beside it", "none",
            "For example --size 128.")
-    files, note = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[
+    files = {"oasis": _list_manifest, "keras_png_slices": _list_keras, "folder": _list_folder}[
         settings.dataset](folder, settings)
     expect(bool(files), f"--data {folder}", "images", "none", "Run extract_slices.py, or correct the path.")
-    return Listing(folder, files, _shared_subjects(folder, files, settings.allow_leak), note)
+    if (shared := shared_subjects(files)) and not settings.allow_leak:
+        subject, splits = next(iter(shared.items()))
+        more = f", and {len(shared) - 1} more in two" if len(shared) > 1 else ""
+        raise UserError(f"--data {folder}: expected each subject in one split, found subject {subject} in "
+                        f"{' and '.join(splits)}{more}. Split by subject: run extract_slices.py again, "
+                        "or give --subject-pattern; --allow-leak goes on, for a public data set, and reports say so.")
+    return folder, files
 
 
 def subject_in_name(name: str | PurePath, settings: DataSettings) -> str | None:
@@ -89,10 +82,10 @@ def subject_in_name(name: str | PurePath, settings: DataSettings) -> str | None:
     return match[1] if match else None
 
 
-def _list_manifest(folder: Path, _: DataSettings) -> tuple[list[ImageFile], str]:
+def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
     path = folder / "manifest.csv"
     expect(path.is_file(), str(path), "the manifest that extract_slices.py writes", "none", "Run extract_slices.py, or "
-           f"choose --dataset {'keras_png_slices' if _keras_folders(folder) else 'folder'}.")
+           f"choose --dataset {'keras_png_slices' if _split_folders(folder, KERAS) else 'folder'}.")
     again = "Run extract_slices.py again."
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
@@ -104,29 +97,30 @@ def _list_manifest(folder: Path, _: DataSettings) -> tuple[list[ImageFile], str]
     expect(not missing, str(path), f"the column(s) {', '.join(sorted(missing))}", ", ".join(columns) or "none", again)
     unknown = {row["split"] or "nothing" for row in table} - set(SPLITS)
     expect(not unknown, str(path), "splits train, validate, test", ", ".join(sorted(unknown)), again)
-    return [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table], ""
+    return [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table]
 
 
-def _list_keras(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], str]:
-    named = _one_for_each(folder, _keras_folders(folder))
+def _list_keras(folder: Path, settings: DataSettings) -> list[ImageFile]:
+    named = _one_for_each(folder, _split_folders(folder, KERAS))
     expect(not (folder / CASES_UNFINISHED).exists(), f"--data {folder}", "links that are all there",
-           "some that are not yet", "Run extract_slices.py --layout keras_png_slices again: it was stopped before its end.")
+           "some that are not yet", "Run extract_slices.py --layout keras_png_slices again: it was stopped.")
     if missing := [split for split in SPLITS if split not in named]:
         raise UserError(f"--data {folder}: expected a folder {KERAS}{missing[0]} in it, found none. Point at the "
                         f"parent of {KERAS}train, _validate and _test{_keras_nearby(folder)}.")
     paths = [(path, split) for split in SPLITS for path in pictures_in(named[split])
              if not any(LABELS.search(part) for part in path.relative_to(folder).parts[1:])]
-    return _files(folder, paths, settings), ""
+    return _files(folder, paths, settings)
 
 
-def _list_folder(folder: Path, settings: DataSettings) -> tuple[list[ImageFile], str]:
+def _list_folder(folder: Path, settings: DataSettings) -> list[ImageFile]:
     named = _one_for_each(folder, _split_folders(folder))
     if named:
         paths = [(path, split) for split in SPLITS if split in named for path in pictures_in(named[split])]
-        return _files(folder, paths, settings), _beside(folder, list(named.values()))
+        _say_what_is_beside(folder, list(named.values()))
+        return _files(folder, paths, settings)
     pictures = pictures_in(folder)
     _refuse_hidden_splits(folder, pictures)
-    return _files(folder, [(path, "") for path in pictures], settings), ""
+    return _files(folder, [(path, "") for path in pictures], settings)
 
 
 def _files(folder: Path, paths: list[tuple[Path, str]], settings: DataSettings) -> list[ImageFile]:
@@ -152,14 +146,10 @@ def _split_folders(folder: Path, before: str = "") -> list[tuple[Path, str]]:
             if path.name.lower() in names and path.is_dir()]
 
 
-def _keras_folders(folder: Path) -> list[tuple[Path, str]]:
-    return _split_folders(folder, KERAS)
-
-
 def _keras_nearby(folder: Path) -> str:
     """Return the folder above or below that has the folders of the PNG release, as advice; "" if there is none."""
     around = [folder.resolve().parent, *sorted(folder.glob("*"))]
-    return next((f": --data {path}" for path in around if len(_keras_folders(path)) > 1), "")
+    return next((f": --data {path}" for path in around if len(_split_folders(path, KERAS)) > 1), "")
 
 
 def _one_for_each(folder: Path, found: list[tuple[Path, str]]) -> dict[str, Path]:
@@ -171,32 +161,31 @@ def _one_for_each(folder: Path, found: list[tuple[Path, str]]) -> dict[str, Path
     return {split: path for path, split in found}
 
 
-def _beside(folder: Path, named: list[Path]) -> str:
-    """Return a line about pictures that lie beside the folders of the splits, "" where there are none."""
+def _say_what_is_beside(folder: Path, named: list[Path]) -> None:
+    """Rank 0 prints a line about pictures that lie beside the folders of the splits and are not read."""
     others = [path for path in sorted(folder.glob("[!.]*")) if path not in named]
     beside = [picture for path in others for picture in (pictures_in(path) if path.is_dir() else [path])
               if picture.suffix.lower() in SUFFIXES]
-    return "" if not beside else (f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read,"
-                                  f" such as {beside[0].relative_to(folder).as_posix()}")
+    if beside and rendezvous.launched_rank() == 0:
+        print(f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read, such as "
+              f"{beside[0].relative_to(folder).as_posix()}", flush=True)
 
 
 def _refuse_hidden_splits(folder: Path, pictures: list[Path]) -> None:
     """Raise UserError if a folder that would be split at random is part of a split, or holds one further down."""
     here, data = folder.resolve(), f"--data {folder}"
     inside = {path.relative_to(folder).parts[:-1] for path in pictures}
-    of_keras = any(part.lower().startswith(KERAS) for part in {here.name}.union(*inside))
-    if of_keras or _keras_folders(folder):
+    if any(part.lower().startswith(KERAS) for part in {here.name}.union(*inside)):
         raise UserError(f"{data}: expected a folder of pictures for --dataset folder, found {KERAS} folders. "
                         f"Choose --dataset keras_png_slices{_keras_nearby(folder)}.")
-    siblings = {split for _, split in _split_folders(here.parent)}
-    expect(len(siblings) < 2 or here.name.lower() not in FOLDER_NAMES, data, "the folder that holds all splits",
-           f"{here.name} alone", f"Give --data {here.parent}.")
-    below = {(folder.joinpath(*parts[:place]), FOLDER_NAMES[part.lower()]) for parts in inside
-             for place, part in enumerate(parts) if part.lower() in FOLDER_NAMES}
-    parents, found = sorted({parent for parent, _ in below}), sorted({split for _, split in below})
+    parents = sorted({folder.joinpath(*parts[:place]) for parts in inside for place, part in enumerate(parts)
+                      if part.lower() in FOLDER_NAMES})
+    if here.name.lower() in FOLDER_NAMES:
+        parents.insert(0, here.parent)
+    found = sorted({split for parent in parents for _, split in _split_folders(parent)})
     advice = "Move them up: train/cats, not cats/train." if len(parents) > 1 else f"Give --data {(parents or [''])[0]}."
-    expect(len(found) < 2, data, "train, validate and test at its top, or nowhere", f"{' and '.join(found)} below "
-           f"{len(parents)} folder(s) such as {(parents or [here])[0].name}", advice)
+    expect(len(found) < 2, data, "train, validate and test at its top, or nowhere", f"{' and '.join(found)} in "
+           f"{len(parents)} other folder(s) such as {(parents or [here])[0].name}", advice)
 
 
 def _split_of(subject: str, settings: DataSettings) -> str:
@@ -204,14 +193,9 @@ def _split_of(subject: str, settings: DataSettings) -> str:
     return "train" if place < settings.split[0] else "validate" if place < sum(settings.split[:2]) else "test"
 
 
-def _shared_subjects(folder: Path, files: Iterable[ImageFile], allowed: bool) -> int:
-    """Return how many subjects are in more than one split. Raises: UserError if there are any, unless `allowed`."""
-    found = dict.fromkeys((file.subject, file.split) for file in files)
-    shared = [subject for subject, splits in Counter(subject for subject, _ in found).items() if splits > 1]
-    if shared and not allowed:
-        more = f", and {len(shared) - 1} more in two" if len(shared) > 1 else ""
-        splits = " and ".join(split for subject, split in found if subject == shared[0])
-        raise UserError(f"--data {folder}: expected each subject in one split, found subject {shared[0]} in "
-                        f"{splits}{more}. Split by subject: run extract_slices.py again, "
-                        "or give --subject-pattern; --allow-leak goes on, for a public data set, and reports say so.")
-    return len(shared)
+def shared_subjects(files: Iterable[ImageFile]) -> dict[str, list[str]]:
+    """Return the splits of each subject that is in more than one split."""
+    splits: dict[str, dict[str, None]] = {}
+    for file in files:
+        splits.setdefault(file.subject, {})[file.split] = None
+    return {subject: list(found) for subject, found in splits.items() if len(found) > 1}

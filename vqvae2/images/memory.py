@@ -27,34 +27,24 @@ PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
 LARGEST_SHARE_OF_MEMORY = 0.7
 """The share of the free memory that pictures may take; the network and the batches need the rest."""
-Format = tuple[int, int, int, int]
-"""How one picture lies in memory: channels, height, width, and the bytes of a value (1 or 2)."""
-Why = tuple[str, str]
-"""Why a picture cannot be read: the error's text, and a few words."""
+Format = tuple[int, int, int, int]  # how one picture lies in memory: channels, height, width, bytes of a value (1 or 2)
+Why = tuple[str, str]  # why a picture cannot be read: the error's text, and a few words
 
 
-class BrokenPictures(UserError):
-    """Some pictures cannot be read; `errors` has, by the number of each picture, why."""
-
-    def __init__(self, errors: dict[int, Why]) -> None:
-        super().__init__(errors[min(errors)][0])
-        self.errors = errors
-
-
-def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-    """Return pictures 0 … count - 1 as one array `[count, channels, height, width]`, and what to say about it.
+def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, dict[int, Why], str]:
+    """Return pictures 0 … count - 1 as one array `[count, channels, height, width]`; why pictures cannot be read, by
+    their numbers, in which case the array is not complete; and what to tell the user about the array.
 
     Args:
         count: number of pictures; the same on all ranks.
         read: returns picture i, `[channels, height, width]` of uint8 or uint16; raises UserError. Called in threads.
     The array has as many channels as the picture with most, and 16 bits if one has (255 and 65535 both are white).
-    It is read-only where it lies in a file. What is said is "" where all is as it should be. Every rank must call
+    It is read-only where it lies in a file. The user is told "" where all is as it should be. Every rank must call
     this; each gets what one process would.
-    Raises, the same on all ranks: BrokenPictures, once all were tried, if some cannot be read; UserError if heights or
-    widths differ, or no place has room.
+    Raises, the same on all ranks: UserError if heights or widths differ, or no place has room.
     """
     if count == 0:
-        return np.zeros((0, 1, 1, 1), np.uint8), ""
+        return np.zeros((0, 1, 1, 1), np.uint8), {}, ""
     local_rank, processes = ((int(os.environ.get(name, alone)) if distributed.world_size() > 1 else alone)
                              for name, alone in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     share = range(count * local_rank // processes, count * (local_rank + 1) // processes)
@@ -69,11 +59,10 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, s
         with file or nullcontext():
             pixels = np.memmap(file, kind, "r+", 0, shape) if file else np.empty(shape, kind)
             found = distributed.gather_objects(distributed.together(partial(_fill, pixels, share, read)))
-            if errors := {i: why for _, broken in found for i, why in broken.items()}:
-                raise BrokenPictures(errors)
+            errors = {i: why for _, broken in found for i, why in broken.items()}
             formats = {wanted}.union(*(met for met, _ in found))
-            if _common(formats) == wanted:
-                return np.asarray(np.memmap(file, kind, "r", 0, shape)) if file else pixels, note
+            if errors or _common(formats) == wanted:
+                return np.asarray(np.memmap(file, kind, "r", 0, shape)) if file else pixels, errors, note
 
 
 def memory_available() -> int:

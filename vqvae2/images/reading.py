@@ -66,10 +66,9 @@ def read_picture(path: Path, size: int | None = None, fit: str = "stretch", colo
         raise BrokenPicture(f"{path}: expected an image, found nothing. Run extract_slices.py again.",
                             "not there") from None
     except DAMAGE as error:
-        unknown = isinstance(error, UnidentifiedImageError)
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is about the file that Python has opened
         why = "cannot identify image file" if unknown else " ".join(str(error).split()) or type(error).__name__
-        found = f"{why} {path.name}" if unknown else why
-        raise BrokenPicture(f"{path}: expected a readable image, found {found}. Delete it or make it again.",
+        raise BrokenPicture(f"{path}: expected a readable image, found {why}. Delete it or make it again.",
                             why) from None
     return pixels.repeat(3, 0) if colours == "rgb" and len(pixels) == 1 else pixels
 
@@ -117,9 +116,7 @@ def _on_black(picture: Image.Image) -> Image.Image:
 def _resized(picture: Image.Image, size: int | None, fit: str) -> Image.Image:
     if not size or picture.size == (size, size):
         return picture
-    shorter = min(picture.size)
-    resampling = Image.Resampling.BOX if shorter > size else Image.Resampling.BILINEAR
-    if fit == "stretch" or picture.width == picture.height:
-        return picture.resize((size, size), resampling)
-    left, top = ((side - shorter) / 2 for side in picture.size)
-    return picture.resize((size, size), resampling, box=(left, top, left + shorter, top + shorter))
+    resampling = Image.Resampling.BOX if min(picture.size) > size else Image.Resampling.BILINEAR
+    if fit == "crop":
+        return ImageOps.fit(picture, (size, size), resampling)
+    return picture.resize((size, size), resampling)
