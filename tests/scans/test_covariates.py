@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqvae2.common.errors import UserError
-from vqvae2.scans.covariates import Covariates, check_table, join
+from vqvae2.scans.covariates import Covariates, join, read_table
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.identities import TABLE_NAME
 
@@ -296,9 +296,9 @@ def test_blank_lines_spaces_ragged_rows_and_nameless_columns_are_harmless(tmp_pa
 # What is refused
 
 def refusal(path, subject_column=None):
-    """Return the message with which check_table and join refuse the table alike."""
+    """Return the message with which read_table and join refuse the table alike."""
     messages = []
-    for use in (lambda: check_table(path, subject_column), lambda: join([ANNA], {}, path, subject_column, MANIFEST)):
+    for use in (lambda: read_table(path, subject_column), lambda: join([ANNA], {}, path, subject_column, MANIFEST)):
         with pytest.raises(UserError, match=r"^--covariates .*: expected .*, found .*\. \w") as caught:
             use()
         messages.append(str(caught.value))
@@ -307,8 +307,8 @@ def refusal(path, subject_column=None):
 
 
 def test_a_good_table_passes_the_check(tmp_path):
-    assert check_table(write(tmp_path / "t.csv", "code,age\n1,2\n"), "code") is None
-    assert check_table(write(tmp_path / "participants.tsv", BIDS), None) is None
+    assert read_table(write(tmp_path / "t.csv", "code,age\n1,2\n"), "code").columns == ("age", "sex")
+    assert read_table(write(tmp_path / "participants.tsv", BIDS), None).columns == ("age", "sex", "handedness")
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -373,7 +373,7 @@ def test_of_very_many_columns_the_message_names_the_first(tmp_path):
 def test_a_decimal_comma_that_makes_a_cell_too_many_is_refused(tmp_path):
     (tmp_path / "people.csv").write_text("ID,Age,Sex\n01,39,F\n02,39,5,F\n")
     with pytest.raises(UserError, match=r"at most 3 cells in a row, .*found 4 in that of 02\. Are there"):
-        check_table(tmp_path / "people.csv", None)
+        read_table(tmp_path / "people.csv", None)
 
 
 def test_excels_first_line_about_its_delimiter_is_no_header(tmp_path):

@@ -12,7 +12,7 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
@@ -66,12 +66,7 @@ class _Table:
         return {column: chosen[0][column] for column in self.columns if len({cells[column] for cells in chosen}) == 1}
 
 
-def check_table(path: Path, subject_column: str | None) -> None:
-    """Raise UserError unless `join` can use this file of `--covariates` and its `--subject-column`."""
-    _read(path, subject_column, ())
-
-
-def join(scans: Iterable[Scan], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
+def join(scans: Collection[Scan], tables: dict[str, list[Path]], given: Path | None, subject_column: str | None,
          taken: Collection[str]) -> Covariates:
     """Return what the tables know of each scan's subject and session.
 
@@ -91,27 +86,20 @@ def join(scans: Iterable[Scan], tables: dict[str, list[Path]], given: Path | Non
     Raises: UserError if `given` cannot be used.
     """
     left_out: list[str] = []
-    if given is not None:
-        read = {".": [_read(given, subject_column, taken)]}
-    else:
-        folders = sorted(tables, key=lambda folder: PurePosixPath(folder).parts)
-        read = {folder: _read_usable(tables[folder], taken, left_out) for folder in folders}
-    all_tables = [table for found in read.values() for table in found]
-    rows: dict[str, list[dict[str, str]]] = {}
-    used: set[int] = set()  # a table of others adds no columns
-    subjects, with_row = set(), set()
+    read = {".": [read_table(given, subject_column, taken)]} if given is not None else {
+        folder: _read_usable(tables[folder], taken, left_out)
+        for folder in sorted(tables, key=lambda folder: PurePosixPath(folder).parts)}
+    about: dict[str, dict[int, dict[str, str]]] = {}  # by the scan's name, and by the number of the table's object
     for scan in scans:
         above = [table for folder in PurePosixPath(scan.name).parents for table in read.get(str(folder), [])]
-        about = {id(table): cells for table in above if (cells := table.about(scan)) is not None}
-        used |= about.keys()
-        rows[scan.name] = list(about.values())
-        subjects.add(scan.subject)
-        with_row |= {scan.subject} if about else set()
+        about[scan.name] = {id(table): cells for table in above if (cells := table.about(scan)) is not None}
+    used = set().union(*about.values())  # a table of others adds no columns
     columns = tuple(dict.fromkeys(("age", "sex", *(
-        column for table in all_tables if id(table) in used for column in table.columns))))
-    values = {name: {column: next((cells[column] for cells in about if cells.get(column)), "")
-                     for column in columns} for name, about in rows.items()}
-    missing = sorted(subjects - with_row) if all_tables else ()
+        column for found in read.values() for table in found if id(table) in used for column in table.columns))))
+    values = {name: {column: next((cells[column] for cells in found.values() if cells.get(column)), "")
+                     for column in columns} for name, found in about.items()}
+    with_row = {scan.subject for scan in scans if about[scan.name]}
+    missing = sorted({scan.subject for scan in scans} - with_row) if any(read.values()) else ()
     return Covariates(columns, values, tuple(missing), tuple(left_out))
 
 
@@ -123,18 +111,22 @@ def _read_usable(paths: list[Path], taken: Collection[str], left_out: list[str])
     usable = []
     for path in sorted(paths, key=lambda path: (not SESSIONS_NAME.fullmatch(path.name), path.name)):
         try:
-            usable.append(_read(path, None, taken))
+            usable.append(read_table(path, None, taken))
         except UserError as error:  # nobody asked for this table, so it must not stop an extraction
             left_out.append(f"{path.name} left out: {str(error).removeprefix(f'--covariates {path}: ')}")
     return usable
 
 
-def _read(path: Path, subject_column: str | None, taken: Collection[str]) -> _Table:
-    """Return a table. Raises: UserError in the name of `--covariates` if the table cannot be used."""
+def read_table(path: Path, subject_column: str | None, taken: Collection[str] = ()) -> _Table:
+    """Return a table, for the arguments of `join`.
+
+    Raises: UserError in the name of `--covariates` if the table or `--subject-column` cannot be used.
+    """
     what = f"--covariates {path}"
     names, rows = _names_and_rows(path, what)
     whose, visit = _key_columns(names, rows, subject_column)
-    subject_of_file = _subject_of_sessions_file(path)
+    match = SESSIONS_NAME.fullmatch(path.name)  # sub-01_sessions.tsv, or sub-01/sessions.tsv
+    subject_of_file = (match[1] or path.absolute().parent.name.removeprefix("sub-")) if match else ""
     found = ", ".join(names[:COLUMNS_IN_A_MESSAGE]) + (", …" if len(names) > COLUMNS_IN_A_MESSAGE else "")
     if subject_column:
         expect(bool(whose), what, f"a column {subject_column}", found, "Give --subject-column one of these.")
@@ -211,13 +203,12 @@ def _with_age_and_sex(rows: list[dict[str, str]], names: list[str], taken: Colle
     # 1 and 2 may mean either sex: a column of them stays, for someone who knows.
     said = {name for name in sexes if all(_known(row[name]) == "" or SEX.get(row[name].lower()) == new["sex"]
                                           for row, new in zip(rows, result))}
-    for name in names:
-        if name not in said | {age}:
-            column = name
-            while column in taken or column in result[0]:
-                column = f"table_{column}"
-            for row, new in zip(rows, result):
-                new[column] = _known(row[name])
+    for name in (name for name in names if name not in said | {age}):
+        column = name
+        while column in taken or column in result[0]:
+            column = f"table_{column}"
+        for row, new in zip(rows, result):
+            new[column] = _known(row[name])
     return result
 
 
@@ -226,12 +217,6 @@ def _subject_and_session(name: str) -> tuple[str, str]:
     match = SUBJECT_AND_SESSION.fullmatch(name)
     subject, session = filter(None, match.groups()) if match else (name.removeprefix("sub-"), "")
     return subject, session
-
-
-def _subject_of_sessions_file(path: Path) -> str:
-    """sub-01_sessions.tsv, or sub-01/sessions.tsv -> 01; other names -> ""."""
-    match = SESSIONS_NAME.fullmatch(path.name)
-    return (match[1] or path.absolute().parent.name.removeprefix("sub-")) if match else ""
 
 
 def _known(cell: str) -> str:

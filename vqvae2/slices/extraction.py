@@ -45,7 +45,7 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
     expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "a file" if folder.exists() else "nothing",
                   "Give the folder that holds them, or set OASIS_PATH.")
     if settings.covariates is not None:
-        covariates.check_table(settings.covariates, settings.subject_column)
+        covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs)
     expect(bool(found.scans), f"--scans {folder}",

@@ -13,17 +13,17 @@ names the links of before and those to come: first all old links go, and then th
 """
 
 import contextlib
-import csv
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from vqvae2.common.files import LEFT_OVERS
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.settings.checks import expect
-from vqvae2.slices.scan_slices import csv_bytes, put_manifest_aside, sha256_of, write, writing
+from vqvae2.slices.scan_slices import csv_bytes, put_manifest_aside, read_table, sha256_of, write, writing
 
 CASES = "cases.csv"
 COLUMNS = ("case", "subject", "split", "image", "link")
@@ -36,9 +36,9 @@ def links_of(manifest: Sequence[dict]) -> list[dict]:
 
     `image` and `link` are paths relative to the folder of slices.
     """
-    rows_of: dict[str, list[dict]] = {}
+    rows_of: dict[str, list[dict]] = defaultdict(list)
     for row in manifest:
-        rows_of.setdefault(row["subject"], []).append(row)
+        rows_of[row["subject"]].append(row)
     digits = max(3, len(str(len(rows_of))))
     return [{"case": (case := f"case_{number:0{digits}d}"), "subject": subject, "split": row["split"],
              "image": row["image"], "link": f"{FOLDERS[row['split']]}/{case}_slice_{index}.nii.png",
@@ -103,9 +103,5 @@ def _make(out: Path, new: dict) -> bool:
 
 def _known(out: Path) -> set[str]:
     """Return the names of all links that this or an earlier run has made, or was about to make."""
-    names = set()
-    for table in (CASES, CASES_UNFINISHED):
-        with contextlib.suppress(OSError, csv.Error), \
-                open(out / table, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            names |= {row.get("link") or "" for row in csv.DictReader(file)}
-    return {name for name in names if re.fullmatch(LINK_NAME, name)}
+    return {row["link"] for table in (CASES, CASES_UNFINISHED) for row in read_table(out / table)
+            if re.fullmatch(LINK_NAME, row.get("link") or "")}

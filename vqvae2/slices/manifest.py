@@ -12,14 +12,13 @@ else is at work, and writes the manifest from the sidecars, so it cannot depend 
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from vqvae2.common.errors import UserError
@@ -45,6 +44,7 @@ from vqvae2.slices.scan_slices import (
     note,
     prefix_of,
     put_manifest_aside,
+    read_table,
     recall,
     sidecar,
     still_wanted,
@@ -79,15 +79,11 @@ def plan_hash(found: Found, settings: ExtractSettings) -> str:
 
 def manifest_before(out: Path) -> dict[str, list[dict]]:
     """Return the rows of the last manifest by scan, also if it was put aside."""
-    manifest: dict[str, list[dict]] = {}
-    for name in (BEFORE, MANIFEST):  # the newer one last
-        with contextlib.suppress(OSError, csv.Error), \
-                open(out / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [row for row in csv.DictReader(file)
-                    if row.get("scan") and re.fullmatch(IMAGE_NAME, row.get("image") or "")]
-            manifest = {row["scan"]: [] for row in rows} or manifest
-            for row in rows:
-                manifest[row["scan"]].append(row)
+    manifest: dict[str, list[dict]] = defaultdict(list)
+    tables = ([row for row in read_table(out / name) if row.get("scan") and
+               re.fullmatch(IMAGE_NAME, row.get("image") or "")] for name in (MANIFEST, BEFORE))  # the newer one first
+    for row in next(filter(None, tables), []):
+        manifest[row["scan"]].append(row)
     return manifest
 
 
@@ -123,11 +119,10 @@ def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: P
     if len(outcomes) == len(found.scans):
         taken = prefixes_of(gone)
         for scan in found.scans:
-            rows = outcomes[scan.name].rows
-            there = in_place(out, rows, *map(prefix_of, rows[:1]), untaken(scan, taken), scan.prefix)
-            outcomes[scan.name] = dataclasses.replace(outcomes[scan.name], rows=there)
-            if len(there) < len(rows):
-                del outcomes[scan.name]
+            outcome = outcomes.pop(scan.name)
+            there = in_place(out, outcome.rows, *map(prefix_of, outcome.rows[:1]), untaken(scan, taken), scan.prefix)
+            if len(there) == len(outcome.rows):
+                outcomes[scan.name] = dataclasses.replace(outcome, rows=there)
     missing = [scan.name for scan in found.scans if scan.name not in outcomes]
     return ([], missing) if missing else (finish(found, settings, out, outcomes, gone), [])
 
@@ -154,17 +149,13 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     splits, lent = split_subjects([*(scan.subject for scan in used), *(rows[0]["subject"] for rows in gone.values())],
                                   settings.split, settings.seed)
     people = covariates.join(used, found.tables, settings.covariates, settings.subject_column, COLUMNS)
-    manifest, places = [], {}
-    for scan in used:
-        for row in outcomes[scan.name].rows:
-            name = image_name(untaken(scan, taken), row["plane"], row["index"])
-            places[row["image"]] = f"{splits[scan.subject]}/{name}"
-            manifest.append({**row, "subject": scan.subject, "session": scan.session, "run": scan.run,
-                             **people.values[scan.name]})
-    for row in (row for rows in gone.values() for row in rows):
-        places[row["image"]] = f"{splits[row['subject']]}/{Path(row['image']).name}"
-        manifest.append(row)
-    manifest = [{**row, "image": places[row["image"]], "split": splits[row["subject"]]} for row in manifest]
+    prefixes = {scan.name: untaken(scan, taken) for scan in used} | {
+        name: prefix_of(rows[0]) for name, rows in gone.items()}
+    rows = [{**row, "subject": scan.subject, "session": scan.session, "run": scan.run, **people.values[scan.name]}
+            for scan in used for row in outcomes[scan.name].rows] + [row for rows in gone.values() for row in rows]
+    places = {row["image"]: f"{splits[row['subject']]}/{image_name(prefixes[row['scan']], row['plane'], row['index'])}"
+              for row in rows}
+    manifest = [{**row, "image": places[row["image"]], "split": splits[row["subject"]]} for row in rows]
     columns = dict.fromkeys((*COLUMNS, *people.columns, *(name for rows in gone.values() for name in rows[0])))
     rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
                 if outcomes[scan.name].reason]
@@ -207,35 +198,32 @@ def changes_said(out: Path, settings: ExtractSettings) -> str:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         before = dict(json.loads((out / "extraction.json").read_text(encoding="utf-8"))["settings"])
     return ", ".join(f"{checks.flag(name)} {_words(now[name])} (was {_words(before[name])})"
-                     for name in now if name in before and before[name] != now[name])
+                     for name in now if before.get(name, now[name]) != now[name])
 
 
 def _words(value: object) -> str:
-    if value is None or value is False or value == []:  # 0 is a value
-        return "not given"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text not in ("", "None", "False") else "not given"
 
 
 def _without_duplicates(found: Found, outcomes: dict[str, Outcome], out: Path,
                         number: int | None) -> dict[str, Outcome]:
     """Reject each scan that has the same voxels as one before it; the CRC is compared first, then every voxel."""
-    first: dict[str, list[Scan]] = {}
+    first: dict[str, list[Scan]] = defaultdict(list)
     result = dict(outcomes)
-    for scan in found.scans:
-        if not outcomes[scan.name].rows:
-            continue
-        likely = first.setdefault(outcomes[scan.name].rows[0]["voxels"], [])
+    for scan in (scan for scan in found.scans if outcomes[scan.name].rows):
+        likely = first[outcomes[scan.name].rows[0]["voxels"]]
         try:
             twin = next((other for other in likely if same_voxels(other.path, scan.path, number)), None)
             found_twin = twin and f"the same voxels in {twin.name}. That one is used; remove one of them."
         except UnusableScan as error:  # deleted or damaged since it was drawn
             found_twin = f"the same check sum in {likely[0].name}, and cannot compare them: {error}"
-        if found_twin:
-            result[scan.name] = dataclasses.replace(
-                outcomes[scan.name], rows=[], reason=f"expected a scan that is there once, found {found_twin}")
-            note(out, result[scan.name])
-        else:
+        if not found_twin:
             likely.append(scan)
+            continue
+        result[scan.name] = dataclasses.replace(
+            outcomes[scan.name], rows=[], reason=f"expected a scan that is there once, found {found_twin}")
+        note(out, result[scan.name])
     return result
 
 
@@ -288,34 +276,31 @@ def _reported(settings: ExtractSettings) -> dict:
 def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: Covariates, removed: int,
           out: Path) -> list[str]:
     """Return the lines that the user is told at the end; the last line counts."""
-    lines = []
-    told = Counter((row["orientation_from"], row["orientation"]) for scan in used
-                   for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
-    for (place, storage), scans in sorted(told.items()):
-        lines.append(f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
-                     f"{NOT_FROM_THE_HEADER[place]}")
-    if heads := sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used):
-        lines.append(f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of "
-                     "the whole head")
-    lines += [f"covariates: {reason}" for reason in people.left_out]
-    if people.missing:
-        names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
-        lines.append(f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}")
-    if counts["gone"]:
-        lines.append(f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "
-                     "removes them)")
-    if removed:
-        lines.append(f"removed: {_number(removed, 'slice')} that these scans and settings do not ask for")
-    if counts["rejected"]:
-        reason, times = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason).most_common(1)[0]
-        lines.append(f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
-                     f"{'most often' if times > 1 else 'such as'}: {reason}")
+    orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
+                           for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
+    heads = sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used)
+    names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
+    reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
+    reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
+    lines = [
+        *((scans, f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
+                  f"{NOT_FROM_THE_HEADER[place]}") for (place, storage), scans in sorted(orientations.items())),
+        (heads, f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of the "
+                "whole head"),
+        *((1, f"covariates: {left_out}") for left_out in people.left_out),
+        (len(people.missing), f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}"),
+        (counts["gone"], f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "
+                         "removes them)"),
+        (removed, f"removed: {_number(removed, 'slice')} that these scans and settings do not ask for"),
+        (times, f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
+                f"{'most often' if times > 1 else 'such as'}: {reason}")]
     unchanged = sum(outcomes[scan.name].unchanged for scan in used)
     images = ", ".join(f"{split} {counts['images'][split]} of {_number(counts['subjects'][split], 'subject')}"
                        for split in SPLITS)
-    return [*lines, f"used {_number(counts['used'], 'scan')} ({unchanged} of them unchanged since the last run), "
-                    f"rejected {counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; "
-                    f"images: {images}; manifest: {out / MANIFEST}"]
+    return [*(line for number, line in lines if number),
+            f"used {_number(counts['used'], 'scan')} ({unchanged} of them unchanged since the last run), rejected "
+            f"{counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; images: {images}; "
+            f"manifest: {out / MANIFEST}"]
 
 
 def _number(count: int, noun: str) -> str:

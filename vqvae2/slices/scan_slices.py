@@ -123,6 +123,14 @@ def write(path: Path, content: bytes, *, synced: bool = True) -> None:
         replace_whole(path, content, synced=synced)
 
 
+def read_table(path: Path) -> list[dict]:
+    """Return the rows of a table that `csv_bytes` has made; none where it cannot be read."""
+    with contextlib.suppress(OSError, csv.Error), \
+            open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+    return []
+
+
 def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
     """Return a table with one header line, lines ending in a newline on every system; a cell that
     a row lacks is empty, and a value without a column is left out."""

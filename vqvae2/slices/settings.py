@@ -15,7 +15,7 @@ from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked, 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """The cores that this process may use, which a batch system may have made fewer."""
-COORDINATE_LETTERS = ("RL", "AP", "SI")
+ONE_OF_EACH_PAIR = str.maketrans("LPI", "RAS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ class ExtractSettings(Checked):
          "The default is 0.3 0.8."),
         ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "The default is 256."),
         ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."),
+        ("assume_orientation", lambda letters: sorted(letters.upper().translate(ONE_OF_EACH_PAIR)) == ["A", "R", "S"],
+         "one letter each of R/L, A/P and S/I", "For example RAS, LAS or ASL."),
         ("volume", lambda volume: volume >= 0, "0 or more", "0 is the first volume."),
         ("suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name",
          "For example T2w."))
@@ -88,12 +90,7 @@ class ExtractSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.assume_orientation is not None:
-            letters = self.assume_orientation.upper()
-            axes = sorted(next((i for i, pair in enumerate(COORDINATE_LETTERS) if letter in pair), -1)
-                          for letter in letters)
-            expect(axes == [0, 1, 2], "--assume-orientation", "one letter each of R/L, A/P and S/I",
-                   self.assume_orientation, "For example RAS, LAS or ASL.")
-            object.__setattr__(self, "assume_orientation", letters)
+            object.__setattr__(self, "assume_orientation", self.assume_orientation.upper())
         expect(self.subject_column is None or self.covariates is not None, "--subject-column", "--covariates beside it",
                f"--subject-column {self.subject_column} alone", "Give --covariates FILE too.")
         expect(not (self.merge and self.shard), "--merge", "no --shard beside it", f"--shard {self.shard}",
