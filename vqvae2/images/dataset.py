@@ -158,7 +158,6 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     """
     folder, files = distributed.together(lambda: list_files(settings))
     _check_ranks_see_the_same(folder, files)
-    subjects_known = settings.dataset != "folder" or settings.subject_pattern is not None
     sets, notes, broken = {}, set(), {}
     for split in SPLITS:
         chosen = tuple(file for file in files if file.split == split and split in splits)
@@ -169,7 +168,7 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     _refuse_broken(folder, broken, sum(file.split in splits for file in files))
     if rendezvous.launched_rank() == 0:
         print("".join(f"{note}\n" for note in sorted(notes - {""})), end="", flush=True)
-    images = Images(folder, sets, subjects_known, tuple(files))
+    images = Images(folder, sets, settings.dataset != "folder" or settings.subject_pattern is not None, tuple(files))
     _check_shapes(images, shape_must_divide)
     return images
 

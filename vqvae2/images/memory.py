@@ -67,8 +67,7 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, d
 
 def memory_available() -> int:
     """Return how many bytes of this machine's memory are free, by the kernel's estimate; elsewhere half of it."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+    with suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 

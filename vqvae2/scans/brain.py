@@ -197,14 +197,11 @@ def _count_not_finite(volume: Volume, brain: Brain) -> int:
     parts = [(*box[:2], index) for index in range(box[2].start, box[2].stop)]
     inside = np.stack([brain.inside(volume.scaled(volume.voxels[part]), part) for part in parts], axis=2)
     inside &= pieces == 0
-    touches = np.zeros((2, count + 1), np.int64)  # of each piece: background, brain
-    for axis in range(3):
-        first, second = ((slice(None),) * axis + (half,) for half in (slice(None, -1), slice(1, None)))
-        for here, there in ((first, second), (second, first)):
-            finite = pieces[there] == 0
-            for kind, matter in enumerate((finite & ~inside[there], inside[there])):
-                touches[kind] += np.bincount(pieces[here][matter], minlength=count + 1)
-    is_brain = (touches[1] >= touches[0]) & (touches[1] > 0)
+    neighbours = ndimage.generate_binary_structure(3, 1).astype(np.uint8)
+    touched_brain, touched_background = (
+        np.bincount(pieces.ravel(), ndimage.correlate(matter.astype(np.uint8), neighbours, mode="constant").ravel())
+        for matter in (inside, (pieces == 0) & ~inside))
+    is_brain = (touched_brain >= touched_background) & (touched_brain > 0)
     for axis in range(3):
         is_brain[pieces.take([0, -1], axis)] = False
     is_brain[0] = False

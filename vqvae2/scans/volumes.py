@@ -97,11 +97,9 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
 
 def _background(header: Header, stored: np.ndarray) -> float | None:
     """Return the stored number of the background: it stands for 0, or all eight corners have it (after z-scoring)."""
-    corners = stored[np.ix_([0, -1], [0, -1], [0, -1])]
-    thinned = stored[::9, ::9, ::9]
-    if (corners == corners[0, 0, 0]).all() and (thinned == corners[0, 0, 0]).mean() > LEAST_BACKGROUND:
-        return float(corners[0, 0, 0])
-    return header.background
+    corner, all_corners = stored[0, 0, 0], stored[np.ix_([0, -1], [0, -1], [0, -1])]
+    of_corners = (all_corners == corner).all() and (stored[::9, ::9, ::9] == corner).mean() > LEAST_BACKGROUND
+    return float(corner) if of_corners else header.background
 
 
 def same_voxels(one: Path, other: Path, number: int | None) -> bool:

@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqvae2.common.files import LEFT_OVERS
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.settings.checks import expect
 from vqvae2.slices.scan_slices import csv_bytes, put_manifest_aside, read_table, sha256_of, write, writing
@@ -74,8 +73,6 @@ def link(out: Path, links: Sequence[dict]) -> list[str]:
             for name in known:
                 (out / name).unlink(missing_ok=True)
             for folder in FOLDERS.values():
-                for left_over in (out / folder).glob(LEFT_OVERS):
-                    left_over.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # not there, or something else is in it
                     (out / folder).rmdir()
                 if links:

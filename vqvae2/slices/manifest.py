@@ -247,7 +247,8 @@ def _place(out: Path, places: dict[str, str]) -> int:
             with contextlib.suppress(FileNotFoundError):  # where a disk has no locks, another part has moved it already
                 os.replace(out / before, out / after)
         for path in (*(out / image for image in stale),
-                     *(path for place in ("", SIDECARS, *SPLITS) for path in (out / place).glob(LEFT_OVERS))):
+                     *(path for place in ("", SIDECARS, *SPLITS, *keras_names.FOLDERS.values())
+                       for path in (out / place).glob(LEFT_OVERS))):
             path.unlink(missing_ok=True)
     return len(stale)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 
 from vqvae2.common.names import SPLITS
@@ -32,12 +33,11 @@ def split_subjects(subjects: Iterable[str], shares: tuple[float, float, float],
     for split, (start, end) in _intervals(shares).items():
         if start == end or split in splits.values():
             continue
-        members = {name: [subject for subject in splits if splits[subject] == name] for name in SPLITS}
-        donors = [subject for subject in splits
-                  if subject not in lent and (split == "train" or len(members[splits[subject]]) > 1)]
+        sizes = Counter(splits.values())
+        donors = {subject: subject_number(subject, seed) for subject in splits
+                  if subject not in lent and (split == "train" or sizes[splits[subject]] > 1)}
         if donors:
-            numbers = {subject: subject_number(subject, seed) for subject in donors}
-            nearest = min(donors, key=lambda subject: (max(start - numbers[subject], numbers[subject] - end), subject))
+            nearest = min(donors, key=lambda subject: (max(start - donors[subject], donors[subject] - end), subject))
             lent[nearest], splits[nearest] = splits[nearest], split
     return splits, lent
 
