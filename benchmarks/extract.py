@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from vqvae2.common.errors import run_script
-from vqvae2.scans import readers
+from vqvae2.scans import volumes
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         scan.path.read_bytes()
     first = read_volume(scans[0].path)
     print(f"{len(scans)} scans, the first {' x '.join(map(str, first.voxels.shape))} {first.voxels.dtype}, "
-          f"{first.voxels.nbytes / 1e6:.1f} MB; {readers.GzipFile.__module__}; {processor()}")
+          f"{first.voxels.nbytes / 1e6:.1f} MB; {volumes.GzipFile.__module__}; {processor()}")
     for per_scan in settings.per_scan:
         asked = ExtractSettings(per_scan=per_scan)
         for cores in settings.cores or dict.fromkeys((1, os.cpu_count() or 1)):
@@ -160,10 +160,10 @@ memory = np.empty(0, np.uint8)
 def inflate_only(task: tuple) -> None:
     global memory
     if not memory.size:
-        memory = np.empty(read_volume(task[0].path).voxels.nbytes + readers.BEGINNING_BYTES, np.uint8)
-    with readers.opened(task[0].path, task[0].path) as (stream, _):
+        memory = np.empty(read_volume(task[0].path).voxels.nbytes + volumes.BEGINNING_BYTES, np.uint8)
+    with volumes.opened(task[0].path, task[0].path) as (stream, _):
         place = 0
-        while count := stream.readinto(memory[place:place + readers.CHUNK]):
+        while count := stream.readinto(memory[place:place + volumes.CHUNK]):
             place = (place + count) % len(memory)
 
 

@@ -68,9 +68,9 @@ def test_a_metric_stands_in_the_report(module, tiny_run, apart, monkeypatch, cap
 
 
 def test_a_format_is_found_and_read(module, tmp_path, monkeypatch):
-    readers = pytest.importorskip("vqvae2.scans.readers")
+    volumes = pytest.importorskip("vqvae2.scans.volumes")
     _, row = module("A format of scans")
-    monkeypatch.setitem(readers.READERS, *next(iter(row.items())))
+    monkeypatch.setitem(volumes.READERS, *next(iter(row.items())))
     i, j, k = np.mgrid[:40, :48, :44] - np.array([20, 24, 22])[:, None, None, None]
     brain = (np.sqrt(i**2 / 200 + j**2 / 320 + k**2 / 260) < 1) * (100 + i + 2 * j)
     affine = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scan_files import STORAGES, block, save, save_analyze
 
-from vqvae2.scans import headers, readers, volumes
+from vqvae2.scans import headers, volumes
 from vqvae2.scans.finding import find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import file_sha256, read_volume, same_voxels
@@ -374,10 +374,10 @@ def test_a_bad_file_is_refused_in_plain_words(tmp_path, case):
 def test_a_header_that_claims_terabytes_takes_no_memory(tmp_path, monkeypatch):
     giant(tmp_path / "a.nii.gz")
     asked = []
-    monkeypatch.setattr(readers, "_memory", lambda size, make=readers._memory: asked.append(size) or make(size))
+    monkeypatch.setattr(volumes, "_memory", lambda size, make=volumes._memory: asked.append(size) or make(size))
     with pytest.raises(UnusableScan, match=r"expected 70362301923678 bytes for its .* found 3712\. It is cut short"):
         read_volume(tmp_path / "a.nii.gz")
-    assert max(asked) <= readers.MOST_FROM_A_BYTE * (tmp_path / "a.nii.gz").stat().st_size
+    assert max(asked) <= volumes.MOST_FROM_A_BYTE * (tmp_path / "a.nii.gz").stat().st_size
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -394,7 +394,7 @@ def test_a_new_format_is_one_function_and_one_row_of_the_table(tmp_path, monkeyp
         header = headers.Header(voxels.shape, voxels.dtype, affines=(("npz", np.diag([-1.0, 2.0, 3.0, 1.0])),))
         headers.check_shape(path.name, header, number)
         return header, voxels[..., number] if header.is_series else voxels
-    monkeypatch.setitem(readers.READERS, ".npz", read_npz)
+    monkeypatch.setitem(volumes.READERS, ".npz", read_npz)
     voxels = block().astype(np.float32)
     voxels[5, 5, 5] = np.nan
     np.savez(tmp_path / "sub-01_T1w.npz", voxels=voxels[::-1])

@@ -28,7 +28,7 @@ from scan_files import block, save, save_analyze, save_bids, save_series, slices
 from vqvae2.commands import extract as extract_slices
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.scans import headers, volumes
-from vqvae2.slices import manifest, scan_slices
+from vqvae2.slices import extraction, scan_slices
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--size", "16", "--field-of-view", "16", "--per-scan", "2", "--workers", "1"]
@@ -356,10 +356,10 @@ def test_equal_check_sums_of_other_voxels_make_no_duplicate(scans, apart, monkey
 def test_a_scan_that_cannot_be_compared_any_more_ends_no_run(scans, apart, monkeypatch):
     shutil.copy(scans / "sub-01/anat/sub-01_T1w.nii.gz", scans / "sub-09_T1w.nii.gz")
 
-    def damaged_meanwhile(one, other, number, compare=manifest.same_voxels):
+    def damaged_meanwhile(one, other, number, compare=extraction.same_voxels):
         other.write_text("no scan")
         return compare(one, other, number)
-    monkeypatch.setattr(manifest, "same_voxels", damaged_meanwhile)
+    monkeypatch.setattr(extraction, "same_voxels", damaged_meanwhile)
     assert len(extract(scans, apart / "out")) == 10
     assert reasons(apart / "out")["sub-09_T1w.nii.gz"].startswith(
         "expected a scan that is there once, found the same check sum in sub-01/anat/sub-01_T1w.nii.gz, and cannot "

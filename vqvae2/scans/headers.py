@@ -182,9 +182,13 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
     Raises: UnusableScan if nothing says it, or if the header's matrix is no orientation.
     """
     for place, matrix in header.affines:
-        if _is_orientation(matrix):
-            sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0)) * header.mm_per_unit
-            return io_orientation(matrix), tuple(map(float, sizes)), place
+        if matrix is None or not np.isfinite(matrix).all():
+            continue
+        sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
+        if (sizes > 0).all() and abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-6:
+            axes = io_orientation(matrix)
+            if not np.isnan(axes).any():
+                return axes, tuple(map(float, sizes * header.mm_per_unit)), place
     if header.affines:
         raise UnusableScan(name, "an orientation in its header", "a matrix that maps the volume to a plane or nowhere",
                            "Repair its header (sform), or leave the scan out.")
@@ -194,12 +198,3 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
     raise UnusableScan(name, "an orientation in its header",
                        "none (NIfTI without sform and qform, Analyze, or MGH without its flag)",
                        "If you know what its indices grow towards, give --assume-orientation, such as LAS.")
-
-
-def _is_orientation(matrix: np.ndarray | None) -> bool:
-    """Return whether a matrix has three directions, whatever its unit."""
-    if matrix is None or not np.isfinite(matrix).all():
-        return False
-    sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
-    return bool((sizes > 0).all() and abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-6
-                and not np.isnan(io_orientation(matrix)).any())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vqvae2.scans.readers import suffix_of
+from vqvae2.scans.volumes import suffix_of
 
 TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
 """Whole names of the files that are tables without being named by `--covariates`."""

@@ -1,14 +1,29 @@
-"""Scans -> their slices, on several processes, and the manifest: the work of `vqvae2 extract`."""
+"""Scans -> a folder of slices and their manifest that can be trusted, whatever interrupts the work: `vqvae2 extract`.
+
+The folder's manifest is there only while each image that it names is as it says. Before an image is about to change,
+the manifest is put aside; it comes back, new, when all is done:
+
+    manifest.csv  rejected.csv  extraction.json      of the last extraction that was finished
+    .manifest-before.csv                             the last manifest, put aside
+    .scans/                                          what became of each scan (scan_slices.py)
+
+Parts (--shard) share nothing but the folder. Whoever finds that all scans are done locks the folder, so that nobody
+else is at work, and writes the manifest from the sidecars, so it cannot depend on the number of parts.
+"""
 
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
+import importlib.metadata
 import itertools
+import json
 import multiprocessing
 import os
 import re
 import signal
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,24 +32,48 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vqvae2.common.errors import UserError
-from vqvae2.common.files import check_folder
+from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
-from vqvae2.scans.finding import Found, find_scans
-from vqvae2.scans.readers import READERS
-from vqvae2.settings.checks import expect
-from vqvae2.slices.manifest import (
-    changes_said,
-    finish_if_done,
-    pixels_hash,
-    plan_hash,
-    prefixes_of,
-    refuse_rejected,
-    slices_to_keep,
-    untaken,
+from vqvae2.scans.finding import Found, Scan, find_scans
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.volumes import READERS, same_voxels
+from vqvae2.settings import parsing
+from vqvae2.settings.checks import expect, flag
+from vqvae2.slices import keras_names
+from vqvae2.slices.planes import RECIPE
+from vqvae2.slices.scan_slices import (
+    BEFORE,
+    MANIFEST,
+    SIDECARS,
+    Outcome,
+    csv_bytes,
+    image_name,
+    in_place,
+    lock,
+    note,
+    prefix_of,
+    put_manifest_aside,
+    read_table,
+    recall,
+    sidecar,
+    still_wanted,
+    times_of,
+    work_on,
+    write,
+    writing,
 )
-from vqvae2.slices.scan_slices import Outcome, lock, work_on, writing
 from vqvae2.slices.settings import ExtractSettings
+from vqvae2.slices.splits import split_subjects
+
+COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
+           "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
+           "voxels")
+SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
+"""These settings change every image. Others, such as the planes, are compared scan by scan."""
+NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
+NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
+IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
 
 def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
@@ -157,3 +196,246 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def pixels_hash(settings: ExtractSettings) -> str:
+    """Return a hash of what decides how a scan is drawn: equal hash and scan, equal bytes."""
+    values = {name: _reported(settings)[name] for name in SETTINGS_OF_PIXELS}
+    return hashlib.sha256(json.dumps([RECIPE, values], sort_keys=True).encode()).hexdigest()
+
+
+def plan_hash(found: Found, settings: ExtractSettings) -> str:
+    """Return a hash of what all parts of one extraction must agree on: settings and scans."""
+    scans = [(scan.name, scan.prefix, scan.refused) for scan in found.scans]
+    return hashlib.sha256(json.dumps([RECIPE, _reported(settings), scans]).encode()).hexdigest()
+
+
+def manifest_before(out: Path) -> dict[str, list[dict]]:
+    """Return the rows of the last manifest by scan, also if it was put aside."""
+    manifest: dict[str, list[dict]] = defaultdict(list)
+    tables = ([row for row in read_table(out / name) if row.get("scan") and
+               re.fullmatch(IMAGE_NAME, row.get("image") or "")] for name in (MANIFEST, BEFORE))  # the newer one first
+    for row in next(filter(None, tables), []):
+        manifest[row["scan"]].append(row)
+    return manifest
+
+
+def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> dict[str, list[dict]]:
+    """Return the rows, by scan, of the last manifest's scans whose files are gone; none with --prune.
+
+    Raises: UserError if their images would have to be drawn anew, because of other settings, or as they were damaged.
+    """
+    here, pixels, kept = {scan.name for scan in found.scans}, pixels_hash(settings), {}
+    for name, rows in sorted(manifest_before(out).items()):
+        if not (settings.prune or name in here or os.path.lexists(folder / name)):
+            before = recall(out, name)
+            # Its layout cannot be asked any more, so what it was taken for stands.
+            kept[name] = before is not None and before.pixels == pixels and in_place(
+                out, still_wanted(rows[0]["orientation"], settings, rows), prefix_of(rows[0]))
+    lost = [name for name, rows in kept.items() if not rows]
+    expect(not lost, f"--out {out}", "scans for all slices that must be drawn anew, after other settings or damage",
+           f"none for {len(lost)} of them, such as {lost[0] if lost else ''}",
+           "Give --prune to remove their slices, or name another folder.")
+    return kept
+
+
+def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> tuple[list[str], list[str]]:
+    """Finish an extraction if all scans are done; return the lines for the user, or the names of scans not done.
+
+    Whoever calls this holds the lock of `out`.
+    Raises: UserError as `finish` does.
+    """
+    plan = plan_hash(found, settings)
+    gone = slices_to_keep(found, folder, settings, out)
+    outcomes = {scan.name: outcome for scan in found.scans if (outcome := recall(out, scan.name)) is not None
+                and outcome.plan == plan and outcome.times == times_of(scan.path)}
+    if len(outcomes) == len(found.scans):
+        taken = prefixes_of(gone)
+        for scan in found.scans:
+            outcome = outcomes.pop(scan.name)
+            there = in_place(out, outcome.rows, *map(prefix_of, outcome.rows[:1]), untaken(scan, taken), scan.prefix)
+            if len(there) == len(outcome.rows):
+                outcomes[scan.name] = dataclasses.replace(outcome, rows=there)
+    missing = [scan.name for scan in found.scans if scan.name not in outcomes]
+    return ([], missing) if missing else (finish(found, settings, out, outcomes, gone), [])
+
+
+def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[str, Outcome],
+           gone: dict[str, list[dict]]) -> list[str]:
+    """Write manifest and reports, and move and remove images accordingly; return the lines for the user.
+
+    Args:
+        found: the scans.
+        settings: of the run.
+        out: folder of the slices.
+        outcomes: what became of every scan, by its name, and where its images are now.
+        gone: rows of scans that are gone, and where their images are now.
+    Raises: UserError with --strict for a duplicate, or if `out` cannot be written.
+    """
+    outcomes = _without_duplicates(found, outcomes, out, settings.volume)
+    if settings.strict:
+        refuse_rejected(outcomes)
+    used = [scan for scan in found.scans if outcomes[scan.name].rows]
+    gone = {name: rows for name, rows in gone.items()
+            if not _was_moved(rows, [outcomes[scan.name].rows for scan in used])}
+    taken = prefixes_of(gone)
+    splits, lent = split_subjects([*(scan.subject for scan in used), *(rows[0]["subject"] for rows in gone.values())],
+                                  settings.split, settings.seed)
+    people = covariates.join(used, found.tables, settings.covariates, settings.subject_column, COLUMNS)
+    prefixes = {scan.name: untaken(scan, taken) for scan in used} | {
+        name: prefix_of(rows[0]) for name, rows in gone.items()}
+    rows = [{**row, "subject": scan.subject, "session": scan.session, "run": scan.run, **people.values[scan.name]}
+            for scan in used for row in outcomes[scan.name].rows] + [row for rows in gone.values() for row in rows]
+    places = {row["image"]: f"{splits[row['subject']]}/{image_name(prefixes[row['scan']], row['plane'], row['index'])}"
+              for row in rows}
+    manifest = [{**row, "image": places[row["image"]], "split": splits[row["subject"]]} for row in rows]
+    columns = dict.fromkeys((*COLUMNS, *people.columns, *(name for rows in gone.values() for name in rows[0])))
+    rejected = [{"scan": scan.name, "reason": outcomes[scan.name].reason} for scan in found.scans
+                if outcomes[scan.name].reason]
+    report = _report(settings, found, manifest, len(rejected), len(gone), splits, lent)
+    links = keras_names.links_of(manifest) if settings.layout == "keras_png_slices" else []
+    removed = _place(out, places)
+    said = keras_names.link(out, links)
+    write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
+    write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
+    write(out / MANIFEST, csv_bytes(columns, manifest))
+    sidecars = {sidecar(out, name) for name in (*outcomes, *gone)}
+    with writing(out):
+        for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
+            path.unlink(missing_ok=True)
+    return [*said, *_said(report["counts"], used, outcomes, people, removed, out)]
+
+
+def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
+    """Raise UserError if one of these scans is rejected; for --strict."""
+    for name, outcome in outcomes.items():
+        if outcome.reason:
+            raise UserError(f"{name}: {outcome.reason} Without --strict it is skipped.")
+
+
+def untaken(scan: Scan, taken: set[str]) -> str:
+    """Return how the names of the scan's images begin, not as those of a scan that is gone and whose slices stay."""
+    if scan.prefix.casefold() not in taken:
+        return scan.prefix
+    return f"{scan.prefix}_{hashlib.sha256(scan.name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
+    """Return how the names of these images begin, in lower case."""
+    return {prefix_of(rows[0]).casefold() for rows in rows_by_scan.values()}
+
+
+def changes_said(out: Path, settings: ExtractSettings) -> str:
+    """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
+    now, before = _reported(settings), {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        before = dict(json.loads((out / "extraction.json").read_text(encoding="utf-8"))["settings"])
+    return ", ".join(f"{flag(name)} {_words(now[name])} (was {_words(before[name])})"
+                     for name in now if before.get(name, now[name]) != now[name])
+
+
+def _words(value: object) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text not in ("", "None", "False") else "not given"
+
+
+def _without_duplicates(found: Found, outcomes: dict[str, Outcome], out: Path,
+                        number: int | None) -> dict[str, Outcome]:
+    """Reject each scan that has the same voxels as one before it; the CRC is compared first, then every voxel."""
+    first: dict[str, list[Scan]] = defaultdict(list)
+    result = dict(outcomes)
+    for scan in (scan for scan in found.scans if outcomes[scan.name].rows):
+        likely = first[outcomes[scan.name].rows[0]["voxels"]]
+        try:
+            twin = next((other for other in likely if same_voxels(other.path, scan.path, number)), None)
+            found_twin = twin and f"the same voxels in {twin.name}. That one is used; remove one of them."
+        except UnusableScan as error:  # deleted or damaged since it was drawn
+            found_twin = f"the same check sum in {likely[0].name}, and cannot compare them: {error}"
+        if not found_twin:
+            likely.append(scan)
+            continue
+        result[scan.name] = dataclasses.replace(
+            outcomes[scan.name], rows=[], reason=f"expected a scan that is there once, found {found_twin}")
+        note(out, result[scan.name])
+    return result
+
+
+def _was_moved(rows: list[dict], others: list[list[dict]]) -> bool:
+    """Return whether a scan that is gone has only another name now."""
+    images = sorted(row["sha256"] for row in rows)
+    return any(rows[0]["voxels"] == other[0]["voxels"] and images == sorted(row["sha256"] for row in other)
+               for other in others)
+
+
+def _place(out: Path, places: dict[str, str]) -> int:
+    """Move images from where they are to where they belong, and remove all others of an extraction's names; return how
+    many were removed."""
+    here = {f"{split}/{path.name}" for split in SPLITS for path in (out / split).glob("*.png")}
+    stale = {image for image in here if re.fullmatch(IMAGE_NAME, image)} - {*places, *places.values()}
+    moves = [(before, after) for before, after in places.items() if before != after]
+    if moves or stale:
+        put_manifest_aside(out)
+    with writing(out):
+        for before, after in moves:
+            with contextlib.suppress(FileNotFoundError):  # where a disk has no locks, another part has moved it already
+                os.replace(out / before, out / after)
+        for path in (*(out / image for image in stale),
+                     *(path for place in ("", SIDECARS, *SPLITS, *keras_names.FOLDERS.values())
+                       for path in (out / place).glob(LEFT_OVERS))):
+            path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejected: int, gone: int,
+            splits: dict[str, str], lent: dict[str, str]) -> dict:
+    """Return what extraction.json holds: no time, host, worker count or path, so that equal work gives equal bytes."""
+    images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "pillow")}
+    return {"schema": 1, "settings": _reported(settings), "recipe": RECIPE, "pixels": pixels_hash(settings),
+            "versions": versions,
+            "counts": {"scans": len(found.scans), "used": len({row["scan"] for row in manifest}) - gone,
+                       "rejected": rejected, "skipped": found.further, "gone": gone,
+                       "subjects": {split: subjects[split] for split in SPLITS},
+                       "images": {split: images[split] for split in SPLITS}},
+            "lent": {subject: {"from": lent[subject], "to": splits[subject]} for subject in sorted(lent)}}
+
+
+def _reported(settings: ExtractSettings) -> dict:
+    values = {key: value for key, value in parsing.as_dict(settings).items() if key not in NOT_IN_THE_REPORT
+              and (key, value) != ("layout", "oasis")}  # so that reports are as they were before there was a choice
+    # 224, a default, and 224.0, which it is when it is given, are one setting.
+    return json.loads(json.dumps(values), parse_float=lambda text: int(text[:-2]) if text[-2:] == ".0" else float(text))
+
+
+def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
+          out: Path) -> list[str]:
+    """Return the lines that the user is told at the end; the last line counts."""
+    orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
+                           for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
+    heads = sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used)
+    names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
+    reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
+    reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
+    lines = [
+        *((scans, f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
+                  f"{NOT_FROM_THE_HEADER[place]}") for (place, storage), scans in sorted(orientations.items())),
+        (heads, f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of the "
+                "whole head"),
+        *((1, f"covariates: {left_out}") for left_out in people.left_out),
+        (len(people.missing), f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}"),
+        (counts["gone"], f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "
+                         "removes them)"),
+        (removed, f"removed: {_number(removed, 'slice')} that these scans and settings do not ask for"),
+        (times, f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
+                f"{'most often' if times > 1 else 'such as'}: {reason}")]
+    unchanged = sum(outcomes[scan.name].unchanged for scan in used)
+    images = ", ".join(f"{split} {counts['images'][split]} of {_number(counts['subjects'][split], 'subject')}"
+                       for split in SPLITS)
+    return [*(line for number, line in lines if number),
+            f"used {_number(counts['used'], 'scan')} ({unchanged} of them unchanged since the last run), rejected "
+            f"{counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; images: {images}; "
+            f"manifest: {out / MANIFEST}"]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -28,8 +28,7 @@ from vqvae2.common.names import SPLITS
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.readers import files_of
-from vqvae2.scans.volumes import file_sha256, read_volume
+from vqvae2.scans.volumes import file_sha256, files_of, read_volume
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqvae2.scans import readers
+from vqvae2.scans import volumes
 from vqvae2.scans.headers import UnusableScan
 
 BYTES = bytes(range(256)) * 3000
@@ -21,7 +21,7 @@ def library(request, monkeypatch):
     else:
         for name in ("isal", "isal.igzip", "isal.igzip_lib", "isal.isal_zlib"):
             monkeypatch.setitem(sys.modules, name, None)
-    spec = importlib.util.spec_from_file_location("readers_again", readers.__file__)
+    spec = importlib.util.spec_from_file_location("volumes_again", volumes.__file__)
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)
     return again
@@ -72,4 +72,4 @@ def test_skipping_goes_to_the_place_asked_for_or_to_the_end(tmp_path, library):
 
 @given(content=st.binary(max_size=2000), level=st.integers(0, 9))
 def test_check_sums_are_zlibs(content, level):
-    assert readers.crc32(content) == zlib.crc32(content)
+    assert volumes.crc32(content) == zlib.crc32(content)
