@@ -88,14 +88,14 @@ class TestWhatAnImageBecomes:
     def test_each_part_makes_another_picture_in_another_epoch_and_of_another_image(self, other, part, heads):
         bounds = only(**{part: 5})
         before, after = augmented(heads, **bounds), augmented(heads, **bounds, **other)
-        assert all(not torch.equal(one, two) for one, two in zip(before, after))
-        assert all(not torch.equal(one, two) for one, two in zip(before, heads))
+        assert all(not torch.equal(old, new) for old, new in zip(before, after))
+        assert all(not torch.equal(old, new) for old, new in zip(before, heads))
 
     def test_another_seed_makes_another_picture(self, heads):
         items = torch.arange(7)
-        one, two = (Augmentation(settings_of(), [{}] * 7, seed=seed)(heads, items, 0)
-                    for seed in (0, 1))
-        assert all(not torch.equal(a, b) for a, b in zip(one, two))
+        first, second = (Augmentation(settings_of(), [{}] * 7, seed=seed)(heads, items, 0)
+                         for seed in (0, 1))
+        assert all(not torch.equal(a, b) for a, b in zip(first, second))
 
     def test_bounds_of_0_leave_every_bit_as_it_is(self, heads):
         given = heads.clone()
@@ -172,7 +172,7 @@ class TestMirroring:
     def test_it_alone_is_exact(self, heads):
         for epoch in range(5):
             made = augmented(heads, epoch=epoch, **only(no_mirror=False))
-            assert all(torch.equal(one, was) or torch.equal(one, was.flip(2)) for one, was in zip(made, heads))
+            assert all(torch.equal(first, was) or torch.equal(first, was.flip(2)) for first, was in zip(made, heads))
         assert not torch.equal(made, heads)
 
     def test_a_sagittal_image_is_never_mirrored_and_its_neighbours_in_the_batch_are(self, heads):

@@ -54,10 +54,10 @@ class TestManifest:
     def test_every_image_is_in_its_split_with_its_subject_and_pixels(self, tiny_slices):
         loaded = load(tiny_slices)
         for split, subjects in SUBJECTS.items():
-            one = loaded.splits[split]
-            assert len(one) == subjects * SLICES_PER_SUBJECT
-            assert len(set(one.subjects)) == subjects
-            for file, pixels in zip(one.files, one.pixels):
+            image_set = loaded.splits[split]
+            assert len(image_set) == subjects * SLICES_PER_SUBJECT
+            assert len(set(image_set.subjects)) == subjects
+            for file, pixels in zip(image_set.files, image_set.pixels):
                 assert file.name.startswith(f"{split}/{file.subject}_axial")
                 np.testing.assert_array_equal(pixels, np.array(Image.open(tiny_slices / file.name))[None])
         assert loaded.shape == (1, 32, 32)
@@ -94,9 +94,9 @@ class TestManifest:
         def change(rows):
             if column == "image":
                 (slices / rows[0]["image"]).rename(slices / "train" / "renamed.png")
-            one = {"split": "validate", "subject": "another", "sha256": "0" * 64, "image": "train/renamed.png"}[column]
+            value = {"split": "validate", "subject": "another", "sha256": "0" * 64, "image": "train/renamed.png"}
             for row in rows[:SLICES_PER_SUBJECT] if column == "split" else rows[:1]:
-                row[column] = one
+                row[column] = value[column]
         edit_manifest(slices, change)
         assert load(slices).describe()["data_hash"] != before
 
@@ -159,19 +159,19 @@ class TestPixels:
 
     def test_eight_bits_become_0_to_1(self, tmp_path):
         save(tmp_path / "train" / "a.png")
-        one = self.read(tmp_path)
-        assert one.pixels.dtype == np.uint8
-        np.testing.assert_allclose(one.batch([0])[0, 0].numpy(), RAMP / 255, rtol=1e-6)
-        assert torch.equal(one.bytes()[0, 0], torch.from_numpy(RAMP))
+        image_set = self.read(tmp_path)
+        assert image_set.pixels.dtype == np.uint8
+        np.testing.assert_allclose(image_set.batch([0])[0, 0].numpy(), RAMP / 255, rtol=1e-6)
+        assert torch.equal(image_set.bytes()[0, 0], torch.from_numpy(RAMP))
 
     def test_sixteen_bits_keep_all_of_them(self, tmp_path):
         pixels = np.array([[0, 1, 257], [32768, 65534, 65535], [300, 301, 302]], dtype=np.uint16)
         save(tmp_path / "train" / "a.png", pixels)
-        one = self.read(tmp_path)
-        assert one.pixels.dtype == np.uint16
-        np.testing.assert_array_equal(one.pixels[0, 0], pixels)
-        np.testing.assert_allclose(one.batch([0])[0, 0].numpy(), pixels / 65535, rtol=1e-6)
-        assert one.bytes()[0, 0].tolist() == [[0, 0, 1], [128, 255, 255], [1, 1, 1]]
+        image_set = self.read(tmp_path)
+        assert image_set.pixels.dtype == np.uint16
+        np.testing.assert_array_equal(image_set.pixels[0, 0], pixels)
+        np.testing.assert_allclose(image_set.batch([0])[0, 0].numpy(), pixels / 65535, rtol=1e-6)
+        assert image_set.bytes()[0, 0].tolist() == [[0, 0, 1], [128, 255, 255], [1, 1, 1]]
 
     def test_eight_and_sixteen_bits_side_by_side_are_equally_bright(self, tmp_path):
         save(tmp_path / "train" / "a.png", np.array([[0, 100, 255]], dtype=np.uint8))
@@ -205,23 +205,23 @@ class TestPixels:
     @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
     def test_every_value_is_the_float_nearest_to_its_share_of_white(self, kind, white):
         pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
-        one = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
+        image_set = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
         expected = torch.from_numpy((pixels.astype(np.float64) / white).astype(np.float32))
-        assert torch.equal(one.batch([0]), expected)
-        assert torch.equal(one.batch(torch.tensor([0]), torch.device("cpu")), expected)
+        assert torch.equal(image_set.batch([0]), expected)
+        assert torch.equal(image_set.batch(torch.tensor([0]), torch.device("cpu")), expected)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
     @pytest.mark.parametrize(("kind", "white"), [(np.uint8, 255), (np.uint16, 65535)])
     def test_a_batch_on_cuda_is_bit_for_bit_that_on_the_cpu(self, kind, white):
         pixels = np.arange(white + 1, dtype=kind).reshape(1, 1, 1, -1)
-        one = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
+        image_set = dataset.ImageSet((ImageFile("a.png", "train", "a", ""),), pixels)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            batch = one.batch([0], torch.device("cuda", 0))
+            batch = image_set.batch([0], torch.device("cuda", 0))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert batch.is_cuda
-        assert torch.equal(batch.cpu(), one.batch([0]))
+        assert torch.equal(batch.cpu(), image_set.batch([0]))
 
     def test_a_batch_of_no_images_is_empty(self, tmp_path):
         save(tmp_path / "train" / "a.png")
@@ -242,7 +242,7 @@ class TestSizes:
     def test_size_makes_them_one(self, mixed):
         loaded = load_folder(mixed, size=8).splits["train"]
         assert loaded.pixels.shape == (2, 1, 8, 8)
-        assert [set(one.flatten().tolist()) for one in loaded.pixels] == [{200}, {100}]
+        assert [set(image.flatten().tolist()) for image in loaded.pixels] == [{200}, {100}]
 
     @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
     def test_shrinking_is_the_mean_of_what_falls_into_a_pixel(self, kind, tmp_path):

@@ -120,7 +120,7 @@ class TestFolder:
         for name in ("train/a.png", "train/deep/b.JPG", f"{validate}/c.jpeg", "test/d.tif", "other/e.png"):
             save(tmp_path / name)
         loaded = load_folder(tmp_path)
-        assert {split: one.names for split, one in loaded.splits.items()} == {
+        assert {split: image_set.names for split, image_set in loaded.splits.items()} == {
             "train": ["train/a.png", "train/deep/b.JPG"], "validate": [f"{validate}/c.jpeg"], "test": ["test/d.tif"]}
 
     def test_without_a_pattern_each_image_is_its_own_subject_and_that_is_said(self, tmp_path):
@@ -135,15 +135,15 @@ class TestFolder:
             for number in range(2):
                 save(tmp_path / f"s{subject:03d}_{number}.png", RAMP[:8, :8])
         loaded = load_folder(tmp_path, subject_pattern=r"(s\d+)_", split=(50, 25, 25))
-        subjects = {split: set(one.subjects) for split, one in loaded.splits.items()}
+        subjects = {split: set(image_set.subjects) for split, image_set in loaded.splits.items()}
         assert sum(map(len, subjects.values())) == len(set.union(*subjects.values())) == 120
         assert loaded.subjects_known
         # Binomial, 120 draws of 0.5 and 0.25: standard deviations 5.5 and 4.7; four of them are allowed.
-        assert [len(one) for one in subjects.values()] == pytest.approx([60, 30, 30], abs=22)
+        assert [len(members) for members in subjects.values()] == pytest.approx([60, 30, 30], abs=22)
 
     def test_a_subject_that_is_added_later_moves_nobody(self, tmp_path):
         def split_of():
-            return {name: split for split, one in load_folder(tmp_path).splits.items() for name in one.names}
+            return {name: split for split, images in load_folder(tmp_path).splits.items() for name in images.names}
 
         for subject in range(40):
             save(tmp_path / f"{subject}.png", RAMP[:8, :8])
@@ -162,7 +162,7 @@ class TestFolder:
         for name in ("a.png", ".hidden.png", ".thumbnails/b.png"):
             save(tmp_path / name)
         (tmp_path / "notes.txt").write_text("")
-        assert [name for one in load_folder(tmp_path).splits.values() for name in one.names] == ["a.png"]
+        assert [name for image_set in load_folder(tmp_path).splits.values() for name in image_set.names] == ["a.png"]
 
     def test_a_folder_without_images_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"--data .*: expected images, found none\. Run extract_slices\.py, or"):
@@ -273,10 +273,10 @@ def test_fit_and_colours_reach_the_images(tmp_path):
     save(tmp_path / "train" / "a.png", pixels)
     shapes = {}
     for colours in ("auto", "grey", "rgb"):
-        one = load_folder(tmp_path, size=8, fit="crop", colours=colours).splits["train"].pixels[0]
-        shapes[colours] = one.shape
+        image = load_folder(tmp_path, size=8, fit="crop", colours=colours).splits["train"].pixels[0]
+        shapes[colours] = image.shape
         # 0.299 x 200 are 60; of the black sides there is nothing.
-        assert np.unique(one[0]).tolist() == [200 if colours != "grey" else 60]
+        assert np.unique(image[0]).tolist() == [200 if colours != "grey" else 60]
     assert shapes == {"auto": (3, 8, 8), "grey": (1, 8, 8), "rgb": (3, 8, 8)}
     stretched = load_folder(tmp_path, size=8).splits["train"].pixels[0, 0]
     assert stretched[0].tolist() == [0, 0, 200, 200, 200, 200, 0, 0]

@@ -40,8 +40,8 @@ def facts(data: Path, dataset: str = "oasis") -> dict:
         loaded = load_images(DataSettings(data=data, dataset=dataset))
     except UserError as error:
         return {"error": str(error)}
-    return {"pixels": {split: np.array(one.pixels) for split, one in loaded.splits.items()},
-            "kinds": {split: type(one.pixels.base).__name__ for split, one in loaded.splits.items()},
+    return {"pixels": {split: np.array(image_set.pixels) for split, image_set in loaded.splits.items()},
+            "kinds": {split: type(image_set.pixels.base).__name__ for split, image_set in loaded.splits.items()},
             "described": loaded.describe(), "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
 
 
@@ -120,7 +120,7 @@ def two(folder) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def one(folder) -> dict:
+def single(folder) -> dict:
     """What one process sees."""
     names = {"slices": "oasis", "mixed": "folder", "bad-last": "oasis", "bad-both": "oasis", "sizes": "folder",
              "all-bad": "folder"}
@@ -138,13 +138,13 @@ def assert_same(two: list[dict], scenario: str, expected: dict) -> None:
 
 
 class TestOneProcess:
-    def test_it_holds_a_plain_array_that_it_may_write_to_and_no_file(self, one, folder):
-        assert one["slices"]["kinds"] == dict.fromkeys(SUBJECTS, "NoneType")
-        assert one["slices"]["mapping"] == []
+    def test_it_holds_a_plain_array_that_it_may_write_to_and_no_file(self, single, folder):
+        assert single["slices"]["kinds"] == dict.fromkeys(SUBJECTS, "NoneType")
+        assert single["slices"]["mapping"] == []
         assert load_images(DataSettings(data=folder / "slices")).splits["train"].pixels.flags.writeable
 
     def test_it_maps_a_file_without_a_name_where_the_images_are_larger_than_the_free_memory(
-            self, one, folder, tmp_path, monkeypatch, capsys):
+            self, single, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr(memory, "memory_available", lambda: 3000)
         found = facts(folder / "slices")
@@ -154,7 +154,7 @@ class TestOneProcess:
             f"images: larger than the free memory, so they are mapped from a file in {tmp_path}: more memory, or a "
             "smaller --size, would be faster\n")
         assert left_in(tmp_path) == []
-        assert_same([{"beyond": found}], "beyond", one["slices"])
+        assert_same([{"beyond": found}], "beyond", single["slices"])
 
     def test_where_nothing_has_room_one_line_says_how_much_is_needed_and_what_to_do(
             self, folder, tmp_path, monkeypatch):
@@ -175,14 +175,14 @@ class TestTwoProcesses:
         assert {place[1:] for place in first + second} == {("r--s", True)}
 
     @pytest.mark.parametrize("scenario", ["shared", "small memory", "beyond memory", "two machines"])
-    def test_they_see_what_one_process_reads_wherever_the_images_lie(self, scenario, one, two):
-        assert_same(two, scenario, one["slices"])
+    def test_they_see_what_one_process_reads_wherever_the_images_lie(self, scenario, single, two):
+        assert_same(two, scenario, single["slices"])
 
-    def test_grey_colours_and_sixteen_bits_become_one_array_as_in_one_process(self, one, two):
-        assert one["mixed"]["pixels"]["train"].shape == (4, 3, 16, 16)
-        assert one["mixed"]["pixels"]["train"].dtype == np.uint16
-        assert one["mixed"]["pixels"]["validate"].dtype == np.uint8
-        assert_same(two, "mixed", one["mixed"])
+    def test_grey_colours_and_sixteen_bits_become_one_array_as_in_one_process(self, single, two):
+        assert single["mixed"]["pixels"]["train"].shape == (4, 3, 16, 16)
+        assert single["mixed"]["pixels"]["train"].dtype == np.uint16
+        assert single["mixed"]["pixels"]["validate"].dtype == np.uint8
+        assert_same(two, "mixed", single["mixed"])
 
     @pytest.mark.parametrize("scenario", ["small memory", "beyond memory"])
     def test_they_share_a_file_on_the_disk_where_memory_is_too_small(self, scenario, two):
@@ -200,9 +200,9 @@ class TestTwoProcesses:
 
     @pytest.mark.parametrize(("scenario", "alone"), [("file of rank 1", "bad-last"), ("files of both", "bad-both"),
                                                      ("all bad", "all-bad"), ("sizes", "sizes")])
-    def test_an_image_that_does_not_fit_is_the_error_of_one_process_on_both(self, scenario, alone, one, two):
-        assert [rank[scenario] for rank in two] == [one[alone]] * 2
-        assert "expected " in one[alone]["error"]
+    def test_an_image_that_does_not_fit_is_the_error_of_one_process_on_both(self, scenario, alone, single, two):
+        assert [rank[scenario] for rank in two] == [single[alone]] * 2
+        assert "expected " in single[alone]["error"]
 
     @pytest.mark.parametrize(("scenario", "said"), [
         ("no folder", "nothing: expected a folder, found nothing. Run extract_slices.py"),

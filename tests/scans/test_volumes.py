@@ -244,9 +244,9 @@ def test_equal_voxels_are_known_however_they_are_packed(tmp_path):
 
 def test_equal_check_sums_do_not_make_equal_voxels(tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "crc32", lambda *_: 0)
-    one, other = (save(tmp_path / f"{seed}.nii", block(seed=seed)) for seed in (1, 2))
-    assert read_volume(one).fingerprint == read_volume(other).fingerprint
-    assert not same_voxels(one, other, None)
+    first, other = (save(tmp_path / f"{seed}.nii", block(seed=seed)) for seed in (1, 2))
+    assert read_volume(first).fingerprint == read_volume(other).fingerprint
+    assert not same_voxels(first, other, None)
 
 
 def test_the_hash_is_that_of_the_file_and_of_both_files_of_a_pair(tmp_path):

@@ -356,9 +356,9 @@ def test_equal_check_sums_of_other_voxels_make_no_duplicate(scans, apart, monkey
 def test_a_scan_that_cannot_be_compared_any_more_ends_no_run(scans, apart, monkeypatch):
     shutil.copy(scans / "sub-01/anat/sub-01_T1w.nii.gz", scans / "sub-09_T1w.nii.gz")
 
-    def damaged_meanwhile(one, other, number, compare=extraction.same_voxels):
+    def damaged_meanwhile(first, other, number, compare=extraction.same_voxels):
         other.write_text("no scan")
-        return compare(one, other, number)
+        return compare(first, other, number)
     monkeypatch.setattr(extraction, "same_voxels", damaged_meanwhile)
     assert len(extract(scans, apart / "out")) == 10
     assert reasons(apart / "out")["sub-09_T1w.nii.gz"].startswith(
@@ -636,7 +636,7 @@ def test_a_pair_is_drawn_anew_when_either_of_its_files_changes(apart):
     save(apart / "other.hdr", block(seed=3), kind=nib.Nifti1Pair)
     shutil.copyfile(apart / "other.img", apart / "scans/2.img")
     rows = extract(apart / "scans", apart / "out")
-    assert [one["sha256"] == two["sha256"] for one, two in zip(first, rows)] == [True, True, False, False]
+    assert [before["sha256"] == after["sha256"] for before, after in zip(first, rows)] == [True, True, False, False]
     assert slices_in(apart / "out") == one_run(apart / "scans", apart / "fresh")
 
 

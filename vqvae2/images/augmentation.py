@@ -69,7 +69,7 @@ class Augmentation:
         return made.mul_((1 - made).mul_(bend).add_(1)).clamp_(0, 1)
 
     def _places(self, draws: np.ndarray, numbers: np.ndarray, epoch: int, pixels: torch.Tensor) -> torch.Tensor:
-        """From where each pixel is taken, `[n, height, width, 2]`: (across, down), the picture being -1…1."""
+        """Return the places `[n, height, width, 2]` that pixels come from: (across, down), the picture being -1…1."""
         height, width = pixels.shape[2:]
         half = np.array([1, height / width]) * self.width_mm / 2
         places = self._linear(draws, half, pixels)
@@ -78,7 +78,10 @@ class Augmentation:
         return places.movedim(1, 3).contiguous()
 
     def _linear(self, draws: np.ndarray, half: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
-        """The places `[n, 2, height, width]` by shift, rotation and scale, undone in this order; `half` is in mm."""
+        """Return these places by shift, rotation and scale, undone in this order, `[n, 2, height, width]`.
+
+        `half` is half of the picture's width and height in mm.
+        """
         settings = self.settings
         signed = draws * 2 - 1
         # With t = tan(angle / 2) sine and cosine are quotients, the same bits wherever they are computed.
@@ -95,7 +98,7 @@ class Augmentation:
             linear[:, :, 0, None, None] * across)
 
     def _elastic(self, numbers: np.ndarray, epoch: int, half: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
-        """The smooth field `[n, 2, height, width]` in halves of a picture; no vector is longer than --elastic-mm."""
+        """Return the smooth field `[n, 2, height, width]` in halves of a picture; no vector exceeds --elastic-mm."""
         (cell_x, across), (cell_y, down) = (_spline(side, 2 * mm) for side, mm in zip(pixels.shape[:1:-1], half))
         row, column = (np.arange(cells[-1] + 4) for cells in (cell_y, cell_x))
         draws = random_numbers.uniform(self.seed, "elastic", epoch, numbers[:, None, None, None],
@@ -117,7 +120,7 @@ def _spline(side: int, side_mm: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(points: torch.Tensor, axis: int, cells: np.ndarray, weights: np.ndarray) -> torch.Tensor:
-    """Control points -> pixels along one axis, term by term."""
+    """Return the values of pixels between control points along one axis, added term by term."""
     first, weights = machine.to_device(torch.from_numpy(cells), points.device), _as_tensor(weights, points)
     made = points.index_select(axis, first).mul_(weights[0])
     for number in range(1, 4):

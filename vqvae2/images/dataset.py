@@ -46,17 +46,17 @@ class ImageSet:
 
     @property
     def names(self) -> list[str]:
-        """Names of the images, in order."""
+        """Return the names of the images, in order."""
         return [file.name for file in self.files]
 
     @property
     def subjects(self) -> list[str]:
-        """The subject of each image, in order."""
+        """Return the subject of each image, in order."""
         return [file.subject for file in self.files]
 
     @property
     def facts(self) -> list[dict[str, str]]:
-        """The manifest's row of each image, in order."""
+        """Return the manifest's row of each image, in order."""
         return [file.facts for file in self.files]
 
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
@@ -98,17 +98,17 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image."""
-        return next(one.pixels.shape[1:] for one in self.splits.values() if len(one))
+        """Return (channels, height, width) of every image."""
+        return next(images.pixels.shape[1:] for images in self.splits.values() if len(images))
 
     @property
     def shared_subjects(self) -> int:
-        """The number of subjects in more than one split, which --allow-leak has let through."""
+        """Return the number of subjects in more than one split, which --allow-leak has let through."""
         return len(shared_subjects(self.files))
 
     @property
     def field_of_view(self) -> float | None:
-        """Height and width of every image in mm; None where extract_slices.py does not say it."""
+        """Return height and width of every image in mm; None where extract_slices.py does not say it."""
         found = (_extraction(self.folder) or {}).get("field_of_view")
         return found if isinstance(found, (int, float)) and found > 0 else None
 

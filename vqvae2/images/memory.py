@@ -22,6 +22,7 @@ import numpy as np
 
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError
+from vqvae2.settings.checks import expect
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
@@ -75,9 +76,8 @@ def memory_available() -> int:
 def _common(formats: set[Format]) -> Format:
     """Return the format that holds pictures of all `formats`. Raises: UserError if heights or widths differ."""
     shapes = sorted({form[1:3] for form in formats})
-    if len(shapes) > 1:
-        found = ", ".join(f"{height} by {width}" for height, width in shapes[:4])
-        raise UserError(f"--data: expected images of one size, found {found}. Give --size to resize them.")
+    expect(len(shapes) == 1, "--data", "images of one size", ", ".join(f"{height} by {width}" for height, width
+                                                                      in shapes[:4]), "Give --size to resize them.")
     return tuple(np.max(list(formats), axis=0).tolist())
 
 

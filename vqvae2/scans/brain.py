@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.headers import expect_usable
 from vqvae2.scans.volumes import Volume
 
 PERCENTILES = (0.5, 99.5)
@@ -84,9 +84,9 @@ def find_brain(volume: Volume) -> Brain:
     step = max(1, round((volume.voxels.size / VOXELS_FOR_STATISTICS) ** (1 / 3)))
     sample = volume.scaled(volume.voxels[::step, ::step, ::step])
     start, stop = _bounding_box(volume, None)
-    if min(last - first for first, last in zip(start, stop)) < 2:
-        raise UnusableScan(volume.name, "a brain of 2 voxels each way or more",
-                           " x ".join(str(last - first) for first, last in zip(start, stop)), "Leave the scan out.")
+    sides = [last - first for first, last in zip(start, stop)]
+    expect_usable(min(sides) >= 2, volume.name, "a brain of 2 voxels each way or more", " x ".join(map(str, sides)),
+                  "Leave the scan out.")
     head, inside = None, sample != 0
     threshold = _threshold_of_air(volume, start, stop, sample)
     if threshold is not None:
@@ -128,8 +128,8 @@ def _bounding_box(volume: Volume, head: _Head | None) -> tuple[tuple[int, int, i
         together |= here
         hit.append(here.any())
     lines = dict(zip(order, (np.array(hit), together.any(axis=1), together.any(axis=0))))
-    if not together.any():
-        raise UnusableScan(volume.name, "a brain", "nothing but background", "Leave the scan out, or copy it again.")
+    expect_usable(together.any(), volume.name, "a brain", "nothing but background",
+                  "Leave the scan out, or copy it again.")
     found = [indices[axis][lines[axis]] for axis in range(3)]
     return tuple(int(each.min()) for each in found), tuple(int(each.max()) + 1 for each in found)
 
@@ -205,15 +205,13 @@ def _count_not_finite(volume: Volume, brain: Brain) -> int:
     for axis in range(3):
         is_brain[pieces.take([0, -1], axis)] = False
     is_brain[0] = False
-    gaps = [axis for axis in range(3) if not inside.any(axis=tuple({0, 1, 2} - {axis}))[1:-1].all()]
-    if gaps:
-        raise UnusableScan(volume.name, "a brain without gaps", "whole planes of NaN or infinite numbers within it",
-                           "Repair the scan, or leave it out.")
+    expect_usable(all(inside.any(axis=tuple({0, 1, 2} - {axis}))[1:-1].all() for axis in range(3)), volume.name,
+                  "a brain without gaps", "whole planes of NaN or infinite numbers within it",
+                  "Repair the scan, or leave it out.")
     lost = int(is_brain[pieces].sum())
     share = lost / (lost + int(inside.sum()))
-    if share > MOST_NOT_FINITE:
-        raise UnusableScan(volume.name, f"at most {MOST_NOT_FINITE:.0%} of the brain NaN or infinite",
-                           f"{share:.2%} ({lost} voxels)", "Repair the scan, or leave it out.")
+    expect_usable(share <= MOST_NOT_FINITE, volume.name, f"at most {MOST_NOT_FINITE:.0%} of the brain NaN or infinite",
+                  f"{share:.2%} ({lost} voxels)", "Repair the scan, or leave it out.")
     return lost
 
 

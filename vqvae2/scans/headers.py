@@ -43,6 +43,12 @@ class UnusableScan(UserError):
         super().__init__(f"{name}: {self.reason}")
 
 
+def expect_usable(ok: bool, name: str, rule: str, found: object, advice: str) -> None:
+    """Raise UnusableScan for the file of this name unless `ok`."""
+    if not ok:
+        raise UnusableScan(name, rule, found, advice)
+
+
 @dataclass(frozen=True)
 class Header:
     """The facts of a header, in the same terms for all formats."""
@@ -65,12 +71,12 @@ class Header:
 
     @property
     def is_series(self) -> bool:
-        """Whether there are several volumes, [x, y, z, volume]."""
+        """Return whether there are several volumes, [x, y, z, volume]."""
         return len(self.shape) == 4 and min(self.shape) > 1
 
     @property
     def background(self) -> float | None:
-        """The stored number nearest to what stands for 0, since scale factors are rounded; None if there is none."""
+        """Return the stored number nearest to what stands for 0 (scale factors are rounded); None if there is none."""
         if self.inter == 0:
             return 0.0
         stored = -self.inter / self.slope
@@ -85,8 +91,7 @@ def parse_header(path: Path, beginning: bytes) -> Header:
 
     Raises: UnusableScan if they are of no image that is known, or if a voxel size is not above 0.
     """
-    if not beginning:
-        raise UnusableScan(path.name, "an image", "an empty file", "Copy or download it again.")
+    expect_usable(bool(beginning), path.name, "an image", "an empty file", "Copy or download it again.")
     try:
         kind = _kind(path, beginning)
         header = _parse_mgh(beginning) if kind is nib.MGHImage else _parse_analyze(kind, beginning)
@@ -105,9 +110,9 @@ def parse_header(path: Path, beginning: bytes) -> Header:
         elif beginning[128:132] == b"DICM":
             found, advice = "a DICOM file", "Convert it, with dcm2niix for instance."
         raise UnusableScan(path.name, "a NIfTI, Analyze or MGH image", found, advice) from None
-    if len(header.shape) > 2 and not all(math.isfinite(size) and size > 0 for size in header.sizes):
-        raise UnusableScan(path.name, "voxel sizes above 0 mm", " x ".join(f"{size:g}" for size in header.sizes),
-                           "Repair its header, or leave the scan out.")
+    expect_usable(len(header.shape) < 3 or all(math.isfinite(size) and size > 0 for size in header.sizes), path.name,
+                  "voxel sizes above 0 mm", " x ".join(f"{size:g}" for size in header.sizes),
+                  "Repair its header, or leave the scan out.")
     return header
 
 
@@ -115,17 +120,16 @@ def check_shape(name: str, header: Header, number: int | None) -> None:
     """Raise UnusableScan unless a file holds one volume of real numbers, or a series and `number` is one of them."""
     shape = header.shape
     if header.is_series and number is not None:
-        if number >= shape[3]:
-            raise UnusableScan(name, f"a volume {number} (--volume)", f"{shape[3]} volumes, 0 to {shape[3] - 1}",
-                               "Give a smaller number.")
-    elif len(shape) != 3 or min(shape) < 2:
+        expect_usable(number < shape[3], name, f"a volume {number} (--volume)",
+                      f"{shape[3]} volumes, 0 to {shape[3] - 1}", "Give a smaller number.")
+    else:
         advice = ("It looks like a series or fMRI: point --scans at T1w files, or drop --strict to skip it; --volume 0 "
                   "takes the first volume of each series." if header.is_series else
                   "It looks like a picture: point --scans at whole volumes." if len(shape) < 4 else
                   "Convert it to one volume.")
-        raise UnusableScan(name, "one 3-D volume", f"shape {shape}", advice)
-    if header.number_type.kind not in "iuf":
-        raise UnusableScan(name, "one real number in a voxel", f"type {header.number_type}", "Convert it to float32.")
+        expect_usable(len(shape) == 3 and min(shape) > 1, name, "one 3-D volume", f"shape {shape}", advice)
+    expect_usable(header.number_type.kind in "iuf", name, "one real number in a voxel", f"type {header.number_type}",
+                  "Convert it to float32.")
 
 
 def _kind(path: Path, beginning: bytes) -> type:
@@ -189,9 +193,8 @@ def find_orientation(name: str, header: Header, layout: str | None, assumed: str
             axes = io_orientation(matrix)
             if not np.isnan(axes).any():
                 return axes, tuple(map(float, sizes * header.mm_per_unit)), place
-    if header.affines:
-        raise UnusableScan(name, "an orientation in its header", "a matrix that maps the volume to a plane or nowhere",
-                           "Repair its header (sform), or leave the scan out.")
+    expect_usable(not header.affines, name, "an orientation in its header", "a matrix that maps the volume to a plane "
+                  "or nowhere", "Repair its header (sform), or leave the scan out.")
     for place, storage in (("orient", header.storage), ("layout", layout), ("assumed", assumed)):
         if storage is not None:
             return axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes), place

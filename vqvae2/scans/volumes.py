@@ -38,6 +38,7 @@ from vqvae2.scans.headers import (
     Header,
     UnusableScan,
     check_shape,
+    expect_usable,
     find_orientation,
     parse_header,
 )
@@ -121,14 +122,12 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
     axes, sizes_mm, orientation_from = find_orientation(path.name, header, layout, assumed)
     size_mm = tuple(sizes_mm[index] for index in np.argsort(axes[:, 0]))
     first = stored[0, 0, 0]
-    if (stored[::9, ::9, ::9] == first).all() and (stored == first).all():
-        raise UnusableScan(path.name, "a picture", f"the same value, {first:g}, in every voxel",
-                           "Leave the scan out, or copy it again.")
+    expect_usable((stored[::9, ::9, ::9] != first).any() or (stored != first).any(), path.name, "a picture",
+                  f"the same value, {first:g}, in every voxel", "Leave the scan out, or copy it again.")
     voxels = apply_orientation(stored, axes)
     longest = max(length * size for length, size in zip(voxels.shape, size_mm))
-    if not LONGEST_MM[0] <= longest <= LONGEST_MM[1]:
-        raise UnusableScan(path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} mm long", f"{longest:g} mm",
-                           "Repair the voxel sizes or their unit in its header.")
+    expect_usable(LONGEST_MM[0] <= longest <= LONGEST_MM[1], path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} "
+                  "mm long", f"{longest:g} mm", "Repair the voxel sizes or their unit in its header.")
     return Volume(
         voxels, size_mm, path.name, header.slope, header.inter, _background(header, stored),
         None if not_finite is None else apply_orientation(not_finite, axes),
@@ -142,13 +141,13 @@ def _background(header: Header, stored: np.ndarray) -> float | None:
     return float(corner) if of_corners else header.background
 
 
-def same_voxels(one: Path, other: Path, number: int | None) -> bool:
+def same_voxels(path: Path, other: Path, number: int | None) -> bool:
     """Return whether two scans have the same voxels in the same order, however they are packed.
 
     Raises: UnusableScan if one cannot be read any more.
     """
-    (_, first, _, fingerprint), (_, second, _, other_fingerprint) = (_read(path, number) for path in (one, other))
-    return fingerprint == other_fingerprint and np.array_equal(first, second)
+    (_, voxels, _, fingerprint), (_, other_voxels, _, other_fingerprint) = _read(path, number), _read(other, number)
+    return fingerprint == other_fingerprint and np.array_equal(voxels, other_voxels)
 
 
 def file_sha256(path: Path) -> str:
@@ -176,9 +175,8 @@ def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarra
     checksum = crc32(voxels.reshape(-1, order="F").view(np.uint8))
     not_finite = None
     if voxels.dtype.kind == "f" and not (finite := np.isfinite(voxels)).all():
-        if not finite.any():
-            raise UnusableScan(path.name, "a picture", "no finite value in any voxel",
-                               "Leave the scan out, or repair it.")
+        expect_usable(finite.any(), path.name, "a picture", "no finite value in any voxel",
+                      "Leave the scan out, or repair it.")
         not_finite = ~finite
         voxels[not_finite] = header.background
     return header, voxels, not_finite, f"{voxels.dtype.str[1:]}-{'x'.join(map(str, voxels.shape))}-{checksum:08x}"
@@ -202,9 +200,9 @@ def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
             filled += count
         while stream.read(CHUNK):  # to the check sum
             pass
-    if filled < size:
-        raise UnusableScan(path.name, f"{start + size} bytes for its {' x '.join(map(str, header.shape))} voxels",
-                           held + filled, "It is cut short, or its header is wrong: copy or download it again.")
+    shape = " x ".join(map(str, header.shape))
+    expect_usable(filled == size, path.name, f"{start + size} bytes for its {shape} voxels", held + filled,
+                  "It is cut short, or its header is wrong: copy or download it again.")
     return header, memory.view(header.number_type).reshape(header.shape[:3], order="F")
 
 

@@ -308,9 +308,8 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
 
 def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
     """Raise UserError if one of these scans is rejected; for --strict."""
-    for name, outcome in outcomes.items():
-        if outcome.reason:
-            raise UserError(f"{name}: {outcome.reason} Without --strict it is skipped.")
+    if rejected := next((outcome for outcome in outcomes.values() if outcome.reason), None):
+        raise UserError(f"{rejected.scan}: {rejected.reason} Without --strict it is skipped.")
 
 
 def untaken(scan: Scan, taken: set[str]) -> str:

@@ -27,7 +27,7 @@ from vqvae2.common.files import replace_whole
 from vqvae2.common.names import SPLITS
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan
-from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.volumes import file_sha256, files_of, read_volume
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
@@ -189,9 +189,8 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -
         axis = NORMAL[plane]
         for index in plane_indices(brain, axis, settings.per_scan, settings.extent):
             image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
-            if not image.any():
-                raise UnusableScan(scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
-                                   "Part of it is missing: leave the scan out, or choose another --extent.")
+            expect_usable(image.any(), scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
+                          "Part of it is missing: leave the scan out, or choose another --extent.")
             contents.append(encode_png(image, settings.bits))
             # + 0.0 turns -0.0 into 0.0
             position = round(position_mm(brain, axis, index, volume.voxel_size_mm[axis]), 3) + 0.0
