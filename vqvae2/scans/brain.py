@@ -30,13 +30,11 @@ class Brain:
     """The place of the brain (or of the head, if the skull was not removed) in a RAS volume, and its brightness."""
 
     start: tuple[int, int, int]
-    """The first index of the bounding box on each axis."""
     stop: tuple[int, int, int]
-    """The index behind the last index of the bounding box."""
+    """The bounding box reaches from the first of these indices to the index before the second, on each axis."""
     low: float
-    """The value that becomes 0, in the scan's own units."""
     high: float
-    """The value that becomes 1."""
+    """The values that become 0 and 1, in the scan's own units."""
     not_finite: int = 0
     """The number of voxels of the brain that were NaN or infinite."""
     head: "_Head | None" = None

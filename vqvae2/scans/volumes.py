@@ -65,14 +65,12 @@ LEAST_BACKGROUND = 0.05
 
 @dataclass(frozen=True)
 class Volume:
-    """One scan in RAS order."""
+    """One scan in RAS order, and the facts about its file that messages and the manifest tell."""
 
     voxels: np.ndarray
     """[right, anterior, superior], as stored, in the file's number type; `scaled` gives what they mean."""
     voxel_size_mm: tuple[float, float, float]
-    """The sizes of a voxel along these three axes."""
     name: str = ""
-    """The file's name, for messages."""
     slope: float = 1.0
     inter: float = 0.0
     background: float | None = 0.0

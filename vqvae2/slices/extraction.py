@@ -316,7 +316,7 @@ def untaken(scan: Scan, taken: set[str]) -> str:
     """Return how the names of the scan's images begin, not as those of a scan that is gone and whose slices stay."""
     if scan.prefix.casefold() not in taken:
         return scan.prefix
-    return f"{scan.prefix}_{hashlib.sha256(scan.name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{scan.prefix}_{hashlib.sha256(scan.name.encode()).hexdigest()[:8]}"
 
 
 def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:

@@ -41,10 +41,9 @@ SIDECARS = ".scans"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of the work on one scan."""
+    """The result of the work on the scan of this name."""
 
     scan: str
-    """The scan's name."""
     plan: str
     """Hash of what all processes of one extraction must agree on."""
     pixels: str
@@ -52,9 +51,8 @@ class Outcome:
     times: list[int]
     """When the scan's files were last written, in ns, asked before they were read; empty if that cannot be told."""
     rows: list[dict] = dataclasses.field(default_factory=list)
-    """A row for each image; none if the scan is rejected."""
+    """A row for each image; none if the scan is rejected, for which there is a reason."""
     reason: str = ""
-    """Why the scan is rejected."""
     unchanged: bool = False
     """True where nothing had to be drawn."""
 
