@@ -185,7 +185,7 @@ class TestMirroring:
 
 
 class TestBounds:
-    """What is measured on 300 images stays within a bound, and comes near to it on both sides."""
+    """The measures of 300 images stay within a bound, and come near to it on both sides."""
 
     def test_shifts_reach_their_mm_across_and_down_and_no_further(self):
         """Taken from 3 mm further left, a picture has moved 3 mm to the right."""

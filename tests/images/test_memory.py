@@ -35,7 +35,7 @@ def mapping() -> list[tuple[str, str, bool]]:
 
 
 def facts(data: Path, dataset: str = "oasis") -> dict:
-    """What this rank sees of a data set; the error's text, where there is one."""
+    """Return what this rank sees of a data set, or the text of the error."""
     try:
         loaded = load_images(DataSettings(data=data, dataset=dataset))
     except UserError as error:
@@ -57,7 +57,7 @@ def full(*places: Path) -> Callable[..., None]:
 
 
 def each_scenario(folder: str) -> dict[str, dict]:
-    """All scenarios one after the other on this rank, in the same two processes: starting them takes long."""
+    """Run all scenarios one after the other on this rank: starting two processes for each would take long."""
     folder, rank = Path(folder), distributed.rank()
     shared, disk = folder / "memory", folder / "disk"
     os.environ["TMPDIR"] = str(disk)
@@ -115,13 +115,13 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder) -> list[dict]:
-    """What each of two ranks sees in each scenario, and what both have left behind on the last rank's end."""
+    """Return what each of two ranks sees in each scenario, and what both have left behind at the end."""
     return run_on_ranks(2, each_scenario, str(folder))
 
 
 @pytest.fixture(scope="module")
 def single(folder) -> dict:
-    """What one process sees."""
+    """Return what one process sees."""
     names = {"slices": "oasis", "mixed": "folder", "bad-last": "oasis", "bad-both": "oasis", "sizes": "folder",
              "all-bad": "folder"}
     return {name: facts(folder / name, dataset) for name, dataset in names.items()}

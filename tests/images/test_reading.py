@@ -137,7 +137,7 @@ class TestBits:
 
 
 class TestTransparency:
-    """What cannot be seen is black; what can be seen half is half as bright."""
+    """Transparent pixels are black; pixels of half opacity are half as bright."""
 
     OPACITY = np.array([[255, 128, 0, 51]], np.uint8)
 

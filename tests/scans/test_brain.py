@@ -57,7 +57,7 @@ def head_in_air(shape=(48, 50, 46)):
 
 @pytest.mark.parametrize("cut", ["corners", "cylinder"])
 def test_a_head_whose_corners_are_0_is_still_a_head_in_air(cut):
-    """As after resampling to another orientation, or a scanner's correction of its gradients."""
+    """Resampling to another orientation leaves such scans, and a scanner's correction of its gradients does."""
     voxels = head_in_air()
     if cut == "corners":
         grid = np.meshgrid(*(np.abs(np.linspace(-1, 1, length)) for length in voxels.shape), indexing="ij")
@@ -121,7 +121,7 @@ def test_otsu_separates_two_clusters():
 
 @pytest.mark.parametrize(("slope", "inter", "background"), [(0.5, 0.0, 0), (2.0, -200.0, 100), (-0.25, 25.0, 100)])
 def test_scaled_voxels_count_as_what_they_stand_for(slope, inter, background):
-    """What stands for 0 is background; the rest is as bright as its scaled values, also with a negative slope."""
+    """The number that stands for 0 is background; others are as bright as their scaled values, whatever the slope."""
     inside = ellipsoid((20, 20, 20), (7, 7, 7))
     stored = np.full(inside.shape, background, np.int16)
     stored[inside] = np.random.default_rng(0).integers(101, 300, inside.sum())

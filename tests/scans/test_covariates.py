@@ -106,7 +106,7 @@ def test_rows_of_one_session_that_disagree_leave_the_column_unknown(tmp_path):
 
 
 def test_an_unknown_value_disagrees_with_a_known_one(tmp_path):
-    """Else the age at one visit would stand for that at all visits."""
+    """Otherwise the age at one visit would stand for the age at all visits."""
     joined = join_given(tmp_path, "subject,session,age\n01,1,40\n01,2,n/a\n", visits("01", "3"))
     assert cells(joined, "age") == [""]
 

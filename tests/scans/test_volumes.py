@@ -108,7 +108,7 @@ def test_big_endian_numbers_are_read(tmp_path):
 
 @pytest.mark.parametrize("background", [-1024, -0.75, 7])
 def test_a_constant_background_that_is_not_0_is_background(tmp_path, background):
-    """As after z-scoring, or in Hounsfield units."""
+    """Z-scored scans and scans in Hounsfield units have such a background."""
     voxels = np.where(block() == 0, background, block()).astype(np.float32)
     volume = read_volume(save(tmp_path / "a.nii", voxels))
     assert volume.background == background

@@ -306,7 +306,7 @@ def test_paths_come_from_env_files_and_the_environment_beats_them(scans, apart, 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers):
-    """As a batch system does it: every process of the run gets the signal."""
+    """A batch system stops a run so: every process of the run gets the signal."""
     save_bids(apart / "scans", 40)
     command = [sys.executable, str(ROOT / "extract_slices.py"), "--scans", "scans", "--out", "out", "--per-scan", "60",
                "--planes", "axial", "coronal", "sagittal", "--extent", "0", "1", "--workers", str(workers)]

@@ -1,4 +1,4 @@
-"""What a folder of slices looks like after bad files, kills, changes, and work in parts: as if one run had made it."""
+"""After bad files, kills, changes and work in parts a folder of slices looks as if one run had made it."""
 
 import contextlib
 import csv
@@ -66,7 +66,7 @@ def check_it_is_true(out: Path) -> None:
 
 
 def one_run(scans: Path, out: Path, *more: object) -> dict[str, str]:
-    """What the folder is when one run makes it."""
+    """Return the folder as one run makes it."""
     extract(scans, out, *more)
     check_it_is_true(out)
     return slices_in(out)
@@ -118,7 +118,7 @@ def image_of(voxels: np.ndarray, kind: type = nib.Nifti1Image) -> Callable[[Path
 
 
 def unreadable(path: Path) -> None:
-    """What nobody may read; for root, which may read everything, a file whose reading fails."""
+    """Make a file that nobody may read; for root, who may read everything, a file whose reading fails."""
     if os.geteuid():
         save(path, block()).chmod(0)
     else:

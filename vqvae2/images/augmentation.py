@@ -5,7 +5,7 @@
 The first three are one map, through which each picture is taken once: blur does not add up. The field is a cubic
 B-spline (Rueckert 1999) whose control points lie SPACING_MM apart. No point moves further than the control
 points around it. Where those move by at most d, the field's derivative is at most 3 d / (sqrt(2) SPACING_MM): 0.53 at
-d = 8 mm, the largest that config.py lets through. Scaling keeps lengths above 1 / 1.5: the whole map never folds.
+d = 8 mm, the largest that settings.py lets through. Scaling keeps lengths above 1 / 1.5: the whole map never folds.
 
 What becomes of an image depends on (seed, epoch, its number) alone, to the last bit: not on the batch, the rank or what
 was drawn before. So everything is made of single sums and products; a matrix product or a vectorised sine may end on
@@ -39,7 +39,7 @@ class Augmentation:
             facts: what the manifest says of each image of the split, {} where there is none. One whose `plane` is
                 sagittal is never mirrored: its left and right are front and back.
             field_of_view: the images' width in mm where it is known; --picture-mm says otherwise.
-            seed: of the run; equal seeds, epochs and image numbers give equal pictures.
+            seed: the seed of the run; equal seeds, epochs and image numbers give equal pictures.
         """
         self.settings, self.seed = settings, seed
         self.width_mm = settings.picture_mm or field_of_view or PICTURE_MM

@@ -49,7 +49,7 @@ class Brain:
         """Return where the brain is in a plane of the volume, as bool.
 
         Args:
-            values: of the plane, from `Volume.scaled`; the whole plane, or at least what lies in the bounding box.
+            values: the values of the plane, from `Volume.scaled`, or at least those in the bounding box.
             part: where it is in the volume: an index for one axis, and slices with start and stop for two.
         """
         return values != 0 if self.head is None else _without_holes((values > self.head.threshold) & self.head.at(part))

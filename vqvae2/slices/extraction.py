@@ -24,7 +24,7 @@ import re
 import signal
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -139,7 +139,7 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
               contextlib.closing(_results(tasks, settings.workers)) as results):
             for outcome in results:
                 if settings.strict:
-                    refuse_rejected({outcome.scan: outcome})
+                    refuse_rejected([outcome])
                 rejected += bool(outcome.reason)
                 bar.set_postfix(rejected=rejected, refresh=False)
                 bar.update()
@@ -266,7 +266,7 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
 
     Args:
         found: the scans.
-        settings: of the run.
+        settings: the settings of the run.
         out: folder of the slices.
         outcomes: what became of every scan, by its name, and where its images are now.
         gone: rows of scans that are gone, and where their images are now.
@@ -274,7 +274,7 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     """
     outcomes = _without_duplicates(found, outcomes, out, settings.volume)
     if settings.strict:
-        refuse_rejected(outcomes)
+        refuse_rejected(outcomes.values())
     used = [scan for scan in found.scans if outcomes[scan.name].rows]
     gone = {name: rows for name, rows in gone.items()
             if not _was_moved(rows, [outcomes[scan.name].rows for scan in used])}
@@ -306,9 +306,9 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     return [*said, *_said(report["counts"], used, outcomes, people, removed, out)]
 
 
-def refuse_rejected(outcomes: dict[str, Outcome]) -> None:
+def refuse_rejected(outcomes: Iterable[Outcome]) -> None:
     """Raise UserError if one of these scans is rejected; for --strict."""
-    if rejected := next((outcome for outcome in outcomes.values() if outcome.reason), None):
+    if rejected := next((outcome for outcome in outcomes if outcome.reason), None):
         raise UserError(f"{rejected.scan}: {rejected.reason} Without --strict it is skipped.")
 
 

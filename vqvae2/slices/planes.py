@@ -50,7 +50,7 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
 
     Args:
         volume: the scan.
-        brain: of that scan, from `find_brain`.
+        brain: where the brain of that scan is, from `find_brain`.
         axis: the plane's normal, 0 (sagittal), 1 (coronal) or 2 (axial).
         index: the plane, on that axis.
         size: height and width in pixels.

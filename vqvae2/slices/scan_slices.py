@@ -152,7 +152,7 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
 
     Args:
         scan: from `finding.find_scans`.
-        settings: of the run.
+        settings: the settings of the run.
         out: the folder of the slices.
         plan, pixels: the hashes of `Outcome`.
     Raises: UserError if `out` cannot be written.
@@ -227,7 +227,7 @@ def still_wanted(layout: str | None, settings: ExtractSettings, known: Sequence[
 
     Args:
         layout: what the scan's indices grow towards by its archive's layout.
-        settings: of the run.
+        settings: the settings of the run.
         known: rows of one scan, drawn with the same pixel settings.
     """
     rows = [row for plane in settings.planes for row in known if row["plane"] == plane]
