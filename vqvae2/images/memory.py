@@ -125,13 +125,14 @@ def _make_file(size: int, processes: int, until_opened: ExitStack) -> tuple[str,
     The path is "" for a process alone whose pictures fit into the free memory.
     """
     disk = os.environ.get("TMPDIR") or "/var/tmp"  # unlike /tmp a disk
-    places = {SHARED_MEMORY: "", disk: f"images: {SHARED_MEMORY} is too small for them, so the processes of this "
-              f"machine share a file in {disk}; in a container, --shm-size or --ipc=host would be faster"}
-    if size > LARGEST_SHARE_OF_MEMORY * memory_available():
-        places = {disk: f"images: larger than the free memory, so they are mapped from a file in {disk}: more memory, "
-                  "or a smaller --size, would be faster"}
-    elif processes == 1:
+    fits = size <= LARGEST_SHARE_OF_MEMORY * memory_available()
+    if fits and processes == 1:
         return "", ""
+    places = {
+        SHARED_MEMORY: "", disk: f"images: {SHARED_MEMORY} is too small for them, so the processes of this machine "
+        f"share a file in {disk}; in a container, --shm-size or --ipc=host would be faster"} if fits else {
+        disk: f"images: larger than the free memory, so they are mapped from a file in {disk}: more memory, or a "
+        "smaller --size, would be faster"}
     for folder, note in places.items():
         try:
             file = until_opened.enter_context(tempfile.NamedTemporaryFile(prefix=PREFIX, dir=folder))  # noqa: SIM115

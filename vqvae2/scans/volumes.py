@@ -261,13 +261,13 @@ def opened(part: Path, scan: Path) -> Iterator[tuple[io.BufferedReader, int]]:
 @contextlib.contextmanager
 def errors_of(part: Path, scan: Path) -> Iterator[None]:
     """Turn what can go wrong into reasons while `part`, the scan or a file of its pair, is opened and read."""
-    again = "Copy or download it again."
     try:
         if not stat.S_ISREG(os.stat(part).st_mode):  # a pipe would be waited for
             raise OSError(errno.EINVAL, "Not a regular file")
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, InflateError):
-        raise UnusableScan(scan.name, "a whole gzip file", "one that is cut short or damaged", again) from None
+        raise UnusableScan(scan.name, "a whole gzip file", "one that is cut short or damaged",
+                           "Copy or download it again.") from None
     except FileNotFoundError:
         found = "a link to a file that is not there" if part.is_symlink() else f"no file {part.name}"
         raise UnusableScan(scan.name, "a file" if part == scan else "a pair .hdr and .img", found,

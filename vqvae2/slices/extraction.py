@@ -98,9 +98,8 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
 def check_out(folder: Path, out: Path) -> None:
     """Raise UserError if `out` is no place for slices of the scans in `folder`."""
     check_folder(out, "--out")
-    inside = out.resolve().is_relative_to(folder.resolve())
-    expect(not inside, f"--out {out}", "a folder outside of --scans", f"one inside {folder}",
-           "Raw scans stay as they are: name another folder.")
+    expect(not out.resolve().is_relative_to(folder.resolve()), f"--out {out}", "a folder outside of --scans",
+           f"one inside {folder}", "Raw scans stay as they are: name another folder.")
 
 
 def listed(found: Found) -> list[str]:
