@@ -1,9 +1,10 @@
-"""The demo: the whole chain from scans to figures, at a tiny size, as `make demo` runs it."""
+"""The demo: the whole chain from scans to figures, at a tiny size, as `make demo` runs it, of an installed wheel."""
 
 import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +19,48 @@ from vqvae2.common.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tiny_demo(tmp_path_factory):
-    """The finished demo's folder and what it printed. OASIS_PATH and SLICES_PATH lead astray: it must not look."""
-    out = tmp_path_factory.mktemp("demo")
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The folder that a wheel of this checkout was installed into."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    # With the neighbours of the package, which must not get into the wheel.
+    for name in ("vqvae2", "tests", "tools"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ROOT.glob("*.py"):
+        shutil.copyfile(script, source / script.name)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                           "--no-index", "--disable-pip-version-check", "--target", str(folder), str(source)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(installed, tmp_path_factory):
+    """The finished demo's folder and what it printed, in an empty folder that sees the wheel and not the checkout.
+
+    OASIS_PATH and SLICES_PATH lead astray: the demo must not look at them.
+    """
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder, program = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("program")
+    shutil.copytree(ROOT / "tools", program / "tools")
     done = subprocess.run(
-        [sys.executable, "-m", "tools.demo", "--out", str(out), "--subjects", "6", "--tiny"], cwd=ROOT, check=False,
-        text=True, capture_output=True, env={**os.environ, "OASIS_PATH": "nowhere", "SLICES_PATH": "nowhere"})
+        [sys.executable, "-m", "tools.demo", "--out", "out", "--subjects", "6", "--tiny"], cwd=folder, check=False,
+        text=True, capture_output=True, env={**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{program}",
+                                             "OASIS_PATH": "nowhere", "SLICES_PATH": "nowhere"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return out, done
+    return folder / "out", done
+
+
+def test_the_wheel_has_the_package_with_presets_and_feature_network_and_no_other_module(installed):
+    modules = {path.stem for path in installed.iterdir() if path.suffix != ".dist-info" and path.name != "bin"}
+    assert modules == {"vqvae2"}
+    for data in ("presets", "evaluation/network"):
+        own = {path.name for path in (ROOT / "vqvae2" / data).iterdir()}
+        assert {path.name for path in (installed / "vqvae2" / data).iterdir()} == own
+    assert {"vqvae2-tiny.toml"} < {path.name for path in (installed / "vqvae2" / "presets").iterdir()}
 
 
 def test_the_demo_leaves_pictures_of_every_part_of_the_chain(tiny_demo):
@@ -55,6 +89,7 @@ def test_the_demos_figures_are_about_unseen_people_and_have_the_keys_of_the_sche
     assert set(report["codes"]) == {"top", "bottom"}
     assert set(report["priors"]) == {"top", "bottom", "bits_per_pixel", "bits_per_pixel_is"}
     assert report["samples"]["count"] == demo.TINY.count
+    assert report["samples"]["features"]  # of the network that came with the wheel
 
 
 def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(tiny_demo):
@@ -65,8 +100,8 @@ def test_the_demo_prints_each_command_and_ends_with_the_names_of_what_it_left(ti
     assert sum("--nproc_per_node=2" in line for line in commands) == 3
     end = done.stdout[done.stdout.index("Done in "):]
     for line in end.splitlines()[1:-1]:
-        assert Path(line.split(": ")[0].strip()).is_file(), line
-    assert str(out / "report" / "strip.png") in end
+        assert (out.parent / line.split(": ")[0].strip()).is_file(), line
+    assert str(Path("out") / "report" / "strip.png") in end
 
 
 def test_a_failing_step_ends_the_demo_with_its_status_and_says_which(capfd):
