@@ -287,8 +287,8 @@ class TestJudge:
     def test_features_of_an_own_network_are_made_white_by_the_training_slices(self, rng):
         """Where features lie, and in which unit, changes no figure; a network of others is left as it is."""
         unseen, training, drawn = slices(rng, 8, 3), slices(rng, 9, 3), slices(rng, 10, 1).bytes()
-        far = Extractor("far", "", 4, lambda images: 1000 - 7 * mean_and_spread(images), is_own=True)
-        own = Extractor("near", "", 4, mean_and_spread, is_own=True)
+        far = Extractor("far", "", 4, lambda images: 1000 - 7 * mean_and_spread(images), config={})
+        own = Extractor("near", "", 4, mean_and_spread, config={})
         reports = [judge(drawn, unseen, training, one, 0) for one in (own, far, EXTRACTOR)]
         assert [one["features"]["whitened_by"] for one in reports] == ["training slices"] * 2 + [None]
         for name in ("mmd", "frechet"):

@@ -208,7 +208,7 @@ def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np
 
     The very arrays that were given are returned for a network of others, or fewer than two slices for each feature.
     """
-    if not extractor.is_own or len(by) < 2 * extractor.dims:
+    if extractor.config is None or len(by) < 2 * extractor.dims:
         return list(sets)
     mean, white = by.mean(0), features.whitening(np.cov(by, rowvar=False))
     return [(one - mean) @ white for one in sets]

@@ -181,8 +181,8 @@ def _extractor(settings: EvaluateSettings, shape: tuple[int, int, int],
     if settings.split == "train":
         warnings.append("samples are not judged: the train split would be compared with itself. Choose another split.")
         return None
-    found = features.load_extractor(settings.features, distributed.pick_device())
-    if found.is_own and min(shape[1:]) < features.SMALLEST:
+    found = features.load_extractor(settings.features, distributed.pick_device(), shape[1:])
+    if found.config and min(shape[1:]) < features.SMALLEST:
         warnings.append(f"samples are not judged: the feature network takes images of {features.SMALLEST} pixels or "
                         f"more, these have {shape[1]} by {shape[2]}. Give --features another one.")
         return None
