@@ -107,7 +107,7 @@ class Gallery:
             seen = torch.cat([seen, self._distances(spectra, total, pairs // number, pairs % number)])
         slack = 2 * SLACK * (total + self.energy[seen[:, 1].long()])
         close = seen[seen[:, 0] - slack <= seen[:, 0].min()][:, 1:].long().tolist()
-        overlaps = [(forms[form].astype(np.int64) * shifted(self.pixels[item], *shift)).sum()
+        overlaps = [(forms[form].astype(np.int64) * ndimage.shift(self.pixels[item], (0, *shift), order=0)).sum()
                     for item, form, *shift in close]
         squared, item, form, down, right = min(
             (total + self.energy[pair[0]].item() - 2 * overlap, *pair) for overlap, pair in zip(overlaps, close))
@@ -116,7 +116,7 @@ class Gallery:
     def registered(self, match: Match) -> np.ndarray:
         """Return the slice of a match as it lies upon the image, uint8 `[channels, height, width]`."""
         found = self.pixels[match.item]
-        return shifted(found[..., ::-1] if match.mirrored else found, *match.shift)
+        return ndimage.shift(found[..., ::-1] if match.mirrored else found, (0, *match.shift), order=0)
 
     def _spectra(self, pixels: np.ndarray) -> torch.Tensor:
         return torch.fft.rfft2(torch.from_numpy(np.ascontiguousarray(pixels)).float(), s=self.padded)
@@ -277,12 +277,6 @@ class CopiesJudge(Judge):
                      for _, one in judged]
         return [(what, *(f"{one[key]:.3f}" for key in ("samples_median", "unseen_median", "threshold")),
                  f"{one['closer_share']:.1%}{interval}") for (what, one), interval in zip(judged, intervals)]
-
-
-def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Return an image `[channels, height, width]` moved by whole pixels, 0 where nothing came from; negative: up, left.
-    """
-    return ndimage.shift(image, (0, down, right), order=0)
 
 
 def _energy(pixels: np.ndarray) -> np.ndarray:

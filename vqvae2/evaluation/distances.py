@@ -127,9 +127,8 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
     i = ((1 + np.sqrt(1 + 8.0 * numbers)) // 2).astype(int)
     j = (numbers - i * (i - 1) // 2).astype(int)
     apart = np.flatnonzero(names[i] != names[j])[:pairs]
-    figures = similarity.image_figures(images[i[apart]], images[j[apart]])
-    value = figures["full"]["ms_ssim"].mean().item()  # nan without a pair
-    return value if math.isfinite(value) else None
+    value = similarity.image_figures(images[i[apart]], images[j[apart]])["full"]["ms_ssim"].mean().item()
+    return value if math.isfinite(value) else None  # nan without a pair
 
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int,
@@ -287,8 +286,7 @@ def _mmd(first: np.ndarray, second: np.ndarray, first_weights: np.ndarray, secon
 
 
 def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    squares = np.square(first).sum(1)[:, None] + np.square(second).sum(1)
-    return (squares - 2 * first @ second.T).clip(min=0)
+    return (np.square(first).sum(1)[:, None] + np.square(second).sum(1) - 2 * first @ second.T).clip(min=0)
 
 
 def _share_inside(points: np.ndarray, centres: np.ndarray, groups: np.ndarray, neighbours: int) -> float | None:

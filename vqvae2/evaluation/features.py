@@ -293,11 +293,11 @@ def _torch_script(path: Path, device: torch.device, shape: tuple[int, int]) -> E
         with warnings.catch_warnings():  # that TorchScript is old; files of the past are what it is for here
             warnings.simplefilter("ignore")
             module = torch.jit.load(path, map_location=device).eval()
-        names = {argument.name for argument in module.forward.schema.arguments}
+        has_choice = any(argument.name == "return_features" for argument in module.forward.schema.arguments)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         raise UserError(f"{what}: expected a TorchScript file, found something else ({_last_line(error)}). "
                         f"Give {NEED}.") from None
-    options = {"return_features": True} if "return_features" in names else {}
+    options = {"return_features": True} if has_choice else {}
 
     @torch.no_grad()
     def embed(images: torch.Tensor) -> torch.Tensor:

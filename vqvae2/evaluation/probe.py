@@ -51,7 +51,6 @@ WIDTHS, DETAIL = (16, 24, 32, 48, 64), 4.0
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 160, 32, 2e-3, 0.05
 CROP, SHIFT = 128, 4
 """Training pictures are windows of at most so many pixels, moved by at most so many; never shrunk."""
-CPU = torch.device("cpu")
 CAPABLE = 0.9
 """AUROC on fakes of the neighbours model from which the probe counts."""
 
@@ -82,7 +81,7 @@ class Classifier(nn.Module):
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
-def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device = CPU) -> dict:
+def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
     """Return {"auroc", "ci_low", "ci_high", "folds", "fakes", "reals", "subjects"}.
 
     Args:
@@ -116,7 +115,7 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
 
 
 def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, reconstructions: torch.Tensor,
-              reals: ImageSet, seed: int, device: torch.device = CPU) -> dict:
+              reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
     """Return the probe's part of metrics.json, each a report of `judge`, or None where it cannot be made.
 
     Args:
@@ -180,13 +179,13 @@ def prepared(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _logits(model: Classifier, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _logits(model: Classifier, images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Return the logits of uint8 images, each the sum of the image's own and its mirror image's."""
     shown = (prepared(some).to(device) for some in images.split(BATCH))
     return torch.cat([(model(one) + model(one.flip(3))).cpu() for one in shown])
 
 
-def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device) -> Classifier:
+def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device | str) -> Classifier:
     """Return a classifier trained on fakes and real slices, the two `sides`."""
     generator = random_numbers.generator(seed, "probe: training", fold)
     with torch.random.fork_rng(devices=[]):

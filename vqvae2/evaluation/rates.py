@@ -117,7 +117,9 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
         points["prior"] = {"bits_per_pixel": found["mean"], "ci_low": found["ci_low"], "ci_high": found["ci_high"]}
     there = {key: codec for key, codec in CODECS.items() if features.check(codec.feature)}
     pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in originals]
-    headers = {key: _header(codec, pictures[0]) for key, codec in there.items()}
+    constants = [Image.new("L", pictures[0].size, level).convert(pictures[0].mode) for level in (0, 128)]
+    headers = {key: min(_through(image, options)[0] for image in constants for _, options in codec.options)
+               for key, codec in there.items()}
     curves = {}
     for key, codec in tqdm(there.items(), desc="codecs", leave=False):
         curves[key] = []
@@ -270,9 +272,3 @@ def _through(image: Image.Image, options: Mapping[str, object]) -> tuple[int, to
     with Image.open(file) as decoded:  # WebP gives colours for a grey image
         pixels = np.atleast_3d(decoded.convert(image.mode)).transpose(2, 0, 1)
     return len(file.getvalue()), torch.tensor(pixels)
-
-
-def _header(codec: Codec, like: Image.Image) -> int:
-    """Return the bytes of the smallest file of a constant image, black or mid-grey, of this size and kind."""
-    constants = [Image.new("L", like.size, level).convert(like.mode) for level in (0, 128)]
-    return min(_through(image, options)[0] for image in constants for _, options in codec.options)

@@ -156,19 +156,18 @@ def clear(out: Path) -> None:
 
 def _folders(settings: EvaluateSettings) -> dict[str, Path]:
     """Return the folder of each model that is given, by its flag."""
-    given = {"--vqvae": settings.vqvae, "--top": settings.top, "--bottom": settings.bottom}
-    return {flag: weights.find_run(name, flag) for flag, name in given.items() if name}
+    return {flag: weights.find_run(name, flag) for flag, name in (
+        ("--vqvae", settings.vqvae), ("--top", settings.top), ("--bottom", settings.bottom)) if name}
 
 
 def _extractor(settings: EvaluateSettings, shape: tuple[int, int, int],
                warnings: list[str]) -> features.Extractor | None:
     """Return the network in whose features samples are judged; None, with a warning, where they cannot be judged."""
-    if settings.split == "train":
-        warnings.append("samples are not judged: the train split would be compared with itself. Choose another split.")
-        return None
     found = features.load_extractor(settings.features, distributed.pick_device(), shape[1:])
-    if found.config and min(shape[1:]) < features.SMALLEST:
-        warnings.append(f"samples are not judged: the feature network takes images of {features.SMALLEST} pixels or "
-                        f"more, these have {shape[1]} by {shape[2]}. Give --features another network.")
-        return None
-    return found
+    refusals = [why for is_so, why in (
+        (settings.split == "train", "the train split would be compared with itself. Choose another split."),
+        (found.config and min(shape[1:]) < features.SMALLEST,
+         f"the feature network takes images of {features.SMALLEST} pixels or more, these have {shape[1]} by "
+         f"{shape[2]}. Give --features another network.")) if is_so]
+    warnings += [f"samples are not judged: {why}" for why in refusals]
+    return None if refusals else found

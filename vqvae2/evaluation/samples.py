@@ -106,5 +106,5 @@ class SamplesJudge(Judge):
         """Write the first samples in a grid."""
         shown, settings = evaluation.samples[:PICTURED], evaluation.settings
         title = "Samples" if settings.sampled else f"{len(shown)} samples, the first of seed {settings.seed}"
-        grid = pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title)
-        pictures.save_picture(grid, evaluation.out / "samples.png")
+        pictures.save_picture(pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title),
+                              evaluation.out / "samples.png")

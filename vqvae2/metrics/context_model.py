@@ -58,8 +58,8 @@ def context_concentrations(train_codes: np.ndarray, size: int) -> dict[str, floa
     if kept > 0:  # a single map cannot be split, and keeps k = 1
         held_out = _evidence(train[:kept], train[kept:], size)
         for context in concentrations:
-            costs = [_bits(held_out, {**concentrations, context: k}, size)[context] for k in CONCENTRATIONS]
-            concentrations[context] = float(CONCENTRATIONS[int(np.argmin(costs))])
+            concentrations[context] = float(min(CONCENTRATIONS, key=lambda k: _bits(
+                held_out, {**concentrations, context: k}, size)[context]))
     return concentrations
 
 
