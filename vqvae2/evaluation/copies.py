@@ -270,13 +270,13 @@ class CopiesJudge(Judge):
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each distance, of samples and of reconstructions."""
-        judged = [(f"{who}, {what}", one[name]) for name, what in (
+        judged = [(f"{who}, {what}", found[name]) for name, what in (
             ("pixels", "pixels (RMS, images 0…1)"), ("features", "features (Euclidean)"))
-            for who, one in (("samples", figures), ("reconstructions", figures["reconstructions"]))]
-        intervals = ["" if one["ci_low"] is None else f" ({one['ci_low']:.1%} to {one['ci_high']:.1%})"
-                     for _, one in judged]
-        return [(what, *(f"{one[key]:.3f}" for key in ("samples_median", "unseen_median", "threshold")),
-                 f"{one['closer_share']:.1%}{interval}") for (what, one), interval in zip(judged, intervals)]
+            for who, found in (("samples", figures), ("reconstructions", figures["reconstructions"]))]
+        intervals = ["" if found["ci_low"] is None else f" ({found['ci_low']:.1%} to {found['ci_high']:.1%})"
+                     for _, found in judged]
+        return [(what, *(f"{found[key]:.3f}" for key in ("samples_median", "unseen_median", "threshold")),
+                 f"{found['closer_share']:.1%}{interval}") for (what, found), interval in zip(judged, intervals)]
 
 
 def _energy(pixels: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     The distance is biased: two sets of one distribution are further apart the smaller they are, and where n is not well
     above dims the covariances say little. Compare figures of equal n only.
     """
-    covariances = [np.atleast_2d(np.cov(one, rowvar=False)) for one in (first, second)]
+    covariances = [np.atleast_2d(np.cov(points, rowvar=False)) for points in (first, second)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     # The eigenvalues of C1 C2 are those of the symmetric C1^½ C2 C1^½, which no rounding makes complex.
@@ -73,7 +73,7 @@ def kernel_mmd(first: np.ndarray, second: np.ndarray, first_groups: Sequence[str
     Returns: None where a set has fewer than two groups.
     """
     groups = [_groups(first, first_groups), _groups(second, second_groups)]
-    value = _mmd(first, second, *(np.ones((1, len(set(one)))) for one in groups), *groups)[0]
+    value = _mmd(first, second, *(np.ones((1, len(set(numbers)))) for numbers in groups), *groups)[0]
     return None if math.isnan(value) else float(value)
 
 
@@ -87,8 +87,8 @@ def mmd_interval(first: np.ndarray, second: np.ndarray, first_groups: Sequence[s
     """
     groups = [_groups(first, first_groups), _groups(second, second_groups)]
     # A draw of two subjects may be the same subject twice: such a draw has no figure.
-    return bootstrap(lambda *drawn: _mmd(first, second, *drawn, *groups), [len(set(one)) for one in groups], seed,
-                     resamples)
+    return bootstrap(lambda *drawn: _mmd(first, second, *drawn, *groups),
+                     [len(set(numbers)) for numbers in groups], seed, resamples)
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = NEIGHBOURS,
@@ -97,7 +97,7 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = NEIGH
     """Return (precision, recall) of made images, each 0…1 (reference 3, equations 1 to 3).
 
     Around each image of a set lies a ball that reaches to its third neighbour; precision is the share of the made
-    images that lie in a ball of a real one, recall the share of the real ones that lie in a ball of a made one.
+    images that lie in a ball of a real image, recall the share of the real images that lie in a ball of a made image.
 
     Args:
         real: float64 `[n, dims]`; made: `[m, dims]`.
@@ -161,7 +161,8 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
     made, real, known = whitened(extractor, plain, made, real, plain)
     subjects, known_subjects = unseen.subjects, [training.subjects[i] for i in kept]
     compared = min(len(made), len(known)) or len(made)
-    draws = [tuple(np.sort(generator.permutation(len(one))[:compared]) for one in (made, known)) for _ in range(DRAWS)]
+    draws = [tuple(np.sort(generator.permutation(len(points))[:compared]) for points in (made, known))
+             for _ in range(DRAWS)]
     values = [_biased_figures(made[ours], real, drawn_subjects and [drawn_subjects[i] for i in ours], subjects)
               for ours, _ in draws[:1 if compared == len(made) else DRAWS]]  # all samples at once need no draws
     floors = [_biased_figures(known[theirs], real, [known_subjects[i] for i in theirs], subjects)
@@ -181,13 +182,13 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
 
 def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[str], seed: int,
                  strengths: Sequence[float] = STRENGTHS) -> list[dict]:
-    """Return what MMD and Fréchet distance make of harm that was done to real slices: a feature network must see it.
+    """Return MMD and Fréchet distance for harm that was done to real slices: a feature network must see the harm.
 
     Args:
-        images: uint8 `[n, channels, height, width]`, 32 pixels or more. subjects: whose each is, at least two.
+        images: uint8 `[n, channels, height, width]`, 32 pixels or more. subjects: of each image, at least two.
     Returns: rows of {harm, strength, mmd, frechet}. Harmed slices of every other subject stand beside slices of the
-        others as they are, and the other way round; the mean of both counts. The first row, of strength 0, is what
-        people differ without any harm. frechet is None where there are not more images than features.
+        others as they are, and the other way round; the mean of both counts. The first row, of strength 0, is how
+        much people differ without any harm. frechet is None where there are not more images than features.
     """
     pictures = features.as_seen(images.float() / 255)
     names = np.asarray(subjects)
@@ -196,8 +197,9 @@ def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[
     table = []
     for kind, strength in [("none", 0.0), *((kind, strength) for kind in features.HARMS for strength in strengths)]:
         harmed = clean if kind == "none" else extractor(to_bytes(features.harmed_alike(pictures, kind, strength, seed)))
-        values = [{"mmd": kernel_mmd(harmed[one], clean[~one], names[one], names[~one]),
-                   **_biased_figures(harmed[one], clean[~one], names[one], names[~one])} for one in (first, ~first)]
+        values = [{"mmd": kernel_mmd(harmed[half], clean[~half], names[half], names[~half]),
+                   **_biased_figures(harmed[half], clean[~half], names[half], names[~half])}
+                  for half in (first, ~first)]
         table.append({"harm": kind, "strength": strength} | {name: _mean(values, name) for name in ("mmd", "frechet")})
     return table
 
@@ -210,7 +212,7 @@ def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np
     if extractor.config is None or len(by) < 2 * extractor.dims:
         return list(sets)
     mean, white = by.mean(0), features.whitening(np.cov(by, rowvar=False))
-    return [(one - mean) @ white for one in sets]
+    return [(points - mean) @ white for points in sets]
 
 
 def rows(report: dict) -> list[tuple[str, str, str]]:
@@ -241,7 +243,7 @@ def _biased_figures(made: np.ndarray, real: np.ndarray, groups: Sequence[str] | 
 
 
 def _mean(figures: list[dict[str, float | None]], name: str) -> float | None:
-    values = [one[name] for one in figures]
+    values = [drawn[name] for drawn in figures]
     return float(np.mean(values)) if values and None not in values else None
 
 
@@ -260,16 +262,16 @@ def _blocks(count: int) -> list[slice]:
 
 def _weighted_sums(first: np.ndarray, second: np.ndarray, first_weights: np.ndarray,
                    second_weights: np.ndarray) -> np.ndarray:
-    """Sum over all pairs of weight x weight x kernel, `[resamples]`; weights are `[resamples, n]`."""
+    """Return the sum over all pairs of weight x weight x kernel, `[resamples]`; weights are `[resamples, n]`."""
     return sum((first_weights[:, rows].T * (_kernel(first[rows], second) @ second_weights.T)).sum(0)
                for rows in _blocks(len(first)))
 
 
 def _mean_within(images: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mean kernel over pairs of different groups, `[resamples]`; `weights` is how often each group was drawn."""
+    """Return the mean kernel over pairs of different groups, `[resamples]`; `weights` are the draws of each group."""
     order = np.argsort(groups, kind="stable")
-    own = np.array([_kernel(images[one], images[one]).sum()
-                    for one in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)])
+    own = np.array([_kernel(images[items], images[items]).sum()
+                    for items in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)])
     sizes, of_images = np.bincount(groups), weights[:, groups]
     sums = _weighted_sums(images, images, of_images, of_images) - weights**2 @ own
     pairs = (weights @ sizes) ** 2 - weights**2 @ sizes**2
@@ -278,7 +280,7 @@ def _mean_within(images: np.ndarray, weights: np.ndarray, groups: np.ndarray) ->
 
 def _mmd(first: np.ndarray, second: np.ndarray, first_weights: np.ndarray, second_weights: np.ndarray,
          first_groups: np.ndarray, second_groups: np.ndarray) -> np.ndarray:
-    """The figure for each row of weights, `[resamples, groups]`; nan where a set is left with one group."""
+    """Return the figure for each row of weights, `[resamples, groups]`; nan where a set is left with one group."""
     across = _weighted_sums(first, second, first_weights[:, first_groups], second_weights[:, second_groups])
     pairs = first_weights[:, first_groups].sum(1) * second_weights[:, second_groups].sum(1)
     return (_mean_within(first, first_weights, first_groups) + _mean_within(second, second_weights, second_groups)

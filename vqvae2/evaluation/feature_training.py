@@ -46,7 +46,7 @@ class FeatureTrainer(Trainer):
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return loss, squared error of the harms told and of the pixels redrawn, of each image."""
-        pictures, harms = (machine.to_device(one, self.device) for one in self._harmed(share, model.training))
+        pictures, harms = (machine.to_device(values, self.device) for values in self._harmed(share, model.training))
         answers = model(pictures)
         told = (answers.harms.float() - harms).square().mean(1)
         small = functional.avg_pool2d(pictures, features.SIDE // features.SMALL_SIDE).flatten(1)

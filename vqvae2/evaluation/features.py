@@ -3,7 +3,7 @@
 The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects,
 and a trained network stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS).
 From its features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw
-the picture on 32 by 32 pixels. The first task makes features see whether a picture is a real one, the second what
+the picture on 32 by 32 pixels. The first task makes features see whether a picture is real, the second what
 anatomy it shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
 
 Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
@@ -51,7 +51,7 @@ HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
 SHIPPED = Path(__file__).parent / "network"
 NEED = "a folder or name of a run of vqvae2 train-features, or a TorchScript file"
 LEAST_VARIANCE = 1e-3
-"""Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
+"""Added to each direction's variance when whitening, as a share of the mean variance: a flat direction says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,15 @@ LEAK = "LEAK (--allow-leak)"
 
 def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
     """Return how many images and subjects of a split the models of these configs were trained on, by their hashes."""
-    images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
+    images, subjects = (set().union(*(config[key] for config in configs))
+                        for key in ("training_images", "training_subjects"))
     return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
             "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
 
 
 def trained_on(configs: Iterable[dict], split: ImageSet) -> ImageSet:
     """Return those images of a split that the models of these configs were trained on, by their pixels' hashes."""
-    known = set().union(*(one["training_images"] for one in configs))
+    known = set().union(*(config["training_images"] for config in configs))
     items = [item for item, picture in enumerate(split.pixels) if pixel_hash(picture) in known]
     return ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
 

@@ -129,11 +129,11 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
     """
     judged = functools.partial(judge, seed=seed, device=device)
     made = dataclasses.replace(reals, pixels=reconstructions.numpy())
-    baseline, against = (None, None) if context_model_fakes is None else (
-        judged(context_model_fakes, one) for one in (reals, made))
+    baseline, softened = (None, None) if context_model_fakes is None else (
+        judged(context_model_fakes, against) for against in (reals, made))
     return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
-            "context_model": baseline, "context_model_against_reconstructions": against,
-            "counts": all(one is not None and (one["auroc"] or 0) >= CAPABLE for one in (baseline, against))}
+            "context_model": baseline, "context_model_against_reconstructions": softened,
+            "counts": all(found is not None and (found["auroc"] or 0) >= CAPABLE for found in (baseline, softened))}
 
 
 def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, batch: int) -> torch.Tensor:
@@ -182,7 +182,7 @@ def prepared(images: torch.Tensor) -> torch.Tensor:
 def _logits(model: Classifier, images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Return the logits of uint8 images, each the sum of the image's own and its mirror image's."""
     shown = (prepared(some).to(device) for some in images.split(BATCH))
-    return torch.cat([(model(one) + model(one.flip(3))).cpu() for one in shown])
+    return torch.cat([(model(batch) + model(batch.flip(3))).cpu() for batch in shown])
 
 
 def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device | str) -> Classifier:

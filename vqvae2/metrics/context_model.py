@@ -1,4 +1,4 @@
-"""Training codes of one level -> what models that only count need for other codes, in bits, and new code maps.
+"""Training codes of one level -> bits that models which only count need for other codes, and new code maps.
 
 frequency: how often each code stands in the training maps. place: how often the code stands at this place. neighbours:
 how often the code follows this left and this upper neighbour (beyond the edge is a symbol of its own). Each estimate is
@@ -130,7 +130,7 @@ def _drawn(codes: np.ndarray, starts: np.ndarray, concentration: float, contexts
 
 
 def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[str, float]:
-    """Return the mean bits per code by each kind of context, every estimate leaning on the coarser one."""
+    """Return the mean bits per code by each kind of context, every estimate leaning on the coarser estimate."""
     def estimate(kind: str, coarser: np.ndarray | float) -> np.ndarray:
         matches, occurrences = evidence[kind]
         return (matches + concentrations[kind] * coarser) / (occurrences + concentrations[kind])

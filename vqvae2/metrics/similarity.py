@@ -78,7 +78,7 @@ def ms_ssim_scales(size: int) -> list[float]:
 
     As many of the five scales as leave the image at least as wide as the 11-pixel window, weights renormalised:
     5 from 176 pixels (256²), 4 from 88 (128²), 3 from 44 (64²), 2 from 22 (32²), 1 (plain SSIM) from 11, else none.
-    Each scale is half of the one before, by 2 x 2 means. The product is over mean contrast-structure to the power
+    Each scale is half of the scale before, by 2 x 2 means. The product is over mean contrast-structure to the power
     of the weight, and at the coarsest scale mean SSIM (reference 2, equation 7); means below 0 count as 0.
     """
     weights = [weight for scale, weight in enumerate(SCALE_WEIGHTS) if size >> scale >= WINDOW]
