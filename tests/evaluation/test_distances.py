@@ -92,10 +92,6 @@ class TestFrechetDistance:
         few = rng.normal(size=(5, 20))
         assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
 
-    def test_one_image_has_no_covariance(self, rng):
-        with pytest.raises(ValueError, match=r"expected \[n, 3\] with n at least 2, found \[1, 3\]"):
-            frechet_distance(rng.normal(size=(4, 3)), rng.normal(size=(1, 3)))
-
 
 class TestKernelMmd:
     def test_four_numbers_by_hand(self):
@@ -142,10 +138,6 @@ class TestKernelMmd:
     def test_one_subject_is_compared_with_nobody(self, rng):
         assert kernel_mmd(rng.normal(size=(4, 2)), rng.normal(size=(4, 2)), None, ["a"] * 4) is None
         assert mmd_interval(rng.normal(size=(4, 2)), rng.normal(size=(4, 2)), None, 0, ["a"] * 4) == (None, None)
-
-    def test_names_that_do_not_fit_are_refused(self, rng):
-        with pytest.raises(ValueError, match="expected one for each of 4 images, found 3"):
-            kernel_mmd(rng.normal(size=(4, 2)), rng.normal(size=(4, 2)), ["a", "b", "c"])
 
 
 class TestInterval:
@@ -295,8 +287,8 @@ class TestJudge:
     def test_features_of_an_own_network_are_made_white_by_the_training_slices(self, rng):
         """Where features lie, and in which unit, changes no figure; a network of others is left as it is."""
         unseen, training, drawn = slices(rng, 8, 3), slices(rng, 9, 3), slices(rng, 10, 1).bytes()
-        far = Extractor("far", "", 4, lambda images: 1000 - 7 * mean_and_spread(images), is_own=True)
-        own = Extractor("near", "", 4, mean_and_spread, is_own=True)
+        far = Extractor("far", "", 4, lambda images: 1000 - 7 * mean_and_spread(images), config={})
+        own = Extractor("near", "", 4, mean_and_spread, config={})
         reports = [judge(drawn, unseen, training, one, 0) for one in (own, far, EXTRACTOR)]
         assert [one["features"]["whitened_by"] for one in reports] == ["training slices"] * 2 + [None]
         for name in ("mmd", "frechet"):

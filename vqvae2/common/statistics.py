@@ -17,7 +17,7 @@ def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resample
 
     Args:
         values: `[n]`, one per image; nan values are left out. All figures are None if nothing is left.
-        subjects: whose image each is. Images of one subject resemble each other, so that the interval comes from
+        subjects: the subject of each image. Images of one subject resemble each other, so that the interval comes from
             drawing whole subjects with replacement and taking the mean over their images (percentile bootstrap,
             reference 1, chapter 13). One subject gives an interval of no width.
         seed: of the draws; the order of the images changes nothing.
@@ -110,9 +110,9 @@ def with_interval(figures: Mapping[str, float | None] | None, key: str, digits: 
     """Return a figure as text, and in brackets its 95 % interval `ci_low` to `ci_high` where there is one.
 
     Args:
-        figures: that hold the figure and its interval; None is a dash.
-        before: stands first within the brackets.
-        of: how the names of the interval's ends begin.
+        figures: a dictionary with the figure and its interval; None is a dash.
+        before: the first words within the brackets.
+        of: the beginning of the names of the interval's ends.
     """
     text = as_text(figures and figures[key], digits)
     ends = [as_text(figures and figures.get(f"{of}{end}"), digits) for end in ("ci_low", "ci_high")]

@@ -1,8 +1,9 @@
-"""Slices -> the feature network that judges samples: what the trainer's loop is told of it."""
+"""Slices -> the feature network that judges samples: the part of its training that is not the Trainer's."""
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vqvae2.common import distributed, files, machine, random_numbers
 from vqvae2.common.statistics import evenly
@@ -26,13 +27,10 @@ class FeatureTrainer(Trainer):
     def start(self) -> None:
         """Read the images, and make them the pictures that the network sees."""
         self.images = dataset.load_images(self.settings, ("train", "validate"))
-        self.pictures_of = {split: self._as_seen(self.images.splits[split]) for split in ("train", "validate")}
-
-    @staticmethod
-    def _as_seen(split: dataset.ImageSet) -> torch.Tensor:
-        """All pictures of a split, float16: 8 bits of grey are exact to a tenth of a step, in half of the memory."""
-        made = [features.as_seen(split.batch(items)).half() for items in torch.arange(len(split)).split(256)]
-        return torch.cat(made) if len(split) else torch.zeros(0, 1, features.SIDE, features.SIDE).half()
+        # float16: 8 bits of grey are exact to a tenth of a step, in half of the memory.
+        self.pictures_of = {name: torch.cat([features.as_seen(split.batch(items)).half()
+                                             for items in torch.arange(len(split)).split(256)])
+                            for name, split in self.images.splits.items() if len(split)}
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
@@ -48,16 +46,17 @@ class FeatureTrainer(Trainer):
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return loss, squared error of the harms told and of the pixels redrawn, of each image."""
-        pictures, harms = self._harmed(share, model.training)
-        made = model(machine.to_device(pictures, self.device))
-        told = (made.harms.float() - machine.to_device(harms, self.device)).square().mean(1)
-        redrawn = (made.pictures.float() - features.small(machine.to_device(pictures, self.device))).square().mean(1)
+        pictures, harms = (machine.to_device(values, self.device) for values in self._harmed(share, model.training))
+        answers = model(pictures)
+        told = (answers.harms.float() - harms).square().mean(1)
+        small = functional.avg_pool2d(pictures, features.SIDE // features.SMALL_SIDE).flatten(1)
+        redrawn = (answers.pictures.float() - small).square().mean(1)
         return {"loss": told + self.settings.redraw * redrawn, "harm_mse": told, "redrawn_mse": redrawn}
 
     def _harmed(self, share: Share, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures `[n, 1, 128, 128]` with harm done to them, and how much of each, `[n, 6]`.
+        """Return pictures `[n, 1, 128, 128]` with harm done to them, and how much of each harm, `[n, 6]`.
 
-        What becomes of an image depends on (seed, epoch, its number) only. Validation harms alike in every epoch.
+        What becomes of an image depends on (seed, epoch, its number) only, in validation not even on the epoch.
         """
         split, kinds = self.pictures_of["train" if training else "validate"], len(features.HARMS)
         purpose, epoch = ("harm", share.epoch) if training else ("validation harm", 0)
@@ -86,8 +85,8 @@ class FeatureTrainer(Trainer):
         sums = torch.zeros(dims + dims**2, dtype=self.sum_type, device=self.device)
         with torch.no_grad():
             for share in self.shares_of(self.count("train")):
-                made = model(machine.to_device(self.pictures_of["train"][share.items].float(), self.device))
-                own = made.features.to(self.sum_type)
+                pictures = machine.to_device(self.pictures_of["train"][share.items].float(), self.device)
+                own = model(pictures).features.to(self.sum_type)
                 sums += torch.cat([own.sum(0), (own.T @ own).flatten()])
         means = distributed.sum_over_ranks(sums) / self.count("train")
         model.mean.copy_(means[:dims])
@@ -95,7 +94,7 @@ class FeatureTrainer(Trainer):
         model.train()
 
     def pictures(self, epoch: int) -> None:
-        """Draw the curves; in the end write what the best weights make of harm that is done to validation images."""
+        """Plot the curves; in the end write what the best weights make of harm that is done to validation images."""
         curves.curves(self.rows, self.folder / "losses.png")
         if self.count("validate") == 0 or epoch < self.settings.epochs:
             return

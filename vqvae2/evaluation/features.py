@@ -1,30 +1,29 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
 The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects,
-and one stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS), and from its
-features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw the
-picture on 32 by 32 pixels. The first makes features see whether a picture is a real one, the second what anatomy it
-shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
+and a trained network stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS).
+From its features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw
+the picture on 32 by 32 pixels. The first task makes features see whether a picture is real, the second what
+anatomy it shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
 
 Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
 every direction, so that the scale of a kernel means something, and no direction counts more than another. Pictures of
 another study, or of 64² pixels, which look soft to the network, lie far from that mean: a report whitens anew, by the
 training slices of the models that it judges (`distances.judge`).
 
-NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger ones are averaged over areas, smaller
-ones interpolated, and a picture that is not square is made so. Features of sets of one size can be compared.
+NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger pictures are averaged over areas,
+smaller ones interpolated, and a picture that is not square is made square. Features of sets of one size can be
+compared.
 
 A network of others serves as well, as a TorchScript file: Inception as NVIDIA publishes it for the usual Fréchet
 distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns `[n, dims]`.
 """
 
-import dataclasses
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -43,17 +42,16 @@ from vqvae2.training.settings import TrainingSettings
 
 KIND = "features"
 SIDE, SMALL_SIDE, SMALLEST = 128, 32, 32
-"""Pixels of the picture that the network sees, of the one that it redraws, and of the smallest that it takes."""
+"""Sides in pixels: of the picture that the network sees, of the picture that it redraws, and the least that it takes.
+"""
 OCTAVES = 3
 FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0), (-0.5, 0, 0, 0, 1, 0, 0, 0, -0.5),
            (0, 0, -0.5, 0, 1, 0, -0.5, 0, 0))  # 3 by 3, row by row: across, down, both diagonals
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
 SHIPPED = Path(__file__).parent / "network"
 NEED = "a folder or name of a run of vqvae2 train-features, or a TorchScript file"
-TRIED = (64, 128, 256, 299)
-"""Sides of the images with which a network of others is tried: some take one size only."""
 LEAST_VARIANCE = 1e-3
-"""Added to each direction's variance when whitening, as a share of the mean one: a flat direction says nothing."""
+"""Added to each direction's variance when whitening, as a share of the mean variance: a flat direction says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class FeatureSettings(TrainingSettings):
     channels: int = 32
     """Width of the first convolution, a multiple of 4; the others are twice as wide."""
     redraw: float = 3.0
-    """Weight of the small picture that is to be redrawn from the features, beside the harm that they are to tell."""
+    """Weight of redrawing the small picture from the features, beside telling the harm."""
     harm: float = 0.25
     """Share of the training pictures that each kind of harm is done to; several may come together."""
 
@@ -79,13 +77,13 @@ class FeatureSettings(TrainingSettings):
         ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))
 
 
-class Made(NamedTuple):
+class Answers(NamedTuple):
     """The answers of the network to n pictures."""
 
     features: torch.Tensor
     """`[n, dims]`, not whitened."""
     harms: torch.Tensor
-    """`[n, 6]`: how much of each of HARMS it believes was done, 0…1; of intensity -1…1."""
+    """`[n, 6]`: how much of each of HARMS the network believes was done, 0…1; of intensity -1…1."""
     pictures: torch.Tensor
     """`[n, 32 * 32]`, about 0…1: the picture redrawn."""
 
@@ -93,38 +91,39 @@ class Made(NamedTuple):
 class FeatureNet(nn.Module):
     """Fixed band-pass filters, three small convolutions, and a linear layer to the features.
 
-    128² pictures -> 13 channels on 32² (`bands`) -> 16² -> 8² -> 8² -> features, from the last one's answers on a 4 by
-    4 grid, for what is where, and from the means of all others over the whole picture, for texture.
+    128² pictures -> 13 channels on 32² (`bands`) -> 16² -> 8² -> 8² -> features. They are taken from the answers of the
+    last convolution on a 4 by 4 grid, for what is where, and from the means of all others over the whole picture, for
+    texture.
 
-    NOTE: the filters are not learned. A network of about this size that learned its own from the pixels told noise and
-    ghosts much worse after 16,000 pictures (share of variance explained 0.11 and 0.29, here 0.89 and 0.62), the others
-    alike, and took longer.
+    NOTE: the filters are not learned. A network of about this size that learned its filters from the pixels told noise
+    and ghosts much worse after 16,000 pictures (share of variance explained 0.11 and 0.29, here 0.89 and 0.62), the
+    other harms alike, and took longer.
     """
 
     def __init__(self, settings: FeatureSettings):
         super().__init__()
         width = settings.channels
         widths = [1 + len(FILTERS) * OCTAVES, width, 2 * width, 2 * width]
-        self.convolutions = nn.ModuleList(nn.Conv2d(one, other, 3, stride, 1)
-                                          for one, other, stride in zip(widths, widths[1:], (2, 2, 1)))
-        # None in the first layer: the network would be blind to contrast.
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, stride, 1)
+                                          for before, after, stride in zip(widths, widths[1:], (2, 2, 1)))
+        # The first layer has no norm: the network would be blind to contrast.
         self.norms = nn.ModuleList([nn.Identity(), *(nn.GroupNorm(4, 2 * width) for _ in range(2))])
         self.gather = nn.Linear(sum(widths[:-1]) + 16 * widths[-1], settings.dims)
         self.tell = nn.Linear(settings.dims, len(HARMS))
         self.redraw = nn.Linear(settings.dims, SMALL_SIDE**2)
-        # Of the features of the training pictures: set by the trainer, used by `load_extractor`.
+        # Mean and covariance of the training pictures' features: set by the trainer, used by `load_extractor`.
         self.register_buffer("mean", torch.zeros(settings.dims))
         self.register_buffer("covariance", torch.eye(settings.dims))
 
-    def forward(self, pictures: torch.Tensor) -> Made:
-        """Return what is made of `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
+    def forward(self, pictures: torch.Tensor) -> Answers:
+        """Return the answers to `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
         answers = [bands(pictures)]
         for convolution, norm in zip(self.convolutions, self.norms):
             answers.append(functional.silu(norm(convolution(answers[-1]))))
         texture = [answer.mean((2, 3)) for answer in answers[:-1]]
         form = functional.avg_pool2d(answers[-1], SMALL_SIDE // 16).flatten(1)
         features = self.gather(torch.cat([*texture, form], 1))
-        return Made(features, self.tell(features), self.redraw(features))
+        return Answers(features, self.tell(features), self.redraw(features))
 
 
 def bands(pictures: torch.Tensor) -> torch.Tensor:
@@ -153,10 +152,9 @@ class Extractor:
     dims: int
     embed: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
     """uint8 `[n, channels, height, width]` on the CPU -> `[n, dims]`."""
-    is_own: bool = False
-    """True for a network of this project, whose features may be made white; other features stay as they are."""
-    config: dict = field(default_factory=dict, repr=False)
-    """Settings and training images of a network of this project; {} for other networks, whose images are not known."""
+    config: dict | None = field(default=None, repr=False)
+    """Settings and training images of a network of this project, whose features may be made white. None for a network
+    of others: its training images are not known, and its features stay as they are."""
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
@@ -165,35 +163,37 @@ class Extractor:
         An image's features do not depend on the others, nor, beyond rounding, on `batch`.
         Raises: UserError for images that the network cannot take, or features that are no numbers.
         """
-        try:
-            made = [self.embed(some).double().cpu().numpy() for some in images.split(batch)] if len(images) else []
-        except (RuntimeError, torch.jit.Error) as error:
-            if self.is_own:  # then it is our mistake
-                raise
-            raise UserError(f"--features {self.name}: expected a network that takes images of {images.shape[2]} by "
-                            f"{images.shape[3]} pixels, found an error ({_first_line(error)}). Choose another network."
-                            ) from None
-        features = np.concatenate(made) if made else np.zeros((0, self.dims))
+        features = np.concatenate([np.zeros((0, self.dims)), *(
+            self.embed(some).double().cpu().numpy() for some in images.split(batch) if len(some))])
         expect(bool(np.isfinite(features).all()), f"--features {self.name}", "finite features",
                f"{np.count_nonzero(~np.isfinite(features))} that are not", "Choose another network.")
         return features
 
 
-def load_extractor(spec: str | None, device: torch.device) -> Extractor:
-    """Return the feature network that `--features SPEC` names; None is the one in vqvae2/evaluation/network.
+def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int] = (SIDE, SIDE)) -> Extractor:
+    """Return the feature network that `--features SPEC` names, by default the network in vqvae2/evaluation/network.
 
     Args:
         spec: a folder or a name of a run of vqvae2 train-features, or a TorchScript file: uint8 `[n, 3, height, width]`
             in, `[n, dims]` out, called with return_features=True where its forward has such an argument. A file is a
             program: load only what you trust.
+        shape: (height, width) of the images, with which a TorchScript file is tried: some take one size only.
     Raises: UserError if there is none, or it is something else.
     """
-    if spec is None:
-        return dataclasses.replace(_own(str(SHIPPED), device), name="features")
-    path = Path(os.path.expanduser(spec))
+    path = Path(os.path.expanduser(spec or SHIPPED))
     if path.is_file() or path.suffix == ".pt":
-        return _torch_script(path, device)
-    return _own(spec, device)
+        return _torch_script(path, device, shape)
+    model, config, tensors, folder = weights.load_model(
+        spec or str(SHIPPED), "--features", KIND, lambda config, _: FeatureNet(
+            from_dict(FeatureSettings, config["settings"])), words="a feature network", advice=f"Give {NEED}.")
+    mean, white = model.mean.double(), torch.from_numpy(whitening(model.covariance.double().numpy()))
+    model.to(device)
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        seen = as_seen(images.cpu().float() / 255)
+        return (model(seen.to(device)).features.cpu().double() - mean) @ white
+
+    return Extractor(folder.name if spec else "features", weights.weights_hash(tensors), len(mean), embed, config)
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:
@@ -208,16 +208,9 @@ def as_seen(images: torch.Tensor) -> torch.Tensor:
            "network", f"{height} by {width}", "Extract larger ones, or give --features another network.")
     grey = images.mean(1, keepdim=True)
     for side, shape in ((height, (SIDE, width)), (width, (SIDE, SIDE))):  # one direction may shrink, the other grow
-        if side > SIDE:
-            grey = functional.interpolate(grey, shape, mode="area")
-        elif side < SIDE:
-            grey = functional.interpolate(grey, shape, mode="bilinear", align_corners=False)
+        mode = {"mode": "area"} if side >= SIDE else {"mode": "bilinear", "align_corners": False}
+        grey = functional.interpolate(grey, shape, **mode)
     return grey
-
-
-def small(pictures: torch.Tensor) -> torch.Tensor:
-    """Return pictures `[n, 1, 128, 128]` on 32 by 32 pixels, `[n, 1024]`: what is to be redrawn."""
-    return functional.avg_pool2d(pictures, SIDE // SMALL_SIDE).flatten(1)
 
 
 def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Generator,
@@ -227,16 +220,19 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
     Args:
         picture: float `[128, 128]` in 0…1.
         kind: one of HARMS. strength: 0 (the picture itself) … 1; of intensity from -1 (brighter) to 1 (darker).
-        draws: of what is random in it. other: another picture, for ghost.
+        draws: the generator of what is random. other: another picture, for ghost.
 
     blur: Gaussian of up to 2.5 pixels. noise: Gaussian, up to 0.12. warp: a smooth field of displacements, up to 4
     pixels (standard deviation). swap: four pairs of squares change places, up to 24 pixels wide. intensity: gamma up
-    to 2, or its inverse. ghost: up to half of the other picture laid over it, as one who cannot decide draws.
+    to 2, or its inverse. ghost: up to half of the other picture laid over it, as somebody who cannot decide draws.
     """
     if strength == 0:
         return picture
-    harm = {"blur": _blur, "noise": _noise, "warp": _warp, "swap": _swap, "intensity": _intensity}.get(kind)
-    return torch.lerp(picture, other, strength / 2) if harm is None else harm(picture, strength, draws).clamp(0, 1)
+    if kind == "ghost":
+        return torch.lerp(picture, other, strength / 2)
+    if kind == "intensity":
+        return (picture ** 2.0**strength).clamp(0, 1)
+    return {"blur": _blur, "noise": _noise, "warp": _warp, "swap": _swap}[kind](picture, strength, draws).clamp(0, 1)
 
 
 def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) -> torch.Tensor:
@@ -244,10 +240,10 @@ def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) 
 
     The ghost is the picture halfway round the set; intensity makes every other picture brighter.
     """
-    others = pictures.roll(len(pictures) // 2, 0)
-    return torch.stack([harmed(one[0], kind, strength * (-1)**(i % 2 * (kind == "intensity")),
-                               random_numbers.generator(seed, "harm", HARMS.index(kind), i), others[i, 0])[None]
-                        for i, one in enumerate(pictures)])
+    strengths = [-strength if kind == "intensity" and i % 2 else strength for i in range(len(pictures))]
+    return torch.stack([harmed(picture, kind, strengths[i], random_numbers.generator(
+        seed, "harm", HARMS.index(kind), i), pictures[i - len(pictures) // 2, 0])
+        for i, picture in enumerate(pictures[:, 0])])[:, None]
 
 
 def _blur(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
@@ -275,82 +271,50 @@ def _swap(picture: torch.Tensor, strength: float, draws: torch.Generator) -> tor
     made, side = picture.clone(), max(2, round(24 * strength))
     corners = torch.randint(SIDE // 4 - side // 2, 3 * SIDE // 4 - side // 2, (4, 4), generator=draws).tolist()
     for top, left, other_top, other_left in corners:
-        one, other = (made[y:y + side, x:x + side].clone() for y, x in ((top, left), (other_top, other_left)))
-        made[top:top + side, left:left + side] = other
-        made[other_top:other_top + side, other_left:other_left + side] = one
+        here, there = ((slice(y, y + side), slice(x, x + side)) for y, x in ((top, left), (other_top, other_left)))
+        made[here], made[there] = made[there].clone(), made[here].clone()
     return made
-
-
-def _intensity(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
-    return picture ** 2.0**strength
 
 
 def whitening(covariance: np.ndarray) -> np.ndarray:
     """Return the symmetric matrix `[dims, dims]`, float64, that makes features of this covariance white (ZCA).
 
-    Symmetric, since then it is one and the same on every machine: eigenvectors alone are known up to their sign.
+    A symmetric matrix is the same on every machine: eigenvectors alone are known up to their sign.
     """
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0) + LEAST_VARIANCE * values.mean() + 1e-12
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
-def extractor_of(model: FeatureNet, name: str, weights_hash: str, device: torch.device) -> Extractor:
-    """Return the extractor of a network of this project, in eval mode and on `device`."""
-    mean = model.mean.double().cpu()
-    white = torch.from_numpy(whitening(model.covariance.double().cpu().numpy()))
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        seen = as_seen(images.cpu().float() / 255)
-        return (model(seen.to(device)).features.cpu().double() - mean) @ white
-
-    return Extractor(name, weights_hash, len(mean), embed, is_own=True)
-
-
-def _own(spec: str, device: torch.device) -> Extractor:
-    loaded = weights.load_model(
-        spec, "--features", KIND, lambda config, _: FeatureNet(from_dict(FeatureSettings, config["settings"])),
-        words="a feature network", advice=f"Give {NEED}.")
-    made = extractor_of(loaded.model.to(device), loaded.folder.name, weights.weights_hash(loaded.tensors), device)
-    return dataclasses.replace(made, config=loaded.config)
-
-
-def _torch_script(path: Path, device: torch.device) -> Extractor:
+def _torch_script(path: Path, device: torch.device, shape: tuple[int, int]) -> Extractor:
     what = f"--features {path}"
     expect(path.is_file(), what, "a TorchScript file", "no such file", f"Give {NEED}.")
     try:
         with warnings.catch_warnings():  # that TorchScript is old; files of the past are what it is for here
             warnings.simplefilter("ignore")
             module = torch.jit.load(path, map_location=device).eval()
-        names = {argument.name for argument in module.forward.schema.arguments}
+        has_choice = any(argument.name == "return_features" for argument in module.forward.schema.arguments)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        raise UserError(f"{what}: expected a TorchScript file, found something else ({_first_line(error)}). "
+        raise UserError(f"{what}: expected a TorchScript file, found something else ({_last_line(error)}). "
                         f"Give {NEED}.") from None
-    options = {"return_features": True} if "return_features" in names else {}
+    options = {"return_features": True} if has_choice else {}
 
+    @torch.no_grad()
     def embed(images: torch.Tensor) -> torch.Tensor:
-        return module(images.expand(-1, 3, -1, -1).to(device), **options)
+        try:
+            return module(images.expand(-1, 3, -1, -1).to(device), **options)
+        except (RuntimeError, torch.jit.Error) as error:
+            height, width = images.shape[2:]
+            raise UserError(f"{what}: expected a network that takes uint8 images [n, 3, {height}, {width}], found an "
+                            f"error ({_last_line(error)}). Choose another network.") from None
 
-    try:
-        with torch.no_grad():
-            made = _first_that_works(embed, [torch.zeros(2, 1, side, side, dtype=torch.uint8) for side in TRIED])
-        found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
-    except (RuntimeError, torch.jit.Error) as error:
-        raise UserError(f"{what}: expected a network that takes uint8 [n, 3, height, width], found an error "
-                        f"({_first_line(error)}). Give {NEED}.") from None
+    made = embed(torch.zeros(2, 1, *shape, dtype=torch.uint8))
+    found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
     expect(isinstance(found, list) and len(found) == 2 and found[0] == 2 and made.is_floating_point(), what,
            "a network that returns [n, dims]", f"{found} for 2 images", f"Give {NEED}.")
     return Extractor(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), found[1], embed)
 
 
-def _first_that_works(embed: Callable[[torch.Tensor], torch.Tensor], tried: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the features of the first images that `embed` takes; raise the error of the first if it takes none."""
-    for images in tried:
-        with suppress(RuntimeError, torch.jit.Error):
-            return embed(images)
-    return embed(tried[0])  # for its error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:150]
+def _last_line(error: Exception) -> str:
+    """Return the last line of an error, where TorchScript says what is wrong, in at most 150 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]

@@ -1,10 +1,9 @@
 """Models and a split -> what every judge of a report is given, and what a judge has to offer.
 
-A judge computes figures of one kind, such as those of the codes. To add a metric, write a class with a name and
+A judge computes figures of one kind, such as the use of the codes. To add a metric, write a class with a name and
 `compute`, and add a row to JUDGES in `report.py`: its figures then stand in metrics.json and in the printed report.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +15,10 @@ from tqdm import tqdm
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.features import Extractor
 from vqvae2.evaluation.settings import EvaluateSettings
-from vqvae2.images.dataset import Images, ImageSet, to_bytes
+from vqvae2.images.dataset import Images, ImageSet
 from vqvae2.metrics import context_model, similarity
 from vqvae2.models import encoding
-from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
+from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.base import Prior
 
@@ -70,18 +69,18 @@ class Evaluation:
 
     @cached_property
     def code_bits(self) -> dict[str, torch.Tensor]:
-        """NLL of each code under its prior, float32 `[n, height, width]` in bits, for each level that has a prior."""
+        """Return the NLL of each code under its prior, float32 `[n, height, width]` in bits, by level."""
         return self._code_bits(self.priors, self.images.facts)
 
     @cached_property
     def untold_code_bits(self) -> dict[str, torch.Tensor]:
-        """The same where priors are told nothing of the images."""
+        """Return `code_bits` under priors that are told nothing of the images."""
         told = {level: prior for level, prior in self.priors.items() if prior.columns}
         return self.code_bits | self._code_bits(told, [{}] * len(self.images))
 
     @cached_property
     def training_codes(self) -> CodeMaps | None:
-        """Codes of the train split; None where it was not read, is empty, or is itself judged."""
+        """Return the codes of the train split; None where it was not read, is empty, or is itself judged."""
         train = self.data.splits.get("train")
         if not train or self.settings.split == "train":
             return None
@@ -91,7 +90,7 @@ class Evaluation:
 
     @cached_property
     def counting_bits(self) -> dict[str, dict[str, float]]:
-        """Bits per code of the counting models for each level; {} without `training_codes`."""
+        """Return the bits per code of the counting models for each level; {} without `training_codes`."""
         size = self.vqvae.model.settings.codebook_size
         return {} if self.training_codes is None else {
             level: context_model.context_model_bits(codes.numpy(), self.code_maps.levels[level].numpy(), size)
@@ -102,26 +101,18 @@ class Evaluation:
             return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update)
 
 
-@torch.no_grad()
-def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time."""
-    device, count = next(model.parameters()).device, len(levels["top"])
-    return torch.cat([to_bytes(model.decode({level: codes[items].to(device) for level, codes in levels.items()}))
-                      for items in torch.arange(count).split(batch)])
-
-
 class Judge(Protocol):
-    """A metric of a report. A class that names this one as its base needs `name` and `compute` alone."""
+    """A metric of a report. A subclass needs only `name` and `compute`."""
 
     name: str
-    """Key of its figures in metrics.json. `samples.probe` is the key `probe` among the figures of `samples`."""
+    """Key of the judge's figures in metrics.json. `samples.probe` is the key `probe` among the figures of `samples`."""
     columns: tuple[str, ...] = ("figure", "value")
     """Head of `table`; () where there is none."""
 
     def compute(self, evaluation: Evaluation) -> dict | None:
         """Return the figures as JSON values, None where they are not defined.
 
-        A judge may write pictures of what it alone knows to `evaluation.out`.
+        A judge may also write pictures of what `picture` cannot know to `evaluation.out`.
         """
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:

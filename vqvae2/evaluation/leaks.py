@@ -8,8 +8,8 @@ shares images or subjects for good, figures can be made after --allow-leak of tr
 
 from collections.abc import Iterable, Mapping
 
-from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
+from vqvae2.settings.checks import expect
 
 LEAK = "LEAK (--allow-leak)"
 """A warning that --allow-leak has let through begins with these words."""
@@ -17,14 +17,15 @@ LEAK = "LEAK (--allow-leak)"
 
 def seen_in_training(configs: Iterable[dict], split: ImageSet) -> dict[str, int]:
     """Return how many images and subjects of a split the models of these configs were trained on, by their hashes."""
-    images, subjects = (set().union(*(one[key] for one in configs)) for key in ("training_images", "training_subjects"))
+    images, subjects = (set().union(*(config[key] for config in configs))
+                        for key in ("training_images", "training_subjects"))
     return {"images": sum(pixel_hash(picture) in images for picture in split.pixels),
             "subjects": sum(subject_hash(subject) in subjects for subject in set(split.subjects))}
 
 
 def trained_on(configs: Iterable[dict], split: ImageSet) -> ImageSet:
     """Return those images of a split that the models of these configs were trained on, by their pixels' hashes."""
-    known = set().union(*(one["training_images"] for one in configs))
+    known = set().union(*(config["training_images"] for config in configs))
     items = [item for item, picture in enumerate(split.pixels) if pixel_hash(picture) in known]
     return ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
 
@@ -38,23 +39,21 @@ def shared(subjects: int) -> list[str]:
 
 def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[str], *,
           allowed: bool = False) -> list[str]:
-    """Return warnings about what was `seen_in_training` of the split `name`.
+    """Return warnings about the images and subjects of the split `name` that were `seen_in_training`.
 
     Args:
         models: flags of the models, for the message.
         allowed: --allow-leak of the VQ-VAE's training.
     Raises: UserError if the split is "test" and one of its images was trained on, unless that is allowed.
     """
-    who = " and ".join(models)
-    if name == "test" and seen["images"] and allowed:
-        return [f"{LEAK}: {seen['images']} of {len(split)} test images were trained on by {who}. These "
-                "figures are too good, and are no evidence of how good a model is on other images."]
-    if name == "test" and seen["images"]:
-        raise UserError(f"--split test: expected images that {who} were not trained on, found "
-                        f"{seen['images']} of {len(split)} that they were. Give the --data they were trained with.")
+    who, images = " and ".join(models), f"{seen['images']} of {len(split)}"
+    expect(allowed or name != "test" or not seen["images"], "--split test",
+           f"images that {who} were not trained on", f"{images} that they were",
+           "Give the --data they were trained with.")
     if seen["images"]:
-        return [f"{seen['images']} of {len(split)} images were trained on: these figures say how well {who} remember, "
-                "not how good they are."]
+        return [f"{LEAK}: {images} test images were trained on by {who}. These figures are too good, and are no "
+                "evidence of how good a model is on other images." if name == "test" else
+                f"{images} images were trained on: these figures say how well {who} remember, not how good they are."]
     if seen["subjects"]:
         return [f"{seen['subjects']} of {len(set(split.subjects))} subjects have names that {who} were trained on, "
                 "though none of the images was. If they are the same people, these figures are too good."]

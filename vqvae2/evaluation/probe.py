@@ -1,19 +1,20 @@
 """Samples and real slices of unseen subjects -> how well a small classifier tells them apart (AUROC).
 
-0.5 (or a little less, by chance): it cannot tell samples from real slices, which is the goal. 1: it tells at once.
-AUROC is the probability that a sample looks more like a sample than a real slice does. The classifier is
-cross-validated: it is trained on the samples and subjects of the other folds and judged on those of its own, so that it
-has seen neither the person nor the sample.
+AUROC is the probability that a sample looks more like a sample than a real slice does. At 0.5 (or a little less, by
+chance) the classifier cannot tell samples from real slices, which is the goal. At 1 it always tells them apart. The
+classifier is cross-validated: it is trained on the samples and subjects of the other folds and judged on those of its
+own fold, so that it has seen neither the person nor the sample.
 
-A stronger classifier may tell what this one cannot. So the number counts only if the same probe tells fakes of the
-neighbours model, which no one would take for a brain (`judge_all`). And every VQ-VAE's decoder is soft, which a
-classifier of full-resolution pixels notices first, so that against real slices the number is 1 whatever the prior does:
-beside it stands samples against *reconstructions* of real slices, which are as soft. That is what the prior gets wrong.
+A stronger classifier may tell what this classifier cannot. So the number counts only if the same probe tells fakes of
+the neighbours model, which nobody would take for a brain (`judge_all`). And every VQ-VAE's decoder is soft, which a
+classifier of full-resolution pixels notices first, so that against real slices the number is 1 whatever the prior does.
+So the number for samples against *reconstructions* of real slices, which are as soft, stands beside it: this second
+number says what the prior gets wrong.
 
-What both sides are given alike: 8 bit, values below FLOOR and above CEILING made equal, since real slices are exactly
-black where no brain is and exactly white above the percentile of their scaling, and no decoder does that to the last
-step; this is no news and would hide everything else. Nothing else is taken away: size, place, brightness, contrast,
-softness, anatomy and variety may all be used. Batches hold as many samples as slices, whatever their numbers are.
+Both sides are treated alike: 8 bit, values below FLOOR and above CEILING made equal. Real slices are exactly black
+where no brain is and exactly white above the percentile of their scaling, and no decoder does that to the last step;
+this is no news and would hide everything else. Nothing else is taken away: size, place, brightness, contrast, softness,
+anatomy and variety may all be used. Batches hold as many samples as slices, whatever their numbers are.
 
 NOTE The interval is over the subjects and samples that were judged. That another training of the classifier, or other
 folds, would give another number is not in it. Measured at 128²: 128 samples against reconstructions of 12 subjects
@@ -25,7 +26,8 @@ References
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -35,22 +37,20 @@ from tqdm import tqdm
 
 from vqvae2.common import random_numbers
 from vqvae2.common.statistics import auroc, by_group, with_interval
-from vqvae2.evaluation.judge import Evaluation, Judge, decoded
+from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model
+from vqvae2.models import encoding
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
 
 FOLDS = 4
 FLOOR, CEILING = 8, 247
 """Darker pixels count as black, brighter ones as white, on the range 0…255."""
-WIDTHS = (16, 24, 32, 48, 64)
-DETAIL = 4.0
-STEPS, BATCH = 160, 32
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
+WIDTHS, DETAIL = (16, 24, 32, 48, 64), 4.0
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 160, 32, 2e-3, 0.05
 CROP, SHIFT = 128, 4
 """Training pictures are windows of at most so many pixels, moved by at most so many; never shrunk."""
-CPU = torch.device("cpu")
 CAPABLE = 0.9
 """AUROC on fakes of the neighbours model from which the probe counts."""
 
@@ -75,73 +75,65 @@ class Classifier(nn.Module):
         self.layers, self.head = nn.Sequential(*layers), nn.Linear(2 * WIDTHS[-1], 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels, height, width]`, as `prepared` makes them, to logits `[batch]`."""
+        """Return logits `[batch]` of images `[batch, channels, height, width]` that `prepared` has made."""
         mean = functional.avg_pool2d(functional.pad(images, [1] * 4, mode="replicate"), 3, stride=1)
         features = self.layers(torch.cat([images, DETAIL * (images - mean)], 1))
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
-def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, fake_subjects: Sequence[str] | None = None, *,
-          device: torch.device = CPU, on_step: Callable[[int], object] = lambda _: None) -> dict:
+def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
     """Return {"auroc", "ci_low", "ci_high", "folds", "fakes", "reals", "subjects"}.
 
     Args:
-        fakes: uint8 `[m, channels, height, width]`. reals: slices of unseen subjects, of the same shape.
+        fakes: uint8 `[m, channels, height, width]`, independent of each other. reals: slices of unseen subjects, of the
+            same shape.
         seed: of the folds, the classifiers and the bootstrap. On a CPU the same seed gives the same numbers.
-        fake_subjects: whose fake each is, where fakes are not independent (real slices of others, to see what real
-            against real comes to): a subject's fakes stay in one fold. By default fake k is in fold k modulo folds.
-        device: where the classifiers are trained. on_step: told how many training steps have been done since.
+        device: where the classifiers are trained.
     Returns: None for auroc and its 95 % interval where there are fewer than 2 subjects or 2 fakes.
-    Raises: ValueError if shapes differ.
 
     Scores of different folds come from different classifiers and have no common scale: pairs of a fake and a real slice
     are compared within folds only, and the AUROC is the share of such pairs in the right order, ties counting one half.
     (Put into one list, an offset between two classifiers would count as an error of both.) The interval is from drawing
     subjects and fakes with replacement.
     """
-    if tuple(fakes.shape[1:]) != reals.pixels.shape[1:]:
-        raise ValueError(f"fakes: expected shape {reals.pixels.shape[1:]}, found {tuple(fakes.shape[1:])}.")
-    names, subject = np.unique(np.asarray(reals.subjects, dtype=str), return_inverse=True)
-    others, group = np.unique(np.asarray(fake_subjects if fake_subjects is not None else range(len(fakes))),
-                              return_inverse=True)
-    folds = min(FOLDS, len(names), len(others))
+    names, subject = np.unique(reals.subjects, return_inverse=True)
+    folds = min(FOLDS, len(names), len(fakes))
     report = {"auroc": None, "ci_low": None, "ci_high": None, "folds": folds, "fakes": len(fakes), "reals": len(reals),
               "subjects": len(names)}
     if folds < 2:
         return report
     fold_of = random_numbers.keys(seed, "probe: folds of subjects", np.arange(len(names))).argsort().argsort() % folds
-    real_fold, fake_fold = fold_of[subject], group % folds
-    slices = reals.bytes()
-    scores = [_scores(fakes.cpu(), slices, fake_fold, real_fold, fold, seed, device, on_step) for fold in range(folds)]
-    of_fakes, of_reals = (np.stack(part).sum(0) for part in zip(*scores))
-    return report | auroc(by_group(of_fakes, group, len(others)), by_group(of_reals, subject, len(names)), seed,
-                          comparable=np.arange(len(others))[:, None] % folds == fold_of)
+    fake_fold, real_fold = np.arange(len(fakes)) % folds, fold_of[subject]
+    sides = (fakes, fake_fold, np.zeros(len(fakes))), (reals.bytes(), real_fold, np.zeros(len(reals)))
+    for fold in range(folds):
+        model = _trained([images[own != fold] for images, own, _ in sides], seed, fold, device)
+        for images, own, scores in sides:
+            scores[own == fold] = _logits(model, images[own == fold], device)
+    (*_, of_fakes), (*_, of_reals) = sides
+    return report | auroc(of_fakes[:, None], by_group(of_reals, subject, len(names)), seed,
+                          comparable=fake_fold[:, None] == fold_of)
 
 
 def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, reconstructions: torch.Tensor,
-              reals: ImageSet, seed: int, *, device: torch.device = CPU,
-              on_step: Callable[[int], object] = lambda _: None) -> dict:
-    """Return what metrics.json says of the probe, each a report of `judge`, or None where it cannot be made.
+              reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
+    """Return the probe's part of metrics.json, each a report of `judge`, or None where it cannot be made.
 
     Args:
         samples: uint8 `[m, channels, height, width]`. context_model_fakes: of `context_model_fakes`, or None.
         reconstructions: of `reals`, in their order. The others as for `judge`.
     Returns:
-        samples: samples against real slices. samples_against_reconstructions: what the decoder does to every image, its
-        softness first, set apart. context_model, context_model_against_reconstructions: its fakes likewise. counts:
-        whether these two reach 0.9; if not, or where there are no such fakes, the probe may be too weak and the others
-        mean nothing.
+        samples: samples against real slices. samples_against_reconstructions: the same without what the decoder does to
+        every image, its softness first. context_model, context_model_against_reconstructions: the fakes of the
+        neighbours model likewise. counts: whether these two reach 0.9; if not, or where there are no such fakes, the
+        probe may be too weak and the others mean nothing.
     """
-    def of(fakes: torch.Tensor, against: ImageSet) -> dict:
-        return judge(fakes, against, seed, device=device, on_step=on_step)
-
-    made = dataclasses.replace(reals, pixels=reconstructions.cpu().numpy())
-    baseline, against = (None, None) if context_model_fakes is None else (
-        of(context_model_fakes, one) for one in (reals, made))
-    return {"samples": of(samples, reals), "samples_against_reconstructions": of(samples, made),
-            "context_model": baseline, "context_model_against_reconstructions": against,
-            "counts": all(one is not None and one["auroc"] is not None and one["auroc"] >= CAPABLE
-                          for one in (baseline, against))}
+    judged = functools.partial(judge, seed=seed, device=device)
+    made = dataclasses.replace(reals, pixels=reconstructions.numpy())
+    baseline, softened = (None, None) if context_model_fakes is None else (
+        judged(context_model_fakes, against) for against in (reals, made))
+    return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
+            "context_model": baseline, "context_model_against_reconstructions": softened,
+            "counts": all(found is not None and (found["auroc"] or 0) >= CAPABLE for found in (baseline, softened))}
 
 
 def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, batch: int) -> torch.Tensor:
@@ -149,8 +141,8 @@ def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, ba
 
     `train` are the codes of the training images. The bottom level knows nothing of the top: this is the baseline.
     """
-    return decoded(model, {level: context_model.draw(codes, model.settings.codebook_size, count, seed, level)
-                           for level, codes in train.levels.items()}, batch)
+    return encoding.decoded(model, {level: context_model.draw(codes, model.settings.codebook_size, count, seed, level)
+                                    for level, codes in train.levels.items()}, batch)
 
 
 class ProbeJudge(Judge):
@@ -164,9 +156,8 @@ class ProbeJudge(Judge):
         settings, model, codes = evaluation.settings, evaluation.vqvae.model, evaluation.training_codes
         fakes = None if codes is None else context_model_fakes(model, codes, len(evaluation.samples), settings.seed,
                                                                settings.batch)
-        with tqdm(desc="probe", unit="step", leave=False) as bar:
-            return judge_all(evaluation.samples, fakes, evaluation.reconstructions, evaluation.images, settings.seed,
-                             device=next(model.parameters()).device, on_step=bar.update)
+        return judge_all(evaluation.samples, fakes, evaluation.reconstructions, evaluation.images, settings.seed,
+                         next(model.parameters()).device)
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
         """Return a line for each pair."""
@@ -187,25 +178,15 @@ def prepared(images: torch.Tensor) -> torch.Tensor:
     return (images.float().clamp(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR) * 2 - 1
 
 
-def _scores(fakes: torch.Tensor, reals: torch.Tensor, fake_fold: np.ndarray, real_fold: np.ndarray, fold: int,
-            seed: int, device: torch.device, on_step: Callable[[int], object]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of one fold's fakes and real slices by a classifier trained on the others; 0 for the others."""
-    sides = [(images, torch.from_numpy(np.flatnonzero(folds != fold)), torch.from_numpy(np.flatnonzero(folds == fold)))
-             for images, folds in ((fakes, fake_fold), (reals, real_fold))]
-    model = _trained([images[train] for images, train, _ in sides], seed, fold, device, on_step)
-    found = []
-    for images, _, own in sides:
-        scores = torch.zeros(len(images))
-        with torch.no_grad():
-            for items in own.split(BATCH):
-                one = prepared(images[items]).to(device)
-                scores[items] = (model(one) + model(one.flip(3))).cpu()
-        found.append(scores.double().numpy())
-    return found[0], found[1]
+@torch.no_grad()
+def _logits(model: Classifier, images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return the logits of uint8 images, each the sum of the image's own and its mirror image's."""
+    shown = (prepared(some).to(device) for some in images.split(BATCH))
+    return torch.cat([(model(batch) + model(batch.flip(3))).cpu() for batch in shown])
 
 
-def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device,
-             on_step: Callable[[int], object]) -> Classifier:
+def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device | str) -> Classifier:
+    """Return a classifier trained on fakes and real slices, the two `sides`."""
     generator = random_numbers.generator(seed, "probe: training", fold)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
@@ -213,25 +194,22 @@ def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(BATCH // 2)
-    for _ in range(STEPS):
+    for _ in tqdm(range(STEPS), "probe", unit="step", leave=False):
         batch = prepared(torch.cat([_pictures(images, generator) for images in sides])).to(device)
         loss = functional.binary_cross_entropy_with_logits(model(batch), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        on_step(1)
     return model.eval()
 
 
 def _pictures(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Half a batch, uint8: windows of images drawn at random, moved and mirrored or not."""
-    count, (height, width) = BATCH // 2, images.shape[2:]
-    chosen = images[torch.randint(len(images), (count,), generator=generator)]
-    framed = functional.pad(chosen, [SHIFT] * 4)
-    sides = min(height, CROP), min(width, CROP)
-    starts = [torch.randint(whole + 2 * SHIFT - side + 1, (count,), generator=generator).tolist()
-              for whole, side in zip((height, width), sides)]
+    """Return half a batch, uint8: windows of images drawn at random, moved and mirrored or not."""
+    count, (height, width) = BATCH // 2, (min(side, CROP) for side in images.shape[2:])
+    framed = functional.pad(images[torch.randint(len(images), (count,), generator=generator)], [SHIFT] * 4)
+    starts = [torch.randint(whole - side + 1, (count,), generator=generator).tolist()
+              for whole, side in zip(framed.shape[2:], (height, width))]
     mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
-    windows = [one[:, top:top + sides[0], left:left + sides[1]] for one, top, left in zip(framed, *starts)]
-    return torch.stack([one.flip(2) if flip else one for one, flip in zip(windows, mirrored)])
+    windows = [image[:, top:top + height, left:left + width] for image, top, left in zip(framed, *starts)]
+    return torch.stack([window.flip(2) if flip else window for window, flip in zip(windows, mirrored)])

@@ -1,10 +1,10 @@
-"""Samples, drawn or given -> what metrics.json says of them: how like real slices, how varied.
+"""Samples, drawn or given -> figures for metrics.json: how like real slices they are, and how varied.
 
 The samples are drawn here as sample.py draws them, each told what the manifest says of one training image, so that they
 follow the training images in position, age, and all else that the priors were told. Or they are read from a folder.
 They are compared with slices of unseen subjects (`distances.py`), searched for copies of training slices
-(`copies.py`), and shown to a classifier (`probe.py`). Each has its reference beside it: what the same figure
-is for real slices of unseen subjects.
+(`copies.py`), and shown to a classifier (`probe.py`). Each figure has its reference beside it: the same figure of real
+slices of unseen subjects.
 """
 
 import math
@@ -16,39 +16,40 @@ import torch
 from tqdm import tqdm
 
 from vqvae2.common import random_numbers
-from vqvae2.common.errors import UserError
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances
-from vqvae2.evaluation.judge import Evaluation, Judge, decoded
+from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
 from vqvae2.sampling.settings import of_level
+from vqvae2.settings.checks import expect
 
-AT_A_TIME = 32
-PICTURED = 64
+AT_A_TIME, PICTURED = 32, 64
 
 
 def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior],
          training: ImageSet) -> torch.Tensor:
     """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors."""
-    numbers = list(range(settings.samples))
-    tastes = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
+    rules = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
         "temperature", "top_k", "top_p"))) for level in priors}
-    facts = {level: _facts(prior, training, settings) for level, prior in priors.items()}
-    parts = []
-    with tqdm(total=len(numbers) * sum(math.prod(one.shape) for one in priors.values()), desc="sampling",
+    known, parts = training.facts or [{}], []  # nothing is known where there is no training image
+    chosen = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
+    told = [known[item] for item in (chosen * len(known)).long().tolist()]
+    with tqdm(total=settings.samples * sum(math.prod(prior.shape) for prior in priors.values()), desc="sampling",
               unit="code", leave=False) as bar:
-        for first in range(0, len(numbers), AT_A_TIME):
-            own = numbers[first:first + AT_A_TIME]
-            told = {level: one[own] for level, one in facts.items()}
-            images, _ = sampler.draw_images(vqvae.model, dict(priors), own, settings.seed, tastes,
-                                            lambda own=own: bar.update(len(own)), told)
+        for numbers in torch.arange(settings.samples).split(AT_A_TIME):
+            own = numbers.tolist()
+            facts = {level: conditions.numbers(prior.columns, told[own[0]:own[-1] + 1])
+                     for level, prior in priors.items()}
+            images, _ = sampler.draw_images(vqvae.model, dict(priors), own, settings.seed, rules,
+                                            lambda own=own: bar.update(len(own)), facts)
             parts.append(to_bytes(images))
     return torch.cat(parts)
 
@@ -58,17 +59,13 @@ def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:
 
     Raises: UserError if there is none, or one is not of the `shape` (channels, height, width) of the real images.
     """
-    paths = pictures_in(folder) if folder.is_dir() else []
-    if not paths:
-        raise UserError(f"--sampled {folder}: expected a folder of pictures, found none. Give OUT/images of sample.py.")
-    found = []
-    for path in paths:
-        pixels = read_picture(path, colours="rgb" if shape[0] == 3 else "auto")  # one of them may happen to be grey
-        if pixels.shape != shape or pixels.dtype != np.uint8:
-            raise UserError(f"--sampled {path}: expected 8 bit and shape {shape} as the real images have, found "
-                            f"{pixels.dtype} and {pixels.shape}. Give samples of the same size.")
-        found.append(pixels)
-    return torch.from_numpy(np.stack(found))
+    # A sample of a model of colours may happen to be grey.
+    found = {path: read_picture(path, colours="rgb" if shape[0] == 3 else "auto") for path in pictures_in(folder)}
+    expect(bool(found), f"--sampled {folder}", "a folder of pictures", "none", "Give OUT/images of sample.py.")
+    for path, pixels in found.items():
+        expect(pixels.shape == shape and pixels.dtype == np.uint8, f"--sampled {path}", f"8 bit and shape {shape} as "
+               "the real images have", f"{pixels.dtype} and {pixels.shape}", "Give samples of the same size.")
+    return torch.from_numpy(np.stack(list(found.values())))
 
 
 class SamplesJudge(Judge):
@@ -80,8 +77,8 @@ class SamplesJudge(Judge):
     def compute(self, evaluation: Evaluation) -> dict:
         """Return the figures of the samples, and `reconstructions`: what samples of perfect priors would reach."""
         drawn, training, codes = evaluation.samples, evaluation.data.splits["train"], evaluation.training_codes
-        beside = evaluation.images, training, evaluation.extractor, evaluation.settings.seed
         settings = evaluation.settings
+        beside = evaluation.images, training, evaluation.extractor, settings.seed
         source = {"folder": settings.sampled.name} if settings.sampled else {
             **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
             "told": "what the manifest says of training images"}
@@ -89,8 +86,8 @@ class SamplesJudge(Judge):
                   "memorisation": None, "probe": None}
         if codes is not None:
             items = evenly(len(training), len(drawn))
-            levels = {level: maps[items] for level, maps in codes.levels.items()}
-            again = decoded(evaluation.vqvae.model, levels, AT_A_TIME)
+            again = encoding.decoded(evaluation.vqvae.model, {level: maps[items] for level, maps in
+                                                              codes.levels.items()}, AT_A_TIME)
             report["reconstructions"] = distances.judge(again, *beside, [training.subjects[item] for item in items])
         return report
 
@@ -101,22 +98,13 @@ class SamplesJudge(Judge):
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each figure."""
-        rows, again = (distances.rows(one) if one else None for one in (figures, figures["reconstructions"]))
-        again = again or [("", "–", "")] * len(rows)
-        return [(figure, value, beside, floor) for (figure, value, floor), (_, beside, _) in zip(rows, again)]
+        rows, again = distances.rows(figures), figures["reconstructions"]
+        beside = [value for _, value, _ in distances.rows(again)] if again else ["–"] * len(rows)
+        return [(figure, value, other, floor) for (figure, value, floor), other in zip(rows, beside)]
 
     def picture(self, figures: dict, evaluation: Evaluation) -> None:
         """Write the first samples in a grid."""
         shown, settings = evaluation.samples[:PICTURED], evaluation.settings
         title = "Samples" if settings.sampled else f"{len(shown)} samples, the first of seed {settings.seed}"
-        grid = pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title)
-        pictures.save_picture(grid, evaluation.out / "samples.png")
-
-
-def _facts(prior: Prior, training: ImageSet, settings: EvaluateSettings) -> torch.Tensor:
-    """`[samples, columns]`: for each sample what is known of one training image; nothing where there is none."""
-    draws = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
-    if len(training) == 0:
-        return torch.full((settings.samples, len(prior.columns)), torch.nan)
-    chosen = (draws * len(training)).long().tolist()
-    return conditions.numbers(prior.columns, [training.facts[item] for item in chosen])
+        pictures.save_picture(pictures.image_grid(pictures.enlarged(shown), round(len(shown)**0.5), title=title),
+                              evaluation.out / "samples.png")

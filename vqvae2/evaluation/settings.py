@@ -27,7 +27,7 @@ class EvaluateSettings(Checked):
     split: Literal["train", "validate", "test"] = "test"
     """Split whose images are judged."""
     data: Path | None = None
-    """Folder of the images. Default: the one that the VQ-VAE was trained on."""
+    """Folder of the images. Default: the folder that the VQ-VAE was trained on."""
     batch: int = 32
     """Images at a time."""
     samples: int = 64
@@ -43,7 +43,7 @@ class EvaluateSettings(Checked):
     """Samples are drawn from the likeliest codes that together have this probability. One value or two."""
     features: Annotated[str | None, SAID] = None
     """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of vqvae2 train-features,
-    or a TorchScript file such as an Inception of yours. Default: the small one in vqvae2/evaluation/network."""
+    or a TorchScript file such as an Inception of yours. Default: the small network in vqvae2/evaluation/network."""
     probe: bool = False
     """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""
     rates: bool = False

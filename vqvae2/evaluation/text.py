@@ -9,9 +9,9 @@ from vqvae2.evaluation import report as reports
 def headline(report: dict) -> list[tuple[str, str]]:
     """Return the figures of a metrics.json that come first, as (what, value with its unit)."""
     seen = report["seen_in_training"]
-    rows = [("warning", warning) for warning in report["warnings"]]
-    rows.append(("images", f"{report['images']} of {report['subjects']} subjects, split {report['split']}; "
-                           f"{seen['images']} of them and {seen['subjects']} subjects seen in training"))
+    rows = [*(("warning", warning) for warning in report["warnings"]), (
+        "images", f"{report['images']} of {report['subjects']} subjects, split {report['split']}; {seen['images']} of "
+        f"them and {seen['subjects']} subjects seen in training")]
     for judge, _ in reports.JUDGES:
         if figures := reports.figures_of(report, judge.name):
             rows += judge.rows(figures, report)
@@ -32,6 +32,6 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def fill(text: str, name: str, content: str) -> str:
-    """Return a page with `content` between <!-- name --> and the next <!-- end -->, where it has these lines."""
+    """Return a page with `content` between its lines <!-- name --> and the next <!-- end -->, where it has them."""
     return re.sub(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{content}\n{found[2]}",
                   text, flags=re.DOTALL)

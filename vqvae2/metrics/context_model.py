@@ -1,7 +1,7 @@
-"""Training codes of one level -> what models that only count need for other codes, in bits, and new code maps.
+"""Training codes of one level -> bits that models which only count need for other codes, and new code maps.
 
-frequency: how often each code stands in the training maps. place: how often it stands at this place. neighbours: how
-often it follows this left and this upper neighbour (beyond the edge is a symbol of its own). Each estimate is
+frequency: how often each code stands in the training maps. place: how often the code stands at this place. neighbours:
+how often the code follows this left and this upper neighbour (beyond the edge is a symbol of its own). Each estimate is
 
     p(code | context) = (count(code, context) + k q(code)) / (count(context) + k)
 
@@ -9,15 +9,13 @@ where q is the coarser estimate: even use below the frequency; the frequency bel
 neighbour; the mean of the last two below both neighbours [1]. A prior has to need fewer bits.
 
 Code maps can be drawn from the neighbours model too: the baseline that a prior's samples have to beat, and what a check
-of samples has to notice. Of the top it knows nothing while it draws the bottom, of a brain's outline nothing more than
-two neighbours tell. A draw has two steps: with probability count / (count + k) one of the training codes that had
-these neighbours, all alike, or else a draw from the coarser q, which is made likewise. No table of probabilities is
-needed.
+of samples has to notice. The model knows nothing of the top while it draws the bottom, and no more of a brain's outline
+than two neighbours tell. A draw has two steps: with probability count / (count + k) one of the training codes that had
+these neighbours, all equally likely, or else a draw from the coarser q, which is made likewise. No table of
+probabilities is needed.
 
 [1] MacKay and Peto 1995, A hierarchical Dirichlet language model, equation 13.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,13 +58,13 @@ def context_concentrations(train_codes: np.ndarray, size: int) -> dict[str, floa
     if kept > 0:  # a single map cannot be split, and keeps k = 1
         held_out = _evidence(train[:kept], train[kept:], size)
         for context in concentrations:
-            costs = [_bits(held_out, {**concentrations, context: k}, size)[context] for k in CONCENTRATIONS]
-            concentrations[context] = float(CONCENTRATIONS[int(np.argmin(costs))])
+            concentrations[context] = float(min(CONCENTRATIONS, key=lambda k: _bits(
+                held_out, {**concentrations, context: k}, size)[context]))
     return concentrations
 
 
 def code_contexts(codes: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """Return what each model of `context_model_bits` knows of each code before it comes: int64 `[n height width]`.
+    """Return the context of each code in each model of `context_model_bits`: int64 `[n height width]`.
 
     `codes` is integer `[n, height, width]`. all: 0. place: row x width + column. left, above: that code, or `size`
     beyond the edge. both: left x (size + 1) + above.
@@ -76,29 +74,6 @@ def code_contexts(codes: np.ndarray, size: int) -> dict[str, np.ndarray]:
     place = np.broadcast_to(np.arange(codes[0].size).reshape(codes[0].shape), codes.shape)
     return {"all": np.zeros(codes.size, np.int64), "place": place.ravel(), "left": left.ravel(),
             "above": above.ravel(), "both": (left * (size + 1) + above).ravel()}
-
-
-@dataclass(frozen=True)
-class CountTable:
-    """The training codes, sorted by what stood beside them."""
-
-    codes: np.ndarray
-    """int64, all training codes, in the order of their contexts."""
-    starts: np.ndarray
-    """int64 `[contexts + 1]`: the codes of context c are `codes[starts[c]:starts[c + 1]]`."""
-    concentration: float
-    """k: the coarser estimate counts as much as k codes."""
-
-    def draw(self, contexts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Return a code for each context, or -1 where the coarser estimate has to be asked.
-
-        `numbers` are uniform in [0, 1), of the contexts' shape.
-        """
-        first = self.starts[contexts]
-        count = self.starts[contexts + 1] - first
-        place = (numbers * (count + self.concentration)).astype(np.int64)
-        # Where the count is 0 `first` may lie beyond the end; it is not used.
-        return np.where(place < count, self.codes[(first + place).clip(max=len(self.codes) - 1)], -1)
 
 
 def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: int, level: str,
@@ -120,7 +95,7 @@ def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: in
     for kind, number in (("both", (size + 1) ** 2), ("left", size + 1), ("above", size + 1), ("all", 1)):
         order = np.argsort(contexts[kind], kind="stable")
         starts = np.searchsorted(contexts[kind][order], np.arange(number + 1))
-        tables[kind] = CountTable(train.ravel()[order], starts, concentrations[kind])
+        tables[kind] = train.ravel()[order], starts, concentrations[kind]
     height, width = train.shape[1:]
     framed = np.full((count, height + 1, width + 1), size)
     images = np.arange(first, first + count)[:, None]
@@ -130,18 +105,32 @@ def draw(train_codes: np.ndarray | torch.Tensor, size: int, count: int, seed: in
         left, above = framed[:, row + 1, column], framed[:, row, column + 1]
         numbers = {step: random_numbers.uniform(seed, f"context model, {level}, {step}", images,
                                                 row * width + column).numpy() for step in STEPS}
-        found = [tables["both"].draw(left * (size + 1) + above, numbers["both"]),
-                 np.where(numbers["side"] < 0.5, tables["left"].draw(left, numbers["neighbour"]),
-                          tables["above"].draw(above, numbers["neighbour"])),
-                 tables["all"].draw(np.zeros_like(left), numbers["all"])]
-        # The code of the finest table that gives one.
+        found = [_drawn(*tables["both"], left * (size + 1) + above, numbers["both"]),
+                 np.where(numbers["side"] < 0.5, _drawn(*tables["left"], left, numbers["neighbour"]),
+                          _drawn(*tables["above"], above, numbers["neighbour"])),
+                 _drawn(*tables["all"], np.zeros_like(left), numbers["all"])]
+        # The code of the finest table that gives a code.
         framed[:, row + 1, column + 1] = np.select([codes >= 0 for codes in found], found,
                                                    (numbers["even"] * size).astype(np.int64))
     return torch.from_numpy(framed[:, 1:, 1:].copy())
 
 
+def _drawn(codes: np.ndarray, starts: np.ndarray, concentration: float, contexts: np.ndarray,
+           numbers: np.ndarray) -> np.ndarray:
+    """Return a training code for each context, or -1 where the coarser estimate has to be asked.
+
+    The codes of context c are `codes[starts[c]:starts[c + 1]]`; the coarser estimate counts as much as `concentration`
+    codes. `numbers` are uniform in [0, 1), of the contexts' shape.
+    """
+    first = starts[contexts]
+    count = starts[contexts + 1] - first
+    place = (numbers * (count + concentration)).astype(np.int64)
+    # Where the count is 0 `first` may lie beyond the end; it is not used.
+    return np.where(place < count, codes[(first + place).clip(max=len(codes) - 1)], -1)
+
+
 def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[str, float]:
-    """Return the mean bits per code by each kind of context, every estimate leaning on the coarser one."""
+    """Return the mean bits per code by each kind of context, every estimate leaning on the coarser estimate."""
     def estimate(kind: str, coarser: np.ndarray | float) -> np.ndarray:
         matches, occurrences = evidence[kind]
         return (matches + concentrations[kind] * coarser) / (occurrences + concentrations[kind])
@@ -168,7 +157,8 @@ def _occurrences(among: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _evidence(counted: np.ndarray, judged: np.ndarray, size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each judged code and kind of context: (count(code, context), count(context)) in the counted maps."""
+    """Return for each kind of context the counts of (code, context) and of context that each judged code has in the
+    counted maps."""
     of_counted, of_judged = code_contexts(counted, size), code_contexts(judged, size)
     return {kind: (_occurrences(of_counted[kind] * size + counted.ravel(), of_judged[kind] * size + judged.ravel()),
                    _occurrences(of_counted[kind], of_judged[kind])) for kind in of_counted}

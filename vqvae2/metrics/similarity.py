@@ -47,15 +47,13 @@ def image_figures(originals: torch.Tensor, reconstructions: torch.Tensor) -> dic
     """
     first, second = _as_float64(originals, reconstructions)
     brain = brain_mask(originals).to(first)
-    areas = {"full": torch.ones_like(brain), "brain": brain}
-    similarities = _structural_similarities(first, second, areas)
-    absolute, squared = (first - second).abs().mean(1), (first - second).square().mean(1)
-    figures = {}
-    for area, weight in areas.items():
-        mse = _mean_over(squared, weight).clamp(min=SMALLEST_MSE)
-        figures[area] = {"ssim": similarities[area][0], "ms_ssim": similarities[area][1],
-                         "psnr": -10 * mse.log10(), "mae": _mean_over(absolute, weight)}
-    return {area: {name: values.cpu() for name, values in named.items()} for area, named in figures.items()}
+    areas = torch.stack([torch.ones_like(brain), brain], 1)
+    single, multiscale = _structural_similarities(first, second, areas)
+    mse = _mean_over((first - second).square().mean(1), areas).clamp(min=SMALLEST_MSE)
+    mae = _mean_over((first - second).abs().mean(1), areas)
+    figures = {"ssim": single, "ms_ssim": multiscale, "psnr": -10 * mse.log10(), "mae": mae}
+    return {area: {name: values[:, number].contiguous().cpu() for name, values in figures.items()}
+            for number, area in enumerate(("full", "brain"))}
 
 
 def ssim(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
@@ -80,7 +78,7 @@ def ms_ssim_scales(size: int) -> list[float]:
 
     As many of the five scales as leave the image at least as wide as the 11-pixel window, weights renormalised:
     5 from 176 pixels (256²), 4 from 88 (128²), 3 from 44 (64²), 2 from 22 (32²), 1 (plain SSIM) from 11, else none.
-    Each scale is half of the one before, by 2 x 2 means. The product is over mean contrast-structure to the power
+    Each scale is half of the scale before, by 2 x 2 means. The product is over mean contrast-structure to the power
     of the weight, and at the coarsest scale mean SSIM (reference 2, equation 7); means below 0 count as 0.
     """
     weights = [weight for scale, weight in enumerate(SCALE_WEIGHTS) if size >> scale >= WINDOW]
@@ -88,7 +86,7 @@ def ms_ssim_scales(size: int) -> list[float]:
 
 
 def _as_float64(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[torch.Tensor]:
-    """uint8 images -> float64, 0…1; on the CPU where the device (MPS) has no float64."""
+    """Return two sets of uint8 images as float64 in 0…1, on the CPU where the device (MPS) has no float64."""
     for name, images in (("originals", originals), ("reconstructions", reconstructions)):
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise TypeError(f"{name}: expected uint8 [n, channels, height, width], found {images.dtype} "
@@ -100,9 +98,10 @@ def _as_float64(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[
     return [images.to(device).double() / 255 for images in (originals, reconstructions)]
 
 
-def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of each `[n, height, width]`; nan where all weights are 0."""
-    return (values * weight).sum((1, 2)) / weight.sum((1, 2))
+def _mean_over(values: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    """Return the mean of `[n, height, width]` over areas `[n, areas, height, width]`, weights 0…1: `[n, areas]`; nan
+    over an empty area."""
+    return (values[:, None] * areas).sum((2, 3)) / areas.sum((2, 3))
 
 
 def similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +122,9 @@ def similarity_maps(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Te
 
 
 def _window_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
-    """`[size - 10, size]`: row i has the Gaussian window around place i + 5, so that a product with it is a weighted
-    mean of neighbours. Faster than a convolution of one channel, forward and backward, and never rounded to TF32."""
+    """Return `[size - 10, size]`, whose row i has the Gaussian window around place i + 5: a product with the matrix is
+    a weighted mean of neighbours. The product is faster than a convolution of one channel, forward and backward, and
+    never rounded to TF32."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - BORDER
     window = torch.exp(-offsets.square() / (2 * SIGMA**2))
     rows = torch.arange(size - 2 * BORDER)[:, None]
@@ -134,22 +134,17 @@ def _window_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _structural_similarities(first: torch.Tensor, second: torch.Tensor,
-                             areas: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(SSIM `[n]`, MS-SSIM `[n]`) over each area; `areas` are weights 0…1, `[n, height, width]`."""
+                             areas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return SSIM and MS-SSIM over areas `[n, areas, height, width]`, weights 0…1: `[n, areas]` each."""
     weights = ms_ssim_scales(min(first.shape[-2:]))
-    nothing = torch.full((len(first),), math.nan).to(first)
-    single = dict.fromkeys(areas, nothing)
-    product = dict.fromkeys(areas, torch.ones_like(nothing) if weights else nothing)
-    covers = {area: weight[:, None] for area, weight in areas.items()}
+    single = torch.full(areas.shape[:2], math.nan).to(first)
+    product = torch.ones_like(single) if weights else single
     for scale, weight in enumerate(weights):
         similarity, contrast = similarity_maps(first, second)
-        for area, cover in covers.items():
-            inner = cover[:, 0, BORDER:-BORDER, BORDER:-BORDER]
-            mean_similarity = _mean_over(similarity, inner)
-            if scale == 0:
-                single[area] = mean_similarity
-            factor = mean_similarity if scale == len(weights) - 1 else _mean_over(contrast, inner)
-            product[area] = product[area] * factor.clamp(min=0) ** weight
-        first, second, *halved = (functional.avg_pool2d(images, 2) for images in (first, second, *covers.values()))
-        covers = dict(zip(covers, halved))
-    return {area: (single[area], product[area]) for area in areas}
+        inner = areas[..., BORDER:-BORDER, BORDER:-BORDER]
+        mean_similarity = _mean_over(similarity, inner)
+        single = mean_similarity if scale == 0 else single
+        factor = mean_similarity if scale == len(weights) - 1 else _mean_over(contrast, inner)
+        product = product * factor.clamp(min=0) ** weight
+        first, second, areas = (functional.avg_pool2d(images, 2) for images in (first, second, areas))
+    return single, product

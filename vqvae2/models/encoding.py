@@ -1,7 +1,7 @@
 """Images -> code maps, shared out over the ranks; and how much the codes of each level carry."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -42,11 +42,16 @@ def reconstruct(model: Vqvae, images: ImageSet, batch: int,
                 on_batch: Callable[[int], object] = lambda _: None) -> tuple[CodeMaps, torch.Tensor]:
     """Return the codes of all `images`, and the images that the codes alone give back, uint8 on the CPU: what a user
     of the codes would see. Arguments as for `extract`."""
-    device = next(model.parameters()).device
     maps = extract(model, images, batch, on_batch)
-    made = [to_bytes(model.decode({level: one[items].to(device) for level, one in maps.levels.items()}))
-            for items in torch.arange(len(images)).split(batch)]
-    return maps, torch.cat(made)
+    return maps, decoded(model, maps.levels, batch)
+
+
+@torch.no_grad()
+def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
+    """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time."""
+    device, count = next(model.parameters()).device, len(levels["top"])
+    return torch.cat([to_bytes(model.decode({level: codes[items].to(device) for level, codes in levels.items()}))
+                      for items in torch.arange(count).split(batch)])
 
 
 def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, seed: int = 0,
