@@ -44,8 +44,8 @@ from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.priors import pixel_cnn
 from vqvae2.priors.base import Prior
-from vqvae2.runs import hub
 from vqvae2.runs.settings import as_before
+from vqvae2.runs.weights import find_model
 from vqvae2.sampling import candidates, inpainting, sampler
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.checks import expect
@@ -103,7 +103,7 @@ def load_vqvae(name: str | Path, device: torch.device | str | None = None, resul
     `.config` what it was trained with and on.
     Raises: UserError if there is none, or more than one of this name, or it is a prior.
     """
-    folder = hub.find_model(str(name), "load_vqvae", results)
+    folder = find_model(str(name), "load_vqvae", results)
     found = autoencoder.load_vqvae(str(folder), _chosen(device), "load_vqvae", results)
     found.model.config = found.config
     return found
@@ -117,7 +117,7 @@ def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.
         level: "top" or "bottom".
     Raises: UserError if there is none, or it is of another level or learned from the codes of another VQ-VAE.
     """
-    folder = hub.find_model(str(name), "load_prior", results)
+    folder = find_model(str(name), "load_prior", results)
     return pixel_cnn.load_prior(str(folder), level, vqvae.hash, _chosen(device), results)
 
 

@@ -29,7 +29,7 @@ import dataclasses
 
 import numpy as np
 
-from vqvae2.common import rendezvous
+from vqvae2.common import distributed
 from vqvae2.images import dataset
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(TuneSettings, __doc__, arguments)
     expect(tuner.optuna is not None, "vqvae2 tune", "the package optuna", "none",
            "Install it: pip install -e '.[tune]'")
-    expect(rendezvous.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
-           f"{rendezvous.launched_world_size()} processes", "--workers N trains several trials at a time.")
+    expect(distributed.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
+           f"{distributed.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
     images = dataset.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
     for split in ("train", "validate"):

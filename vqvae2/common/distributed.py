@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +22,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqvae2.common.errors import Stopped, UserError
-from vqvae2.common.rendezvous import launched_rank, launched_world_size, store_of_this_start
 
 Value = TypeVar("Value")
+
+
+def launched_rank() -> int:
+    """Return the rank that torchrun gave this process; known before the process group starts."""
+    return int(os.environ.get("RANK", 0))
+
+
+def launched_world_size() -> int:
+    """Return the number of processes that torchrun starts, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
@@ -48,13 +58,6 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def why_this_device(device: torch.device) -> str:
-    """Return what a user may wonder about the choice of `pick_device`, or nothing."""
-    if device.type == "cpu" and torch.backends.mps.is_available():
-        return " (MPS serves one process only: start one without torchrun to use it)"
-    return ""
-
-
 def start(device: torch.device, minutes: float = 10) -> None:
     """Join the processes that torchrun launched, by NCCL on CUDA and gloo elsewhere; alone, do nothing.
 
@@ -65,12 +68,40 @@ def start(device: torch.device, minutes: float = 10) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched_world_size() > 1 and not dist.is_initialized():
-        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(minutes=minutes)
+        backend, timeout, own = "nccl" if device.type == "cuda" else "gloo", timedelta(minutes=minutes), {}
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            dist.init_process_group(backend, timeout=timeout, store=store_of_this_start(timeout),
-                                    rank=launched_rank(), world_size=launched_world_size())
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+            own = {"store": _store_of_this_start(timeout), "rank": launched_rank(), "world_size": launched_world_size()}
+        dist.init_process_group(backend, timeout=timeout, **own)
+
+
+def _store_of_this_start(timeout: timedelta) -> dist.Store:
+    """Return a part of torchrun's store that nobody has used before, the same on all ranks.
+
+    torchrun keeps its store when it starts workers again, and nothing that it tells them is new each time on every
+    host: rank 1 would find the address of a rank 0 that is dead (pytorch issue 135712). So each rank asks rank 0
+    under a name of its own making, which only a living rank 0 can answer, with the part's name. Not used where
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun give each start a store of its own (the launch files do).
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if launched_rank() != 0:
+        question = uuid.uuid4().hex
+        store.set(f"vqvae2/question/{launched_rank()}", question)
+        name = store.get(f"vqvae2/answer/{question}").decode()
+        store.set(f"{name}/heard/{launched_rank()}", "")
+        return dist.PrefixStore(name, store)
+    name, end = f"vqvae2/{uuid.uuid4().hex}", time.monotonic() + timeout.total_seconds()
+    waiting = set(range(1, launched_world_size()))
+    while waiting:
+        for asking in sorted(waiting):
+            if store.check([f"{name}/heard/{asking}"]):
+                waiting.remove(asking)
+            elif store.check([f"vqvae2/question/{asking}"]):
+                store.set(f"vqvae2/answer/{store.get(f'vqvae2/question/{asking}').decode()}", name)
+        if time.monotonic() > end:
+            raise RuntimeError(f"expected all ranks to join within {timeout} (--timeout-minutes), found nothing from "
+                               f"{sorted(waiting)}. See to their machines.")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def stop() -> None:
@@ -150,9 +181,8 @@ def together(work: Callable[[], Value]) -> Value:
     except UserError as error:
         found = str(error)
     wait_for_all()
-    for one in gather_objects(found):
-        if one is not None:
-            raise UserError(one)
+    if failures := [failure for failure in gather_objects(found) if failure is not None]:
+        raise UserError(failures[0])
     return value
 
 

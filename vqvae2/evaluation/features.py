@@ -311,7 +311,7 @@ def _own(spec: str, device: torch.device) -> Extractor:
     loaded = weights.load_model(
         spec, "--features", KIND, lambda config, _: FeatureNet(from_dict(FeatureSettings, config["settings"])),
         words="a feature network", advice=f"Give {NEED}.")
-    made = extractor_of(loaded.model.to(device), loaded.folder.name, weights.weights_hash(loaded.tensors), device)
+    made = extractor_of(loaded.model.to(device), loaded.folder.name, loaded.hash, device)
     return dataclasses.replace(made, config=loaded.config)
 
 

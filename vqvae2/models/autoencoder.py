@@ -39,10 +39,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.models.hub import PretrainedVqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.runs import weights
+from vqvae2.runs.weights import Pretrained, Trained, load_model
+from vqvae2.settings.parsing import from_dict
 
 GROUPS = 8
 """The number of groups of channels that are normalised together; fewer where it does not divide the channels."""
@@ -146,7 +146,7 @@ def halvings(factor: int) -> int:
     return factor.bit_length() - 1
 
 
-class Vqvae(PretrainedVqvae, nn.Module):
+class Vqvae(Pretrained, nn.Module):
     """Two-level VQ-VAE-2, or one-level VQ-VAE, on images of any size that the factors divide.
 
     Example: images `[8, 1, 128, 128]` with `downsample=(4, 2)` give bottom codes `[8, 32, 32]` and top
@@ -159,6 +159,8 @@ class Vqvae(PretrainedVqvae, nn.Module):
         intensities: mean and standard deviation `[image_channels]` of the training images, for settings.standardise.
         seed: the run's seed, from which restarted embeddings draw their vectors.
     """
+
+    kind = "vqvae"
 
     def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
                  intensities: tuple[torch.Tensor, torch.Tensor] | None = None, seed: int = 0):
@@ -183,6 +185,11 @@ class Vqvae(PretrainedVqvae, nn.Module):
                 self.register_buffer(name, value.view(-1, 1, 1))
         else:
             self.mean, self.deviation = 0.5, 1.0
+
+    @classmethod
+    def from_config(cls, config: dict, _: dict[str, torch.Tensor]) -> "Vqvae":
+        """Return a model of a run's config, whose weights are still to be loaded."""
+        return cls(from_dict(VqvaeSettings, config["settings"]), config["image_shape"][0])
 
     def forward(self, images: torch.Tensor, place: Place | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
@@ -255,26 +262,16 @@ def upsampler(dim: int, factor: int) -> nn.Sequential:
     return nn.Sequential(*[Enlarging(dim, dim) for _ in range(halvings(factor))])
 
 
-@dataclass(frozen=True)
-class TrainedVqvae:
-    """A VQ-VAE read from its folder."""
-
-    model: Vqvae
-    """The network, in eval mode."""
-    config: dict
-    """The settings and the data that it was trained with."""
-    hash: str
-    """The hash of its weights, to which code maps and priors are tied."""
-    folder: Path
+TrainedVqvae = Trained
+"""A `Vqvae` read from its folder."""
 
 
-def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
-               results: Path = Path("results")) -> TrainedVqvae:
+def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae", results: Path = Path("results")) -> TrainedVqvae:
     """Return the VQ-VAE in the folder `name`, or of that name in results/*/ or pretrained/.
 
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
-    loaded = weights.load_model(
-        name, flag, "vqvae", Vqvae._from_config, results, words="a VQ-VAE",
-        advice="Give the name that train_vqvae.py was run with.")
-    return TrainedVqvae(loaded.model.to(device), loaded.config, weights.weights_hash(loaded.tensors), loaded.folder)
+    loaded = load_model(name, flag, Vqvae.kind, Vqvae.from_config, results, words="a VQ-VAE",
+                        advice="Give the name that train_vqvae.py was run with.")
+    loaded.model.to(device)
+    return loaded

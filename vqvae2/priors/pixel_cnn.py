@@ -22,21 +22,21 @@ References
 [4] Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.common.errors import UserError
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
-from vqvae2.priors.hub import PretrainedPrior
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCNNCursor
-from vqvae2.runs import weights
+from vqvae2.runs.weights import Pretrained, load_model
+from vqvae2.settings.checks import expect
+from vqvae2.settings.parsing import from_dict
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ class FactsEncoder(nn.Module):
         return self.out(functional.elu(total)[:, :, None, None])
 
 
-class PixelCNN(PretrainedPrior, Prior):
+class PixelCNN(Pretrained, Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
@@ -191,6 +191,8 @@ class PixelCNN(PretrainedPrior, Prior):
         top_embeddings, top_shape: the same of the top level, for a bottom prior.
         columns: what the prior is told of each image.
     """
+
+    kind = "prior"
 
     def __init__(self, settings: PriorSettings, embeddings: torch.Tensor, shape: tuple[int, int],
                  top_embeddings: torch.Tensor | None = None, top_shape: tuple[int, int] | None = None,
@@ -216,6 +218,15 @@ class PixelCNN(PretrainedPrior, Prior):
                                          for i in range(settings.layers) if every and (i + 1) % every == 0})
         self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, dim, 1))
         self.bias = nn.Parameter(torch.zeros(self.codebook_size))
+
+    @classmethod
+    def from_config(cls, config: dict, tensors: Mapping[str, torch.Tensor]) -> "PixelCNN":
+        """Return a prior of a run's config and the shapes of its weights, which are still to be loaded."""
+        # Weights may be stored in 16 bit; the model is built in 32.
+        table, *top_table = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
+        return cls(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top_table,
+                   **({"top_shape": config["top_shape"]} if top_table else {}),
+                   columns=conditions.from_json(config.get("columns", [])))
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
                 known: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -280,13 +291,9 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
 
     Raises: UserError if it is missing, of another level, or learned from another VQ-VAE's codes.
     """
-    def build(config: dict, tensors: dict[str, torch.Tensor]) -> Prior:
-        if config["vqvae_hash"] != vqvae_hash:
-            raise UserError(f"--vqvae: expected the VQ-VAE whose codes --{level} {name} learned "
-                            f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
-                            f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-        return PixelCNN._from_config(config, tensors)
-
-    return weights.load_model(
-        name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",
-        advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model.to(device)
+    prior = load_model(name, f"--{level}", f"{level} prior", PixelCNN.from_config, results, words=f"a {level} prior",
+                       advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model
+    learned, own = prior.config["vqvae_hash"], prior.config["settings"]["vqvae"]
+    expect(learned == vqvae_hash, "--vqvae", f"the VQ-VAE whose codes --{level} {name} learned ({learned[:6]}, {own})",
+           vqvae_hash[:6], f"Pass --vqvae {own}, or train the prior again.")
+    return prior.to(device)

@@ -14,14 +14,13 @@ from typing import NoReturn
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, UserError
-from vqvae2.runs import folder as run_folder
 from vqvae2.runs import log as run_log
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
-from vqvae2.training import averaging
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -142,7 +141,7 @@ class Trainer:
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
-        self.config = run_folder.open_folder(self.folder, self.settings, self.kind)
+        self.config = run_state.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         # In float64 it does not show in which order, and on how many ranks, figures were added. MPS has none.
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
@@ -169,20 +168,20 @@ class Trainer:
         self.start()
         if self.count("train") == 0:
             raise UserError("--data: expected at least 1 training image, found 0. Give --split a larger first share.")
-        self.global_batch, self.accumulation = run_folder.share_out(self.settings, self.config)
+        self.global_batch, self.accumulation = run_state.share_out(self.settings, self.config)
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self.config = run_state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
-        if state := run_folder.load_state(self.folder, self.config, self.settings):
+        if state := run_state.resume_state(self.folder, self.config, self.settings):
             self._restore(state)
         self.state_number = run_state.file_number(self.folder / run_state.STATE)
-        distributed.on_rank_0(lambda: run_folder.begin(self.folder, self.config))
+        distributed.on_rank_0(lambda: run_state.begin(self.folder, self.config))
         self.log = run_log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
@@ -212,8 +211,8 @@ class Trainer:
                                            dtype=self.sum_type) for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
-        with run_log.bar(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.step_in_epoch,
-                         self.steps_per_epoch) as self.bar:
+        with tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
+                  desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0) as self.bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 figures = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
                 self.running = {name: self.running.get(name, 0) + value for name, value in figures.items()}
@@ -248,8 +247,20 @@ class Trainer:
         self.stepper.step()
         self.after_step()
         if self.average is not None:
-            averaging.follow(self.average, self.model, self.ema_decay, self.step)
+            self._follow()
         return step_sums
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averaged weights towards the model's; buffers are taken over as they are.
+
+        The average keeps less of its past in the first steps, (1 + step) / (10 + step), so that the weights as they
+        were drawn are soon forgotten (as TensorFlow's ExponentialMovingAverage).
+        """
+        kept = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - kept)
+        for ours, theirs in zip(self.average.buffers(), self.model.buffers()):
+            ours.copy_(theirs)
 
     def _share(self, items: torch.Tensor, micro_batch: int) -> Share:
         """Deal the global batch out like cards: ranks and micro-batches get equal shares, give or take one."""
@@ -372,7 +383,7 @@ class Trainer:
             checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
-        run_folder.check_alone(self.folder, self.state_number, self.settings)
+        run_state.check_alone(self.folder, self.state_number, self.settings)
         results()
         self.state_number = run_state.save_state(self.folder, {
             "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.stepper.state_dict(),
@@ -399,8 +410,7 @@ class Trainer:
                     f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
         run_log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
                     f"{self.settings.batch} x accumulation {self.accumulation}; "
-                    f"{machine.in_words(self.device, self.precision, self.compiled)}"
-                    f"{distributed.why_this_device(self.device)}")
+                    f"{machine.in_words(self.device, self.precision, self.compiled)}")
         if self.epoch >= self.settings.epochs:
             run_log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
