@@ -7,13 +7,11 @@ import numpy as np
 import torch
 
 from vqvae2.common import distributed, random_numbers
-from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import coding, similarity
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
-
-SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
+from vqvae2.settings.checks import expect
 
 
 @torch.no_grad()
@@ -70,20 +68,23 @@ def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, se
     return figures
 
 
+def fewest_codes(codebook_size: int) -> int:
+    """Return how many codes of a level must be in use for a prior to learn them: 8, or 2 % of the codebook."""
+    return max(min(8, codebook_size), math.ceil(0.02 * codebook_size))
+
+
 def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[str]:
     """Return warnings about levels in which few codes are in use on the training split.
 
-    Raises: UserError below 8 codes or 2 %: a prior of such codes would learn nothing.
+    Raises: UserError below `fewest_codes`: a prior of such codes would learn nothing.
     """
     warnings = []
-    for level, one in figures.items():
-        size, used = int(one["size"]), int(one["used"])
-        needed = max(min(SMALLEST_USE, size), math.ceil(SMALLEST_SHARE * size))
-        if used < needed:
-            raise UserError(f"--vqvae {name}: expected at least {needed} of {size} {level} codes in use on the "
-                            f"training images, found {used}: its codebook has collapsed. Train the VQ-VAE longer, "
-                            "or with more --start-steps.")
-        if used < WARNING_SHARE * size:
+    for level, found in figures.items():
+        size, used = int(found["size"]), int(found["used"])
+        expect(used >= fewest_codes(size), f"--vqvae {name}", f"at least {fewest_codes(size)} of {size} {level} codes "
+               "in use on the training images", f"{used}: its codebook has collapsed",
+               "Train the VQ-VAE longer, or with more --start-steps.")
+        if used < 0.10 * size:
             warnings.append(f"warning: only {used} of {size} {level} codes are in use on the training images. "
                             "A longer training or more --start-steps would help.")
     return warnings

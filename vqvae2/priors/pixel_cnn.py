@@ -69,24 +69,18 @@ class GatedLayer(nn.Module):
     def forward(self, vertical: torch.Tensor, horizontal: torch.Tensor, condition: torch.Tensor | None,
                 keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Both stacks `[batch, channels, height, width]` to the same; `keep` `[batch, 2, channels]` is dropout."""
-        vertical = self.vertical(vertical, self.vertical_in(functional.elu(vertical)), keep)
-        given = self.given(vertical, condition)
-        return vertical, self.horizontal(horizontal, self.horizontal_in(functional.elu(horizontal)) + given, keep)
-
-    def vertical(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Add what the vertical stack makes of what its kernel has seen."""
-        seen = functional.elu(seen)
-        return x + self.gate(self.vertical_out(seen if keep is None else seen * keep[:, 0, :, None, None]))
-
-    def given(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        """Return what the horizontal stack is given from above and from the condition."""
+        above, left = (None, None) if keep is None else keep[..., None, None].unbind(1)
+        vertical = vertical + self._gated(self.vertical_out, self.vertical_in(functional.elu(vertical)), above)
         given = self.from_vertical(functional.elu(vertical))
-        return given if condition is None else given + self.from_condition(condition)
+        if condition is not None:
+            given = given + self.from_condition(condition)
+        seen = self.horizontal_in(functional.elu(horizontal)) + given
+        return vertical, horizontal + self._gated(self.horizontal_out, seen, left)
 
-    def horizontal(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Add what the horizontal stack makes of what its kernel has seen and was given."""
+    def _gated(self, out: nn.Conv2d, seen: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """Return what a stack adds to its features, given what its kernel has seen."""
         seen = functional.elu(seen)
-        return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
+        return self.gate(out(seen if keep is None else seen * keep))
 
 
 class SubPixelShuffle(nn.Module):
@@ -245,7 +239,9 @@ class PixelCNN(Pretrained, Prior):
             vertical, horizontal = layer(vertical, horizontal, condition, None if keep is None else keep[:, i])
             if str(i) in self.attentions:
                 horizontal = self.attentions[str(i)](horizontal)
-        return self.logits(horizontal)
+        features = self.head(horizontal)
+        logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
+        return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
 
     def condition(self, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor | None:
         """Return what every layer is given beside the codes: None, `[batch, channels, height, width]`, or with 1, 1 at
@@ -269,12 +265,6 @@ class PixelCNN(Pretrained, Prior):
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
         return functional.embedding(codes, self.table).movedim(-1, 1)
-
-    def logits(self, horizontal: torch.Tensor) -> torch.Tensor:
-        """Return `[batch, codebook_size, height, width]` of the last layer's `[batch, channels, height, width]`."""
-        features = self.head(horizontal)
-        logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
-        return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
 
 
 def _start_of_table(embeddings: torch.Tensor) -> torch.Tensor:

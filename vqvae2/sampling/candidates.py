@@ -13,7 +13,7 @@ brains that cover 24 % of the picture and not 30 %, are darker, and vary less (s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,9 +22,8 @@ from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
-from vqvae2.sampling.folder import Finished
 from vqvae2.sampling.inpainting import Incomplete
-from vqvae2.sampling.settings import SampleSettings
+from vqvae2.sampling.settings import SampleSettings, of_level
 
 SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
 """The score that --reject-by compares. The best candidate has the fewest bits, or the most agreement."""
@@ -42,6 +41,20 @@ class Request:
     """The number that chooses its random numbers: the image's, or the completion's."""
     item: int | None = None
     """The number of the image that it completes."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One image that has been drawn."""
+
+    name: str
+    """The name of its file, without the ending."""
+    image: torch.Tensor
+    """uint8 `[channels, height, width]`."""
+    codes: dict[str, torch.Tensor]
+    """The codes of each level, int64 `[height, width]`, on the CPU."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """The scores of its candidates, where there are several."""
 
 
 def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:
@@ -65,7 +78,7 @@ class Drawer:
         self.model, self.settings, self.incomplete = vqvae.model, settings, incomplete
         own = {level: priors[level] for level in vqvae.model.levels}
         self.priors = sampler.in_float64(own) if settings.precision == "auto" else own
-        self.rules = {level: sampler.SamplingRule(*(settings.of_level(name, level) for name in (
+        self.rules = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
 
     def draw(self, requests: Sequence[Request],
@@ -96,10 +109,11 @@ class Drawer:
         alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
         images = [to_bytes(self.model.decode(codes)) for codes in alone]
         scores: list[dict[str, float]] = [{}] * len(batch)
-        if self.settings.reject > 1 and self.settings.reject_by == "likelihood":
-            scores = [{"bits_per_code": bits} for bits in sampler.bits_per_code(self.priors, maps, facts).tolist()]
-        elif self.settings.reject > 1:
-            scores = [{"agreement": agreement(self.model, image, codes)} for image, codes in zip(images, alone)]
+        if self.settings.reject > 1:
+            values = (sampler.bits_per_code(self.priors, maps, facts).tolist()
+                      if self.settings.reject_by == "likelihood" else
+                      [agreement(self.model, image, codes) for image, codes in zip(images, alone)])
+            scores = [{SCORES[self.settings.reject_by]: value} for value in values]
         return [Finished(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
                 for (request, _), image, codes, score in zip(batch, images, alone, scores)]
 
@@ -123,7 +137,7 @@ def agreement(model: Vqvae, image: torch.Tensor, codes: Mapping[str, torch.Tenso
         image: uint8 `[1, channels, height, width]`; codes: for each level `[1, height, width]`.
     """
     again = model.encode(image.to(next(iter(codes.values())).device).to(torch.float32).div_(255))
-    same = torch.cat([(again[level] == one).flatten() for level, one in codes.items()])
+    same = torch.cat([(again[level] == maps).flatten() for level, maps in codes.items()])
     return same.double().mean().item()
 
 

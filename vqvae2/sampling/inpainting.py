@@ -70,12 +70,11 @@ class Incomplete:
 def check(settings: SampleSettings) -> None:
     """Raise UserError where the paths of --inpaint and --mask are not of the right kind; reads no file."""
     _paths(settings.inpaint)
-    if settings.inpaint.is_dir() and settings.out.resolve().is_relative_to(settings.inpaint.resolve()):
-        raise UserError(f"--out {settings.out}: expected a folder outside of --inpaint {settings.inpaint}, found one "
-                        "in it. Choose another: what is written there would be completed in turn.")
-    if settings.mask not in (None, *HALVES) and not Path(os.path.expanduser(settings.mask)).is_file():
-        raise UserError(f"--mask {settings.mask}: expected {', '.join(HALVES)} or an image file, found neither. "
-                        "Correct the path.")
+    is_inside = settings.inpaint.is_dir() and settings.out.resolve().is_relative_to(settings.inpaint.resolve())
+    expect(not is_inside, f"--out {settings.out}", f"a folder outside of --inpaint {settings.inpaint}", "one in it",
+           "Choose another: what is written there would be completed in turn.")
+    expect(settings.mask in (None, *HALVES) or Path(os.path.expanduser(settings.mask)).is_file(),
+           f"--mask {settings.mask}", f"{', '.join(HALVES)} or an image file", "neither", "Correct the path.")
 
 
 def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:

@@ -22,11 +22,11 @@ import torch
 from torch.nn import functional
 
 from vqvae2.common import random_numbers
-from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Cursor, Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
+from vqvae2.settings.checks import expect
 
 
 def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, device: torch.device,
@@ -37,9 +37,8 @@ def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, 
     """
     vqvae = load_vqvae(vqvae_name, device, results=results)
     names = {"top": top_name, "bottom": bottom_name}
-    if bottom_name and "bottom" not in vqvae.model.levels:
-        raise UserError(f"--bottom {bottom_name}: expected no bottom prior, since --vqvae {vqvae_name} has one level. "
-                        "Drop --bottom.")
+    expect(not bottom_name or "bottom" in vqvae.model.levels, "--bottom",
+           f"no bottom prior, since --vqvae {vqvae_name} has one level", bottom_name, "Drop --bottom.")
     return vqvae, {level: load_prior(name, level, vqvae.hash, device, results) for level, name in names.items() if name}
 
 
@@ -147,7 +146,11 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
     positions, device = height * width, prior.device
     # MPS has no float64: there the choice is made on the CPU.
     choosing = torch.device("cpu") if device.type == "mps" else device
-    uniform = _uniform(seed, level, numbers, candidates or [0] * len(numbers), positions).to(choosing)
+    # Candidate 0 has the random numbers of an image without candidates.
+    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "")
+                for candidate in candidates or [0] * len(numbers)]
+    uniform = torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
+                           for purpose, number in zip(purposes, numbers)], 1).contiguous().to(choosing)
     stay = torch.full((len(numbers), height, width), -1) if stay is None else stay
     to_draw = (stay < 0).any(0).flatten().tolist()
     # A code that stays is known from the start, and nothing needs to be computed after the last that is drawn.
@@ -166,13 +169,6 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
     for _ in range(end, positions):
         on_code()
     return maps
-
-
-def _uniform(seed: int, level: str, numbers: Sequence[int], candidates: Sequence[int], positions: int) -> torch.Tensor:
-    """Return `[positions, batch]` in [0, 1); candidate 0 has the numbers of an image without candidates."""
-    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "") for candidate in candidates]
-    return torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
-                        for purpose, number in zip(purposes, numbers)], 1).contiguous()
 
 
 def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, rules: Mapping[str, SamplingRule],
@@ -218,15 +214,14 @@ def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor],
     The least is the likeliest: p is the product over the levels, p(top) p(bottom | top). No guidance is in it. Images
     go through the networks one by one, so that the last bits do not depend on the batch.
     """
-    bits = [sum(_bits(prior, maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1])
-                for level, prior in priors.items()) for i in range(len(maps["top"]))]
-    return torch.tensor(bits, dtype=torch.float64) / sum(math.prod(prior.shape) for prior in priors.values())
-
-
-def _bits(prior: Prior, codes: torch.Tensor, top_codes: torch.Tensor, known: torch.Tensor) -> float:
-    """-log2 p of one image's map `[1, height, width]` of one level."""
-    logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
-    return functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum().item() / math.log(2)
+    total = torch.zeros(len(maps["top"]), dtype=torch.float64)
+    for level, prior in priors.items():
+        for i in range(len(total)):
+            codes, top_codes, known = maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1]
+            logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
+            nats = functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum()
+            total[i] += nats.item() / math.log(2)
+    return total / sum(math.prod(prior.shape) for prior in priors.values())
 
 
 def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[int], seed: int,
@@ -240,10 +235,10 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
     draws = {name: random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns}
 
     def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
-        return conditions.given(told, texts, torch.stack([draws[column.name] for column in told], 1) if told else
-                                torch.zeros(len(numbers), 0))
+        own = [draws[column.name] for column in told]
+        return conditions.given(told, texts, torch.stack(own, 1) if own else torch.zeros(len(numbers), 0))
 
-    table(tuple(columns.values()), texts)  # raises for a column that none of them was told
-    # Each in its own unit: priors that were trained on other images have other means.
+    table(tuple(columns.values()), texts)  # raises for a column that no prior was told
+    # Each prior has its own unit: priors that were trained on other images have other means.
     return {level: table(prior.columns, [text for text in texts if conditions.name_in(text, columns) in
                                          {column.name for column in prior.columns}]) for level, prior in priors.items()}

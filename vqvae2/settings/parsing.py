@@ -31,7 +31,7 @@ from dotenv import dotenv_values
 
 from vqvae2.common.errors import EXIT_USER_ERROR, UserError
 from vqvae2.settings import presets
-from vqvae2.settings.checks import expect
+from vqvae2.settings.checks import expect, flag
 
 Settings = TypeVar("Settings")
 TYRO = (tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone)
@@ -93,6 +93,15 @@ def as_dict(settings: object) -> dict:
     """Return a settings dataclass as JSON values; paths become text."""
     return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(settings).items()}
+
+
+def changes(new: dict, old: dict) -> list[str]:
+    """Return how settings differ from older ones, such as `--seed 5 (was 0)`; what `old` lacks is left out."""
+    def words(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [f"{flag(name)} {words(value)} (was {words(old[name])})" for name, value in new.items()
+            if old.get(name, value) != value]
 
 
 def from_dict(settings: type[Settings], values: dict) -> Settings:

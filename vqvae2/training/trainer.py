@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(self, settings: TrainingSettings):
         self.settings = settings
-        self.folder = settings.results / settings.dataset / settings.savename
+        self.folder = settings.folder
         self.epoch = self.step = self.step_in_epoch = 0
         self.best = math.inf
         self.rows: list[dict] = []
