@@ -44,24 +44,24 @@ from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs.weights import Pretrained, Trained, load_model
 from vqvae2.settings.parsing import from_dict
 
-GROUPS = 8
-"""The number of groups of channels that are normalised together; fewer where it does not divide the channels."""
-
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The autoencoder's result for images `[batch, channels, height, width]`."""
+    """The autoencoder's result for images `[batch, channels, height, width]`.
+
+    Args:
+        images: `[batch, channels, height, width]`: about 0…1, not clipped.
+        codes: the codes `[batch, height, width]` of each level, coarse first.
+        commitment: `[batch]`: mean squared distance of vectors to their embeddings, summed over the levels.
+        codebook: `[batch]`: the same, with a gradient for the embeddings; 0 where none moves them.
+        prediction: `[batch]`: mean squared error of the features that the top predicts; 0 with one level.
+    """
 
     images: torch.Tensor
-    """`[batch, channels, height, width]`: about 0…1, not clipped."""
     codes: dict[str, torch.Tensor]
-    """The codes `[batch, height, width]` of each level, coarse first."""
     commitment: torch.Tensor
-    """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
     codebook: torch.Tensor
-    """`[batch]`: the same, with a gradient for the embeddings; 0 where none moves them."""
     prediction: torch.Tensor
-    """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
 
 class ResidualBlock(nn.Module):
@@ -104,10 +104,12 @@ class Enlarging(nn.ConvTranspose2d):
 def normalised(channels: int, norm: str) -> list[nn.Module]:
     """Return what follows a convolution: GroupNorm where `norm` is "group" (Wu and He 2018), else nothing.
 
+    Eight groups of channels are normalised together; fewer where 8 does not divide the channels.
+
     GroupNorm looks at each image alone. With BatchNorm the images of a batch would depend on each other, and so on the
     way in which they are dealt to ranks.
     """
-    return [nn.GroupNorm(math.gcd(channels, GROUPS), channels)] if norm == "group" else []
+    return [nn.GroupNorm(math.gcd(channels, 8), channels)] if norm == "group" else []
 
 
 def residual_stack(settings: VqvaeSettings) -> list[nn.Module]:
@@ -176,7 +178,7 @@ class Vqvae(Pretrained, nn.Module):
         if settings.levels == 2:
             self.top_encoder = encoder(width, settings.downsample[1], settings)
             self.top_decoder = decoder(dim, dim, settings.downsample[1], settings)
-            self.top_upsample = upsampler(dim, settings.downsample[1])
+            self.top_upsample = nn.Sequential(*(Enlarging(dim, dim) for _ in range(halvings(settings.downsample[1]))))
             self.to_bottom = nn.Conv2d(width, dim, 1)
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
@@ -207,7 +209,7 @@ class Vqvae(Pretrained, nn.Module):
     def _quantise(self, images: torch.Tensor, place: Place | None,
                   ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
         """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
-        features = self.encoder(self._standardised(images))
+        features = self.encoder((images - self.mean) / self.deviation)
         if self.settings.levels == 1:
             only = self.quantizers["top"](self.to_top(features), place)
             return {"top": only}, features, torch.zeros_like(only.commitment)
@@ -218,17 +220,12 @@ class Vqvae(Pretrained, nn.Module):
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
         return {"top": top, "bottom": bottom}, predicted, missed
 
-    def _standardised(self, images: torch.Tensor) -> torch.Tensor:
-        centred = images - self.mean
-        return centred / self.deviation if self.settings.standardise else centred
-
     def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        if features is None:
-            made = self.decoder(top)
-        else:
+        """Return images of the top's vectors and the bottom's features, which are None where there is one level."""
+        if features is not None:
             above = self.top_upsample(top)
-            made = self.decoder(torch.cat([above, features.to(above.dtype)], 1))
-        return (made * self.deviation if self.settings.standardise else made) + self.mean
+            top = torch.cat([above, features.to(above.dtype)], 1)
+        return self.decoder(top) * self.deviation + self.mean
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
@@ -255,11 +252,6 @@ class Vqvae(Pretrained, nn.Module):
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
-
-
-def upsampler(dim: int, factor: int) -> nn.Sequential:
-    """Return transposed convolutions that enlarge `[b, dim, h, w]` by `factor`."""
-    return nn.Sequential(*[Enlarging(dim, dim) for _ in range(halvings(factor))])
 
 
 TrainedVqvae = Trained

@@ -21,13 +21,16 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, 
 
 @dataclass(frozen=True)
 class CodeMaps:
-    """The codes of some images."""
+    """The codes of some images.
+
+    Args:
+        levels: the code maps of each level, coarse first, int64 `[n, height, width]`.
+        scores: further numbers of each image by their names, float64 `[n]`.
+    """
 
     names: list[str]
     levels: dict[str, torch.Tensor]
-    """The code maps of each level, coarse first, int64 `[n, height, width]`."""
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Further numbers of each image by their names, float64 `[n]`."""
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""

@@ -32,7 +32,12 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
         parts.append({level: one.cpu().numpy().astype(np.int16) for level, one in codes.items()})
         on_batch(len(items))
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
-    return CodeMaps(images.names, _interleave(distributed.gather_objects(own), len(images)))
+    shares, levels = distributed.gather_objects(own), {}
+    for level, first in shares[0].items():  # rank r holds items r, r + ranks, …: they are put back in order
+        levels[level] = torch.zeros(len(images), *first.shape[1:], dtype=torch.long)
+        for rank, share in enumerate(filter(None, shares)):
+            levels[level][rank::len(shares)] = torch.from_numpy(share[level]).long()
+    return CodeMaps(images.names, levels)
 
 
 @torch.no_grad()
@@ -100,15 +105,3 @@ def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], 
         parts.append(similarity.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
     total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)
-
-
-def _interleave(shares: list[dict[str, np.ndarray]], total: int) -> dict[str, torch.Tensor]:
-    """Rank r holds items r, r + ranks, …; put them back in order."""
-    levels = {}
-    for level, first in shares[0].items():
-        whole = np.zeros((total, *first.shape[1:]), np.int64)
-        for rank, share in enumerate(shares):
-            if level in share:
-                whole[rank::len(shares)] = share[level]
-        levels[level] = torch.from_numpy(whole)
-    return levels

@@ -53,8 +53,6 @@ RESTART_EVERY = 10
 """Steps between restarts."""
 RESTART_BELOW = 0.02
 """An embedding chosen less often than this share of the mean since the last restart is restarted."""
-RESTART_COUNT = 1.0
-"""Its new count, as a share of the mean."""
 LARGEST_PERMUTATION = 2**20
 CATCH_UP = 0.2
 """After n updates the moving average takes at least 1 / (1 + CATCH_UP n) of the step's statistics."""
@@ -62,29 +60,35 @@ CATCH_UP = 0.2
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantizer's result for vectors `[batch, dim, height, width]`."""
+    """A quantizer's result for vectors `[batch, dim, height, width]`.
+
+    Args:
+        vectors: `[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input.
+        codes: `[batch, height, width]`: integers in [0, codebook_size).
+        commitment: `[batch]`: mean squared distance from a vector to its embedding, whose gradient moves the vectors
+            ([1] equation 3, last term).
+        codebook: `[batch]`: the same distance, whose gradient moves the embeddings (second term); 0 where none does.
+    """
 
     vectors: torch.Tensor
-    """`[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input."""
     codes: torch.Tensor
-    """`[batch, height, width]`: integers in [0, codebook_size)."""
     commitment: torch.Tensor
-    """`[batch]`: mean squared distance from a vector to its embedding, whose gradient moves the vectors ([1] equation
-    3, last term)."""
     codebook: torch.Tensor
-    """`[batch]`: the same distance, whose gradient moves the embeddings (second term); 0 where none does."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a share of images in the global batch of one step; whichever rank holds them."""
+    """The place of a share of images in the global batch of one step; whichever rank holds them.
+
+    Args:
+        positions: `[batch]`: each image's place in the global batch, 0…global_batch-1.
+        global_batch: images in this step over all ranks and micro-batches.
+        step: number of the step, from 0.
+    """
 
     positions: torch.Tensor
-    """`[batch]`: each image's place in the global batch, 0…global_batch-1."""
     global_batch: int
-    """Images in this step over all ranks and micro-batches."""
     step: int
-    """Number of the step, from 0."""
 
 
 class Quantizer(nn.Module):
@@ -340,7 +344,7 @@ class EmaQuantizer(LearnedCodebook):
         self.sums.copy_(self.codebook * counts[:, None])
 
     def _replaced(self, dead: torch.Tensor) -> None:
-        self.counts.copy_(torch.where(dead, RESTART_COUNT * self.counts.mean(), self.counts))
+        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
         self.sums.copy_(torch.where(dead[:, None], self.codebook * self.counts[:, None], self.sums))
 
 

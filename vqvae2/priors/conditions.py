@@ -24,14 +24,18 @@ LARGEST = 1e30
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the manifest that a prior is told, as the training images have it."""
+    """One column of the manifest that a prior is told, as the training images have it.
+
+    Args:
+        categories: sorted; empty for a numeric column.
+        mean, spread: mean and standard deviation over the training images, in the column's unit.
+        least, most: the range of the training images.
+    """
 
     name: str
     categories: tuple[str, ...] = ()
-    """Sorted; empty for a numeric column."""
     mean: float = 0.0
     spread: float = 1.0
-    """Standard deviation over the training images, in the column's unit."""
     least: float = 0.0
     most: float = 0.0
 

@@ -122,10 +122,6 @@ class _Product:
             return torch.addmm(self.bias, x, self.matrix)
         return functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
 
-    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """Add the product without the bias to `total` `[rows, channels_out]`."""
-        _add_product(total, x, self.matrix)
-
 
 class _VerticalRows:
     """A vertical convolution and the two rows that it sees, the last two that it was given; at first they are 0."""
@@ -187,7 +183,7 @@ class _Layer:
     def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
         """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
         functional.elu_(self.here.copy_(x))
-        self.horizontal_in.add_to(given, self.seen)
+        _add_product(given, self.seen, self.horizontal_in.matrix)
         x += self.gate(self.horizontal_out(functional.elu_(given)))
 
 

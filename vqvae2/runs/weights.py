@@ -126,14 +126,17 @@ def _ask_hub(name: str, question: Callable[[ModuleType], object]) -> object:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model read from its folder."""
+    """A model read from its folder.
+
+    Args:
+        model: the network, in eval mode.
+        config: the settings and the data that it was trained with.
+        hash: the hash of its weights, to which code maps and priors are tied.
+    """
 
     model: nn.Module
-    """The network, in eval mode."""
     config: dict
-    """The settings and the data that it was trained with."""
     hash: str
-    """The hash of its weights, to which code maps and priors are tied."""
     folder: Path
 
 

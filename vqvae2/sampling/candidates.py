@@ -33,28 +33,34 @@ OF_ALL = "_of_all"
 
 @dataclass(frozen=True)
 class Request:
-    """One image that is to be drawn."""
+    """One image that is to be drawn.
+
+    Args:
+        name: the name of its file, without the ending.
+        number: the number that chooses its random numbers: the image's, or the completion's.
+        item: the number of the image that it completes.
+    """
 
     name: str
-    """The name of its file, without the ending."""
     number: int
-    """The number that chooses its random numbers: the image's, or the completion's."""
     item: int | None = None
-    """The number of the image that it completes."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One image that has been drawn."""
+    """One image that has been drawn.
+
+    Args:
+        name: the name of its file, without the ending.
+        image: uint8 `[channels, height, width]`.
+        codes: the codes of each level, int64 `[height, width]`, on the CPU.
+        scores: the scores of its candidates, where there are several.
+    """
 
     name: str
-    """The name of its file, without the ending."""
     image: torch.Tensor
-    """uint8 `[channels, height, width]`."""
     codes: dict[str, torch.Tensor]
-    """The codes of each level, int64 `[height, width]`, on the CPU."""
     scores: dict[str, float] = field(default_factory=dict)
-    """The scores of its candidates, where there are several."""
 
 
 def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:

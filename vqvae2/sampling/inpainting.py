@@ -34,18 +34,21 @@ TO_DRAW = -1
 
 @dataclass(frozen=True)
 class Incomplete:
-    """Images that are to be completed."""
+    """Images that are to be completed.
+
+    Args:
+        names: the name of each image's file without the ending; no two are alike.
+        codes: the codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn.
+        weight: float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays.
+        originals: uint8 `[n, channels, height, width]`; None where only codes were given.
+        hashes: the hashes of what was given: "images_hash", and "mask_hash" where there is a mask.
+    """
 
     names: list[str]
-    """The name of each image's file without the ending; no two are alike."""
     codes: dict[str, torch.Tensor]
-    """The codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
     weight: torch.Tensor
-    """float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays."""
     originals: torch.Tensor | None
-    """uint8 `[n, channels, height, width]`; None where only codes were given."""
     hashes: dict[str, str]
-    """The hashes of what was given: "images_hash", and "mask_hash" where there is a mask."""
 
     def completed(self, item: int, decoded: torch.Tensor) -> torch.Tensor:
         """Return image number `item` with its hidden pixels from `decoded`, both uint8 `[channels, height, width]`."""

@@ -50,16 +50,19 @@ def in_float64(priors: Mapping[str, Prior]) -> dict[str, Prior]:
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """The freedom with which codes are drawn."""
+    """The freedom with which codes are drawn.
+
+    Args:
+        temperature: logits are divided by it: below 1 draws likelier codes.
+        top_k: only the K likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together have this probability.
+        guidance: the weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all.
+    """
 
     temperature: float = 1.0
-    """Logits are divided by it: below 1 draws likelier codes."""
     top_k: int = 0
-    """Only the K likeliest codes; 0 for all."""
     top_p: float = 1.0
-    """Only the likeliest codes that together have this probability."""
     guidance: float = 1.0
-    """The weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return float64 probabilities `[batch, codebook_size]` of `logits` of that shape."""

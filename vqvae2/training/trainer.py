@@ -17,10 +17,11 @@ from torch import nn
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.common.errors import Stopped, UserError
+from vqvae2.common.errors import Stopped
 from vqvae2.runs import log as run_log
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
+from vqvae2.settings.checks import expect
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -34,17 +35,20 @@ PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "secon
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's part of one micro-batch (or of a split, when validating)."""
+    """This rank's part of one micro-batch (or of a split, when validating).
+
+    Args:
+        items: `[n]`, on the CPU: numbers of the items in the data set; n may be 0 on some ranks.
+        positions: `[n]`, on the device: their places in the global batch; in validation, the items themselves.
+        global_batch: items in the step over all ranks and micro-batches.
+        step: optimiser steps before this one; -1 in the pass without items that comes before all steps.
+    """
 
     items: torch.Tensor
-    """`[n]`, on the CPU: numbers of the items in the data set; n may be 0 on some ranks."""
     positions: torch.Tensor
-    """`[n]`, on the device: their places in the global batch; in validation, the items themselves."""
     global_batch: int
-    """Items in the step over all ranks and micro-batches."""
     epoch: int
     step: int
-    """Optimiser steps before this one; -1 in the pass without items that comes before all steps."""
 
 
 class Trainer:
@@ -166,12 +170,12 @@ class Trainer:
     def _prepare(self) -> None:
         torch.manual_seed(self.settings.seed)
         self.start()
-        if self.count("train") == 0:
-            raise UserError("--data: expected at least 1 training image, found 0. Give --split a larger first share.")
+        expect(self.count("train") > 0, "--data", "at least 1 training image", 0, "Give --split a larger first share.")
         self.global_batch, self.accumulation = run_state.share_out(self.settings, self.config)
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
+        self.best_model = self.average or self.model
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
@@ -296,18 +300,16 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Every rank evaluates its share, on the bare module; no image counts twice."""
-        model = self.best_model().eval()
+        model = self.best_model.eval()
         total = self.count("validate")
         sums: dict[str, float] = {}
-        for share in self.shares_of(total):
-            with self._autocast():
-                figures = self.losses(model, share)
-            for name, values in figures.items():
-                sums[name] = sums.get(name, 0.0) + values.float().sum().item()
-        # Rank 0 always holds the first items, so its names are all of them.
-        gathered = distributed.gather_objects(sums)
-        figures = {f"validate_{name}": sum(one.get(name, 0.0) for one in gathered) / total for name in gathered[0]}
         with self._autocast():
+            for share in self.shares_of(total):
+                for name, values in self.losses(model, share).items():
+                    sums[name] = sums.get(name, 0.0) + values.float().sum().item()
+            # Rank 0 always holds the first items, so its names are all of them.
+            gathered = distributed.gather_objects(sums)
+            figures = {f"validate_{name}": sum(own.get(name, 0.0) for own in gathered) / total for name in gathered[0]}
             figures.update(self.validate_more() if total else {})
         self.model.train()
         return figures
@@ -317,10 +319,6 @@ class Trainer:
         mine = torch.arange(total)[distributed.rank()::distributed.world_size()]
         for items in mine.split(self.settings.batch) if len(mine) else ():
             yield Share(items, items.to(self.device), total, self.epoch, self.step)
-
-    def best_model(self) -> nn.Module:
-        """Return the weights that are validated and saved: averaged where an average is kept."""
-        return self.model if self.average is None else self.average
 
     def learning_rate(self) -> float:
         """Return this step's rate: a linear rise, then a cosine to 0 over the whole run."""
@@ -359,10 +357,9 @@ class Trainer:
         raise Stopped(self._stopped())
 
     def _check_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
-                            f"step {self.step}. Lower it, or use --precision fp32, under another --savename; the last "
-                            "good state of this one is kept.")
+        expect(math.isfinite(loss), f"--learning-rate {self.settings.learning_rate}", "a finite loss",
+               f"{loss} at step {self.step}", "Lower it, or use --precision fp32, under another --savename; the last "
+               "good state of this one is kept.")
 
     def _save(self, results: Callable[[], None] = lambda: None) -> None:
         """Write results and the state on rank 0, if all ranks have the same, finite parameters.
@@ -371,7 +368,7 @@ class Trainer:
         state, which is exact.
         """
         distributed.check_same_on_ranks(self.model.state_dict().items())
-        if not torch.stack([one.isfinite().all() for one in self.model.parameters()]).all():
+        if not torch.stack([values.isfinite().all() for values in self.model.parameters()]).all():
             self._check_loss(math.nan)
         distributed.on_rank_0(lambda: self._write_state(results))
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
@@ -380,7 +377,7 @@ class Trainer:
         self.log.write(self.rows, self.settings.epochs)
         weights = self.folder / checkpoints.WEIGHTS
         if is_best or (is_last and not weights.exists()):
-            checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
+            checkpoints.save_weights(weights, self.best_model.state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
         run_state.check_alone(self.folder, self.state_number, self.settings)

@@ -15,8 +15,6 @@ from vqvae2.plots import pictures as plots
 from vqvae2.settings.checks import expect
 from vqvae2.training.trainer import Share, Trainer
 
-PICTURED = 8
-
 
 class VqvaeTrainer(Trainer):
     """Trains a VQ-VAE with one level or two; the loss is reconstruction + commitment (+ codebook) + prediction."""
@@ -98,10 +96,10 @@ class VqvaeTrainer(Trainer):
             return {}
         split = self.images.splits["validate"]
         maps = encoding.extract(self.model, split, self.settings.batch)
-        self.code_counts = {level: coding.code_counts(one, self.settings.codebook_size)
-                            for level, one in maps.levels.items()}
+        self.code_counts = {level: coding.code_counts(codes, self.settings.codebook_size)
+                            for level, codes in maps.levels.items()}
         figures = encoding.code_figures(self.model, split, maps, self.settings.batch)
-        return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()
+        return {f"{level}_{name}": value for level, found in figures.items() for name, value in found.items()
                 if name != "size"}
 
     @torch.no_grad()
@@ -112,7 +110,7 @@ class VqvaeTrainer(Trainer):
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
         ssim = self.rows[-1].get("validate_ssim")
         title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
-        items = np.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().astype(int)
+        items = np.linspace(0, len(split) - 1, min(8, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
         self.log.picture("reconstructions", epoch, plots.reconstruction_rows(
