@@ -40,7 +40,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         line = " ".join(str(error).split())
-        _print_once(line)
+        # Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for rank 0 to have
+        # spoken; a process that is still alive after that has met an error of its own.
+        if _rank() != 0:
+            time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+        print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
     except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 speaks for them
@@ -54,14 +58,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", 0))
-
-
-def _print_once(line: str) -> None:
-    """Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for
-    rank 0 to have spoken; one that is still alive after that has met an error of its own."""
-    if _rank() != 0:
-        time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
-    print(line, file=sys.stderr, flush=True)
 
 
 def _tell_launcher(line: str) -> None:

@@ -123,17 +123,15 @@ def why_not_compiled(device: torch.device) -> str:
     return ""
 
 
-LARGEST_NUMBER_OF_SHAPES = 64
-"""For each part: a full and a last batch, in training and in validation. At torch's limit of 8 the rest is eager."""
-
-
 def compile_parts(parts: Iterable[nn.Module]) -> None:
     """Let each module be compiled at its first call, in place, so that names in the state_dict stay as they are.
 
     Each shape gets kernels of its own (dynamic=False): a kernel for all shapes, made when a second one comes, adds
     up in another order, and a run that goes on from its middle would have one where the first run had the other.
     """
-    torch._dynamo.config.recompile_limit = LARGEST_NUMBER_OF_SHAPES
+    # The shapes of a part are those of a full and a last batch, in training and in validation. Beyond this limit, which
+    # is 8 otherwise, torch does not compile.
+    torch._dynamo.config.recompile_limit = 64
     for part in parts:
         # Not part.compile(): of an nn.Sequential that compiles only those layers that are not torch's own.
         part.forward = torch.compile(part.forward, dynamic=False)

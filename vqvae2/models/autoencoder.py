@@ -37,7 +37,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
@@ -94,11 +93,11 @@ class Enlarging(nn.ConvTranspose2d):
         To a picture (at most 4 channels) the sums are float32 whatever autocast says.
         """
         if self.out_channels > 4:
-            made = functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
+            made = nn.functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
             return made.add_(self.bias.to(made.dtype)[:, None, None])
-        patches = functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
+        patches = nn.functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
         size = 2 * x.shape[2], 2 * x.shape[3]
-        return functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
+        return nn.functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
 
 
 def normalised(channels: int, norm: str) -> list[nn.Module]:

@@ -41,7 +41,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.models.nearest import as_rows, kmeans, mean_squares, nearest
@@ -140,7 +139,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embeddings `[batch, dim, height, width]` of codes `[batch, height, width]`."""
-        return functional.embedding(codes, self.codebook).movedim(-1, 1)
+        return nn.functional.embedding(codes, self.codebook).movedim(-1, 1)
 
 
 class LearnedCodebook(Quantizer):
@@ -429,8 +428,9 @@ class FiniteScalarQuantizer(Quantizer):
             rounded = bounded.detach().round()
             codes = ((rounded.long() + self.middle) * self.places).sum(1)
             # What is added to the codebook's rows is 0 and passes the gradient on, so that they stay the rows' bits.
-            passing = functional.linear((bounded - bounded.detach()) / self.middle, self.from_scalars.weight.detach())
-            embeddings = functional.embedding(codes, self.codebook) + passing
+            passing = (bounded - bounded.detach()) / self.middle
+            embeddings = nn.functional.embedding(codes, self.codebook) + nn.functional.linear(
+                passing, self.from_scalars.weight.detach())
         none = embeddings.new_zeros(batch)
         return Quantized(embeddings.view(batch, height, width, self.dim).movedim(-1, 1),
                          codes.view(batch, height, width), none, none)
@@ -468,7 +468,7 @@ class _StraightThrough(torch.autograd.Function):
         ctx.started = started
         ctx.set_materialize_grads(False)
         if started:
-            found = functional.embedding(codes, codebook)
+            found = nn.functional.embedding(codes, codebook)
             commitment = mean_squares(rows, found, batch, height * width)
             made = found.view(batch, height, width, dim).movedim(-1, 1)
         else:
@@ -500,7 +500,7 @@ class _StraightThrough(torch.autograd.Function):
             if of_term is not None and ctx.started and len(rows):
                 cells = len(rows) // len(of_term)
                 share = (of_term * (2 / (cells * rows.shape[1]))).repeat_interleave(cells)
-                of_codebook.index_add_(0, codes, (functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
+                of_codebook.index_add_(0, codes, (nn.functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
         return None if gradient is None else gradient.to(vectors.dtype), None, None, of_codebook, None
 
 

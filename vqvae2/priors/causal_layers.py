@@ -22,7 +22,6 @@ weight is computed in vain.
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 ROWS, COLUMNS = 2, 2
 """Rows that a vertical kernel reads, columns that a horizontal one reads."""
@@ -39,7 +38,7 @@ class VerticalConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
         above = ROWS - 1 + self.first
-        return self.conv(functional.pad(x, (1, 1, above, -int(self.first))))
+        return self.conv(nn.functional.pad(x, (1, 1, above, -int(self.first))))
 
 
 class HorizontalConv(nn.Module):
@@ -53,7 +52,7 @@ class HorizontalConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
         left = COLUMNS - 1 + self.first
-        return self.conv(functional.pad(x, (left, -int(self.first))))
+        return self.conv(nn.functional.pad(x, (left, -int(self.first))))
 
 
 class CausalAttention(nn.Module):
@@ -72,8 +71,8 @@ class CausalAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
         batch, channels, height, width = x.shape
-        split = self.query_key_value(functional.elu(x)).view(
+        split = self.query_key_value(nn.functional.elu(x)).view(
             batch, 3, self.heads, channels // self.heads, height * width)
         query, key, value = split.transpose(3, 4).unbind(1)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return x + self.out(seen.transpose(2, 3).reshape(x.shape))

@@ -18,8 +18,6 @@ UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64
 RANGE = re.compile(r"(?<!\.)\.\.(?!\.)")
 """Two dots between two numbers; of three nobody knows whether one belongs to a number."""
-LARGEST = 1e30
-"""Larger numbers are no measurements, and their spread could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -152,4 +150,5 @@ def _as_number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if abs(number) <= LARGEST else None  # nor is NaN
+    # NaN and larger numbers are no measurements, and their spread could not be computed.
+    return number if abs(number) <= 1e30 else None

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
@@ -41,7 +40,7 @@ from vqvae2.settings.parsing import from_dict
 
 def gate(x: torch.Tensor) -> torch.Tensor:
     """Return one half of the channels (dimension 1) times the sigmoid of the other."""
-    return functional.glu(x, 1)
+    return nn.functional.glu(x, 1)
 
 
 def gate_of_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -70,16 +69,16 @@ class GatedLayer(nn.Module):
                 keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Both stacks `[batch, channels, height, width]` to the same; `keep` `[batch, 2, channels]` is dropout."""
         above, left = (None, None) if keep is None else keep[..., None, None].unbind(1)
-        vertical = vertical + self._gated(self.vertical_out, self.vertical_in(functional.elu(vertical)), above)
-        given = self.from_vertical(functional.elu(vertical))
+        vertical = vertical + self._gated(self.vertical_out, self.vertical_in(nn.functional.elu(vertical)), above)
+        given = self.from_vertical(nn.functional.elu(vertical))
         if condition is not None:
             given = given + self.from_condition(condition)
-        seen = self.horizontal_in(functional.elu(horizontal)) + given
+        seen = self.horizontal_in(nn.functional.elu(horizontal)) + given
         return vertical, horizontal + self._gated(self.horizontal_out, seen, left)
 
     def _gated(self, out: nn.Conv2d, seen: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
         """Return what a stack adds to its features, given what its kernel has seen."""
-        seen = functional.elu(seen)
+        seen = nn.functional.elu(seen)
         return self.gate(out(seen if keep is None else seen * keep))
 
 
@@ -134,11 +133,11 @@ class Conditioner(nn.Module):
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
         """`[batch, top height, top width]` to `[batch, channels, bottom height, bottom width]`."""
-        x = self.blocks(self.enter(functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place)
+        x = self.blocks(self.enter(nn.functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place)
         cells = x.flatten(2).transpose(1, 2)
         seen = self.attention(cells, cells, cells, need_weights=False)[0]
         x = x + seen.transpose(1, 2).reshape(x.shape)
-        return functional.elu(self.fine_blocks(self.enlarge(x)))
+        return nn.functional.elu(self.fine_blocks(self.enlarge(x)))
 
 
 class FactsEncoder(nn.Module):
@@ -169,7 +168,7 @@ class FactsEncoder(nn.Module):
                 waves = [wave(frequency * values) for frequency in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
                 here = self.enters[column](torch.stack([values, *waves], 1).to(self.tables[column].weight.dtype))
                 total = total + torch.where(absent[:, None], self.tables[column].weight[0].to(here.dtype), here)
-        return self.out(functional.elu(total)[:, :, None, None])
+        return self.out(nn.functional.elu(total)[:, :, None, None])
 
 
 class PixelCNN(Pretrained, Prior):
@@ -264,14 +263,14 @@ class PixelCNN(Pretrained, Prior):
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
-        return functional.embedding(codes, self.table).movedim(-1, 1)
+        return nn.functional.embedding(codes, self.table).movedim(-1, 1)
 
 
 def _start_of_table(embeddings: torch.Tensor) -> torch.Tensor:
     """Return directions of `embeddings` `[codebook_size, dim]` in lengths of about 1 per dimension, with noise
     that tells apart codes whose embeddings are alike."""
     spread = embeddings.std(0, unbiased=False).clamp(min=1e-6)
-    white = functional.normalize((embeddings - embeddings.mean(0)) / spread, dim=1) * embeddings.shape[1] ** 0.5
+    white = nn.functional.normalize((embeddings - embeddings.mean(0)) / spread, dim=1) * embeddings.shape[1] ** 0.5
     return white + 0.5 * torch.randn_like(white)
 
 

@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
 
@@ -78,7 +77,7 @@ class PixelCNNCursor:
             if i in self.attentions:
                 self.attentions[i].step(x, row * self.width + column)
         for product in self.head:
-            x = product(functional.elu(x))
+            x = product(nn.functional.elu(x))
         return torch.addmm(self.prior.bias, x, self.table)
 
     @torch.no_grad()
@@ -90,7 +89,7 @@ class PixelCNNCursor:
     def _begin_row(self, row: int) -> None:
         """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
         prior = self.prior
-        above = functional.embedding(self.codes, prior.table)
+        above = nn.functional.embedding(self.codes, prior.table)
         vertical = self.vertical_first.see(above if row else torch.zeros_like(above))
         vertical.view_as(self.given[0]).add_(prior.vertical_place[:, row].T[:, None])
         condition = None if self.condition is None else self.condition[row % len(self.condition)].flatten(0, 1)
@@ -120,7 +119,7 @@ class _Product:
         """`[rows, columns x channels_in]` to `[rows, channels_out]`."""
         if x.dtype == self.matrix.dtype:
             return torch.addmm(self.bias, x, self.matrix)
-        return functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
+        return nn.functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
 
 
 class _VerticalRows:
@@ -173,18 +172,18 @@ class _Layer:
         Args:
             condition: `[width x batch, channels]`, or `[batch, channels]` for all columns.
         """
-        seen = functional.elu_(self.rows.see(functional.elu(vertical)))
+        seen = nn.functional.elu_(self.rows.see(nn.functional.elu(vertical)))
         vertical += self.gate(self.vertical_out(seen))
-        self.given.copy_(self.from_vertical(functional.elu(vertical)).view_as(self.given))
+        self.given.copy_(self.from_vertical(nn.functional.elu(vertical)).view_as(self.given))
         self.given += self.horizontal_in.bias
         if condition is not None:
             self.given += self.from_condition(condition).view(-1, *self.given.shape[1:])
 
     def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
         """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
-        functional.elu_(self.here.copy_(x))
+        nn.functional.elu_(self.here.copy_(x))
         _add_product(given, self.seen, self.horizontal_in.matrix)
-        x += self.gate(self.horizontal_out(functional.elu_(given)))
+        x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
 
 
 class _Attention:
@@ -199,7 +198,7 @@ class _Attention:
 
     def step(self, x: torch.Tensor, position: int) -> None:
         """Add to `x` `[batch, channels]` what is found at this position, the `position`-th, and before it."""
-        split = self.query_key_value(functional.elu(x)).view(len(x), 3, self.heads, -1)
+        split = self.query_key_value(nn.functional.elu(x)).view(len(x), 3, self.heads, -1)
         self.past[:, :, :, position].copy_(split[:, 1:].transpose(0, 1))
         keys, values = self.past[:, :, :, :position + 1].flatten(1, 2)
         query = split[:, 0].reshape(len(keys), 1, -1) / math.sqrt(split.shape[-1])
@@ -222,5 +221,5 @@ def _add_product(total: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor) -> 
     if total.dtype == matrix.dtype:
         total.addmm_(x, matrix)
     else:
-        # functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
-        total += functional.linear(x.to(matrix.dtype), matrix.T)
+        # nn.functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
+        total += nn.functional.linear(x.to(matrix.dtype), matrix.T)

@@ -25,8 +25,8 @@ before the run begins:
     log.WRITERS.append(Wandb)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,6 @@ from torch.utils.tensorboard import SummaryWriter
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
 
-SHOWN = ("train_loss", "validate_", "top_", "bottom_")
-"""The terminal shows the figures of an epoch that begin with one of these; log.csv has all."""
-BOARD_WIDTH = 800
-"""Wider pictures are shrunk for TensorBoard, by a whole number: its file keeps those of all epochs."""
 BOARD_BINS = 30
 """The number of bars that TensorBoard shows."""
 
@@ -66,7 +62,8 @@ class TensorBoard:
 
     def picture(self, name: str, epoch: int, picture: Image.Image) -> None:
         """Show a picture of an epoch."""
-        shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
+        # Wide pictures are shrunk to at most 800 pixels, by a whole number: the file keeps those of all epochs.
+        shown = picture.convert("RGB").reduce(-(-picture.width // 800))
         self.board.add_image(name, np.array(shown), epoch, dataformats="HWC")
         self.board.flush()
 
@@ -99,17 +96,19 @@ class RunLog:
 
     def __init__(self, folder: Path, epochs: int):
         self.folder = folder
-        self.writers: list[TensorBoard] = []
-        for kind in WRITERS if distributed.rank() == 0 else ():
-            with self._writing(kind):
-                self.writers.append(kind(folder, epochs))
+        self.writers = [self._written(kind.writes, kind, folder, epochs)
+                        for kind in WRITERS if distributed.rank() == 0]
 
     def write(self, rows: list[dict], epochs: int) -> None:
-        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone."""
+        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone.
+
+        The terminal shows some of an epoch's figures; log.csv has all.
+        """
         files.write_rows(self.folder / "log.csv", rows)
         self._show("row", len(rows), rows[-1])
         say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith(SHOWN)))
+            f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith((
+                "train_loss", "validate_", "top_", "bottom_"))))
 
     def picture(self, name: str, epoch: int, picture: Image.Image, part: str = "") -> Path | None:
         """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it.
@@ -143,13 +142,11 @@ class RunLog:
 
     def _show(self, method: str, *values: object) -> None:
         for writer in self.writers:
-            with self._writing(writer):
-                getattr(writer, method)(*values)
+            self._written(writer.writes, getattr(writer, method), *values)
 
-    @contextmanager
-    def _writing(self, writer: TensorBoard | type) -> Iterator[None]:
+    def _written(self, what: str, write: Callable, *values: object) -> object:
         try:
-            yield
+            return write(*values)
         except OSError as error:
-            raise UserError(f"{self.folder}: expected to write {writer.writes}, found {error.strerror or error}. "
+            raise UserError(f"{self.folder}: expected to write {what}, found {error.strerror or error}. "
                             "Free some space; the last good state is kept.") from error

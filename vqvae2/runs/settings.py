@@ -1,7 +1,5 @@
 """Nothing -> the settings of a run, whatever it trains, and which of them may change when it goes on."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -33,10 +33,7 @@ SEAL = b"vqvae2 sha256 "
 
 def file_number(path: Path) -> int | None:
     """Return the number of the file that now has this name (its inode), None where there is none."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
+    return path.stat().st_ino if path.exists() else None
 
 
 def save_state(folder: Path, state: dict) -> int | None:

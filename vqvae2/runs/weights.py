@@ -5,8 +5,6 @@ without executing anything. A run's folder already has the hub's layout: `model.
 reaching the hub itself needs the package huggingface_hub (`pip install vqvae2-brain-mri[hub]`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -177,7 +175,7 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu", *,
-                        results: Path = Path("results"), **download: object) -> Pretrained:
+                        results: Path = Path("results"), **download: object) -> "Pretrained":
         """Return the model in eval mode.
 
         Args:

@@ -179,17 +179,18 @@ def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str
            "Give the VQ-VAE that made them.")
     unfit = next((name for name, times in Counter(names).items() if times > 1 or "\0" in name), None)
     expect(unfit is None, what, "a name for each image that a file can have, no two alike", repr(unfit), "Rename it.")
-    for level, array in arrays.items():
-        expect(array.dtype.kind in "iu", what, f"{level} codes that are integers", array.dtype, "Make the file again.")
-    codes = {level: torch.from_numpy(array.astype(np.int64)) for level, array in arrays.items()}
+    codes = {}
     for level, shape in vqvae_grids(vqvae).items():
-        found = tuple(codes[level].shape) if level in codes else "none"
+        found = tuple(arrays[level].shape) if level in arrays else "none"
         expect(found == (len(names), *shape), what, f"{level} codes of shape {(len(names), *shape)}", found,
                "Make the file again.")
-        least, most = (codes[level].min().item(), codes[level].max().item()) if len(names) else (0, 0)
+        expect(arrays[level].dtype.kind in "iu", what, f"{level} codes that are integers", arrays[level].dtype,
+               "Make the file again.")
+        codes[level] = torch.from_numpy(arrays[level].astype(np.int64))
+        least, most = (codes[level].min().item(), codes[level].max().item()) if names else (0, 0)
         expect(least >= TO_DRAW and most < size, what, f"{level} codes of 0 to {size - 1}, or -1", f"{least} to {most}",
                "Make the file again.")
-    return names, {level: codes[level] for level in vqvae.model.levels}
+    return names, codes
 
 
 def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:

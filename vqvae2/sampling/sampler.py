@@ -24,7 +24,7 @@ from torch.nn import functional
 from vqvae2.common import random_numbers
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.priors import conditions
-from vqvae2.priors.base import Cursor, Prior, WholeMapCursor
+from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.settings.checks import expect
 
@@ -100,33 +100,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _GuidedCursor:
-    """A cursor over twice the images: first those with what is known of them, then the same without."""
-
-    def __init__(self, both: Cursor, guidance: float):
-        self.both, self.guidance = both, guidance
-
-    def step(self, row: int, column: int) -> torch.Tensor:
-        """Return the logits `[batch, codebook_size]`, moved by `guidance` from those without to those with."""
-        told, untold = self.both.step(row, column).chunk(2)
-        return untold + self.guidance * (told - untold)
-
-    def tell(self, column: int, codes: torch.Tensor) -> None:
-        """Take the codes `[batch]` of the position."""
-        self.both.tell(column, torch.cat([codes, codes]))
-
-
-def _cursor(prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None, guidance: float,
-            cached: bool) -> Cursor:
-    """Return a cursor over `batch` maps, guided where that is asked for and something is known."""
-    make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
-    known = None if known is None or not prior.columns else known.to(prior.device)
-    if known is None or guidance == 1:
-        return make(batch, top_codes, known)
-    twice = None if top_codes is None else torch.cat([top_codes, top_codes])
-    return _GuidedCursor(make(2 * batch, twice, torch.cat([known, torch.full_like(known, torch.nan)])), guidance)
-
-
 @one_thread()
 @torch.no_grad()
 def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule: SamplingRule = SamplingRule(),
@@ -160,14 +133,22 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
     end = positions - to_draw[::-1].index(True) if True in to_draw else 0
     stay = stay.to(device)
     maps = stay.clamp(min=0)
-    cursor = _cursor(prior, len(numbers), top_codes, known, rule.guidance, cached) if end else None
+    known = None if known is None or not prior.columns else known.to(device)
+    copies = 1 if known is None or rule.guidance == 1 else 2
+    if copies == 2:  # guided: first the images with what is known of them, then the same without
+        known = torch.cat([known, torch.full_like(known, torch.nan)])
+        top_codes = None if top_codes is None else torch.cat([top_codes, top_codes])
+    make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
+    cursor = make(copies * len(numbers), top_codes, known) if end else None
     for position in range(end):
         row, column = divmod(position, width)
-        logits = cursor.step(row, column)
+        logits, *untold = cursor.step(row, column).chunk(copies)
+        if untold:
+            logits = untold[0] + rule.guidance * (logits - untold[0])
         if to_draw[position]:
             drawn = choose(logits.to(choosing), uniform[position], rule).to(device)
             maps[:, row, column] = torch.where(stay[:, row, column] < 0, drawn, maps[:, row, column])
-        cursor.tell(column, maps[:, row, column])
+        cursor.tell(column, maps[:, row, column].repeat(copies))
         on_code()
     for _ in range(end, positions):
         on_code()

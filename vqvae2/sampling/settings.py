@@ -1,7 +1,5 @@
 """Command line -> the settings of `vqvae2 sample`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

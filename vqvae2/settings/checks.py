@@ -1,7 +1,5 @@
 """A setting -> nothing, or the one line that says what was expected of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -12,8 +12,6 @@ box characters, or, where the terminal has none, with dashes and spaces. A secti
 tyro's words.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import dataclasses

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
@@ -128,7 +127,8 @@ class PriorTrainer(Trainer):
         given = maps["top"] if self.settings.level == "bottom" else None
         logits = model(maps[self.settings.level], given, self._known(share, model.training),
                        self._keep(share) if model.training else None)
-        nats = functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none").flatten(1).mean(1)
+        nats = nn.functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none")
+        nats = nats.flatten(1).mean(1)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def _maps(self, share: Share, training: bool) -> dict[str, torch.Tensor]:

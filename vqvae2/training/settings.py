@@ -1,7 +1,5 @@
 """Nothing -> the settings of each training, mixed from those of its parts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
