@@ -80,8 +80,8 @@ class TestScore:
         after = {"epoch": "2", "validate_ssim": "0.8", "validate_reconstruction": "0.01",
                  **{name: str(value) for name, value in HEALTHY.items()}}
         assert tuning.figures_of(before) == {}
-        assert tuning.best_row([before, after]) is after
-        assert tuning.best_row([before]) == {}
+        assert tuning.result(0, "complete", {}, [before, after], 128)["ssim"] == 0.8
+        assert tuning.result(0, "complete", {}, [before], 128)["state"] == "failed"
         assert tuning.figures_of(after) == {"ssim": 0.8, **HEALTHY}
 
     def test_the_best_trial_is_complete_and_fit_for_a_prior(self):
@@ -452,7 +452,9 @@ def test_a_study_that_was_stopped_and_then_killed_goes_on_in_the_middle_of_a_tri
     tune.main(flags)
     ((row),) = table(study)
     assert (row["trial"], row["state"], row["epochs"]) == ("0", "complete", "40")
-    assert float(row["ssim"]) == float(tuning.best_row(files.read_rows(run / "log.csv"))["validate_ssim"])
+    quantised = [epoch for epoch in files.read_rows(run / "log.csv") if epoch["top_used"]]
+    best = min(quantised, key=lambda epoch: float(epoch["validate_reconstruction"]))
+    assert float(row["ssim"]) == float(best["validate_ssim"])
     assert not (run / "state.pt").exists()
     assert "Done: " in (run / "output.txt").read_text()
     train_vqvae.main(["--preset", str(study / "best.toml"), "--savename", "x", *common, "--pictures-every", "40"])

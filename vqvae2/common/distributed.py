@@ -21,14 +21,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vqvae2.common.errors import Stopped, UserError
+from vqvae2.common.errors import Stopped, UserError, launched_rank
 
 Value = TypeVar("Value")
-
-
-def launched_rank() -> int:
-    """Return the rank that torchrun gave this process; known before the process group starts."""
-    return int(os.environ.get("RANK", 0))
 
 
 def launched_world_size() -> int:
@@ -223,20 +218,16 @@ def check_same_on_ranks(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """
     if world_size() == 1:
         return
-    named = list(tensors)
-    sums = torch.stack([_checksums(tensor) for _, tensor in named])
-    least, most = sums.clone(), sums
+    named, sums = list(tensors), []
+    for _, tensor in named:
+        # The sum of a tensor's bits as integers, and their sum weighted by place (Fletcher), both modulo 2^64.
+        flat = tensor.detach().contiguous().flatten()
+        bits = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
+        sums.append(torch.stack([bits.sum(), (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()]))
+    least, most = torch.stack(sums), torch.stack(sums)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     for (name, _), differs in zip(named, (least != most).any(1).tolist()):
         if differs:
             raise RuntimeError(f"{name}: expected the same values on every rank, found a difference. "
                                "This is a bug of ours: training was stopped so that no result rests on it.")
-
-
-def _checksums(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor's bits as integers, and their sum weighted by place (Fletcher), both modulo 2^64."""
-    flat = tensor.detach().contiguous().flatten()
-    bits = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
-    places = torch.arange(1, len(bits) + 1, device=bits.device)
-    return torch.stack([bits.sum(), (bits * places).sum()])

@@ -15,7 +15,6 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
-SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 
 class UserError(Exception):
@@ -42,13 +41,13 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         line = " ".join(str(error).split())
         # Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for rank 0 to have
         # spoken; a process that is still alive after that has met an error of its own.
-        if _rank() != 0:
-            time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+        if launched_rank() != 0:
+            time.sleep(5)
         print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
     except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 speaks for them
-        if _rank() == 0:
+        if launched_rank() == 0:
             print(str(stop) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
     except BrokenPipeError:  # `| head` has read enough
@@ -56,7 +55,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     raise SystemExit(0)
 
 
-def _rank() -> int:
+def launched_rank() -> int:
+    """Return the rank that torchrun gave this process; known before the process group starts."""
     return int(os.environ.get("RANK", 0))
 
 

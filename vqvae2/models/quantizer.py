@@ -190,11 +190,13 @@ class LearnedCodebook(Quantizer):
         self.recent += distributed.sum_over_ranks(self.step_counts)
         self.step_counts.zero_()
 
-    def _placed(self, counts: torch.Tensor) -> None:
-        """Make all other state consistent with embeddings that k-means has placed; `counts` as of one step."""
+    def _settle(self, moved: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Make all other state consistent with embeddings that k-means or a restart has moved.
 
-    def _replaced(self, dead: torch.Tensor) -> None:
-        """Make all other state consistent with embeddings that were restarted."""
+        Args:
+            moved: `[codebook_size]`, which of the embeddings have moved.
+            counts: `[codebook_size]`, as of one step; the mean of all embeddings if they are not given.
+        """
 
     # What is common to all --------------------------------------------------------------------
 
@@ -292,7 +294,7 @@ class LearnedCodebook(Quantizer):
         # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
         self.codebook.copy_(distributed.from_rank_0(codebook.to(self.codebook.device)))
         shares = distributed.from_rank_0(counts.to(self.recent.device)) / len(candidates)
-        self._placed(shares * (place.global_batch * self._cells))
+        self._settle(torch.ones_like(self.recent, dtype=torch.bool), shares * (place.global_batch * self._cells))
         self.is_started.fill_(True)
         self.started = True
 
@@ -307,7 +309,7 @@ class LearnedCodebook(Quantizer):
         ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
         replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
         self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
-        self._replaced(dead)
+        self._settle(dead)
         self.recent.zero_()
 
 
@@ -338,13 +340,9 @@ class EmaQuantizer(LearnedCodebook):
         self.step_counts.zero_()
         self.step_sums.zero_()
 
-    def _placed(self, counts: torch.Tensor) -> None:
-        self.counts.copy_(counts)
-        self.sums.copy_(self.codebook * counts[:, None])
-
-    def _replaced(self, dead: torch.Tensor) -> None:
-        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
-        self.sums.copy_(torch.where(dead[:, None], self.codebook * self.counts[:, None], self.sums))
+    def _settle(self, moved: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        self.counts.copy_(torch.where(moved, self.counts.mean() if counts is None else counts, self.counts))
+        self.sums.copy_(torch.where(moved[:, None], self.codebook * self.counts[:, None], self.sums))
 
 
 class GradientQuantizer(LearnedCodebook):

@@ -39,18 +39,18 @@ class PixelCNNCursor:
                  known: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
+        # The codes of this row.
         self.codes = torch.zeros(width, batch, dtype=torch.long, device=like.device)
-        """Codes of this row."""
+        # Each layer's horizontal input, one column to the left and here.
         self.seen = like.new_zeros(layers, batch, COLUMNS, channels)
-        """Each layer's horizontal input, one column to the left and here."""
         self.left, self.here = self.seen.unbind(2)
+        # The sum that each layer gives this row from above, from the condition and as biases.
         self.given = like.new_zeros(layers, width, batch, channels)
-        """The sum that each layer gives this row from above, from the condition and as biases."""
+        # The horizontal stack's first input at each column of this row; the two after its end are never read.
         self.start = like.new_zeros(width + COLUMNS, batch, channels)
-        """The horizontal stack's first input at each column of this row; the two after its end are never read."""
         condition = prior.condition(batch, top_codes, known)
+        # `[height, width, batch, channels]`; height and width are 1 where the condition is the same everywhere.
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
-        """`[height, width, batch, channels]`; height and width are 1 where it is the same everywhere."""
         self.vertical_first = _VerticalRows(prior.vertical_first.conv, width, batch)
         self.layers = [_Layer(layer, seen, given, half)
                        for layer, seen, given in zip(prior.layers, self.seen, self.given)]
@@ -127,11 +127,11 @@ class _VerticalRows:
 
     def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
         self.bias, self.width, self.batch = conv.bias, width, batch
+        # Both rows of each column of the kernel, left to right, as one matrix.
         self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
-        """Both rows of each column of the kernel, left to right, as one matrix."""
+        # The row above and this row, with padding at both sides.
         self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
                                           dtype=self.taps[0].dtype)
-        """The row above and this row, with padding at both sides."""
 
     def see(self, row: torch.Tensor) -> torch.Tensor:
         """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""
@@ -193,8 +193,8 @@ class _Attention:
         self.heads, channels = attention.heads, attention.out.in_channels
         self.query_key_value, self.out = (_Product(conv, batch, half)
                                           for conv in (attention.query_key_value, attention.out))
+        # Keys, values.
         self.past = attention.out.weight.new_zeros(2, batch, self.heads, positions, channels // self.heads)
-        """Keys, values."""
 
     def step(self, x: torch.Tensor, position: int) -> None:
         """Add to `x` `[batch, channels]` what is found at this position, the `position`-th, and before it."""

@@ -152,20 +152,10 @@ def mask_of(mask: str, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
-    """Return the maps of a code file, and which pixels have a code that is to be drawn above them."""
-    names, codes = _read_codes(settings, vqvae)
-    height, width = vqvae.config["image_shape"][1:]
-    gaps = [functional.interpolate((maps == TO_DRAW)[:, None].float(), (height, width))[:, 0]
-            for maps in codes.values()]
-    hidden = torch.stack(gaps).amax(0) > 0
-    expect(bool(hidden.any()), f"--inpaint {settings.inpaint}", "at least one code marked -1", "none",
-           "What is -1 is drawn.")
-    return Incomplete(unique_names(names), codes, hidden.float(), None,
-                      {"images_hash": _hash(names, *codes.values())})
+    """Return the maps of a code file, and which pixels have a code that is to be drawn above them.
 
-
-def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Return names and codes of a code file. Raises: UserError if it is none, or not of this VQ-VAE."""
+    Raises: UserError if the file is another, has codes of another VQ-VAE, or leaves nothing to be drawn.
+    """
     what, size = f"--inpaint {settings.inpaint}", vqvae.model.settings.codebook_size
     try:
         with np.load(settings.inpaint, allow_pickle=False) as file:
@@ -190,7 +180,13 @@ def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str
         least, most = (codes[level].min().item(), codes[level].max().item()) if names else (0, 0)
         expect(least >= TO_DRAW and most < size, what, f"{level} codes of 0 to {size - 1}, or -1", f"{least} to {most}",
                "Make the file again.")
-    return names, codes
+    height, width = vqvae.config["image_shape"][1:]
+    gaps = [functional.interpolate((maps == TO_DRAW)[:, None].float(), (height, width))[:, 0]
+            for maps in codes.values()]
+    hidden = torch.stack(gaps).amax(0) > 0
+    expect(bool(hidden.any()), what, "at least one code marked -1", "none", "What is -1 is drawn.")
+    return Incomplete(unique_names(names), codes, hidden.float(), None,
+                      {"images_hash": _hash(names, *codes.values())})
 
 
 def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:

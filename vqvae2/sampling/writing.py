@@ -26,19 +26,15 @@ from vqvae2.common.errors import UserError
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
-from vqvae2.sampling import candidates, inpainting, sampler
-from vqvae2.sampling.candidates import Drawer, Finished
+from vqvae2.sampling import inpainting, sampler
+from vqvae2.sampling.sampler import Drawer, Finished
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.checks import expect, flag
 from vqvae2.settings.parsing import as_dict, changes
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""
-MINUTES_FOR_OTHERS = 7 * 24 * 60
-"""A process that has drawn its share waits for the others; if one fails, torchrun ends them all."""
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
-NAME = re.compile(r"(.+-)?\d{6,}")
-"""The names that sample.py gives to images: 000012, or with --inpaint brain-000003."""
 HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "inpaint": "images_hash",
           "mask": "mask_hash"}
 """Settings that may change as long as the hash of what they name is the same."""
@@ -123,12 +119,15 @@ class SampleFolder:
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
     def finish(self, maps: CodeMaps, grid: Image.Image, report: dict) -> None:
-        """Write the grid, the codes and the report; remove images of an earlier, larger run. For rank 0 alone."""
+        """Write the grid, the codes and the report; remove images of an earlier, larger run. For rank 0 alone.
+
+        sample.py names its images 000012, or with --inpaint brain-000003: only such images are removed.
+        """
         plots.save_picture(grid, self.out / GRID)
         maps.save(self.out / CODES, self.settings["vqvae_hash"], "")
         wanted = {Path(name).stem for name in maps.names}
         for path in (self.out / IMAGES).glob("*.png"):
-            if NAME.fullmatch(path.stem) and path.stem not in wanted:
+            if re.fullmatch(r"(.+-)?\d{6,}", path.stem) and path.stem not in wanted:
                 path.unlink(missing_ok=True)
         self._write_record(report)
         shutil.rmtree(self.out / PARTS, ignore_errors=True)
@@ -188,7 +187,8 @@ def run(settings: SampleSettings) -> None:
     folder = SampleFolder(settings.out, {
         **as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
         "mask_hash": None, **(incomplete.hashes if incomplete else {})})
-    distributed.start(device, MINUTES_FOR_OTHERS)
+    # A process that has drawn its share waits for the others, for a week at most; if one fails, torchrun ends them all.
+    distributed.start(device, minutes=7 * 24 * 60)
     try:
         write_samples(Drawer(vqvae, priors, settings, incomplete), folder)
     finally:
@@ -198,42 +198,39 @@ def run(settings: SampleSettings) -> None:
 def write_samples(drawer: Drawer, folder: SampleFolder) -> None:
     """Draw and write what is not there yet, shared out over the processes; then the grid, the codes, the settings."""
     settings = drawer.settings
-    requests = candidates.requests_of(settings, drawer.incomplete)
+    requests = sampler.requests_of(settings, drawer.incomplete)
     names = [request.name for request in requests]
     distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
     if distributed.rank() == 0 and len(missing) < len(requests):
         print(f"{len(requests) - len(missing)} of {len(requests)} images are there already", flush=True)
     mine = [request for request in requests if request.name in missing][distributed.rank()::distributed.world_size()]
-    distributed.together(lambda: draw(drawer, mine, folder))
+
+    def draw() -> None:  # progress is rank 0's own
+        codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * settings.reject
+        with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,
+                  disable=distributed.rank() != 0) as bar:
+            for image in drawer.draw(mine, bar.update):
+                folder.keep(image)
+
+    distributed.together(draw)
     distributed.on_rank_0(lambda: finish(drawer, folder, names))
-
-
-def draw(drawer: Drawer, requests: list[candidates.Request], folder: SampleFolder) -> None:
-    """Draw and write these images; progress is rank 0's own."""
-    codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * drawer.settings.reject
-    with tqdm(total=codes * len(requests), desc="sampling", unit="code", leave=False,
-              disable=distributed.rank() != 0) as bar:
-        for image in drawer.draw(requests, bar.update):
-            folder.keep(image)
 
 
 def finish(drawer: Drawer, folder: SampleFolder, names: list[str]) -> None:
     """Write what shows or says something of all images, and print where it is. For rank 0 alone."""
     maps = folder.collect(names)
-    report = candidates.rejection_report(drawer.settings, maps)
-    grid = new_images(folder, names) if drawer.incomplete is None else completions(folder, drawer)
+    report = sampler.rejection_report(drawer.settings, maps)
+    if drawer.incomplete is None:
+        images = torch.stack([folder.picture(name) for name in names[:MOST_IN_GRID]])
+        grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)))
+    else:
+        grid = completions(folder, drawer)
     folder.finish(maps, grid, report)
     for rejection in report.values():
         print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
               "all candidates {mean_of_all:.4g}".format(words=rejection["unit"].replace("_", " "), **rejection))
     print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
-
-
-def new_images(folder: SampleFolder, names: list[str]) -> Image.Image:
-    """Return a grid of the images, of the first MOST_IN_GRID of them where there are more."""
-    images = [folder.picture(name) for name in names[:MOST_IN_GRID]]
-    return plots.image_grid(plots.enlarged(torch.stack(images)), columns=max(1, round(len(images)**0.5)))
 
 
 def completions(folder: SampleFolder, drawer: Drawer) -> Image.Image:

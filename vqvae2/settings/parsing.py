@@ -32,8 +32,6 @@ from vqvae2.settings import presets
 from vqvae2.settings.checks import expect, flag
 
 Settings = TypeVar("Settings")
-TYRO = (tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone)
-"""How all command lines are read."""
 RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$(?!\n│? *Argument helptext)", re.MULTILINE)
 FLAG_ROW = re.compile(r"^[│ ] {5}(?:-\w \S+, )?(--\S+) ?(.*?)[│ ]*$", re.MULTILINE)
 QUOTED = re.compile(r"'([^']*)'")
@@ -69,7 +67,8 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(settings, description="", config=TYRO, args=arguments)
+            return tyro.cli(settings, description="", args=arguments,
+                            config=(tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone))
     except SystemExit as exit_:
         if exit_.code != EXIT_USER_ERROR:
             raise

@@ -57,14 +57,7 @@ class PriorTrainer(Trainer):
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
-        size = self.vqvae.model.settings.codebook_size
-        self.references = {}
-        if self.count("validate") and distributed.rank() == 0:
-            self.references = context_model.context_model_bits(
-                *(self.maps[split].levels[self.settings.level].numpy() for split in ("train", "validate")), size)
-            say("reference models on the validation images, bits per code: " +
-                ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
-                f"; a blind guess {math.log2(size):.3f}")
+        self._report_references()
 
     def _data_settings(self) -> TrainPrior:
         """Return the settings of the images that the VQ-VAE saw, from --data or else from the VQ-VAE's folder."""
@@ -91,6 +84,16 @@ class PriorTrainer(Trainer):
             if distributed.rank() == 0:
                 stored.save(path, self.vqvae.hash, self.data["data_hash"])
         return stored
+
+    def _report_references(self) -> None:
+        size = self.vqvae.model.settings.codebook_size
+        self.references = {}
+        if self.count("validate") and distributed.rank() == 0:
+            self.references = context_model.context_model_bits(
+                *(self.maps[split].levels[self.settings.level].numpy() for split in ("train", "validate")), size)
+            say("reference models on the validation images, bits per code: " +
+                ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
+                f"; a blind guess {math.log2(size):.3f}")
 
     def describe(self) -> dict:
         """Return what a prior must remember: its VQ-VAE, the shapes, the references."""

@@ -26,10 +26,6 @@ from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """Seconds, about, between the moments at which all ranks look at the loss, and whether to stop or to save."""
-MOST_PASSES_BETWEEN_LOOKS = 8
-"""Most passes between two looks: a run that suddenly takes ten times as long still looks within 20 seconds."""
-STEPS_BETWEEN_CHECKS = 100
-"""Steps between comparisons of the ranks' parameters."""
 PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")
 
 
@@ -223,7 +219,7 @@ class Trainer:
                 self.step += 1
                 self.step_in_epoch += 1
                 self.bar.update()
-                if self.step % STEPS_BETWEEN_CHECKS == 0:
+                if self.step % 100 == 0:
                     distributed.check_same_on_ranks(self.model.state_dict().items())
                 self._look_if_due()
             self._look()
@@ -343,7 +339,8 @@ class Trainer:
         signal_came, save, seconds = summed[0] > 0, summed[1] > 0, summed[2] / distributed.world_size()
         self.sums, self.seconds = dict(zip(names, summed[3:])), now - self.began
         self.looked, self.passes = now, 0
-        self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), MOST_PASSES_BETWEEN_LOOKS))
+        # At most 8 passes: a run that suddenly takes ten times as long still looks within 20 seconds.
+        self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), 8))
         self._check_loss(self.sums.get("loss", 0.0))
         seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
         self.bar.set_postfix({"loss": f"{self.sums.get('loss', 0.0) / max(seen, 1):.4f}"}, refresh=False)

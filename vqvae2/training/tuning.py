@@ -230,19 +230,18 @@ def figures_of(row: Row) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value not in (None, "")}
 
 
-def best_row(rows: Sequence[Row]) -> Row:
-    """Return the epoch whose weights a run keeps: the lowest error of the reconstruction; {} if none has a score."""
-    return min(filter(figures_of, rows), key=lambda row: float(row["validate_reconstruction"]), default={})
-
-
 def result(number: int, state: str, values: Row, log: Sequence[Row], codebook_size: int, reason: str = "") -> dict:
     """Return the row of a trial that has ended; a complete trial without any score has failed.
+
+    A complete trial has the figures of the epoch whose weights its run keeps: the lowest error of the reconstruction.
 
     Args:
         values: what was searched.
         log: rows of the trial's log.csv.
     """
-    figures = figures_of(best_row(log) if state == "complete" else next(filter(figures_of, reversed(log)), {}))
+    scored = list(filter(figures_of, log))
+    best = min(scored, key=lambda row: float(row["validate_reconstruction"]), default={})
+    figures = figures_of(best if state == "complete" else (scored or [{}])[-1])
     if state == "complete" and not figures:
         state, reason = "failed", "no epoch had its codes in use: give more --epochs or fewer --start-steps"
     return {"trial": number, "state": state, "score": score(figures, codebook_size) if figures else "",
