@@ -32,6 +32,17 @@ class Unreadable(UserError):
     """A file that cannot be read now, though it may be good: the disk, not the file, is to be seen to."""
 
 
+def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
+    """Raise UserError in the project's one form unless `ok`."""
+    if not ok:
+        raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
+
+
+def flag(name: str) -> str:
+    """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
+    return "--" + name.replace("_", "-")
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
     try:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,7 +100,12 @@ def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Modul
         return False, f"does not pay on {device.type}"
     if failure := why_not_compiled(device):
         return False, f"torch.compile does not work here: {failure}"
-    compile_parts(parts)
+    # The shapes of a part are those of a full and a last batch, in training and in validation. Beyond this limit, which
+    # is 8 otherwise, torch does not compile.
+    torch._dynamo.config.recompile_limit = 64
+    for part in parts:
+        # Not part.compile(): for an nn.Sequential that compiles only those layers that are not torch's own.
+        part.forward = torch.compile(part.forward, dynamic=False)
     return True, "as asked" if asked == "always" else "torch.compile works on this GPU"
 
 
@@ -121,20 +126,6 @@ def why_not_compiled(device: torch.device) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}{': ' + lines[0][:150] if lines else ''}"
     return ""
-
-
-def compile_parts(parts: Iterable[nn.Module]) -> None:
-    """Let each module be compiled at its first call, in place, so that names in the state_dict stay as they are.
-
-    Each shape gets kernels of its own (dynamic=False): a kernel for all shapes, made when a second one comes, adds
-    up in another order, and a run that goes on from its middle would have one where the first run had the other.
-    """
-    # The shapes of a part are those of a full and a last batch, in training and in validation. Beyond this limit, which
-    # is 8 otherwise, torch does not compile.
-    torch._dynamo.config.recompile_limit = 64
-    for part in parts:
-        # Not part.compile(): of an nn.Sequential that compiles only those layers that are not torch's own.
-        part.forward = torch.compile(part.forward, dynamic=False)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from vqvae2.common import distributed, random_numbers
+from vqvae2.common.errors import expect
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import coding, similarity
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.settings.checks import expect
 
 
 @torch.no_grad()

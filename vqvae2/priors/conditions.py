@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from vqvae2.settings.checks import expect
+from vqvae2.common.errors import expect
 
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64

@@ -28,13 +28,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vqvae2.common.errors import expect
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.runs.weights import Pretrained, load_model
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict
 
 

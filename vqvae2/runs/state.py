@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 
 from vqvae2.common import distributed, files
-from vqvae2.common.errors import Unreadable, UserError
+from vqvae2.common.errors import Unreadable, UserError, expect
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict
 
 STATE, STATE_BEFORE = "state.pt", "state-before.pt"

@@ -24,9 +24,8 @@ from safetensors.torch import save
 from torch import nn
 
 from vqvae2 import __version__
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.common.files import in_brief, write_atomically, write_json
-from vqvae2.settings.checks import expect
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.images.dataset import to_bytes, unique_names
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.models.code_maps import LEVELS, UNREADABLE
 from vqvae2.sampling.settings import CODE_FILE, SampleSettings
-from vqvae2.settings.checks import expect
 
 HALVES = ("left", "right", "upper", "lower")
 GREY = 128

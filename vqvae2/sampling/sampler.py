@@ -33,6 +33,7 @@ import torch
 from torch.nn import functional
 
 from vqvae2.common import random_numbers
+from vqvae2.common.errors import expect
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
@@ -41,7 +42,6 @@ from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.sampling.inpainting import Incomplete
 from vqvae2.sampling.settings import SampleSettings, of_level
-from vqvae2.settings.checks import expect
 
 
 def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, device: torch.device,

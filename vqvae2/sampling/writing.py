@@ -22,14 +22,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.sampler import Drawer, Finished
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings.checks import expect, flag
 from vqvae2.settings.parsing import as_dict, changes
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8

@@ -27,9 +27,8 @@ from typing import TypeVar
 import tyro
 from dotenv import dotenv_values
 
-from vqvae2.common.errors import EXIT_USER_ERROR, UserError
+from vqvae2.common.errors import EXIT_USER_ERROR, UserError, expect, flag
 from vqvae2.settings import presets
-from vqvae2.settings.checks import expect, flag
 
 Settings = TypeVar("Settings")
 RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$(?!\n│? *Argument helptext)", re.MULTILINE)

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
+from vqvae2.common.errors import expect
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -18,7 +19,6 @@ from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import path_from_environment
 from vqvae2.training.settings import TrainPrior
 from vqvae2.training.trainer import Share, Trainer

@@ -17,11 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.common.errors import Stopped
+from vqvae2.common.errors import Stopped, expect
 from vqvae2.runs import log as run_log
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
-from vqvae2.settings.checks import expect
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0

@@ -49,7 +49,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from vqvae2.common import files, machine, random_numbers
-from vqvae2.common.errors import EXIT_STOPPED, Stopped, UserError
+from vqvae2.common.errors import EXIT_STOPPED, Stopped, UserError, expect
 from vqvae2.metrics import coding
 from vqvae2.models import encoding
 from vqvae2.models.code_maps import LEVELS
@@ -58,7 +58,6 @@ from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN
 from vqvae2.settings import presets
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import as_dict, changes
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vqvae2.common.errors import expect
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
@@ -12,7 +13,6 @@ from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place
 from vqvae2.plots import charts, curves
 from vqvae2.plots import pictures as plots
-from vqvae2.settings.checks import expect
 from vqvae2.training.trainer import Share, Trainer
 
 
