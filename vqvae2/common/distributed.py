@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vqvae2.common.errors import Stopped, UserError, launched_rank
+from vqvae2.common.errors import Stopped, UserError, expect, launched_rank
 
 Value = TypeVar("Value")
 
@@ -44,9 +44,9 @@ def world_size() -> int:
 def pick_device() -> torch.device:
     """Return this process's device: its CUDA GPU, MPS for a single process, else the CPU."""
     if torch.cuda.is_available():
-        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process for each "
-                            f"GPU, found {torch.cuda.device_count()} GPU(s). Start fewer processes.")
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        expect(processes <= gpus, f"--nproc_per_node {processes}", "at most one process for each GPU",
+               f"{gpus} GPU(s)", "Start fewer processes.")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if torch.backends.mps.is_available() and launched_world_size() == 1:
         return torch.device("mps")

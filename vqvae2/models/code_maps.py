@@ -14,7 +14,6 @@ import torch
 from vqvae2.common import files
 
 LEVELS = ("top", "bottom")
-OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """The exceptions of numpy.load, and of reading its arrays, where a file is another program's or damaged."""
 
@@ -51,6 +50,7 @@ class CodeMaps:
                     return None
                 return cls([str(name) for name in file["image"]],
                            {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
-                           {name: torch.from_numpy(file[name]) for name in file if name not in OTHERS})
+                           {name: torch.from_numpy(file[name]) for name in file
+                            if name not in (*LEVELS, "image", "vqvae_hash", "data_hash")})
         except UNREADABLE:
             return None

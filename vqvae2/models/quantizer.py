@@ -328,7 +328,6 @@ class EmaQuantizer(LearnedCodebook):
         self.step_sums.index_add_(0, codes, rows)
 
     def _follow(self) -> None:
-        """One step of the moving average."""
         statistics = distributed.sum_over_ranks(torch.cat([self.step_counts[:, None], self.step_sums], 1))
         self.recent += statistics[:, 0]
         self.updates += 1

@@ -84,17 +84,14 @@ class SampleSettings(Checked):
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
-        if self.inpaint is None:
-            for name, given in (("mask", self.mask), ("blend", self.blend or None)):
-                expect(given is None, flag(name), "--inpaint beside it", f"{flag(name)} {given} alone",
-                       "Give --inpaint DIR too.")
-        elif self.inpaint.suffix == CODE_FILE:
-            for name, given in (("mask", self.mask), ("blend", self.blend or None)):
-                expect(given is None, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked -1 are "
-                       "drawn", given, "Leave it out.")
-        else:
-            expect(self.mask is not None, "--mask", "left, right, upper, lower or an image file beside --inpaint",
-                   "none", "For example --mask left.")
+        takes_mask = self.inpaint is not None and self.inpaint.suffix != CODE_FILE
+        for name, given in (("mask", self.mask), ("blend", self.blend or None)):
+            expect(given is None or self.inpaint is not None, flag(name), "--inpaint beside it",
+                   f"{flag(name)} {given} alone", "Give --inpaint DIR too.")
+            expect(given is None or takes_mask, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked "
+                   "-1 are drawn", given, "Leave it out.")
+        expect(self.mask is not None or not takes_mask, "--mask", "left, right, upper, lower or an image file beside "
+               "--inpaint", "none", "For example --mask left.")
 
 
 def of_level(values: tuple[float, ...], level: Literal["top", "bottom"]) -> float:

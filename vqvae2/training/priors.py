@@ -40,7 +40,16 @@ class PriorTrainer(Trainer):
         levels = self.vqvae.model.levels
         expect(self.settings.level in levels, f"--level {self.settings.level}",
                f"a level of --vqvae {self.settings.vqvae}", "one level, called top", "Use --level top.")
-        loaded = dataset.load_images(self._data_settings(), ("train", "validate"))
+        # The images that the VQ-VAE saw, from --data or else from its folder, by its seed too: that decides who is in
+        # which split where the images are not split on disk.
+        own = as_before(self.vqvae.config["settings"])
+        data = self.settings.data or own["data"]
+        given = dataclasses.replace(
+            self.settings, size=self.settings.size or own["size"], split=tuple(own["split"]), seed=own["seed"],
+            fit=own["fit"], colours=own["colours"], allow_leak=self.settings.allow_leak or own["allow_leak"],
+            subject_pattern=self.settings.subject_pattern or own["subject_pattern"],
+            data=data and path_from_environment(data, "SLICES_PATH", "--data"))
+        loaded = dataset.load_images(given, ("train", "validate"))
         expect(len(loaded.splits["train"]) > 0, f"--data {loaded.folder}", "at least 1 training image", 0,
                f"Give the data that --vqvae {self.settings.vqvae} was trained with.")
         expected = tuple(self.vqvae.config["image_shape"])
@@ -58,17 +67,6 @@ class PriorTrainer(Trainer):
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
         self._report_references()
-
-    def _data_settings(self) -> TrainPrior:
-        """Return the settings of the images that the VQ-VAE saw, from --data or else from the VQ-VAE's folder."""
-        own = as_before(self.vqvae.config["settings"])
-        data = self.settings.data or own["data"]
-        # The VQ-VAE's seed too: it decides who is in which split where the images are not split on disk.
-        return dataclasses.replace(
-            self.settings, size=self.settings.size or own["size"], split=tuple(own["split"]), seed=own["seed"],
-            fit=own["fit"], colours=own["colours"], allow_leak=self.settings.allow_leak or own["allow_leak"],
-            subject_pattern=self.settings.subject_pattern or own["subject_pattern"],
-            data=data and path_from_environment(data, "SLICES_PATH", "--data"))
 
     def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""

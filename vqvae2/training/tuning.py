@@ -286,14 +286,14 @@ def open_study(settings: TuneSettings) -> optuna.Study:
     """
     path = settings.folder / DATABASE
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=settings.unpruned)
     try:
         # Not every path fits into a URL; another process, such as a viewer, may lock the database for some seconds.
         storage = optuna.storages.RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={
             "creator": lambda: sqlite3.connect(path, timeout=60, check_same_thread=False)})
         return optuna.create_study(
             study_name="study", storage=storage, load_if_exists=True, direction="maximize",
-            pruner=optuna.pruners.NopPruner() if settings.pruner == "none" else pruner)
+            pruner=optuna.pruners.NopPruner() if settings.pruner == "none" else
+            optuna.pruners.MedianPruner(n_startup_trials=settings.unpruned))
     except (DatabaseError, sqlite3.DatabaseError) as error:
         raise UserError(f"{path}: expected a study that vqvae2 tune has written, found "
                         f"{files.in_brief(getattr(error, 'orig', error))}. Move it away to begin anew.") from None
