@@ -220,7 +220,6 @@ class Vqvae(Pretrained, nn.Module):
         return {"top": top, "bottom": bottom}, predicted, missed
 
     def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        """Return images of the top's vectors and the bottom's features, which are None where there is one level."""
         if features is not None:
             above = self.top_upsample(top)
             top = torch.cat([above, features.to(above.dtype)], 1)
@@ -242,11 +241,6 @@ class Vqvae(Pretrained, nn.Module):
         """Apply what the step has collected, on all ranks."""
         for quantizer in self.quantizers.values():
             quantizer.update()
-
-    def convolutional_parts(self) -> list[nn.Module]:
-        """Return the networks between the codebooks, which torch.compile can make one piece of."""
-        names = ("encoder", "top_encoder", "top_decoder", "top_upsample", "decoder")
-        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""

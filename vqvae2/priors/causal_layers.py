@@ -27,32 +27,31 @@ ROWS, COLUMNS = 2, 2
 """Rows that a vertical kernel reads, columns that a horizontal one reads."""
 
 
-class VerticalConv(nn.Module):
+class CausalConv(nn.Module):
+    """A convolution of a padded map, in which a negative padding cuts off what may not be seen."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], padding: tuple[int, ...]):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
+        return self.conv(nn.functional.pad(x, self.padding))
+
+
+class VerticalConv(CausalConv):
     """Output row r reads input rows r-1 and r at columns c-1…c+1; with `first`, rows r-2 and r-1."""
 
     def __init__(self, channels_in: int, channels_out: int, first: bool = False):
-        super().__init__()
-        self.first = first
-        self.conv = nn.Conv2d(channels_in, channels_out, (ROWS, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
-        above = ROWS - 1 + self.first
-        return self.conv(nn.functional.pad(x, (1, 1, above, -int(self.first))))
+        super().__init__(channels_in, channels_out, (ROWS, 3), (1, 1, ROWS - 1 + first, -int(first)))
 
 
-class HorizontalConv(nn.Module):
+class HorizontalConv(CausalConv):
     """Output column c reads input columns c-1 and c of its row; with `first`, columns c-2 and c-1."""
 
     def __init__(self, channels_in: int, channels_out: int, first: bool = False):
-        super().__init__()
-        self.first = first
-        self.conv = nn.Conv2d(channels_in, channels_out, (1, COLUMNS))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
-        left = COLUMNS - 1 + self.first
-        return self.conv(nn.functional.pad(x, (left, -int(self.first))))
+        super().__init__(channels_in, channels_out, (1, COLUMNS), (COLUMNS - 1 + first, -int(first)))
 
 
 class CausalAttention(nn.Module):

@@ -256,11 +256,6 @@ class PixelCNN(Pretrained, Prior):
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
         return PixelCNNCursor(self, batch, top_codes, known, half)
 
-    @torch.no_grad()
-    def start_from_frequencies(self, counts: torch.Tensor) -> None:
-        """Begin with the order-0 histogram as the prediction everywhere, from `counts` `[codebook_size]`."""
-        self.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
-
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
         return nn.functional.embedding(codes, self.table).movedim(-1, 1)

@@ -114,7 +114,9 @@ class PriorTrainer(Trainer):
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
         prior = PixelCNN(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
-        prior.start_from_frequencies(coding.code_counts(maps, prior.codebook_size))
+        # At first the prior predicts the frequencies of the codes everywhere.
+        counts = coding.code_counts(maps, prior.codebook_size) + 1
+        prior.bias.data.copy_((counts / counts.sum()).log())
         return prior
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:

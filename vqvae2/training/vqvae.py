@@ -53,7 +53,8 @@ class VqvaeTrainer(Trainer):
 
     def parts_to_compile(self) -> list[nn.Module]:
         """Return the networks between the codebooks."""
-        return self.model.convolutional_parts()
+        names = ("encoder", "top_encoder", "top_decoder", "top_upsample", "decoder")
+        return [getattr(self.model, name) for name in names if hasattr(self.model, name)]
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return the loss and its parts for each image; SSIM too when validating."""
