@@ -38,7 +38,7 @@ HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "in
           "mask": "mask_hash"}
 """Settings that may change as long as the hash of what they name is the same."""
 MAY_DIFFER = {"count", "batch", "out", *HASHED.values()}
-"""What may change when a folder is gone on with."""
+"""What may change when a later run adds images to a folder."""
 
 
 class SampleFolder:

@@ -18,9 +18,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
-from vqvae2.runs import log as run_log
-from vqvae2.runs import state as run_state
-from vqvae2.runs import weights as checkpoints
+from vqvae2.runs import log, state, weights
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -85,7 +83,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.seconds = 0.0
         self.signals = machine.Signals()
-        self.log: run_log.RunLog | None = None
+        self.log: log.RunLog | None = None
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -140,7 +138,7 @@ class Trainer:
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
-        self.config = run_state.open_folder(self.folder, self.settings, self.kind)
+        self.config = state.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         # In float64 it does not show in which order, and on how many ranks, figures were added. MPS has none.
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
@@ -160,28 +158,28 @@ class Trainer:
             self.wrapped = None  # else leaving the group may hang: see there
             distributed.stop()
         best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
-        run_log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
+        log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
 
     def _prepare(self) -> None:
         torch.manual_seed(self.settings.seed)
         self.start()
         expect(self.count("train") > 0, "--data", "at least 1 training image", 0, "Give --split a larger first share.")
-        self.global_batch, self.accumulation = run_state.share_out(self.settings, self.config)
+        self.global_batch, self.accumulation = state.share_out(self.settings, self.config)
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
-        self.best_model = self.average or self.model
+        self.best_model = self.model if self.average is None else self.average
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self.config = run_state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self.config = state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
-        if state := run_state.resume_state(self.folder, self.config, self.settings):
-            self._restore(state)
-        self.state_number = run_state.file_number(self.folder / run_state.STATE)
-        distributed.on_rank_0(lambda: run_state.begin(self.folder, self.config))
-        self.log = run_log.RunLog(self.folder, self.epoch)
+        if found := state.resume_state(self.folder, self.config, self.settings):
+            self._restore(found)
+        self.state_number = state.file_number(self.folder / state.STATE)
+        distributed.on_rank_0(lambda: state.begin(self.folder, self.config))
+        self.log = log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
 
@@ -200,7 +198,7 @@ class Trainer:
             self.stepper.zero_grad(set_to_none=True)
 
     def _train_epoch(self) -> None:
-        """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
+        """Make all steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
         self.wrapped.train()
         self.looked = time.monotonic()
         self.began = self.looked - self.seconds
@@ -224,7 +222,7 @@ class Trainer:
             self._look()
 
     def _train_step(self, items: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One optimiser step on a global batch; return this rank's sums of the figures."""
+        """Make one optimiser step on a global batch; return this rank's sums of the figures."""
         for group in self.stepper.param_groups:
             group["lr"] = self.learning_rate()
         self.stepper.zero_grad(set_to_none=True)
@@ -294,7 +292,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Every rank evaluates its share, on the bare module; no image counts twice."""
+        """Evaluate this rank's share, on the bare module; no image counts twice. Return the figures over all ranks."""
         model = self.best_model.eval()
         total = self.count("validate")
         sums: dict[str, float] = {}
@@ -371,25 +369,25 @@ class Trainer:
 
     def _write_results(self, is_best: bool, is_last: bool) -> None:
         self.log.write(self.rows, self.settings.epochs)
-        weights = self.folder / checkpoints.WEIGHTS
-        if is_best or (is_last and not weights.exists()):
-            checkpoints.save_weights(weights, self.best_model.state_dict(), self.config)
+        path = self.folder / weights.WEIGHTS
+        if is_best or (is_last and not path.exists()):
+            weights.save_weights(path, self.best_model.state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
-        run_state.check_alone(self.folder, self.state_number, self.settings)
+        state.check_alone(self.folder, self.state_number, self.settings)
         results()
-        self.state_number = run_state.save_state(self.folder, {
+        self.state_number = state.save_state(self.folder, {
             "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.stepper.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **{name: getattr(self, name) for name in PLACE_IN_RUN}})
 
-    def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.stepper.load_state_dict(state["optimizer"])
+    def _restore(self, saved: dict) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.stepper.load_state_dict(saved["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(saved["average"])
         for name in PLACE_IN_RUN:
-            setattr(self, name, state[name])
+            setattr(self, name, saved[name])
 
     def _stopped(self, when: str | None = None) -> str:
         return (f"Stopped by a signal {when or f'at step {self.step}'}, all saved: {self.folder}. "
@@ -399,12 +397,12 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
 
     def _announce(self) -> None:
-        run_log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
+        log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
                     f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
-        run_log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
+        log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
                     f"{self.settings.batch} x accumulation {self.accumulation}; "
                     f"{machine.in_words(self.device, self.precision, self.compiled)}")
         if self.epoch >= self.settings.epochs:
-            run_log.say(f"all {self.epoch} epochs are done: nothing to do")
+            log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
-            run_log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
+            log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")

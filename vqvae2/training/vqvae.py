@@ -11,8 +11,7 @@ from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place
-from vqvae2.plots import charts, curves
-from vqvae2.plots import pictures as plots
+from vqvae2.plots import charts, curves, pictures
 from vqvae2.training.trainer import Share, Trainer
 
 
@@ -114,12 +113,12 @@ class VqvaeTrainer(Trainer):
         items = np.linspace(0, len(split) - 1, min(8, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
-        self.log.picture("reconstructions", epoch, plots.reconstruction_rows(
+        self.log.picture("reconstructions", epoch, pictures.reconstruction_rows(
             dataset.to_bytes(split.batch(items)), dataset.to_bytes(made.images), title=title))
-        plots.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
+        pictures.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
                       columns=len(items))
         for level, maps in made.codes.items() if model.is_quantising() else ():
-            self.log.picture("code_images", epoch, plots.code_map_picture(
+            self.log.picture("code_images", epoch, pictures.code_map_picture(
                 maps.cpu(), self.settings.codebook_size, title=f"{when}: {level} codes, a colour for each"), level)
         if self.code_counts:
             self.log.picture("code_histograms", epoch, charts.as_picture(charts.code_histogram(
