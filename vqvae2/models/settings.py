@@ -1,5 +1,8 @@
 """Nothing -> the settings of a VQ-VAE."""
 
+# Names that QUANTIZER_NAMES gets later count too.
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Literal
