@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import processor
 
-from vqvae2.common import distributed, machine, rendezvous
+from vqvae2.common import distributed, machine
 from vqvae2.common.errors import run_script
 from vqvae2.models import losses
 from vqvae2.models.autoencoder import Vqvae
@@ -209,7 +209,7 @@ class Ours:
         self.trainer = trainer = VqvaeTrainer(settings)
         trainer.config, trainer.device = {}, torch.device(task.device)
         if task.device == "cuda":
-            trainer.device = torch.device("cuda", rendezvous.launched_rank())
+            trainer.device = torch.device("cuda", distributed.launched_rank())
         distributed.start(trainer.device)
         with contextlib.redirect_stdout(io.StringIO()):
             trainer._prepare()

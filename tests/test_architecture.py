@@ -14,7 +14,6 @@ PACKAGES = ("common", "settings", "runs", "scans", "slices", "images", "metrics"
 WITHOUT_TORCH = ("vqvae2", "vqvae2.scans", "vqvae2.slices", "vqvae2.settings.parsing", "vqvae2.commands",
                  "vqvae2.commands.extract", "vqvae2.commands.demo_scans", "vqvae2.slices.extraction")
 TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
-NAMES_TORCH_DISTRIBUTED = {"distributed", "rendezvous"}
 IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}}  # an optional package, asked for when it is needed
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())
@@ -108,8 +107,8 @@ def test_a_module_opens_with_what_goes_in_and_comes_out(path):
 
 
 @every_module
-def test_only_distributed_and_rendezvous_name_torch_distributed(path):
-    assert path.stem in NAMES_TORCH_DISTRIBUTED or not names_torch_distributed(path.read_text()), path.name
+def test_only_distributed_names_torch_distributed(path):
+    assert path.stem == "distributed" or not names_torch_distributed(path.read_text()), path.name
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
@@ -121,7 +120,7 @@ def test_what_starts_fast_loads_no_torch(module):
 def test_the_trainer_knows_no_model():
     found = own_imports((ROOT / "vqvae2/training/trainer.py").read_text())
     assert {parts[0] for parts in found} <= TRAINER_IMPORTS
-    assert {parts[1] for parts in found if parts[0] == "training"} <= {"averaging", "optimisation", "settings"}
+    assert {parts[1] for parts in found if parts[0] == "training"} <= {"settings"}
 
 
 @pytest.mark.parametrize(("source", "expected"), [

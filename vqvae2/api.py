@@ -44,9 +44,9 @@ from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.priors import pixel_cnn
 from vqvae2.priors.base import Prior
-from vqvae2.runs import hub
 from vqvae2.runs.settings import as_before
-from vqvae2.sampling import candidates, inpainting, sampler
+from vqvae2.runs.weights import find_model
+from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.checks import expect
 from vqvae2.slices import extraction, keras_names
@@ -103,7 +103,7 @@ def load_vqvae(name: str | Path, device: torch.device | str | None = None, resul
     `.config` what it was trained with and on.
     Raises: UserError if there is none, or more than one of this name, or it is a prior.
     """
-    folder = hub.find_model(str(name), "load_vqvae", results)
+    folder = find_model(str(name), "load_vqvae", results)
     found = autoencoder.load_vqvae(str(folder), _chosen(device), "load_vqvae", results)
     found.model.config = found.config
     return found
@@ -117,7 +117,7 @@ def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.
         level: "top" or "bottom".
     Raises: UserError if there is none, or it is of another level or learned from the codes of another VQ-VAE.
     """
-    folder = hub.find_model(str(name), "load_prior", results)
+    folder = find_model(str(name), "load_prior", results)
     return pixel_cnn.load_prior(str(folder), level, vqvae.hash, _chosen(device), results)
 
 
@@ -265,9 +265,9 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
     priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
     expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
            " and ".join(priors), "Load them with load_prior.")
-    drawer = candidates.Drawer(vqvae, priors, chosen, incomplete)
+    drawer = sampler.Drawer(vqvae, priors, chosen, incomplete)
     with sampler.one_thread():  # with another number of threads the last bits might be others
-        made = list(drawer.draw(candidates.requests_of(chosen, incomplete)))
+        made = list(drawer.draw(sampler.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
 

@@ -115,10 +115,10 @@ class TestNames:
 class TestLevels:
     def test_a_bottom_prior_for_one_level(self, run, one_level, check_refused):
         check_refused(
-            r"^--bottom tiny-bottom: expected no bottom prior, since --vqvae one has one level\. Drop --bottom\.$",
+            r"^--bottom: expected no bottom prior, since --vqvae one has one level, found tiny-bottom\. Drop",
             sample.main, "--vqvae", "one", "--top", "tiny-top", "--bottom", "tiny-bottom", "--out", "out")
         check_refused(
-            r"^--level bottom: expected a level of --vqvae one, which has one level, called top\. Use --level top",
+            r"^--level bottom: expected a level of --vqvae one, found one level, called top\. Use --level top",
             train_pixel_cnn.main, *train_prior(run, level="bottom", vqvae="one"))
 
     def test_no_bottom_prior_for_two_levels(self, run, check_refused):

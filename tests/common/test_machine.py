@@ -70,8 +70,8 @@ def test_what_is_asked_for_is_taken_whatever_the_cpu(monkeypatch, tmp_path):
 
 def test_never_compiles_nothing_and_auto_does_not_try_on_a_cpu(monkeypatch):
     monkeypatch.setattr(machine, "why_not_compiled", lambda _: pytest.fail("nothing was to be compiled"))
-    assert machine.choose_compilation("never", CPU) == (False, "as asked")
-    assert machine.choose_compilation("auto", CPU) == (False, "does not pay on cpu")
+    assert machine.compile_where_it_pays("never", CPU, [nn.ReLU()]) == (False, "as asked")
+    assert machine.compile_where_it_pays("auto", CPU, [nn.ReLU()]) == (False, "does not pay on cpu")
 
 
 def test_without_a_working_compiler_the_run_goes_on_and_says_why(monkeypatch):
@@ -81,7 +81,7 @@ def test_without_a_working_compiler_the_run_goes_on_and_says_why(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     for asked, device in (("always", CPU), ("auto", torch.device("cuda"))):
         monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))  # there is no GPU to put them on
-        assert machine.choose_compilation(asked, device) == (
+        assert machine.compile_where_it_pays(asked, device, [nn.ReLU()]) == (
             False, "torch.compile does not work here: RuntimeError: Cannot find a working triton installation.")
 
 
@@ -89,7 +89,8 @@ def test_without_a_working_compiler_the_run_goes_on_and_says_why(monkeypatch):
 def test_a_compiler_that_is_not_there_is_found_out_before_the_first_step(compiler, tmp_path):
     """A process of its own: what torch knows of the compiler it knows from its start."""
     code = ("import torch; from vqvae2.common import machine;"
-            "print(*machine.choose_compilation('always', torch.device('cpu')), sep='|')")
+            "parts = [torch.nn.ReLU()];"
+            "print(*machine.compile_where_it_pays('always', torch.device('cpu'), parts), sep='|')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True,
                           cwd=Path(__file__).parents[2],
                           env={**os.environ, "CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
@@ -119,7 +120,8 @@ def test_each_part_is_compiled_as_one_piece_for_each_shape_and_keeps_its_names(m
     monkeypatch.setattr(torch, "compile", lambda function, **more: compiled(function, backend=recorded, **more))
     part = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3))
     names = list(part.state_dict())
-    machine.compile_parts([part])
+    monkeypatch.setattr(machine, "why_not_compiled", lambda _: "")
+    assert machine.compile_where_it_pays("always", CPU, [part]) == (True, "as asked")
     assert list(part.state_dict()) == names
     for batch in range(2, 14):
         part(torch.randn(batch, 1, 8, 8))

@@ -203,7 +203,7 @@ class TestProbes:
     @pytest.mark.parametrize("probe", [by_gradient, by_nan])
     def test_a_first_layer_that_is_not_shifted_is_found_to_see_its_own_code(self, probe):
         model = prior("top", "gated", (), SHAPES[0])
-        model.horizontal_first.first = False
+        model.horizontal_first.padding = (1, 0)  # as in a later layer
         assert probe(of_embeddings(model), features(SHAPES[0])) == raster_past(SHAPES[0], itself=True)
 
     @pytest.mark.parametrize("probe", [by_gradient, by_nan])

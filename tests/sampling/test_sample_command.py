@@ -22,8 +22,7 @@ from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.runs import weights
-from vqvae2.sampling import folder as sample_folder
-from vqvae2.sampling import sampler
+from vqvae2.sampling import sampler, writing
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
@@ -95,7 +94,7 @@ class TestSameImages:
         assert maps.names == [f"images/{number:06d}.png" for number in range(3)]
         with torch.no_grad():
             made = to_bytes(vqvae.model.decode(maps.levels))
-        shown = sample_folder.SampleFolder(out, {"vqvae_hash": vqvae.hash})
+        shown = writing.SampleFolder(out, {"vqvae_hash": vqvae.hash})
         difference = [made[i].int() - shown.picture(f"{i:06d}").int() for i in range(3)]
         assert torch.stack(difference).abs().max() <= 1  # decoded together, the last bits may differ
 

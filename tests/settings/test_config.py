@@ -15,8 +15,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import parsing
-from vqvae2.settings.messages import one_line
-from vqvae2.settings.parsing import parse
+from vqvae2.settings.parsing import one_line, parse
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.training.settings import TrainPrior, TrainVqvae
 

@@ -9,7 +9,7 @@ import pytest
 
 from vqvae2.commands import predict, train_vqvae
 from vqvae2.common.errors import UserError
-from vqvae2.settings import environment, parsing
+from vqvae2.settings import parsing
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def slices(apart, monkeypatch):
     def of(content=None):
         if content is not None:
             Path(".env").write_bytes(content if isinstance(content, bytes) else content.encode())
-        return environment.folder_of("SLICES_PATH")
+        return parsing.folder_of("SLICES_PATH")
     return of
 
 
@@ -124,15 +124,15 @@ class TestPlace:
         return folder
 
     def test_the_file_beside_the_script_serves_from_any_folder(self, script):
-        assert environment.folder_of("OASIS_PATH") == Path("/beside")
+        assert parsing.folder_of("OASIS_PATH") == Path("/beside")
 
     def test_a_relative_folder_starts_where_its_file_is(self, script):
-        assert environment.folder_of("SLICES_PATH") == script / "data/slices"
+        assert parsing.folder_of("SLICES_PATH") == script / "data/slices"
 
     def test_the_working_folder_comes_first_for_what_it_names(self, script, apart):
         (apart / ".env").write_text("OASIS_PATH=/here\nSLICES_PATH=\n")
-        assert environment.folder_of("OASIS_PATH") == Path("/here")
-        assert environment.folder_of("SLICES_PATH") == script / "data/slices"
+        assert parsing.folder_of("OASIS_PATH") == Path("/here")
+        assert parsing.folder_of("SLICES_PATH") == script / "data/slices"
 
 
 def test_a_real_process_says_one_line_of_a_file_that_it_cannot_understand(apart):
@@ -146,4 +146,4 @@ def test_a_real_process_says_one_line_of_a_file_that_it_cannot_understand(apart)
 def test_the_example_says_what_is_done_and_its_values_are_understood(slices):
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert slices(text) == Path("/home/me/data/oasis-slices")
-    assert environment.folder_of("OASIS_PATH") == Path("/home/me/data/oasis")
+    assert parsing.folder_of("OASIS_PATH") == Path("/home/me/data/oasis")

@@ -259,7 +259,7 @@ class TestWeights:
                                                        figures["loss"] * 0 + abs(self.epoch - 1)}
 
             def pictures(self, epoch):
-                self.states[epoch] = {name: one.clone() for name, one in self.best_model().state_dict().items()}
+                self.states[epoch] = {name: one.clone() for name, one in self.best_model.state_dict().items()}
 
         trainer = Worse(parse(TrainPrior, "", [*told, "--epochs", "4", "--pictures-every", "1"]))
         trainer.run()

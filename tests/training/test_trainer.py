@@ -236,7 +236,7 @@ def test_averaged_weights_are_what_is_validated_and_saved(line):
     trainer = line(Averaged, epochs=4)
     trainer.run()
     tensors, _ = checkpoints.load_weights(trainer.folder / "model.safetensors")
-    assert trainer.best_model() is trainer.average
+    assert trainer.best_model is trainer.average
     assert tensors["weight"].item() == trainer.average.weight.item()  # the loss fell to the end: the last is the best
     assert trainer.average.weight.item() != trainer.model.weight.item()
 

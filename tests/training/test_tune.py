@@ -28,12 +28,12 @@ from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
 from vqvae2.settings import parsing
-from vqvae2.training import tuner, tuning
+from vqvae2.training import tuning
 from vqvae2.training.settings import TrainVqvae
-from vqvae2.training.tuning_settings import SPACE, Choices, Range, TuneSettings, space_of
+from vqvae2.training.tuning import SPACE, TuneSettings, space_of
 
 ROOT = Path(__file__).parents[2]
-needs_optuna = pytest.mark.skipif(tuner.optuna is None, reason="needs the extra tune: pip install -e '.[tune]'")
+needs_optuna = pytest.mark.skipif(tuning.optuna is None, reason="needs the extra tune: pip install -e '.[tune]'")
 BEST_RATE = 0.003
 SECONDS = 200
 """Within which even a busy machine has started a process, or ended one."""
@@ -70,17 +70,18 @@ class TestScore:
         """7 codes: below the 8 that train_pixel_cnn.py asks for. 0.9 - 1 - 0.1 (1 - 7/64) - 0.1 (1 - 2/6.4)."""
         collapsed = {"ssim": 0.9, **HEALTHY, "top_used": 7.0, "top_perplexity": 2.0}
         assert tuning.score(collapsed, 128) == pytest.approx(0.9 - 1 - 0.1 * (57 / 64) - 0.1 * (4.4 / 6.4))
-        assert not tuning.is_fit(collapsed, 128)
-        assert tuning.is_fit({**collapsed, "top_used": 8.0}, 128)
+        trial = {**collapsed, "state": "complete", "score": 0.0}
+        assert tuning.best_of([trial], 128) is None
+        assert tuning.best_of([{**trial, "top_used": 8.0}], 128) is not None
 
     def test_an_epoch_before_the_codes_are_in_use_has_no_score(self):
         """Without codes a picture is best of all: SSIM 0.99 here."""
         before = {"epoch": "1", "validate_ssim": "0.99", "validate_reconstruction": "0.001", "top_used": ""}
         after = {"epoch": "2", "validate_ssim": "0.8", "validate_reconstruction": "0.01",
                  **{name: str(value) for name, value in HEALTHY.items()}}
-        assert tuning.figures_of(before) is None
-        assert tuning.best_row([before, after]) is after
-        assert tuning.best_row([before]) is None
+        assert tuning.figures_of(before) == {}
+        assert tuning.result(0, "complete", {}, [before, after], 128)["ssim"] == 0.8
+        assert tuning.result(0, "complete", {}, [before], 128)["state"] == "failed"
         assert tuning.figures_of(after) == {"ssim": 0.8, **HEALTHY}
 
     def test_the_best_trial_is_complete_and_fit_for_a_prior(self):
@@ -103,8 +104,7 @@ class TestSpace:
 
     def test_ranges_and_choices_are_as_given(self):
         found = space_of(settings_of("--search", "embedding-dim=32,8,8", "learning_rate=1e-4..1e-3", "decay"))
-        assert found == {"learning_rate": Range(1e-4, 1e-3), "embedding_dim": Choices((8, 32)),
-                         "decay": Range(0.9, 0.999)}
+        assert found == {"learning_rate": (1e-4, 1e-3), "embedding_dim": (8, 32), "decay": (0.9, 0.999)}
 
     @pytest.mark.parametrize(("flags", "said"), [
         (["--search", "momentum"], r"--search: expected some of learning_rate, .*, found momentum\. "),
@@ -135,9 +135,9 @@ class TestSpace:
 
     def test_codebooks_that_would_buy_ssim_with_bits_are_not_tried(self):
         """At 4 2 a code more than 2^9.6 = 776 costs more than 0.75 bits per pixel."""
-        assert tuning.allowed_space(settings_of(), 64, 64)["codebook_size"] == Choices((128, 256, 512))
+        assert tuning.allowed_space(settings_of(), 64, 64)["codebook_size"] == (128, 256, 512)
         more = settings_of("--bits-per-pixel", 0.8)
-        assert tuning.allowed_space(more, 64, 64)["codebook_size"] == Choices((128, 256, 512, 1024))
+        assert tuning.allowed_space(more, 64, 64)["codebook_size"] == (128, 256, 512, 1024)
 
     @pytest.mark.parametrize("flags", [["--search", "codebook_size=64,128"], ["--search", "decay"]])
     def test_no_codebook_within_the_bits_is_one_line(self, flags):
@@ -149,8 +149,9 @@ class TestSpace:
             tuning.allowed_space(fine, 64, 64)
 
     def test_the_nearest_value_stands_in_for_one_that_is_not_searched(self):
-        assert [Range(0.1, 1).nearest(one) for one in (0.01, 0.5, 7)] == [0.1, 0.5, 1]
-        assert [Choices((128, 256, 512)).nearest(one) for one in (16, 181, 182, 1024)] == [128, 128, 256, 512]
+        assert [tuning.nearest("decay", (0.1, 1), value) for value in (0.01, 0.5, 7)] == [0.1, 0.5, 1]
+        assert [tuning.nearest("codebook_size", (128, 256, 512), value) for value in (16, 181, 182, 1024)] == [
+            128, 128, 256, 512]
 
 
 def preset_of(values, flags=(), size=64):
@@ -185,7 +186,7 @@ class TestPreset:
         assert max(map(len, text.splitlines())) <= 120
 
 
-class Pretended(tuner.TrialTrainer):
+class Pretended(tuning.TrialTrainer):
     """Trains nothing: SSIM rises over the epochs to 1 less the distance of the learning rate from BEST_RATE in powers
     of ten. In the first epoch no codes are in use.
 
@@ -225,10 +226,10 @@ def table(folder):
 
 def run_study(monkeypatch, slices, folder, *flags, **kind_of_training):
     """Run a study of pretended trainings in a folder; return its table. Charts take longer than all else: none."""
-    monkeypatch.setattr(tuner, "START_METHOD", "fork")  # the copy has the pretended trainer, and is there at once
-    monkeypatch.setattr(tuner, "TrialTrainer", partial(Pretended, **kind_of_training))
+    monkeypatch.setattr(tuning, "START_METHOD", "fork")  # the copy has the pretended trainer, and is there at once
+    monkeypatch.setattr(tuning, "TrialTrainer", partial(Pretended, **kind_of_training))
     monkeypatch.setattr(tuning, "draw", lambda *_: None)
-    monkeypatch.setattr(tuner, "AT_RANDOM", 3)
+    monkeypatch.setattr(tuning, "AT_RANDOM", 3)
     tune.main([*map(str, ("--study", "s", "--data", slices, "--out", folder, "--epochs", 4, "--batch", 8,
                           "--codebook-size", 128, "--bits-per-pixel", 9, *SEARCH, *flags))])
     return table(Path(folder))
@@ -273,8 +274,8 @@ class TestStudy:
 
     def test_the_chart_has_a_panel_for_each_setting_and_marks_the_best(self, apart):
         """Scores lie at 0.4 to 0.6 and one at -9, which is not shown: it is three medians (0.45) below 0.6."""
-        space = {"learning_rate": Range(1e-4, 1e-2), "decay": Range(0.9, 0.999), "embedding_dim": Choices((4, 8)),
-                 "gradient_weight": Range(0, 0.1)}
+        space = {"learning_rate": (1e-4, 1e-2), "decay": (0.9, 0.999), "embedding_dim": (4, 8),
+                 "gradient_weight": (0, 0.1)}
         rows = [{"trial": number, "state": "pruned" if number == 3 else "complete", "learning_rate": 1e-3,
                  "decay": 0.99, "embedding_dim": 4, "gradient_weight": 0.0, "score": score}
                 for number, score in enumerate((-9.0, 0.5, 0.6, 0.4, ""))]
@@ -344,7 +345,7 @@ class TestStudy:
         assert [row["state"] for row in rows] == ["failed"] * 3 + ["complete"]
 
     def test_without_a_trial_fit_for_a_prior_there_is_no_preset(self, search, refusal, apart, monkeypatch):
-        monkeypatch.setattr(tuning, "fewest_codes", lambda size: 99)
+        monkeypatch.setattr(tuning.encoding, "fewest_codes", lambda size: 99)
         line = refusal(lambda _: search("one", "--trials", 2))
         assert re.match(r"--savename s: expected a trial whose codes are fit for a prior, found none of 2\. one/trials",
                         line)
@@ -416,7 +417,7 @@ class TestRefusals:
 
 
 def test_without_optuna_one_line_says_how_to_install_it(monkeypatch, refusal, tiny_slices, apart):
-    monkeypatch.setattr(tuner, "optuna", None)
+    monkeypatch.setattr(tuning, "optuna", None)
     line = refusal(tune.main, "--study", "s", "--data", tiny_slices, "--epochs", 1, "--batch", 8)
     assert line == "vqvae2 tune: expected the package optuna, found none. Install it: pip install -e '.[tune]'"
     assert not list(apart.iterdir())
@@ -451,7 +452,9 @@ def test_a_study_that_was_stopped_and_then_killed_goes_on_in_the_middle_of_a_tri
     tune.main(flags)
     ((row),) = table(study)
     assert (row["trial"], row["state"], row["epochs"]) == ("0", "complete", "40")
-    assert float(row["ssim"]) == float(tuning.best_row(files.read_rows(run / "log.csv"))["validate_ssim"])
+    quantised = [epoch for epoch in files.read_rows(run / "log.csv") if epoch["top_used"]]
+    best = min(quantised, key=lambda epoch: float(epoch["validate_reconstruction"]))
+    assert float(row["ssim"]) == float(best["validate_ssim"])
     assert not (run / "state.pt").exists()
     assert "Done: " in (run / "output.txt").read_text()
     train_vqvae.main(["--preset", str(study / "best.toml"), "--savename", "x", *common, "--pictures-every", "40"])

@@ -29,21 +29,20 @@ import dataclasses
 
 import numpy as np
 
-from vqvae2.common import rendezvous
+from vqvae2.common import distributed
 from vqvae2.images import dataset
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
-from vqvae2.training import tuner, tuning
-from vqvae2.training.tuning_settings import TuneSettings
+from vqvae2.training import tuning
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Search as the command line says."""
-    settings = parse(TuneSettings, __doc__, arguments)
-    expect(tuner.optuna is not None, "vqvae2 tune", "the package optuna", "none",
+    settings = parse(tuning.TuneSettings, __doc__, arguments)
+    expect(tuning.optuna is not None, "vqvae2 tune", "the package optuna", "none",
            "Install it: pip install -e '.[tune]'")
-    expect(rendezvous.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
-           f"{rendezvous.launched_world_size()} processes", "--workers N trains several trials at a time.")
+    expect(distributed.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
+           f"{distributed.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))
     images = dataset.load_images(settings, ("train", "validate"), int(np.prod(settings.downsample)))
     for split in ("train", "validate"):
@@ -51,16 +50,16 @@ def main(arguments: list[str] | None = None) -> None:
                "Give --split other shares.")
     data = images.describe()
     space = tuning.allowed_space(settings, *images.shape[1:])
-    with tuner.lock(settings):
-        study = tuner.begin(settings, space, data["data_hash"])
-        print(f"{settings.folder}: {len(tuner.results(study))} of {settings.trials} trials done, {settings.workers} at "
-              f"a time; searching {', '.join(f'{name}={values}' for name, values in space.items())}", flush=True)
-        tuner.search(settings, study, space, data)
-        rows = tuner.results(study)
+    with tuning.lock(settings):
+        study = tuning.begin(settings, space, data["data_hash"])
+        print(f"{settings.folder}: {len(tuning.results(study))} of {settings.trials} trials done, {settings.workers} "
+              f"at a time; searching {', '.join(tuning.in_words(*searched) for searched in space.items())}", flush=True)
+        tuning.search(settings, study, space, data)
+        rows = tuning.results(study)
         best = tuning.write_results(rows, settings, space, data)
     expect(any(row["state"] != "failed" for row in rows), f"--savename {settings.savename}", "a trial that ends well",
            f"none of {len(rows)}", f"The last one's reason: {rows[-1]['reason']}")
     expect(best is not None, f"--savename {settings.savename}", "a trial whose codes are fit for a prior",
            f"none of {len(rows)}", f"{settings.folder / 'trials.csv'} says what they had: give more --epochs, or "
            "raise --trials.")
-    print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.in_words(best, settings)}")
+    print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.told(best, settings)}")

@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,10 +21,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vqvae2.common.errors import Stopped, UserError
-from vqvae2.common.rendezvous import launched_rank, launched_world_size, store_of_this_start
+from vqvae2.common.errors import Stopped, UserError, expect, launched_rank
 
 Value = TypeVar("Value")
+
+
+def launched_world_size() -> int:
+    """Return the number of processes that torchrun starts, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
@@ -39,20 +44,13 @@ def world_size() -> int:
 def pick_device() -> torch.device:
     """Return this process's device: its CUDA GPU, MPS for a single process, else the CPU."""
     if torch.cuda.is_available():
-        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process for each "
-                            f"GPU, found {torch.cuda.device_count()} GPU(s). Start fewer processes.")
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        expect(processes <= gpus, f"--nproc_per_node {processes}", "at most one process for each GPU",
+               f"{gpus} GPU(s)", "Start fewer processes.")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if torch.backends.mps.is_available() and launched_world_size() == 1:
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def why_this_device(device: torch.device) -> str:
-    """Return what a user may wonder about the choice of `pick_device`, or nothing."""
-    if device.type == "cpu" and torch.backends.mps.is_available():
-        return " (MPS serves one process only: start one without torchrun to use it)"
-    return ""
 
 
 def start(device: torch.device, minutes: float = 10) -> None:
@@ -65,12 +63,40 @@ def start(device: torch.device, minutes: float = 10) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched_world_size() > 1 and not dist.is_initialized():
-        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(minutes=minutes)
+        backend, timeout, own = "nccl" if device.type == "cuda" else "gloo", timedelta(minutes=minutes), {}
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            dist.init_process_group(backend, timeout=timeout, store=store_of_this_start(timeout),
-                                    rank=launched_rank(), world_size=launched_world_size())
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+            own = {"store": _store_of_this_start(timeout), "rank": launched_rank(), "world_size": launched_world_size()}
+        dist.init_process_group(backend, timeout=timeout, **own)
+
+
+def _store_of_this_start(timeout: timedelta) -> dist.Store:
+    """Return a part of torchrun's store that nobody has used before, the same on all ranks.
+
+    torchrun keeps its store when it starts workers again, and nothing that it tells them is new each time on every
+    host: rank 1 would find the address of a rank 0 that is dead (pytorch issue 135712). So each rank asks rank 0
+    under a name of its own making, which only a living rank 0 can answer, with the part's name. Not used where
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun give each start a store of its own (the launch files do).
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if launched_rank() != 0:
+        question = uuid.uuid4().hex
+        store.set(f"vqvae2/question/{launched_rank()}", question)
+        name = store.get(f"vqvae2/answer/{question}").decode()
+        store.set(f"{name}/heard/{launched_rank()}", "")
+        return dist.PrefixStore(name, store)
+    name, end = f"vqvae2/{uuid.uuid4().hex}", time.monotonic() + timeout.total_seconds()
+    waiting = set(range(1, launched_world_size()))
+    while waiting:
+        for asking in sorted(waiting):
+            if store.check([f"{name}/heard/{asking}"]):
+                waiting.remove(asking)
+            elif store.check([f"vqvae2/question/{asking}"]):
+                store.set(f"vqvae2/answer/{store.get(f'vqvae2/question/{asking}').decode()}", name)
+        if time.monotonic() > end:
+            raise RuntimeError(f"expected all ranks to join within {timeout} (--timeout-minutes), found nothing from "
+                               f"{sorted(waiting)}. See to their machines.")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def stop() -> None:
@@ -150,9 +176,8 @@ def together(work: Callable[[], Value]) -> Value:
     except UserError as error:
         found = str(error)
     wait_for_all()
-    for one in gather_objects(found):
-        if one is not None:
-            raise UserError(one)
+    if failures := [failure for failure in gather_objects(found) if failure is not None]:
+        raise UserError(failures[0])
     return value
 
 
@@ -193,20 +218,16 @@ def check_same_on_ranks(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """
     if world_size() == 1:
         return
-    named = list(tensors)
-    sums = torch.stack([_checksums(tensor) for _, tensor in named])
-    least, most = sums.clone(), sums
+    named, sums = list(tensors), []
+    for _, tensor in named:
+        # The sum of a tensor's bits as integers, and their sum weighted by place (Fletcher), both modulo 2^64.
+        flat = tensor.detach().contiguous().flatten()
+        bits = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
+        sums.append(torch.stack([bits.sum(), (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()]))
+    least, most = torch.stack(sums), torch.stack(sums)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     for (name, _), differs in zip(named, (least != most).any(1).tolist()):
         if differs:
             raise RuntimeError(f"{name}: expected the same values on every rank, found a difference. "
                                "This is a bug of ours: training was stopped so that no result rests on it.")
-
-
-def _checksums(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor's bits as integers, and their sum weighted by place (Fletcher), both modulo 2^64."""
-    flat = tensor.detach().contiguous().flatten()
-    bits = flat.view(torch.int32 if flat.element_size() % 4 == 0 else torch.uint8).long()
-    places = torch.arange(1, len(bits) + 1, device=bits.device)
-    return torch.stack([bits.sum(), (bits * places).sum()])

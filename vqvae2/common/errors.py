@@ -15,7 +15,6 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
-SECONDS_FOR_RANK_0_TO_SPEAK = 5
 
 
 class UserError(Exception):
@@ -33,6 +32,17 @@ class Unreadable(UserError):
     """A file that cannot be read now, though it may be good: the disk, not the file, is to be seen to."""
 
 
+def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
+    """Raise UserError in the project's one form unless `ok`."""
+    if not ok:
+        raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
+
+
+def flag(name: str) -> str:
+    """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
+    return "--" + name.replace("_", "-")
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
     try:
@@ -40,11 +50,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         line = " ".join(str(error).split())
-        _print_once(line)
+        # Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for rank 0 to have
+        # spoken; a process that is still alive after that has met an error of its own.
+        if launched_rank() != 0:
+            time.sleep(5)
+        print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
     except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 speaks for them
-        if _rank() == 0:
+        if launched_rank() == 0:
             print(str(stop) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
     except BrokenPipeError:  # `| head` has read enough
@@ -52,16 +66,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     raise SystemExit(0)
 
 
-def _rank() -> int:
+def launched_rank() -> int:
+    """Return the rank that torchrun gave this process; known before the process group starts."""
     return int(os.environ.get("RANK", 0))
-
-
-def _print_once(line: str) -> None:
-    """Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for
-    rank 0 to have spoken; one that is still alive after that has met an error of its own."""
-    if _rank() != 0:
-        time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
-    print(line, file=sys.stderr, flush=True)
 
 
 def _tell_launcher(line: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 
 LEFT_OVERS = ".*.tmp*"
 """Pattern of the names of files that a killed process was just writing."""
@@ -62,8 +62,7 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
 def check_folder(folder: Path, flag: str) -> None:
     """Raise UserError where a file stands in the way of a folder that will be written to, before any work is done."""
     for path in (folder, *folder.parents):
-        if path.is_file():
-            raise UserError(f"{flag} {folder}: expected a folder or nothing, found a file {path}. Choose another name.")
+        expect(not path.is_file(), f"{flag} {folder}", "a folder or nothing", f"a file {path}", "Choose another name.")
 
 
 def write_text(path: Path, text: str) -> None:

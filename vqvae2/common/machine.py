@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,15 +51,14 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
     if asked != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked], "as asked"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "native on this GPU"
-        return torch.float32, "this GPU has no native bf16"
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16, "native on this GPU") if is_native else (torch.float32, "this GPU has no native bf16")
     if device.type != "cpu":
         return torch.float32, f"bf16 is not tried on {device.type}"
-    if not cpu_flags():
+    flags = cpu_flags()
+    if not flags:
         return torch.float32, "the system does not say whether this CPU has native bf16"
-    units = {name for flag, name in BF16_UNITS.items() if flag in cpu_flags()}
-    if units:
+    if units := {name for flag, name in BF16_UNITS.items() if flag in flags}:
         return torch.bfloat16, f"this CPU has {' and '.join(sorted(units))}"
     return torch.float32, "this CPU has none of " + ", ".join(sorted(set(BF16_UNITS.values())))
 
@@ -67,7 +66,9 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
 def in_words(device: torch.device, precision: tuple[torch.dtype, str], compiled: tuple[bool, str]) -> str:
     """Return what was chosen, and why, for the line with which a run begins."""
     name = str(precision[0]).removeprefix("torch.")
-    return f"{device.type}, {name} ({precision[1]}), {'compiled' if compiled[0] else 'not compiled'} ({compiled[1]})"
+    is_lent_no_gpu = device.type == "cpu" and torch.backends.mps.is_available()
+    return (f"{device.type}, {name} ({precision[1]}), {'compiled' if compiled[0] else 'not compiled'} ({compiled[1]})"
+            f"{' (MPS serves one process only: start one without torchrun to use it)' if is_lent_no_gpu else ''}")
 
 
 BF16_UNITS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "ARM BF16"}
@@ -79,27 +80,32 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
     torch's own questions are private and differ between versions: torch 2.11 cannot be asked about AMX-BF16 or ARM.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return set()
+    lines = path.read_text().splitlines() if path.is_file() else []
     return {flag for line in lines if line.split(":")[0].strip() in ("flags", "Features")
             for flag in line.partition(":")[2].split()}
 
 
-def choose_compilation(asked: str, device: torch.device) -> tuple[bool, str]:
-    """Return whether to compile networks with torch.compile, and why; never fails for want of a compiler.
+def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Module]) -> tuple[bool, str]:
+    """Compile the networks `parts` with torch.compile where it pays; return whether it was done, and why.
 
     "auto" compiles on CUDA alone: on a CPU the convolutions of an autoencoder take nine tenths of a step, which
-    compiling leaves as they are (docs/benchmarks.md). Where it is to be, a tiny function is compiled first.
+    compiling leaves as they are (docs/benchmarks.md). A tiny function is compiled first: a run never fails for want of
+    a compiler.
     """
+    if not parts:
+        return False, "no part of this model is for it"
     if asked == "never":
         return False, "as asked"
     if asked == "auto" and device.type != "cuda":
         return False, f"does not pay on {device.type}"
-    failure = why_not_compiled(device)
-    if failure:
+    if failure := why_not_compiled(device):
         return False, f"torch.compile does not work here: {failure}"
+    # The shapes of a part are those of a full and a last batch, in training and in validation. Beyond this limit, which
+    # is 8 otherwise, torch does not compile.
+    torch._dynamo.config.recompile_limit = 64
+    for part in parts:
+        # Not part.compile(): for an nn.Sequential that compiles only those layers that are not torch's own.
+        part.forward = torch.compile(part.forward, dynamic=False)
     return True, "as asked" if asked == "always" else "torch.compile works on this GPU"
 
 
@@ -120,35 +126,6 @@ def why_not_compiled(device: torch.device) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}{': ' + lines[0][:150] if lines else ''}"
     return ""
-
-
-LARGEST_NUMBER_OF_SHAPES = 64
-"""For each part: a full and a last batch, in training and in validation. At torch's limit of 8 the rest is eager."""
-
-
-def compile_parts(parts: Iterable[nn.Module]) -> None:
-    """Let each module be compiled at its first call, in place, so that names in the state_dict stay as they are.
-
-    Each shape gets kernels of its own (dynamic=False): a kernel for all shapes, made when a second one comes, adds
-    up in another order, and a run that goes on from its middle would have one where the first run had the other.
-    """
-    for name in ("recompile_limit", "cache_size_limit"):  # the name now, and before torch 2.6
-        if hasattr(torch._dynamo.config, name):
-            setattr(torch._dynamo.config, name, LARGEST_NUMBER_OF_SHAPES)
-            break
-    for part in parts:
-        # Not part.compile(): of an nn.Sequential that compiles only those layers that are not torch's own.
-        part.forward = torch.compile(part.forward, dynamic=False)
-
-
-def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Module]) -> tuple[bool, str]:
-    """Compile `parts` where `choose_compilation` says so; return whether it was done, and why."""
-    if not parts:
-        return False, "no part of this model is for it"
-    chosen = choose_compilation(asked, device)
-    if chosen[0]:
-        compile_parts(parts)
-    return chosen
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

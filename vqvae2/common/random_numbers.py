@@ -8,13 +8,11 @@ and neither ranks nor batch size change a result. The hash is SplitMix64 (Steele
 import numpy as np
 import torch
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
 
 def mix(values: np.ndarray) -> np.ndarray:
     """Return a 64-bit hash of each of `values` (uint64)."""
     with np.errstate(over="ignore"):
-        z = values + _GOLDEN
+        z = values + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

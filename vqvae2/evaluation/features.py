@@ -183,7 +183,7 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
     path = Path(os.path.expanduser(spec or SHIPPED))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device, shape)
-    model, config, tensors, folder = weights.load_model(
+    model, config, weights_hash, folder = weights.load_model(
         spec or str(SHIPPED), "--features", KIND, lambda config, _: FeatureNet(
             from_dict(FeatureSettings, config["settings"])), words="a feature network", advice=f"Give {NEED}.")
     mean, white = model.mean.double(), torch.from_numpy(whitening(model.covariance.double().numpy()))
@@ -193,7 +193,7 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
         seen = as_seen(images.cpu().float() / 255)
         return (model(seen.to(device)).features.cpu().double() - mean) @ white
 
-    return Extractor(folder.name if spec else "features", weights.weights_hash(tensors), len(mean), embed, config)
+    return Extractor(folder.name if spec else "features", weights_hash, len(mean), embed, config)
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vqvae2.common import distributed, machine, rendezvous
+from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError
 from vqvae2.common.names import SPLITS
 from vqvae2.images import memory
@@ -166,7 +166,7 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
         notes.add(note)
         broken |= {chosen[i].name: why for i, why in errors.items()}
     _refuse_broken(folder, broken, sum(file.split in splits for file in files))
-    if rendezvous.launched_rank() == 0:
+    if distributed.launched_rank() == 0:
         print("".join(f"{note}\n" for note in sorted(notes - {""})), end="", flush=True)
     images = Images(folder, sets, settings.dataset != "folder" or settings.subject_pattern is not None, tuple(files))
     _check_shapes(images, shape_must_divide)

@@ -37,31 +37,30 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from vqvae2.models.hub import PretrainedVqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.runs import weights
-
-GROUPS = 8
-"""The number of groups of channels that are normalised together; fewer where it does not divide the channels."""
+from vqvae2.runs.weights import Pretrained, Trained, load_model
+from vqvae2.settings.parsing import from_dict
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The autoencoder's result for images `[batch, channels, height, width]`."""
+    """The autoencoder's result for images `[batch, channels, height, width]`.
+
+    Args:
+        images: `[batch, channels, height, width]`: about 0…1, not clipped.
+        codes: the codes `[batch, height, width]` of each level, coarse first.
+        commitment: `[batch]`: mean squared distance of vectors to their embeddings, summed over the levels.
+        codebook: `[batch]`: the same, with a gradient for the embeddings; 0 where none moves them.
+        prediction: `[batch]`: mean squared error of the features that the top predicts; 0 with one level.
+    """
 
     images: torch.Tensor
-    """`[batch, channels, height, width]`: about 0…1, not clipped."""
     codes: dict[str, torch.Tensor]
-    """The codes `[batch, height, width]` of each level, coarse first."""
     commitment: torch.Tensor
-    """`[batch]`: mean squared distance of vectors to their embeddings, summed over the levels."""
     codebook: torch.Tensor
-    """`[batch]`: the same, with a gradient for the embeddings; 0 where none moves them."""
     prediction: torch.Tensor
-    """`[batch]`: mean squared error of the features that the top predicts; 0 with one level."""
 
 
 class ResidualBlock(nn.Module):
@@ -94,20 +93,22 @@ class Enlarging(nn.ConvTranspose2d):
         To a picture (at most 4 channels) the sums are float32 whatever autocast says.
         """
         if self.out_channels > 4:
-            made = functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
+            made = nn.functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
             return made.add_(self.bias.to(made.dtype)[:, None, None])
-        patches = functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
+        patches = nn.functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
         size = 2 * x.shape[2], 2 * x.shape[3]
-        return functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
+        return nn.functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
 
 
 def normalised(channels: int, norm: str) -> list[nn.Module]:
     """Return what follows a convolution: GroupNorm where `norm` is "group" (Wu and He 2018), else nothing.
 
+    Eight groups of channels are normalised together; fewer where 8 does not divide the channels.
+
     GroupNorm looks at each image alone. With BatchNorm the images of a batch would depend on each other, and so on the
     way in which they are dealt to ranks.
     """
-    return [nn.GroupNorm(math.gcd(channels, GROUPS), channels)] if norm == "group" else []
+    return [nn.GroupNorm(math.gcd(channels, 8), channels)] if norm == "group" else []
 
 
 def residual_stack(settings: VqvaeSettings) -> list[nn.Module]:
@@ -146,7 +147,7 @@ def halvings(factor: int) -> int:
     return factor.bit_length() - 1
 
 
-class Vqvae(PretrainedVqvae, nn.Module):
+class Vqvae(Pretrained, nn.Module):
     """Two-level VQ-VAE-2, or one-level VQ-VAE, on images of any size that the factors divide.
 
     Example: images `[8, 1, 128, 128]` with `downsample=(4, 2)` give bottom codes `[8, 32, 32]` and top
@@ -159,6 +160,8 @@ class Vqvae(PretrainedVqvae, nn.Module):
         intensities: mean and standard deviation `[image_channels]` of the training images, for settings.standardise.
         seed: the run's seed, from which restarted embeddings draw their vectors.
     """
+
+    kind = "vqvae"
 
     def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
                  intensities: tuple[torch.Tensor, torch.Tensor] | None = None, seed: int = 0):
@@ -174,7 +177,7 @@ class Vqvae(PretrainedVqvae, nn.Module):
         if settings.levels == 2:
             self.top_encoder = encoder(width, settings.downsample[1], settings)
             self.top_decoder = decoder(dim, dim, settings.downsample[1], settings)
-            self.top_upsample = upsampler(dim, settings.downsample[1])
+            self.top_upsample = nn.Sequential(*(Enlarging(dim, dim) for _ in range(halvings(settings.downsample[1]))))
             self.to_bottom = nn.Conv2d(width, dim, 1)
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
@@ -183,6 +186,11 @@ class Vqvae(PretrainedVqvae, nn.Module):
                 self.register_buffer(name, value.view(-1, 1, 1))
         else:
             self.mean, self.deviation = 0.5, 1.0
+
+    @classmethod
+    def from_config(cls, config: dict, _: dict[str, torch.Tensor]) -> "Vqvae":
+        """Return a model of a run's config, whose weights are still to be loaded."""
+        return cls(from_dict(VqvaeSettings, config["settings"]), config["image_shape"][0])
 
     def forward(self, images: torch.Tensor, place: Place | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
@@ -200,7 +208,7 @@ class Vqvae(PretrainedVqvae, nn.Module):
     def _quantise(self, images: torch.Tensor, place: Place | None,
                   ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
         """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
-        features = self.encoder(self._standardised(images))
+        features = self.encoder((images - self.mean) / self.deviation)
         if self.settings.levels == 1:
             only = self.quantizers["top"](self.to_top(features), place)
             return {"top": only}, features, torch.zeros_like(only.commitment)
@@ -211,17 +219,11 @@ class Vqvae(PretrainedVqvae, nn.Module):
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
         return {"top": top, "bottom": bottom}, predicted, missed
 
-    def _standardised(self, images: torch.Tensor) -> torch.Tensor:
-        centred = images - self.mean
-        return centred / self.deviation if self.settings.standardise else centred
-
     def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        if features is None:
-            made = self.decoder(top)
-        else:
+        if features is not None:
             above = self.top_upsample(top)
-            made = self.decoder(torch.cat([above, features.to(above.dtype)], 1))
-        return (made * self.deviation if self.settings.standardise else made) + self.mean
+            top = torch.cat([above, features.to(above.dtype)], 1)
+        return self.decoder(top) * self.deviation + self.mean
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
@@ -240,41 +242,21 @@ class Vqvae(PretrainedVqvae, nn.Module):
         for quantizer in self.quantizers.values():
             quantizer.update()
 
-    def convolutional_parts(self) -> list[nn.Module]:
-        """Return the networks between the codebooks, which torch.compile can make one piece of."""
-        names = ("encoder", "top_encoder", "top_decoder", "top_upsample", "decoder")
-        return [getattr(self, name) for name in names if hasattr(self, name)]
-
     def is_quantising(self) -> bool:
         """Return whether all codebooks are placed; before that, codes mean nothing."""
         return all(quantizer.started for quantizer in self.quantizers.values())
 
 
-def upsampler(dim: int, factor: int) -> nn.Sequential:
-    """Return transposed convolutions that enlarge `[b, dim, h, w]` by `factor`."""
-    return nn.Sequential(*[Enlarging(dim, dim) for _ in range(halvings(factor))])
+TrainedVqvae = Trained
+"""A `Vqvae` read from its folder."""
 
 
-@dataclass(frozen=True)
-class TrainedVqvae:
-    """A VQ-VAE read from its folder."""
-
-    model: Vqvae
-    """The network, in eval mode."""
-    config: dict
-    """The settings and the data that it was trained with."""
-    hash: str
-    """The hash of its weights, to which code maps and priors are tied."""
-    folder: Path
-
-
-def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae",
-               results: Path = Path("results")) -> TrainedVqvae:
+def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae", results: Path = Path("results")) -> TrainedVqvae:
     """Return the VQ-VAE in the folder `name`, or of that name in results/*/ or pretrained/.
 
     Raises: UserError if there is none, or the folder holds another kind of model.
     """
-    loaded = weights.load_model(
-        name, flag, "vqvae", Vqvae._from_config, results, words="a VQ-VAE",
-        advice="Give the name that train_vqvae.py was run with.")
-    return TrainedVqvae(loaded.model.to(device), loaded.config, weights.weights_hash(loaded.tensors), loaded.folder)
+    loaded = load_model(name, flag, Vqvae.kind, Vqvae.from_config, results, words="a VQ-VAE",
+                        advice="Give the name that train_vqvae.py was run with.")
+    loaded.model.to(device)
+    return loaded

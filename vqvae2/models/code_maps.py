@@ -14,20 +14,22 @@ import torch
 from vqvae2.common import files
 
 LEVELS = ("top", "bottom")
-OTHERS = {*LEVELS, "image", "vqvae_hash", "data_hash"}
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """The exceptions of numpy.load, and of reading its arrays, where a file is another program's or damaged."""
 
 
 @dataclass(frozen=True)
 class CodeMaps:
-    """The codes of some images."""
+    """The codes of some images.
+
+    Args:
+        levels: the code maps of each level, coarse first, int64 `[n, height, width]`.
+        scores: further numbers of each image by their names, float64 `[n]`.
+    """
 
     names: list[str]
     levels: dict[str, torch.Tensor]
-    """The code maps of each level, coarse first, int64 `[n, height, width]`."""
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Further numbers of each image by their names, float64 `[n]`."""
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""
@@ -48,6 +50,7 @@ class CodeMaps:
                     return None
                 return cls([str(name) for name in file["image"]],
                            {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
-                           {name: torch.from_numpy(file[name]) for name in file if name not in OTHERS})
+                           {name: torch.from_numpy(file[name]) for name in file
+                            if name not in (*LEVELS, "image", "vqvae_hash", "data_hash")})
         except UNREADABLE:
             return None

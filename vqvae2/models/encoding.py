@@ -7,13 +7,11 @@ import numpy as np
 import torch
 
 from vqvae2.common import distributed, random_numbers
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import expect
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import coding, similarity
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
-
-SMALLEST_USE, SMALLEST_SHARE, WARNING_SHARE = 8, 0.02, 0.10
 
 
 @torch.no_grad()
@@ -34,7 +32,12 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
         parts.append({level: one.cpu().numpy().astype(np.int16) for level, one in codes.items()})
         on_batch(len(items))
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
-    return CodeMaps(images.names, _interleave(distributed.gather_objects(own), len(images)))
+    shares, levels = distributed.gather_objects(own), {}
+    for level, first in shares[0].items():  # rank r holds items r, r + ranks, …: they are put back in order
+        levels[level] = torch.zeros(len(images), *first.shape[1:], dtype=torch.long)
+        for rank, share in enumerate(filter(None, shares)):
+            levels[level][rank::len(shares)] = torch.from_numpy(share[level]).long()
+    return CodeMaps(images.names, levels)
 
 
 @torch.no_grad()
@@ -75,20 +78,23 @@ def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, se
     return figures
 
 
+def fewest_codes(codebook_size: int) -> int:
+    """Return how many codes of a level must be in use for a prior to learn them: 8, or 2 % of the codebook."""
+    return max(min(8, codebook_size), math.ceil(0.02 * codebook_size))
+
+
 def check_codebook_use(figures: dict[str, dict[str, float]], name: str) -> list[str]:
     """Return warnings about levels in which few codes are in use on the training split.
 
-    Raises: UserError below 8 codes or 2 %: a prior of such codes would learn nothing.
+    Raises: UserError below `fewest_codes`: a prior of such codes would learn nothing.
     """
     warnings = []
-    for level, one in figures.items():
-        size, used = int(one["size"]), int(one["used"])
-        needed = max(min(SMALLEST_USE, size), math.ceil(SMALLEST_SHARE * size))
-        if used < needed:
-            raise UserError(f"--vqvae {name}: expected at least {needed} of {size} {level} codes in use on the "
-                            f"training images, found {used}: its codebook has collapsed. Train the VQ-VAE longer, "
-                            "or with more --start-steps.")
-        if used < WARNING_SHARE * size:
+    for level, found in figures.items():
+        size, used = int(found["size"]), int(found["used"])
+        expect(used >= fewest_codes(size), f"--vqvae {name}", f"at least {fewest_codes(size)} of {size} {level} codes "
+               "in use on the training images", f"{used}: its codebook has collapsed",
+               "Train the VQ-VAE longer, or with more --start-steps.")
+        if used < 0.10 * size:
             warnings.append(f"warning: only {used} of {size} {level} codes are in use on the training images. "
                             "A longer training or more --start-steps would help.")
     return warnings
@@ -104,15 +110,3 @@ def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], 
         parts.append(similarity.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
     total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)
-
-
-def _interleave(shares: list[dict[str, np.ndarray]], total: int) -> dict[str, torch.Tensor]:
-    """Rank r holds items r, r + ranks, …; put them back in order."""
-    levels = {}
-    for level, first in shares[0].items():
-        whole = np.zeros((total, *first.shape[1:]), np.int64)
-        for rank, share in enumerate(shares):
-            if level in share:
-                whole[rank::len(shares)] = share[level]
-        levels[level] = torch.from_numpy(whole)
-    return levels

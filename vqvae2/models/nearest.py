@@ -6,7 +6,6 @@ No matrix of distances outlives its block of rows (docs/benchmarks.md).
 import torch
 from torch.nn import functional
 
-KMEANS_ITERATIONS = 10
 CPU_BLOCK = 2**20
 """Distances that each CPU thread computes before they are reduced: 4 MB as float32, so that they stay in the cache.
 
@@ -84,7 +83,7 @@ def kmeans(rows: torch.Tensor, clusters: int, generator: torch.Generator) -> tup
     """
     order = torch.randperm(len(rows), generator=generator)
     centres = rows[order[torch.arange(clusters) % len(rows)]].clone()
-    for _ in range(KMEANS_ITERATIONS):
+    for _ in range(10):
         codes = nearest(rows, centres)
         counts = torch.bincount(codes, minlength=clusters).to(rows.dtype)
         sums = torch.zeros_like(centres).index_add_(0, codes, rows)

@@ -37,12 +37,10 @@ References
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.models.nearest import as_rows, kmeans, mean_squares, nearest
@@ -54,8 +52,6 @@ RESTART_EVERY = 10
 """Steps between restarts."""
 RESTART_BELOW = 0.02
 """An embedding chosen less often than this share of the mean since the last restart is restarted."""
-RESTART_COUNT = 1.0
-"""Its new count, as a share of the mean."""
 LARGEST_PERMUTATION = 2**20
 CATCH_UP = 0.2
 """After n updates the moving average takes at least 1 / (1 + CATCH_UP n) of the step's statistics."""
@@ -63,29 +59,35 @@ CATCH_UP = 0.2
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantizer's result for vectors `[batch, dim, height, width]`."""
+    """A quantizer's result for vectors `[batch, dim, height, width]`.
+
+    Args:
+        vectors: `[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input.
+        codes: `[batch, height, width]`: integers in [0, codebook_size).
+        commitment: `[batch]`: mean squared distance from a vector to its embedding, whose gradient moves the vectors
+            ([1] equation 3, last term).
+        codebook: `[batch]`: the same distance, whose gradient moves the embeddings (second term); 0 where none does.
+    """
 
     vectors: torch.Tensor
-    """`[batch, dim, height, width]`: the embeddings, with the gradient passed straight to the input."""
     codes: torch.Tensor
-    """`[batch, height, width]`: integers in [0, codebook_size)."""
     commitment: torch.Tensor
-    """`[batch]`: mean squared distance from a vector to its embedding, whose gradient moves the vectors ([1] equation
-    3, last term)."""
     codebook: torch.Tensor
-    """`[batch]`: the same distance, whose gradient moves the embeddings (second term); 0 where none does."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a share of images in the global batch of one step; whichever rank holds them."""
+    """The place of a share of images in the global batch of one step; whichever rank holds them.
+
+    Args:
+        positions: `[batch]`: each image's place in the global batch, 0…global_batch-1.
+        global_batch: images in this step over all ranks and micro-batches.
+        step: number of the step, from 0.
+    """
 
     positions: torch.Tensor
-    """`[batch]`: each image's place in the global batch, 0…global_batch-1."""
     global_batch: int
-    """Images in this step over all ranks and micro-batches."""
     step: int
-    """Number of the step, from 0."""
 
 
 class Quantizer(nn.Module):
@@ -114,7 +116,7 @@ class Quantizer(nn.Module):
         self.codebook_size, self.dim = codebook_size, dim
 
     @classmethod
-    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> "Quantizer":
         """Return the quantizer of one level.
 
         Args:
@@ -137,7 +139,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the embeddings `[batch, dim, height, width]` of codes `[batch, height, width]`."""
-        return functional.embedding(codes, self.codebook).movedim(-1, 1)
+        return nn.functional.embedding(codes, self.codebook).movedim(-1, 1)
 
 
 class LearnedCodebook(Quantizer):
@@ -147,16 +149,19 @@ class LearnedCodebook(Quantizer):
     ranks. In eval mode no state changes.
 
     Args:
-        codebook: `[codebook_size, dim]`, registered by the subclass as a buffer or as a parameter.
+        codebook_size: number of embeddings. dim: their dimension. The subclass registers `codebook`, as a buffer or as
+            a parameter.
+        decay: share of its past that a moving average keeps at each step (gamma), where the rule has one.
         start_steps: steps without quantising before the codebook is placed; up to as many again where a step has too
             few vectors for that.
         seed: of the draws of candidates, which depend on (seed, step) and not on the ranks.
         restart_every: steps between restarts of dead embeddings; 0 for none.
     """
 
-    def __init__(self, codebook_size: int, dim: int, start_steps: int, seed: int, restart_every: int):
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
+                 restart_every: int = RESTART_EVERY):
         super().__init__(codebook_size, dim)
-        self.start_steps, self.seed, self.restart_every = start_steps, seed, restart_every
+        self.decay, self.start_steps, self.seed, self.restart_every = decay, start_steps, seed, restart_every
         self.register_buffer("recent", torch.zeros(codebook_size))
         self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("step_counts", torch.zeros(codebook_size), persistent=False)
@@ -166,13 +171,14 @@ class LearnedCodebook(Quantizer):
         self._place: Place | None = None
         self._cells = 0
         self.started = False  # is_started as a Python value: asking a GPU would make every step wait
-        self.register_load_state_dict_post_hook(lambda module, _: module._know_whether_started())
+
+    @classmethod
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> "Quantizer":
+        """Return the quantizer of one level."""
+        return cls(settings.codebook_size, settings.embedding_dim, settings.decay, start_steps, seed,
+                   settings.restart_every)
 
     # What a kind of codebook provides ---------------------------------------------------------
-
-    def _codebook_term(self, rows: torch.Tensor, codes: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-        """Return `distances` `[batch]` with the gradient that is to move the codebook."""
-        return torch.zeros_like(distances)
 
     def _count(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
         """Add to the step's statistics."""
@@ -184,16 +190,15 @@ class LearnedCodebook(Quantizer):
         self.recent += distributed.sum_over_ranks(self.step_counts)
         self.step_counts.zero_()
 
-    def _placed(self, counts: torch.Tensor) -> None:
-        """Make all other state consistent with embeddings that k-means has placed; `counts` as of one step."""
+    def _settle(self, moved: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Make all other state consistent with embeddings that k-means or a restart has moved.
 
-    def _replaced(self, dead: torch.Tensor) -> None:
-        """Make all other state consistent with embeddings that were restarted."""
+        Args:
+            moved: `[codebook_size]`, which of the embeddings have moved.
+            counts: `[codebook_size]`, as of one step; the mean of all embeddings if they are not given.
+        """
 
     # What is common to all --------------------------------------------------------------------
-
-    def _know_whether_started(self) -> None:
-        self.started = bool(self.is_started)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -204,6 +209,7 @@ class LearnedCodebook(Quantizer):
         gathered = state_dict.pop(f"{prefix}gathered", self.gathered[:0])
         self.gathered = gathered.to(self.gathered)
         super()._load_from_state_dict(state_dict, prefix, *more)
+        self.started = bool(self.is_started)
 
     def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
         """Quantise `vectors` `[batch, dim, height, width]`; collect statistics if training with a `place`.
@@ -227,13 +233,8 @@ class LearnedCodebook(Quantizer):
             codes = nearest(rows, self.codebook) if self.started else rows.new_zeros(len(rows), dtype=torch.long)
             if self.training and place is not None:
                 self._collect(rows, codes, place, height * width)
-            codes_made = codes.view(batch, height, width)
-            if not self.started:
-                none = rows.new_zeros(batch)
-                return Quantized(vectors, codes_made, none, self._codebook_term(rows, codes, none))
-            embeddings, commitment = _StraightThrough.apply(vectors, rows, codes, self.codebook)
-            term = self._codebook_term(rows, codes, commitment.detach())
-            return Quantized(embeddings, codes_made, commitment, term)
+            made, commitment, term = _StraightThrough.apply(vectors, rows, codes, self.codebook, self.started)
+            return Quantized(made, codes.view(batch, height, width), commitment, term)
 
     def _collect(self, rows: torch.Tensor, codes: torch.Tensor, place: Place, cells: int) -> None:
         """Add this share's counts, sums and drawn candidates (`cells` rows an image) to those of the step."""
@@ -293,7 +294,7 @@ class LearnedCodebook(Quantizer):
         # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
         self.codebook.copy_(distributed.from_rank_0(codebook.to(self.codebook.device)))
         shares = distributed.from_rank_0(counts.to(self.recent.device)) / len(candidates)
-        self._placed(shares * (place.global_batch * self._cells))
+        self._settle(torch.ones_like(self.recent, dtype=torch.bool), shares * (place.global_batch * self._cells))
         self.is_started.fill_(True)
         self.started = True
 
@@ -308,40 +309,25 @@ class LearnedCodebook(Quantizer):
         ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
         replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
         self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
-        self._replaced(dead)
+        self._settle(dead)
         self.recent.zero_()
 
 
 class EmaQuantizer(LearnedCodebook):
-    """A codebook of moving averages ([1] appendix A.1); see `LearnedCodebook` for the rest.
+    """A codebook of moving averages ([1] appendix A.1); its arguments are those of `LearnedCodebook`."""
 
-    Args:
-        codebook_size: number of embeddings. dim: their dimension.
-        decay: share of its past that the moving average keeps at each step (gamma).
-    """
-
-    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
-                 restart_every: int = RESTART_EVERY):
-        super().__init__(codebook_size, dim, start_steps, seed, restart_every)
-        self.decay = decay
-        self.register_buffer("codebook", torch.zeros(codebook_size, dim))
-        self.register_buffer("counts", torch.zeros(codebook_size))
-        self.register_buffer("sums", torch.zeros(codebook_size, dim))
-        self.register_buffer("updates", torch.zeros(()))
+    def __init__(self, codebook_size: int, dim: int, *options: object, **more: object):
+        super().__init__(codebook_size, dim, *options, **more)
+        for name, shape in {"codebook": (codebook_size, dim), "counts": (codebook_size,), "sums": (codebook_size, dim),
+                            "updates": ()}.items():
+            self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("step_sums", torch.zeros(codebook_size, dim), persistent=False)
-
-    @classmethod
-    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
-        """Return the quantizer of one level."""
-        return cls(settings.codebook_size, settings.embedding_dim, settings.decay, start_steps, seed,
-                   settings.restart_every)
 
     def _count(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
         super()._count(rows, codes)
         self.step_sums.index_add_(0, codes, rows)
 
     def _follow(self) -> None:
-        """One step of the moving average."""
         statistics = distributed.sum_over_ranks(torch.cat([self.step_counts[:, None], self.step_sums], 1))
         self.recent += statistics[:, 0]
         self.updates += 1
@@ -353,13 +339,9 @@ class EmaQuantizer(LearnedCodebook):
         self.step_counts.zero_()
         self.step_sums.zero_()
 
-    def _placed(self, counts: torch.Tensor) -> None:
-        self.counts.copy_(counts)
-        self.sums.copy_(self.codebook * counts[:, None])
-
-    def _replaced(self, dead: torch.Tensor) -> None:
-        self.counts.copy_(torch.where(dead, RESTART_COUNT * self.counts.mean(), self.counts))
-        self.sums.copy_(torch.where(dead[:, None], self.codebook * self.counts[:, None], self.sums))
+    def _settle(self, moved: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        self.counts.copy_(torch.where(moved, self.counts.mean() if counts is None else counts, self.counts))
+        self.sums.copy_(torch.where(moved[:, None], self.codebook * self.counts[:, None], self.sums))
 
 
 class GradientQuantizer(LearnedCodebook):
@@ -371,19 +353,9 @@ class GradientQuantizer(LearnedCodebook):
 
     has_codebook_loss = True
 
-    def __init__(self, codebook_size: int, dim: int, start_steps: int = 100, seed: int = 0,
-                 restart_every: int = RESTART_EVERY):
-        super().__init__(codebook_size, dim, start_steps, seed, restart_every)
+    def __init__(self, codebook_size: int, dim: int, *options: object, **more: object):
+        super().__init__(codebook_size, dim, *options, **more)
         self.codebook = nn.Parameter(torch.zeros(codebook_size, dim))
-
-    @classmethod
-    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
-        """Return the quantizer of one level."""
-        return cls(settings.codebook_size, settings.embedding_dim, start_steps, seed, settings.restart_every)
-
-    def _codebook_term(self, rows: torch.Tensor, codes: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-        # Before the start it is 0, of all embeddings: DDP wants every parameter to have a gradient.
-        return _CodebookTerm.apply(rows, codes, self.codebook, distances, self.started)
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -430,7 +402,7 @@ class FiniteScalarQuantizer(Quantizer):
             self.register_buffer(name, value, persistent=False)
 
     @classmethod
-    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> Self:
+    def from_settings(cls, settings: VqvaeSettings, start_steps: int, seed: int) -> "Quantizer":
         """Return the quantizer of one level."""
         return cls(settings.fsq_levels, settings.embedding_dim, settings.decay)
 
@@ -453,8 +425,9 @@ class FiniteScalarQuantizer(Quantizer):
             rounded = bounded.detach().round()
             codes = ((rounded.long() + self.middle) * self.places).sum(1)
             # What is added to the codebook's rows is 0 and passes the gradient on, so that they stay the rows' bits.
-            passing = functional.linear((bounded - bounded.detach()) / self.middle, self.from_scalars.weight.detach())
-            embeddings = functional.embedding(codes, self.codebook) + passing
+            passing = (bounded - bounded.detach()) / self.middle
+            embeddings = nn.functional.embedding(codes, self.codebook) + nn.functional.linear(
+                passing, self.from_scalars.weight.detach())
         none = embeddings.new_zeros(batch)
         return Quantized(embeddings.view(batch, height, width, self.dim).movedim(-1, 1),
                          codes.view(batch, height, width), none, none)
@@ -474,61 +447,58 @@ class FiniteScalarQuantizer(Quantizer):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Vectors -> their embeddings, with the gradient passed to the vectors, and the commitment ([1] equation 3).
+    """Vectors -> their embeddings, with the gradient passed to the vectors, and the two distances of [1] equation 3.
 
-    What autograd would record is a chain of differences of the size of the vectors; here it keeps the vectors
-    and the embeddings, which the layers on both sides hold anyway. No gradient goes to the codebook.
+    The gradient of the commitment goes to the vectors alone; that of the codebook's term, which has the same values,
+    goes to the codebook alone, where that is a parameter. What autograd would record is a chain of differences of the
+    size of the vectors; here it keeps the vectors and the embeddings, which the layers on both sides hold anyway.
     """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, vectors: torch.Tensor, rows: torch.Tensor,
-                codes: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings `[batch, dim, height, width]` (channels_last) and commitment `[batch]`."""
+                codes: torch.Tensor, codebook: torch.Tensor, started: bool) -> tuple[torch.Tensor, ...]:
+        """Return embeddings `[batch, dim, height, width]` (channels_last), commitment and codebook term `[batch]`.
+
+        Before the start these are the vectors themselves, 0 and 0.
+        """
         batch, dim, height, width = vectors.shape
-        embeddings = functional.embedding(codes, codebook)
-        commitment = mean_squares(rows, embeddings, batch, height * width)
-        embeddings = embeddings.view(batch, height, width, dim).movedim(-1, 1)
-        ctx.save_for_backward(vectors, embeddings)
-        ctx.set_materialize_grads(False)
-        return embeddings, commitment
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, of_embeddings: torch.Tensor | None,
-                 of_commitment: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None, None]:
-        """Return the gradient of the vectors, in their own type."""
-        vectors, embeddings = ctx.saved_tensors
-        gradient = of_embeddings
-        if of_commitment is not None:
-            share = of_commitment * (2 / max(1, math.prod(vectors.shape[1:])))
-            gradient = (vectors.to(embeddings.dtype) - embeddings).mul_(share[:, None, None, None])
-            gradient = gradient if of_embeddings is None else gradient.add_(of_embeddings)
-        return None if gradient is None else gradient.to(vectors.dtype), None, None, None
-
-
-class _CodebookTerm(torch.autograd.Function):
-    """Distances `[batch]` of vectors to their embeddings, with a gradient for the codebook alone ([1] equation 3)."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: torch.Tensor, codes: torch.Tensor,
-                codebook: torch.Tensor, distances: torch.Tensor, started: bool) -> torch.Tensor:
-        """Return the distances as they are."""
         ctx.started = started
-        ctx.save_for_backward(rows, codes, codebook)
-        return distances.clone()
+        ctx.set_materialize_grads(False)
+        if started:
+            found = nn.functional.embedding(codes, codebook)
+            commitment = mean_squares(rows, found, batch, height * width)
+            made = found.view(batch, height, width, dim).movedim(-1, 1)
+        else:
+            commitment, made = rows.new_zeros(batch), vectors.view_as(vectors)
+        ctx.save_for_backward(vectors, made, *((rows, codes, codebook) if ctx.needs_input_grad[3] else ()))
+        term = commitment.clone()
+        if not ctx.needs_input_grad[3]:
+            ctx.mark_non_differentiable(term)
+            term.zero_()
+        return made, commitment, term
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, of_term: torch.Tensor
-                 ) -> tuple[None, None, torch.Tensor, None, None]:
-        """Return the gradient of the codebook: 2 (embedding - vector) / numbers of an image, summed by code."""
-        rows, codes, codebook = ctx.saved_tensors
-        gradient = torch.zeros_like(codebook)
-        if ctx.started and len(rows):
-            cells = len(rows) // len(of_term)
-            share = (of_term * (2 / (cells * rows.shape[1]))).repeat_interleave(cells)
-            gradient.index_add_(0, codes, (functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
-        return None, None, gradient, None, None
+    def backward(ctx: torch.autograd.function.FunctionCtx, of_made: torch.Tensor | None,
+                 of_commitment: torch.Tensor | None, of_term: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of the vectors, in their own type, and that of the codebook.
+
+        The latter is 2 (embedding - vector) / numbers of an image, summed by code.
+        """
+        vectors, made, *learned = ctx.saved_tensors
+        gradient, of_codebook = of_made, None
+        if of_commitment is not None and ctx.started:
+            share = of_commitment * (2 / max(1, math.prod(vectors.shape[1:])))
+            gradient = (vectors.to(made.dtype) - made).mul_(share[:, None, None, None])
+            gradient = gradient if of_made is None else gradient.add_(of_made)
+        if learned:  # before the start the gradient is 0: DDP wants every parameter to have one
+            rows, codes, codebook = learned
+            of_codebook = torch.zeros_like(codebook)
+            if of_term is not None and ctx.started and len(rows):
+                cells = len(rows) // len(of_term)
+                share = (of_term * (2 / (cells * rows.shape[1]))).repeat_interleave(cells)
+                of_codebook.index_add_(0, codes, (nn.functional.embedding(codes, codebook) - rows).mul_(share[:, None]))
+        return None if gradient is None else gradient.to(vectors.dtype), None, None, of_codebook, None
 
 
 QUANTIZERS: dict[str, type[Quantizer]] = {"ema": EmaQuantizer, "gradient": GradientQuantizer,

@@ -1,5 +1,6 @@
 """Nothing -> the settings of a VQ-VAE."""
 
+# Names that QUANTIZER_NAMES gets later count too.
 from __future__ import annotations
 
 import math
@@ -81,17 +82,13 @@ class VqvaeSettings(Checked):
         expect(len(self.downsample) == self.levels, "--downsample",
                f"{self.levels} value(s) for --levels {self.levels}", " ".join(map(str, self.downsample)),
                f"For example --downsample {'4 2' if self.levels == 2 else '4'}.")
-        self._set_fsq_levels()
-
-    def _set_fsq_levels(self) -> None:
         given = " ".join(map(str, self.fsq_levels))
-        if self.quantizer != "fsq":
-            expect(not given, "--fsq-levels", "--quantizer fsq beside it", f"--quantizer {self.quantizer}",
-                   "Leave it out, or give --quantizer fsq.")
-            return
-        levels = self.fsq_levels or min(FSQ_LEVELS, key=lambda levels: abs(
-            math.log(math.prod(levels) / max(1, self.codebook_size))))
-        expect(all(3 <= level <= 255 for level in levels) and math.prod(levels) <= 32767, "--fsq-levels",
-               "numbers from 3 to 255 whose product is at most 32767", given, "For example --fsq-levels 8 6 5.")
-        object.__setattr__(self, "fsq_levels", tuple(levels))
-        object.__setattr__(self, "codebook_size", math.prod(levels))
+        expect(self.quantizer == "fsq" or not given, "--fsq-levels", "--quantizer fsq beside it",
+               f"--quantizer {self.quantizer}", "Leave it out, or give --quantizer fsq.")
+        if self.quantizer == "fsq":
+            levels = self.fsq_levels or min(FSQ_LEVELS, key=lambda levels: abs(
+                math.log(math.prod(levels) / self.codebook_size)))
+            expect(all(3 <= level <= 255 for level in levels) and math.prod(levels) <= 32767, "--fsq-levels",
+                   "numbers from 3 to 255 whose product is at most 32767", given, "For example --fsq-levels 8 6 5.")
+            object.__setattr__(self, "fsq_levels", tuple(levels))
+            object.__setattr__(self, "codebook_size", math.prod(levels))

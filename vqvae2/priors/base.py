@@ -4,22 +4,10 @@ A prior subclasses `Prior` and provides `forward`, which predicts a whole map. S
 position through `cursor`; a prior that can keep what it has seen overrides `cursor` and saves the rest of the map.
 """
 
-from typing import Protocol
-
 import torch
 from torch import nn
 
 from vqvae2.priors.conditions import Column
-
-
-class Cursor(Protocol):
-    """A place in `batch` code maps that moves in raster order: `step`, then `tell`, for each position."""
-
-    def step(self, row: int, column: int) -> torch.Tensor:
-        """Return the logits `[batch, codebook_size]` of the next position, given the codes that were told."""
-
-    def tell(self, column: int, codes: torch.Tensor) -> None:
-        """Take the codes `[batch]` of the position whose logits `step` has just returned."""
 
 
 class Prior(nn.Module):
@@ -49,8 +37,11 @@ class Prior(nn.Module):
         """
         raise AssertionError("a prior provides forward()")
 
-    def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None) -> Cursor:
-        """Return a cursor over `batch` new code maps; its logits are those of `forward`, but for rounding.
+    def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
+               ) -> "WholeMapCursor":
+        """Return a cursor over `batch` new code maps, which has the methods of `WholeMapCursor`.
+
+        Its logits are those of `forward`, but for rounding.
 
         Args:
             top_codes, known: as for `forward`, of all of the maps.
@@ -59,7 +50,10 @@ class Prior(nn.Module):
 
 
 class WholeMapCursor:
-    """The slow cursor, which computes the whole map for each position: the reference for all faster ones."""
+    """A place in `batch` code maps that moves in raster order: `step`, then `tell`, for each position.
+
+    This slow cursor computes the whole map for each position: it is the reference for all faster ones.
+    """
 
     def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None):
         self.prior, self.told = prior, (top_codes, known)
@@ -68,10 +62,10 @@ class WholeMapCursor:
 
     @torch.no_grad()
     def step(self, row: int, column: int) -> torch.Tensor:
-        """Return the logits `[batch, codebook_size]` of the next position."""
+        """Return the logits `[batch, codebook_size]` of the next position, given the codes that were told."""
         self.row = row
         return self.prior(self.maps, *self.told)[:, :, row, column]
 
     def tell(self, column: int, codes: torch.Tensor) -> None:
-        """Take the codes `[batch]` of the position."""
+        """Take the codes `[batch]` of the position whose logits `step` has just returned."""
         self.maps[:, self.row, column] = codes

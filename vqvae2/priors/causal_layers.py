@@ -22,38 +22,36 @@ weight is computed in vain.
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 ROWS, COLUMNS = 2, 2
 """Rows that a vertical kernel reads, columns that a horizontal one reads."""
 
 
-class VerticalConv(nn.Module):
+class CausalConv(nn.Module):
+    """A convolution of a padded map, in which a negative padding cuts off what may not be seen."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], padding: tuple[int, ...]):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
+        return self.conv(nn.functional.pad(x, self.padding))
+
+
+class VerticalConv(CausalConv):
     """Output row r reads input rows r-1 and r at columns c-1…c+1; with `first`, rows r-2 and r-1."""
 
     def __init__(self, channels_in: int, channels_out: int, first: bool = False):
-        super().__init__()
-        self.first = first
-        self.conv = nn.Conv2d(channels_in, channels_out, (ROWS, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
-        above = ROWS - 1 + self.first
-        return self.conv(functional.pad(x, (1, 1, above, -int(self.first))))
+        super().__init__(channels_in, channels_out, (ROWS, 3), (1, 1, ROWS - 1 + first, -int(first)))
 
 
-class HorizontalConv(nn.Module):
+class HorizontalConv(CausalConv):
     """Output column c reads input columns c-1 and c of its row; with `first`, columns c-2 and c-1."""
 
     def __init__(self, channels_in: int, channels_out: int, first: bool = False):
-        super().__init__()
-        self.first = first
-        self.conv = nn.Conv2d(channels_in, channels_out, (1, COLUMNS))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
-        left = COLUMNS - 1 + self.first
-        return self.conv(functional.pad(x, (left, -int(self.first))))
+        super().__init__(channels_in, channels_out, (1, COLUMNS), (COLUMNS - 1 + first, -int(first)))
 
 
 class CausalAttention(nn.Module):
@@ -72,8 +70,8 @@ class CausalAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
         batch, channels, height, width = x.shape
-        split = self.query_key_value(functional.elu(x)).view(
+        split = self.query_key_value(nn.functional.elu(x)).view(
             batch, 3, self.heads, channels // self.heads, height * width)
         query, key, value = split.transpose(3, 4).unbind(1)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return x + self.out(seen.transpose(2, 3).reshape(x.shape))

@@ -12,26 +12,28 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import expect
 
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64
 RANGE = re.compile(r"(?<!\.)\.\.(?!\.)")
 """Two dots between two numbers; of three nobody knows whether one belongs to a number."""
-LARGEST = 1e30
-"""Larger numbers are no measurements, and their spread could not be computed."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the manifest that a prior is told, as the training images have it."""
+    """One column of the manifest that a prior is told, as the training images have it.
+
+    Args:
+        categories: sorted; empty for a numeric column.
+        mean, spread: mean and standard deviation over the training images, in the column's unit.
+        least, most: the range of the training images.
+    """
 
     name: str
     categories: tuple[str, ...] = ()
-    """Sorted; empty for a numeric column."""
     mean: float = 0.0
     spread: float = 1.0
-    """Standard deviation over the training images, in the column's unit."""
     least: float = 0.0
     most: float = 0.0
 
@@ -65,23 +67,18 @@ def fit(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> tuple[Colum
         facts: for each training image, what its manifest says.
     Raises: UserError if a column is not in the manifest, is unknown for all images, or has too many categories.
     """
-    columns = []
+    # A row with more cells than the header has them under None.
+    known = ", ".join(filter(None, facts[0])) if facts and facts[0] else "none, since there is no manifest.csv"
     for name in names:
-        if not facts or name not in facts[0]:
-            # A row with more cells than the header has them under None.
-            known = ", ".join(filter(None, facts[0])) if facts and facts[0] else "none, since there is no manifest.csv"
-            raise UserError(f"--condition {name}: expected a column of the manifest, found none of that name among "
-                            f"{known}. Correct the name, or extract with --covariates.")
-        values = sorted({row[name].strip() for row in facts} - {""})
-        values = [value for value in values if value.lower() not in UNKNOWN]
-        if not values:
-            raise UserError(f"--condition {name}: expected a value for at least 1 training image, found none. "
-                            "Leave it out, or extract with --covariates.")
-        columns.append(_column(name, values, [row[name].strip() for row in facts]))
-    return tuple(columns)
+        expect(bool(facts) and name in facts[0], f"--condition {name}", "a column of the manifest",
+               f"none of that name among {known}", "Correct the name, or extract with --covariates.")
+    return tuple(_column(name, [row[name].strip() for row in facts]) for name in names)
 
 
-def _column(name: str, values: list[str], texts: list[str]) -> Column:
+def _column(name: str, texts: list[str]) -> Column:
+    values = sorted({text for text in texts if text.lower() not in UNKNOWN})
+    expect(len(values) > 0, f"--condition {name}", "a value for at least 1 training image", "none",
+           "Leave it out, or extract with --covariates.")
     if all(_as_number(value) is not None for value in values):
         numbers = torch.tensor([number for text in texts if (number := _as_number(text)) is not None],
                                dtype=torch.float64)
@@ -90,9 +87,8 @@ def _column(name: str, values: list[str], texts: list[str]) -> Column:
         if least == most or spread == 0:
             return Column(name, (), least, 1.0, least, most)
         return Column(name, (), numbers.mean().item(), spread, least, most)
-    if len(values) > MOST_CATEGORIES:
-        raise UserError(f"--condition {name}: expected numbers or at most {MOST_CATEGORIES} categories, found "
-                        f"{len(values)} values such as {values[0]}. Leave it out.")
+    expect(len(values) <= MOST_CATEGORIES, f"--condition {name}", f"numbers or at most {MOST_CATEGORIES} categories",
+           f"{len(values)} values such as {values[0]}", "Leave it out.")
     return Column(name, tuple(values))
 
 
@@ -112,27 +108,23 @@ def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) 
         cannot take.
     """
     by_name = {column.name: number for number, column in enumerate(columns)}
+    trained = ", ".join(f"{column.name} ({column.words()})" for column in columns) or "nothing"
     table = torch.full(draws.shape, math.nan, dtype=torch.float64)
     seen: set[str] = set()
     for text in texts:
-        name = name_in(text, by_name)
+        name, flag = name_in(text, by_name), f"--condition {text}"
         value = text[len(name) + 1:]
-        if "=" not in text or name not in by_name:
-            trained = ", ".join(f"{column.name} ({column.words()})" for column in columns) or "nothing"
-            raise UserError(f"--condition {text}: expected NAME=VALUE for what the prior was trained with, {trained}, "
-                            f"found {name}. Correct it, or leave it out.")
-        if name in seen:
-            raise UserError(f"--condition {text}: expected each column once, found {name} twice. Leave one out.")
+        expect("=" in text and name in by_name, flag, f"NAME=VALUE for what the prior was trained with, {trained}",
+               name, "Correct it, or leave it out.")
+        expect(name not in seen, flag, "each column once", f"{name} twice", "Leave one out.")
         seen.add(name)
         number = by_name[name]
         column = columns[number]
         ends = [column.number(end) for end in (RANGE.split(value) if not column.categories else [value])]
-        if len(ends) > 2 or any(math.isnan(end) for end in ends):
-            raise UserError(f"--condition {text}: expected one of {column.words()}, found {value}. Leave {name} out "
-                            "for an unknown one.")
-        if any(column.is_far(end) for end in ends):
-            raise UserError(f"--condition {text}: expected a value near those of the training images, "
-                            f"{column.words()}, found {value}. Look at its unit.")
+        expect(len(ends) <= 2 and not any(map(math.isnan, ends)), flag, f"one of {column.words()}", value,
+               f"Leave {name} out for an unknown one.")
+        expect(not any(map(column.is_far, ends)), flag, f"a value near those of the training images, {column.words()}",
+               value, "Look at its unit.")
         table[:, number] = ends[0] + (ends[-1] - ends[0]) * draws[:, number].double()
     return table.float()
 
@@ -158,4 +150,5 @@ def _as_number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if abs(number) <= LARGEST else None  # nor is NaN
+    # NaN and larger numbers are no measurements, and their spread could not be computed.
+    return number if abs(number) <= 1e30 else None

@@ -22,26 +22,25 @@ References
 [4] Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import expect
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
-from vqvae2.priors.hub import PretrainedPrior
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCNNCursor
-from vqvae2.runs import weights
+from vqvae2.runs.weights import Pretrained, load_model
+from vqvae2.settings.parsing import from_dict
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
     """Return one half of the channels (dimension 1) times the sigmoid of the other."""
-    return functional.glu(x, 1)
+    return nn.functional.glu(x, 1)
 
 
 def gate_of_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -69,24 +68,18 @@ class GatedLayer(nn.Module):
     def forward(self, vertical: torch.Tensor, horizontal: torch.Tensor, condition: torch.Tensor | None,
                 keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Both stacks `[batch, channels, height, width]` to the same; `keep` `[batch, 2, channels]` is dropout."""
-        vertical = self.vertical(vertical, self.vertical_in(functional.elu(vertical)), keep)
-        given = self.given(vertical, condition)
-        return vertical, self.horizontal(horizontal, self.horizontal_in(functional.elu(horizontal)) + given, keep)
+        above, left = (None, None) if keep is None else keep[..., None, None].unbind(1)
+        vertical = vertical + self._gated(self.vertical_out, self.vertical_in(nn.functional.elu(vertical)), above)
+        given = self.from_vertical(nn.functional.elu(vertical))
+        if condition is not None:
+            given = given + self.from_condition(condition)
+        seen = self.horizontal_in(nn.functional.elu(horizontal)) + given
+        return vertical, horizontal + self._gated(self.horizontal_out, seen, left)
 
-    def vertical(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Add what the vertical stack makes of what its kernel has seen."""
-        seen = functional.elu(seen)
-        return x + self.gate(self.vertical_out(seen if keep is None else seen * keep[:, 0, :, None, None]))
-
-    def given(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        """Return what the horizontal stack is given from above and from the condition."""
-        given = self.from_vertical(functional.elu(vertical))
-        return given if condition is None else given + self.from_condition(condition)
-
-    def horizontal(self, x: torch.Tensor, seen: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Add what the horizontal stack makes of what its kernel has seen and was given."""
-        seen = functional.elu(seen)
-        return x + self.gate(self.horizontal_out(seen if keep is None else seen * keep[:, 1, :, None, None]))
+    def _gated(self, out: nn.Conv2d, seen: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """Return what a stack adds to its features, given what its kernel has seen."""
+        seen = nn.functional.elu(seen)
+        return self.gate(out(seen if keep is None else seen * keep))
 
 
 class SubPixelShuffle(nn.Module):
@@ -140,11 +133,11 @@ class Conditioner(nn.Module):
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
         """`[batch, top height, top width]` to `[batch, channels, bottom height, bottom width]`."""
-        x = self.blocks(self.enter(functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place)
+        x = self.blocks(self.enter(nn.functional.embedding(top_codes, self.table).movedim(-1, 1)) + self.place)
         cells = x.flatten(2).transpose(1, 2)
         seen = self.attention(cells, cells, cells, need_weights=False)[0]
         x = x + seen.transpose(1, 2).reshape(x.shape)
-        return functional.elu(self.fine_blocks(self.enlarge(x)))
+        return nn.functional.elu(self.fine_blocks(self.enlarge(x)))
 
 
 class FactsEncoder(nn.Module):
@@ -175,10 +168,10 @@ class FactsEncoder(nn.Module):
                 waves = [wave(frequency * values) for frequency in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
                 here = self.enters[column](torch.stack([values, *waves], 1).to(self.tables[column].weight.dtype))
                 total = total + torch.where(absent[:, None], self.tables[column].weight[0].to(here.dtype), here)
-        return self.out(functional.elu(total)[:, :, None, None])
+        return self.out(nn.functional.elu(total)[:, :, None, None])
 
 
-class PixelCNN(PretrainedPrior, Prior):
+class PixelCNN(Pretrained, Prior):
     """p(code | codes before it in raster order, condition) for one level's code maps.
 
     Example: a top prior on 16 x 16 maps of 512 codes turns codes `[8, 16, 16]` into logits `[8, 512, 16, 16]`;
@@ -191,6 +184,8 @@ class PixelCNN(PretrainedPrior, Prior):
         top_embeddings, top_shape: the same of the top level, for a bottom prior.
         columns: what the prior is told of each image.
     """
+
+    kind = "prior"
 
     def __init__(self, settings: PriorSettings, embeddings: torch.Tensor, shape: tuple[int, int],
                  top_embeddings: torch.Tensor | None = None, top_shape: tuple[int, int] | None = None,
@@ -217,6 +212,15 @@ class PixelCNN(PretrainedPrior, Prior):
         self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, dim, 1))
         self.bias = nn.Parameter(torch.zeros(self.codebook_size))
 
+    @classmethod
+    def from_config(cls, config: dict, tensors: Mapping[str, torch.Tensor]) -> "PixelCNN":
+        """Return a prior of a run's config and the shapes of its weights, which are still to be loaded."""
+        # Weights may be stored in 16 bit; the model is built in 32.
+        table, *top_table = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
+        return cls(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top_table,
+                   **({"top_shape": config["top_shape"]} if top_table else {}),
+                   columns=conditions.from_json(config.get("columns", [])))
+
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
                 known: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
@@ -234,7 +238,9 @@ class PixelCNN(PretrainedPrior, Prior):
             vertical, horizontal = layer(vertical, horizontal, condition, None if keep is None else keep[:, i])
             if str(i) in self.attentions:
                 horizontal = self.attentions[str(i)](horizontal)
-        return self.logits(horizontal)
+        features = self.head(horizontal)
+        logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
+        return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
 
     def condition(self, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor | None:
         """Return what every layer is given beside the codes: None, `[batch, channels, height, width]`, or with 1, 1 at
@@ -250,27 +256,16 @@ class PixelCNN(PretrainedPrior, Prior):
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
         return PixelCNNCursor(self, batch, top_codes, known, half)
 
-    @torch.no_grad()
-    def start_from_frequencies(self, counts: torch.Tensor) -> None:
-        """Begin with the order-0 histogram as the prediction everywhere, from `counts` `[codebook_size]`."""
-        self.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
-
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
-        return functional.embedding(codes, self.table).movedim(-1, 1)
-
-    def logits(self, horizontal: torch.Tensor) -> torch.Tensor:
-        """Return `[batch, codebook_size, height, width]` of the last layer's `[batch, channels, height, width]`."""
-        features = self.head(horizontal)
-        logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
-        return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
+        return nn.functional.embedding(codes, self.table).movedim(-1, 1)
 
 
 def _start_of_table(embeddings: torch.Tensor) -> torch.Tensor:
     """Return directions of `embeddings` `[codebook_size, dim]` in lengths of about 1 per dimension, with noise
     that tells apart codes whose embeddings are alike."""
     spread = embeddings.std(0, unbiased=False).clamp(min=1e-6)
-    white = functional.normalize((embeddings - embeddings.mean(0)) / spread, dim=1) * embeddings.shape[1] ** 0.5
+    white = nn.functional.normalize((embeddings - embeddings.mean(0)) / spread, dim=1) * embeddings.shape[1] ** 0.5
     return white + 0.5 * torch.randn_like(white)
 
 
@@ -280,13 +275,9 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
 
     Raises: UserError if it is missing, of another level, or learned from another VQ-VAE's codes.
     """
-    def build(config: dict, tensors: dict[str, torch.Tensor]) -> Prior:
-        if config["vqvae_hash"] != vqvae_hash:
-            raise UserError(f"--vqvae: expected the VQ-VAE whose codes --{level} {name} learned "
-                            f"({config['vqvae_hash'][:6]}, {config['settings']['vqvae']}), found {vqvae_hash[:6]}. "
-                            f"Pass --vqvae {config['settings']['vqvae']}, or train the prior again.")
-        return PixelCNN._from_config(config, tensors)
-
-    return weights.load_model(
-        name, f"--{level}", f"{level} prior", build, results, words=f"a {level} prior",
-        advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model.to(device)
+    prior = load_model(name, f"--{level}", f"{level} prior", PixelCNN.from_config, results, words=f"a {level} prior",
+                       advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model
+    learned, own = prior.config["vqvae_hash"], prior.config["settings"]["vqvae"]
+    expect(learned == vqvae_hash, "--vqvae", f"the VQ-VAE whose codes --{level} {name} learned ({learned[:6]}, {own})",
+           vqvae_hash[:6], f"Pass --vqvae {own}, or train the prior again.")
+    return prior.to(device)

@@ -1,7 +1,5 @@
 """Nothing -> the settings of a prior."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

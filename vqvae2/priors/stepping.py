@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
 
@@ -40,18 +39,18 @@ class PixelCNNCursor:
                  known: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
+        # The codes of this row.
         self.codes = torch.zeros(width, batch, dtype=torch.long, device=like.device)
-        """Codes of this row."""
+        # Each layer's horizontal input, one column to the left and here.
         self.seen = like.new_zeros(layers, batch, COLUMNS, channels)
-        """Each layer's horizontal input, one column to the left and here."""
         self.left, self.here = self.seen.unbind(2)
+        # The sum that each layer gives this row from above, from the condition and as biases.
         self.given = like.new_zeros(layers, width, batch, channels)
-        """The sum that each layer gives this row from above, from the condition and as biases."""
+        # The horizontal stack's first input at each column of this row; the two after its end are never read.
         self.start = like.new_zeros(width + COLUMNS, batch, channels)
-        """The horizontal stack's first input at each column of this row; the two after its end are never read."""
         condition = prior.condition(batch, top_codes, known)
+        # `[height, width, batch, channels]`; height and width are 1 where the condition is the same everywhere.
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
-        """`[height, width, batch, channels]`; height and width are 1 where it is the same everywhere."""
         self.vertical_first = _VerticalRows(prior.vertical_first.conv, width, batch)
         self.layers = [_Layer(layer, seen, given, half)
                        for layer, seen, given in zip(prior.layers, self.seen, self.given)]
@@ -78,7 +77,7 @@ class PixelCNNCursor:
             if i in self.attentions:
                 self.attentions[i].step(x, row * self.width + column)
         for product in self.head:
-            x = product(functional.elu(x))
+            x = product(nn.functional.elu(x))
         return torch.addmm(self.prior.bias, x, self.table)
 
     @torch.no_grad()
@@ -90,7 +89,7 @@ class PixelCNNCursor:
     def _begin_row(self, row: int) -> None:
         """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
         prior = self.prior
-        above = functional.embedding(self.codes, prior.table)
+        above = nn.functional.embedding(self.codes, prior.table)
         vertical = self.vertical_first.see(above if row else torch.zeros_like(above))
         vertical.view_as(self.given[0]).add_(prior.vertical_place[:, row].T[:, None])
         condition = None if self.condition is None else self.condition[row % len(self.condition)].flatten(0, 1)
@@ -120,11 +119,7 @@ class _Product:
         """`[rows, columns x channels_in]` to `[rows, channels_out]`."""
         if x.dtype == self.matrix.dtype:
             return torch.addmm(self.bias, x, self.matrix)
-        return functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
-
-    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """Add the product without the bias to `total` `[rows, channels_out]`."""
-        _add_product(total, x, self.matrix)
+        return nn.functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
 
 
 class _VerticalRows:
@@ -132,11 +127,11 @@ class _VerticalRows:
 
     def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
         self.bias, self.width, self.batch = conv.bias, width, batch
+        # Both rows of each column of the kernel, left to right, as one matrix.
         self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
-        """Both rows of each column of the kernel, left to right, as one matrix."""
+        # The row above and this row, with padding at both sides.
         self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
                                           dtype=self.taps[0].dtype)
-        """The row above and this row, with padding at both sides."""
 
     def see(self, row: torch.Tensor) -> torch.Tensor:
         """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""
@@ -177,18 +172,18 @@ class _Layer:
         Args:
             condition: `[width x batch, channels]`, or `[batch, channels]` for all columns.
         """
-        seen = functional.elu_(self.rows.see(functional.elu(vertical)))
+        seen = nn.functional.elu_(self.rows.see(nn.functional.elu(vertical)))
         vertical += self.gate(self.vertical_out(seen))
-        self.given.copy_(self.from_vertical(functional.elu(vertical)).view_as(self.given))
+        self.given.copy_(self.from_vertical(nn.functional.elu(vertical)).view_as(self.given))
         self.given += self.horizontal_in.bias
         if condition is not None:
             self.given += self.from_condition(condition).view(-1, *self.given.shape[1:])
 
     def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
         """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
-        functional.elu_(self.here.copy_(x))
-        self.horizontal_in.add_to(given, self.seen)
-        x += self.gate(self.horizontal_out(functional.elu_(given)))
+        nn.functional.elu_(self.here.copy_(x))
+        _add_product(given, self.seen, self.horizontal_in.matrix)
+        x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
 
 
 class _Attention:
@@ -198,12 +193,12 @@ class _Attention:
         self.heads, channels = attention.heads, attention.out.in_channels
         self.query_key_value, self.out = (_Product(conv, batch, half)
                                           for conv in (attention.query_key_value, attention.out))
+        # Keys, values.
         self.past = attention.out.weight.new_zeros(2, batch, self.heads, positions, channels // self.heads)
-        """Keys, values."""
 
     def step(self, x: torch.Tensor, position: int) -> None:
         """Add to `x` `[batch, channels]` what is found at this position, the `position`-th, and before it."""
-        split = self.query_key_value(functional.elu(x)).view(len(x), 3, self.heads, -1)
+        split = self.query_key_value(nn.functional.elu(x)).view(len(x), 3, self.heads, -1)
         self.past[:, :, :, position].copy_(split[:, 1:].transpose(0, 1))
         keys, values = self.past[:, :, :, :position + 1].flatten(1, 2)
         query = split[:, 0].reshape(len(keys), 1, -1) / math.sqrt(split.shape[-1])
@@ -226,5 +221,5 @@ def _add_product(total: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor) -> 
     if total.dtype == matrix.dtype:
         total.addmm_(x, matrix)
     else:
-        # functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
-        total += functional.linear(x.to(matrix.dtype), matrix.T)
+        # nn.functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
+        total += nn.functional.linear(x.to(matrix.dtype), matrix.T)

@@ -1,6 +1,7 @@
 """A run's figures and pictures -> the terminal, log.csv, PNGs, and each of WRITERS; rank 0 speaks for all.
 
-TensorBoard is one of WRITERS. Another service, such as wandb, is a class with the methods of `Writer`, added to WRITERS
+TensorBoard is one of WRITERS. Another service, such as wandb, is a class with the methods of
+`TensorBoard`, added to WRITERS
 before the run begins:
 
     class Wandb:
@@ -24,82 +25,64 @@ before the run begins:
     log.WRITERS.append(Wandb)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from vqvae2.common import distributed, files, rendezvous
+from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
 
-SHOWN = ("train_loss", "validate_", "top_", "bottom_")
-"""The terminal shows the figures of an epoch that begin with one of these; log.csv has all."""
-BOARD_WIDTH = 800
-"""Wider pictures are shrunk for TensorBoard, by a whole number: its file keeps those of all epochs."""
 BOARD_BINS = 30
 """The number of bars that TensorBoard shows."""
 
 
-class Writer(Protocol):
-    """A service that shows a run, on rank 0. An OSError that a method raises ends the run with one line."""
+class TensorBoard:
+    """Writes TensorBoard's file into the run's folder, on rank 0.
 
-    writes: ClassVar[str]
-    """The name of what the writer writes, for that line."""
+    Every class in WRITERS must have these methods. An OSError that a method raises ends the run with one line.
+    """
 
-    def __init__(self, folder: Path, epochs: int) -> None:
+    writes = "TensorBoard's file"
+    """The name of what is written, for that line."""
+
+    def __init__(self, folder: Path, epochs: int):
         """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""
+        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
 
     def row(self, epoch: int, row: dict[str, float]) -> None:
         """Show the figures of an epoch."""
-
-    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:
-        """Show a picture of an epoch."""
-
-    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:
-        """Show how numbers of an epoch, of any shape, are spread."""
-
-    def close(self) -> None:
-        """End."""
-
-
-class TensorBoard:
-    """Writes TensorBoard's file into the run's folder."""
-
-    writes = "TensorBoard's file"
-
-    def __init__(self, folder: Path, epochs: int):
-        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
-
-    def row(self, epoch: int, row: dict[str, float]) -> None:  # noqa: D102
         for name, value in row.items():
             self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
         self.board.flush()
 
-    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:  # noqa: D102
-        shown = picture.convert("RGB").reduce(-(-picture.width // BOARD_WIDTH))
+    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:
+        """Show a picture of an epoch."""
+        # Wide pictures are shrunk to at most 800 pixels, by a whole number: the file keeps those of all epochs.
+        shown = picture.convert("RGB").reduce(-(-picture.width // 800))
         self.board.add_image(name, np.array(shown), epoch, dataformats="HWC")
         self.board.flush()
 
-    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:  # noqa: D102
+    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:
+        """Show how numbers of an epoch, of any shape, are spread."""
         self.board.add_histogram(name, values, epoch, bins=BOARD_BINS)
         self.board.flush()
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
+        """Close the file."""
         self.board.close()
 
 
-WRITERS: list[type[Writer]] = [TensorBoard]
+WRITERS: list[type] = [TensorBoard]
 
 
 def say(line: str) -> None:
     """Print `line` on rank 0, before or after the processes have joined."""
-    if rendezvous.launched_rank() == 0:
+    if distributed.launched_rank() == 0:
         print(line, flush=True)
 
 
@@ -113,17 +96,19 @@ class RunLog:
 
     def __init__(self, folder: Path, epochs: int):
         self.folder = folder
-        self.writers: list[Writer] = []
-        for kind in WRITERS if distributed.rank() == 0 else ():
-            with self._writing(kind):
-                self.writers.append(kind(folder, epochs))
+        self.writers = [self._written(kind.writes, kind, folder, epochs)
+                        for kind in WRITERS if distributed.rank() == 0]
 
     def write(self, rows: list[dict], epochs: int) -> None:
-        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone."""
+        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone.
+
+        The terminal shows some of an epoch's figures; log.csv has all.
+        """
         files.write_rows(self.folder / "log.csv", rows)
         self._show("row", len(rows), rows[-1])
         say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith(SHOWN)))
+            f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith((
+                "train_loss", "validate_", "top_", "bottom_"))))
 
     def picture(self, name: str, epoch: int, picture: Image.Image, part: str = "") -> Path | None:
         """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it.
@@ -157,18 +142,11 @@ class RunLog:
 
     def _show(self, method: str, *values: object) -> None:
         for writer in self.writers:
-            with self._writing(writer):
-                getattr(writer, method)(*values)
+            self._written(writer.writes, getattr(writer, method), *values)
 
-    @contextmanager
-    def _writing(self, writer: Writer | type[Writer]) -> Iterator[None]:
+    def _written(self, what: str, write: Callable, *values: object) -> object:
         try:
-            yield
+            return write(*values)
         except OSError as error:
-            raise UserError(f"{self.folder}: expected to write {writer.writes}, found {error.strerror or error}. "
+            raise UserError(f"{self.folder}: expected to write {what}, found {error.strerror or error}. "
                             "Free some space; the last good state is kept.") from error
-
-
-def bar(title: str, done: int, total: int) -> tqdm:
-    """Return a progress bar of an epoch's steps, of which some may have been done before."""
-    return tqdm(total=total, initial=done, unit="step", leave=False, desc=title, disable=distributed.rank() != 0)

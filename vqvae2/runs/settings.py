@@ -1,14 +1,12 @@
 """Nothing -> the settings of a run, whatever it trains, and which of them may change when it goes on."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, expect, flag
-from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.checks import Checked, expect
+from vqvae2.settings.parsing import as_dict, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +90,5 @@ def as_before(old: dict) -> dict:
 
 def changed_settings(new: RunSettings, old: dict) -> list[str]:
     """Return what differs from the settings that a run began with, such as `--seed 5 (was 0)`."""
-    def words(value: object) -> str:
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    old = as_before(old)
-    return [f"{flag(key)} {words(value)} (was {words(old[key])})" for key, value in as_dict(new).items()
-            if key not in NOT_PART_OF_A_RUN and key in old and old[key] != value]
+    return changes({name: value for name, value in as_dict(new).items() if name not in NOT_PART_OF_A_RUN},
+                   as_before(old))

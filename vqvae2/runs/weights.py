@@ -1,17 +1,22 @@
-"""A run's weights and config <-> files, and the folder of a run found by its name.
+"""A folder, a run's name or a model's id on the Hugging Face hub -> the model, its weights and config; and back.
 
-Weights are safetensors with the run's config in their metadata, so that they load without the code's
-defaults and without executing anything.
+Weights are safetensors with the run's config in their metadata, so that they load without the code's defaults and
+without executing anything. A run's folder already has the hub's layout: `model.safetensors` and `config.json`. Only
+reaching the hub itself needs the package huggingface_hub (`pip install vqvae2-brain-mri[hub]`).
 """
 
 import hashlib
+import importlib
 import json
 import os
 import platform
+import re
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +24,12 @@ from safetensors.torch import save
 from torch import nn
 
 from vqvae2 import __version__
-from vqvae2.common.errors import UserError
-from vqvae2.common.files import in_brief, write_atomically
-from vqvae2.settings.checks import expect
+from vqvae2.common.errors import UserError, expect
+from vqvae2.common.files import in_brief, write_atomically, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""An owner and a name, such as ada/vqvae-128."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
@@ -89,36 +95,127 @@ def find_run(name: str, flag: str, results: Path = Path("results"), file: str = 
     return found[0]
 
 
-class Loaded(NamedTuple):
-    """A model that was trained, in eval mode on the CPU, and where it comes from."""
+def find_model(name: str, flag: str, results: Path = Path("results"), **download: object) -> Path:
+    """Return the folder of a model: `name` as a path or a run's name, else downloaded from the hub.
+
+    Raises: UserError if there is none, or if huggingface_hub is needed and not installed.
+    """
+    try:
+        return find_run(name, flag, results)
+    except UserError:
+        if not HUB_ID.fullmatch(name) or Path(name).exists():
+            raise
+    return Path(_ask_hub(name, lambda hub: hub.snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG], **download)))
+
+
+def _ask_hub(name: str, question: Callable[[ModuleType], object]) -> object:
+    """Return what the hub's client answers. Raises: UserError if it is not installed, or whatever it raises."""
+    try:
+        return question(importlib.import_module("huggingface_hub"))
+    except ImportError:
+        raise UserError(f"{name}: expected a folder with {WEIGHTS}, or the package huggingface_hub to look for {name} "
+                        "on the Hugging Face hub, found neither. Install it with: pip install vqvae2-brain-mri[hub]"
+                        ) from None
+    except Exception as error:  # each version of the client has error classes of its own
+        raise UserError(f"{name}: expected an answer of the Hugging Face hub, found {in_brief(error)}. Check the id, "
+                        "the network and the token.") from None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model read from its folder.
+
+    Args:
+        model: the network, in eval mode.
+        config: the settings and the data that it was trained with.
+        hash: the hash of its weights, to which code maps and priors are tied.
+    """
 
     model: nn.Module
     config: dict
-    tensors: dict[str, torch.Tensor]
-    """The weights as they are in the file."""
+    hash: str
     folder: Path
 
 
 def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
-               results: Path = Path("results"), *, words: str, advice: str) -> Loaded:
-    """Return the model in the folder `name`, or of that name in <results>/*/ or pretrained/.
+               results: Path = Path("results"), *, words: str, advice: str) -> Trained:
+    """Return the model in the folder `name`, or of that name in <results>/*/ or pretrained/, on the CPU.
 
     Args:
         flag: of the command line, for error messages, which say `words` ("a VQ-VAE") and `advice` for another kind.
-        kind: what the run's config must have under "kind".
+        kind: the end of what the run's config must have under "kind".
         build: returns the model, its weights being anything, for a config and the weights in the file.
     Raises: UserError if there is none, or the folder holds another kind of model or weights of another form.
     """
     folder = find_run(name, flag, results)
     tensors, config = load_weights(folder / WEIGHTS)
-    expect(config.get("kind") == kind, f"{flag} {name}", words, f"a {config.get('kind')} in {folder}", advice)
+    found = str(config.get("kind"))
+    expect(found.endswith(kind), f"{flag} {name}", words, f"a {found} in {folder}", advice)
     model = build(config, tensors)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
-                        f"({' '.join(str(error).split())[:150]}). Train the model again.") from None
-    return Loaded(model.eval(), config, tensors, folder)
+                        f"({in_brief(error)}). Train the model again.") from None
+    model.config = config
+    return Trained(model.eval(), config, weights_hash(tensors), folder)
+
+
+class Pretrained:
+    """The part of a model that reads it from, and writes it to, a folder in the layout of the Hugging Face hub.
+
+    A class provides `kind`, with which the kind in its config.json ends, and `from_config(config, tensors)`, which
+    returns a model without these weights yet.
+    """
+
+    kind: str
+    config: Mapping[str, object] = {}
+    """The settings and data of the training, as in config.json; empty for a model that was not loaded."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu", *,
+                        results: Path = Path("results"), **download: object) -> "Pretrained":
+        """Return the model in eval mode.
+
+        Args:
+            name: a folder, the name of a run in <results>/*/ or pretrained/, or a hub id such as "ada/vqvae-128".
+            device: where the model computes.
+            download: what else huggingface_hub.snapshot_download takes, such as `revision` and `token`.
+        Raises: UserError if there is no such model, or it is of another kind.
+        """
+        folder = find_model(str(name), "from_pretrained", results, **download)
+        return load_model(str(folder), "from_pretrained", cls.kind, cls.from_config, words=f"a {cls.kind}",
+                          advice="Give another name, or load it with its own class.").model.to(device)
+
+    def save_pretrained(self, folder: str | Path, config: Mapping[str, object] | None = None) -> None:
+        """Write model.safetensors and config.json to `folder`.
+
+        Args:
+            config: what the model was trained with and on, as a run's config.json has it. Default: what it was loaded
+                with.
+        Raises: UserError if the model was not loaded and no config is given.
+        """
+        config = dict(config or self.config)
+        expect(bool(config), "config", "what the model was trained with and on", "nothing",
+               "Load the model by from_pretrained, or give the config of its run.")
+        save_weights(Path(folder) / WEIGHTS, self.state_dict(), config)
+        write_json(Path(folder) / CONFIG, config)
+
+    def push_to_hub(self, name: str, config: Mapping[str, object] | None = None, **repository: object) -> None:
+        """Upload model.safetensors and config.json to the hub; a repository of this name is made if there is none.
+
+        Args:
+            name: the hub id, such as "ada/vqvae-128".
+            config: as for `save_pretrained`.
+            repository: what else huggingface_hub.create_repo takes, such as `private`.
+        Paths of this machine are in a run's config: upload what `vqvae2 publish` has written, or a model loaded from
+        there.
+        Raises: UserError if huggingface_hub is not installed, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, config)
+            _ask_hub(name, lambda hub: hub.create_repo(name, exist_ok=True, **repository))
+            _ask_hub(name, lambda hub: hub.upload_folder(repo_id=name, folder_path=folder))
 
 
 def versions() -> dict[str, str]:

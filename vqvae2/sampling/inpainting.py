@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.images.dataset import to_bytes, unique_names
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.models.code_maps import LEVELS, UNREADABLE
 from vqvae2.sampling.settings import CODE_FILE, SampleSettings
-from vqvae2.settings.checks import expect
 
 HALVES = ("left", "right", "upper", "lower")
 GREY = 128
@@ -34,18 +33,21 @@ TO_DRAW = -1
 
 @dataclass(frozen=True)
 class Incomplete:
-    """Images that are to be completed."""
+    """Images that are to be completed.
+
+    Args:
+        names: the name of each image's file without the ending; no two are alike.
+        codes: the codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn.
+        weight: float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays.
+        originals: uint8 `[n, channels, height, width]`; None where only codes were given.
+        hashes: the hashes of what was given: "images_hash", and "mask_hash" where there is a mask.
+    """
 
     names: list[str]
-    """The name of each image's file without the ending; no two are alike."""
     codes: dict[str, torch.Tensor]
-    """The codes of each level, top first, int64 `[n, height, width]` on the CPU; -1 is to be drawn."""
     weight: torch.Tensor
-    """float32 `[n or 1, height, width]`: how much of a pixel is drawn; 1 where it is hidden, 0 where it stays."""
     originals: torch.Tensor | None
-    """uint8 `[n, channels, height, width]`; None where only codes were given."""
     hashes: dict[str, str]
-    """The hashes of what was given: "images_hash", and "mask_hash" where there is a mask."""
 
     def completed(self, item: int, decoded: torch.Tensor) -> torch.Tensor:
         """Return image number `item` with its hidden pixels from `decoded`, both uint8 `[channels, height, width]`."""
@@ -70,12 +72,11 @@ class Incomplete:
 def check(settings: SampleSettings) -> None:
     """Raise UserError where the paths of --inpaint and --mask are not of the right kind; reads no file."""
     _paths(settings.inpaint)
-    if settings.inpaint.is_dir() and settings.out.resolve().is_relative_to(settings.inpaint.resolve()):
-        raise UserError(f"--out {settings.out}: expected a folder outside of --inpaint {settings.inpaint}, found one "
-                        "in it. Choose another: what is written there would be completed in turn.")
-    if settings.mask not in (None, *HALVES) and not Path(os.path.expanduser(settings.mask)).is_file():
-        raise UserError(f"--mask {settings.mask}: expected {', '.join(HALVES)} or an image file, found neither. "
-                        "Correct the path.")
+    is_inside = settings.inpaint.is_dir() and settings.out.resolve().is_relative_to(settings.inpaint.resolve())
+    expect(not is_inside, f"--out {settings.out}", f"a folder outside of --inpaint {settings.inpaint}", "one in it",
+           "Choose another: what is written there would be completed in turn.")
+    expect(settings.mask in (None, *HALVES) or Path(os.path.expanduser(settings.mask)).is_file(),
+           f"--mask {settings.mask}", f"{', '.join(HALVES)} or an image file", "neither", "Correct the path.")
 
 
 def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
@@ -150,20 +151,10 @@ def mask_of(mask: str, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
-    """Return the maps of a code file, and which pixels have a code that is to be drawn above them."""
-    names, codes = _read_codes(settings, vqvae)
-    height, width = vqvae.config["image_shape"][1:]
-    gaps = [functional.interpolate((maps == TO_DRAW)[:, None].float(), (height, width))[:, 0]
-            for maps in codes.values()]
-    hidden = torch.stack(gaps).amax(0) > 0
-    expect(bool(hidden.any()), f"--inpaint {settings.inpaint}", "at least one code marked -1", "none",
-           "What is -1 is drawn.")
-    return Incomplete(unique_names(names), codes, hidden.float(), None,
-                      {"images_hash": _hash(names, *codes.values())})
+    """Return the maps of a code file, and which pixels have a code that is to be drawn above them.
 
-
-def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Return names and codes of a code file. Raises: UserError if it is none, or not of this VQ-VAE."""
+    Raises: UserError if the file is another, has codes of another VQ-VAE, or leaves nothing to be drawn.
+    """
     what, size = f"--inpaint {settings.inpaint}", vqvae.model.settings.codebook_size
     try:
         with np.load(settings.inpaint, allow_pickle=False) as file:
@@ -177,17 +168,24 @@ def _read_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> tuple[list[str
            "Give the VQ-VAE that made them.")
     unfit = next((name for name, times in Counter(names).items() if times > 1 or "\0" in name), None)
     expect(unfit is None, what, "a name for each image that a file can have, no two alike", repr(unfit), "Rename it.")
-    for level, array in arrays.items():
-        expect(array.dtype.kind in "iu", what, f"{level} codes that are integers", array.dtype, "Make the file again.")
-    codes = {level: torch.from_numpy(array.astype(np.int64)) for level, array in arrays.items()}
+    codes = {}
     for level, shape in vqvae_grids(vqvae).items():
-        found = tuple(codes[level].shape) if level in codes else "none"
+        found = tuple(arrays[level].shape) if level in arrays else "none"
         expect(found == (len(names), *shape), what, f"{level} codes of shape {(len(names), *shape)}", found,
                "Make the file again.")
-        least, most = (codes[level].min().item(), codes[level].max().item()) if len(names) else (0, 0)
+        expect(arrays[level].dtype.kind in "iu", what, f"{level} codes that are integers", arrays[level].dtype,
+               "Make the file again.")
+        codes[level] = torch.from_numpy(arrays[level].astype(np.int64))
+        least, most = (codes[level].min().item(), codes[level].max().item()) if names else (0, 0)
         expect(least >= TO_DRAW and most < size, what, f"{level} codes of 0 to {size - 1}, or -1", f"{least} to {most}",
                "Make the file again.")
-    return names, {level: codes[level] for level in vqvae.model.levels}
+    height, width = vqvae.config["image_shape"][1:]
+    gaps = [functional.interpolate((maps == TO_DRAW)[:, None].float(), (height, width))[:, 0]
+            for maps in codes.values()]
+    hidden = torch.stack(gaps).amax(0) > 0
+    expect(bool(hidden.any()), what, "at least one code marked -1", "none", "What is -1 is drawn.")
+    return Incomplete(unique_names(names), codes, hidden.float(), None,
+                      {"images_hash": _hash(names, *codes.values())})
 
 
 def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,17 @@ drawn before it, and two ways of computing the same logits draw the same codes.
 NOTE The last bits of logits depend on the batch, and a draw differs where its number lies that close to a boundary: in
 float32 once in 75,000 draws (measured, batch 16 beside batch 1), which is one image in a grid of 64. So priors draw in
 float64 (`in_float64`), where it does not happen in practice, at one and a half to two times the cost.
+
+With `--reject N` each image is drawn N times, with random numbers of (seed, image, candidate), and the best is kept:
+- likelihood: the candidate whose codes are the likeliest, -log2 p of both maps at temperature 1 in bits per code. Of a
+  completion the codes that stay count too: those after the drawn ones say how well they fit.
+- agreement: the one that, decoded to 8 bit and encoded again, has the most of its codes back (share of all codes, 0…1):
+  codes that come back lie where the autoencoder has learned to put images.
+
+NOTE The likeliest image is not the most typical one: of a thousand throws of a coin that shows heads in six of ten,
+the likeliest are all heads. Measured with one small prior (64 x 64 pixels, 32 images): the best of 8 by likelihood have
+brains that cover 24 % of the picture and not 30 %, are darker, and vary less (standard deviation of a pixel over images
+0.042 and not 0.056); by agreement 25 % and 0.047. Both favour background, which is easy.
 """
 
 import copy
@@ -14,7 +25,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +33,15 @@ import torch
 from torch.nn import functional
 
 from vqvae2.common import random_numbers
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import expect
+from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors import conditions
-from vqvae2.priors.base import Cursor, Prior, WholeMapCursor
+from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
+from vqvae2.sampling.inpainting import Incomplete
+from vqvae2.sampling.settings import SampleSettings, of_level
 
 
 def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, device: torch.device,
@@ -37,9 +52,8 @@ def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, 
     """
     vqvae = load_vqvae(vqvae_name, device, results=results)
     names = {"top": top_name, "bottom": bottom_name}
-    if bottom_name and "bottom" not in vqvae.model.levels:
-        raise UserError(f"--bottom {bottom_name}: expected no bottom prior, since --vqvae {vqvae_name} has one level. "
-                        "Drop --bottom.")
+    expect(not bottom_name or "bottom" in vqvae.model.levels, "--bottom",
+           f"no bottom prior, since --vqvae {vqvae_name} has one level", bottom_name, "Drop --bottom.")
     return vqvae, {level: load_prior(name, level, vqvae.hash, device, results) for level, name in names.items() if name}
 
 
@@ -51,16 +65,19 @@ def in_float64(priors: Mapping[str, Prior]) -> dict[str, Prior]:
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """The freedom with which codes are drawn."""
+    """The freedom with which codes are drawn.
+
+    Args:
+        temperature: logits are divided by it: below 1 draws likelier codes.
+        top_k: only the K likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together have this probability.
+        guidance: the weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all.
+    """
 
     temperature: float = 1.0
-    """Logits are divided by it: below 1 draws likelier codes."""
     top_k: int = 0
-    """Only the K likeliest codes; 0 for all."""
     top_p: float = 1.0
-    """Only the likeliest codes that together have this probability."""
     guidance: float = 1.0
-    """The weight of the facts of the image: 1 as learned, above 1 more (Ho and Salimans 2022), 0 not at all."""
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return float64 probabilities `[batch, codebook_size]` of `logits` of that shape."""
@@ -98,33 +115,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _GuidedCursor:
-    """A cursor over twice the images: first those with what is known of them, then the same without."""
-
-    def __init__(self, both: Cursor, guidance: float):
-        self.both, self.guidance = both, guidance
-
-    def step(self, row: int, column: int) -> torch.Tensor:
-        """Return the logits `[batch, codebook_size]`, moved by `guidance` from those without to those with."""
-        told, untold = self.both.step(row, column).chunk(2)
-        return untold + self.guidance * (told - untold)
-
-    def tell(self, column: int, codes: torch.Tensor) -> None:
-        """Take the codes `[batch]` of the position."""
-        self.both.tell(column, torch.cat([codes, codes]))
-
-
-def _cursor(prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None, guidance: float,
-            cached: bool) -> Cursor:
-    """Return a cursor over `batch` maps, guided where that is asked for and something is known."""
-    make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
-    known = None if known is None or not prior.columns else known.to(prior.device)
-    if known is None or guidance == 1:
-        return make(batch, top_codes, known)
-    twice = None if top_codes is None else torch.cat([top_codes, top_codes])
-    return _GuidedCursor(make(2 * batch, twice, torch.cat([known, torch.full_like(known, torch.nan)])), guidance)
-
-
 @one_thread()
 @torch.no_grad()
 def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule: SamplingRule = SamplingRule(),
@@ -147,32 +137,37 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
     positions, device = height * width, prior.device
     # MPS has no float64: there the choice is made on the CPU.
     choosing = torch.device("cpu") if device.type == "mps" else device
-    uniform = _uniform(seed, level, numbers, candidates or [0] * len(numbers), positions).to(choosing)
+    # Candidate 0 has the random numbers of an image without candidates.
+    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "")
+                for candidate in candidates or [0] * len(numbers)]
+    uniform = torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
+                           for purpose, number in zip(purposes, numbers)], 1).contiguous().to(choosing)
     stay = torch.full((len(numbers), height, width), -1) if stay is None else stay
     to_draw = (stay < 0).any(0).flatten().tolist()
     # A code that stays is known from the start, and nothing needs to be computed after the last that is drawn.
     end = positions - to_draw[::-1].index(True) if True in to_draw else 0
     stay = stay.to(device)
     maps = stay.clamp(min=0)
-    cursor = _cursor(prior, len(numbers), top_codes, known, rule.guidance, cached) if end else None
+    known = None if known is None or not prior.columns else known.to(device)
+    copies = 1 if known is None or rule.guidance == 1 else 2
+    if copies == 2:  # guided: first the images with what is known of them, then the same without
+        known = torch.cat([known, torch.full_like(known, torch.nan)])
+        top_codes = None if top_codes is None else torch.cat([top_codes, top_codes])
+    make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
+    cursor = make(copies * len(numbers), top_codes, known) if end else None
     for position in range(end):
         row, column = divmod(position, width)
-        logits = cursor.step(row, column)
+        logits, *untold = cursor.step(row, column).chunk(copies)
+        if untold:
+            logits = untold[0] + rule.guidance * (logits - untold[0])
         if to_draw[position]:
             drawn = choose(logits.to(choosing), uniform[position], rule).to(device)
             maps[:, row, column] = torch.where(stay[:, row, column] < 0, drawn, maps[:, row, column])
-        cursor.tell(column, maps[:, row, column])
+        cursor.tell(column, maps[:, row, column].repeat(copies))
         on_code()
     for _ in range(end, positions):
         on_code()
     return maps
-
-
-def _uniform(seed: int, level: str, numbers: Sequence[int], candidates: Sequence[int], positions: int) -> torch.Tensor:
-    """Return `[positions, batch]` in [0, 1); candidate 0 has the numbers of an image without candidates."""
-    purposes = [f"{level} codes" + (f" of candidate {candidate}" if candidate else "") for candidate in candidates]
-    return torch.stack([random_numbers.uniform(seed, purpose, number, np.arange(positions))
-                        for purpose, number in zip(purposes, numbers)], 1).contiguous()
 
 
 def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, rules: Mapping[str, SamplingRule],
@@ -198,7 +193,7 @@ def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed
                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `candidates.Drawer` has all that sample.py
+    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `Drawer` has all that sample.py
     offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
@@ -218,15 +213,14 @@ def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor],
     The least is the likeliest: p is the product over the levels, p(top) p(bottom | top). No guidance is in it. Images
     go through the networks one by one, so that the last bits do not depend on the batch.
     """
-    bits = [sum(_bits(prior, maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1])
-                for level, prior in priors.items()) for i in range(len(maps["top"]))]
-    return torch.tensor(bits, dtype=torch.float64) / sum(math.prod(prior.shape) for prior in priors.values())
-
-
-def _bits(prior: Prior, codes: torch.Tensor, top_codes: torch.Tensor, known: torch.Tensor) -> float:
-    """-log2 p of one image's map `[1, height, width]` of one level."""
-    logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
-    return functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum().item() / math.log(2)
+    total = torch.zeros(len(maps["top"]), dtype=torch.float64)
+    for level, prior in priors.items():
+        for i in range(len(total)):
+            codes, top_codes, known = maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1]
+            logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
+            nats = functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum()
+            total[i] += nats.item() / math.log(2)
+    return total / sum(math.prod(prior.shape) for prior in priors.values())
 
 
 def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[int], seed: int,
@@ -240,10 +234,141 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
     draws = {name: random_numbers.uniform(seed, f"condition {name}", np.asarray(numbers)) for name in columns}
 
     def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
-        return conditions.given(told, texts, torch.stack([draws[column.name] for column in told], 1) if told else
-                                torch.zeros(len(numbers), 0))
+        own = [draws[column.name] for column in told]
+        return conditions.given(told, texts, torch.stack(own, 1) if own else torch.zeros(len(numbers), 0))
 
-    table(tuple(columns.values()), texts)  # raises for a column that none of them was told
-    # Each in its own unit: priors that were trained on other images have other means.
+    table(tuple(columns.values()), texts)  # raises for a column that no prior was told
+    # Each prior has its own unit: priors that were trained on other images have other means.
     return {level: table(prior.columns, [text for text in texts if conditions.name_in(text, columns) in
                                          {column.name for column in prior.columns}]) for level, prior in priors.items()}
+
+
+SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
+"""The score that --reject-by compares. The best candidate has the fewest bits, or the most agreement."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image that is to be drawn.
+
+    Args:
+        name: the name of its file, without the ending.
+        number: the number that chooses its random numbers: the image's, or the completion's.
+        item: the number of the image that it completes.
+    """
+
+    name: str
+    number: int
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One image that has been drawn.
+
+    Args:
+        name: the name of its file, without the ending.
+        image: uint8 `[channels, height, width]`.
+        codes: the codes of each level, int64 `[height, width]`, on the CPU.
+        scores: the score of the candidate that was kept, where there are several, and under its name with _of_all the
+            mean over all candidates.
+    """
+
+    name: str
+    image: torch.Tensor
+    codes: dict[str, torch.Tensor]
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:
+    """Return all images that the settings ask for; the completions of one image stand together."""
+    if incomplete is None:
+        return [Request(f"{number:06d}", number) for number in range(settings.count)]
+    return [Request(f"{name}-{number:06d}", number, item) for item, name in enumerate(incomplete.names)
+            for number in range(settings.count)]
+
+
+class Drawer:
+    """Draws the images that are requested.
+
+    Args:
+        priors: the prior of each level that the VQ-VAE has.
+        incomplete: the images that are to be completed; None for new ones.
+    """
+
+    def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
+                 incomplete: Incomplete | None = None):
+        self.model, self.settings, self.incomplete = vqvae.model, settings, incomplete
+        own = {level: priors[level] for level in vqvae.model.levels}
+        self.priors = in_float64(own) if settings.precision == "auto" else own
+        self.rules = {level: SamplingRule(*(of_level(getattr(settings, name), level) for name in (
+            "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
+
+    def draw(self, requests: Sequence[Request],
+             on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
+        """Yield each image as soon as it is finished, in order.
+
+        `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
+        """
+        tries = [(request, candidate) for request in requests for candidate in range(self.settings.reject)]
+        candidates: list[Finished] = []
+        for first in range(0, len(tries), self.settings.batch):
+            batch = tries[first:first + self.settings.batch]
+            for (request, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
+                candidates.append(drawn)
+                if number == self.settings.reject - 1:
+                    yield self._finish(request, candidates)
+                    candidates = []
+
+    @torch.no_grad()
+    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Finished]:
+        """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
+        numbers = [request.number for request, _ in batch]
+        facts = known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
+        stay = None if self.incomplete is None else {
+            level: maps[[request.item for request, _ in batch]] for level, maps in self.incomplete.codes.items()}
+        maps = draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
+                                 lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
+        alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
+        images = [to_bytes(self.model.decode(codes)) for codes in alone]
+        scores: list[dict[str, float]] = [{}] * len(batch)
+        if self.settings.reject > 1:
+            values = (bits_per_code(self.priors, maps, facts).tolist()
+                      if self.settings.reject_by == "likelihood" else
+                      [agreement(self.model, image, codes) for image, codes in zip(images, alone)])
+            scores = [{SCORES[self.settings.reject_by]: value} for value in values]
+        return [Finished(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
+                for (request, _), image, codes, score in zip(batch, images, alone, scores)]
+
+    def _finish(self, request: Request, candidates: Sequence[Finished]) -> Finished:
+        """Return the best candidate, the first one of equals, as the finished image."""
+        pick, score = min if self.settings.reject_by == "likelihood" else max, SCORES[self.settings.reject_by]
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = pick(candidates, key=lambda candidate: candidate.scores[score])
+            mean = sum(candidate.scores[score] for candidate in candidates) / len(candidates)
+            best = replace(best, scores={**best.scores, f"{score}_of_all": mean})
+        return best if self.incomplete is None else replace(
+            best, image=self.incomplete.completed(request.item, best.image))
+
+
+@torch.no_grad()
+def agreement(model: Vqvae, image: torch.Tensor, codes: Mapping[str, torch.Tensor]) -> float:
+    """Return the share, 0…1, of an image's codes, all levels together, that encoding it again gives back.
+
+    Args:
+        image: uint8 `[1, channels, height, width]`; codes: for each level `[1, height, width]`.
+    """
+    again = model.encode(image.to(next(iter(codes.values())).device).to(torch.float32).div_(255))
+    same = torch.cat([(again[level] == maps).flatten() for level, maps in codes.items()])
+    return same.double().mean().item()
+
+
+def rejection_report(settings: SampleSettings, maps: CodeMaps) -> dict:
+    """Return what --reject came to, for sample.json; {} without it."""
+    if settings.reject == 1:
+        return {}
+    score = SCORES[settings.reject_by]
+    kept, of_all = (maps.scores[name].mean().item() for name in (score, f"{score}_of_all"))
+    return {"rejection": {"by": settings.reject_by, "candidates": settings.reject, "share_kept": 1 / settings.reject,
+                          "unit": score, "mean_kept": kept, "mean_of_all": of_all}}

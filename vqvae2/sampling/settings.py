@@ -1,7 +1,5 @@
 """Command line -> the settings of `vqvae2 sample`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ import tyro
 from vqvae2.settings.checks import SAID, SEED, Checked, expect, flag
 
 CODE_FILE = ".npz"
-DEFAULT_COUNT, DEFAULT_COMPLETIONS = 64, 4
 
 
 def one_or_two(name: str, holds: Callable[[float], bool], rule: str) -> tuple:
@@ -80,31 +77,19 @@ class SampleSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.count is None:
-            object.__setattr__(self, "count", DEFAULT_COUNT if self.inpaint is None else DEFAULT_COMPLETIONS)
+            object.__setattr__(self, "count", 64 if self.inpaint is None else 4)
         expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
-        self._check_inpainting()
-
-    def _check_inpainting(self) -> None:
-        if self.inpaint is None:
-            expect(self.mask is None, "--mask", "--inpaint beside it", f"--mask {self.mask} alone",
-                   "Give --inpaint DIR too.")
-            expect(self.blend == 0, "--blend", "--inpaint beside it", f"--blend {self.blend} alone",
-                   "Give --inpaint DIR too.")
-            return
-        if self.inpaint.suffix == CODE_FILE:
-            for name, given in (("mask", self.mask), ("blend", self.blend or None)):
-                expect(given is None, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked -1 are "
-                       "drawn", given, "Leave it out.")
-        else:
-            expect(self.mask is not None, "--mask", "left, right, upper, lower or an image file beside --inpaint",
-                   "none", "For example --mask left.")
-
-    def of_level(self, name: str, level: Literal["top", "bottom"]) -> float:
-        """Return what temperature, top_k, top_p or guidance is for a level."""
-        return of_level(getattr(self, name), level)
+        takes_mask = self.inpaint is not None and self.inpaint.suffix != CODE_FILE
+        for name, given in (("mask", self.mask), ("blend", self.blend or None)):
+            expect(given is None or self.inpaint is not None, flag(name), "--inpaint beside it",
+                   f"{flag(name)} {given} alone", "Give --inpaint DIR too.")
+            expect(given is None or takes_mask, flag(name), f"none beside --inpaint {self.inpaint}, whose codes marked "
+                   "-1 are drawn", given, "Leave it out.")
+        expect(self.mask is not None or not takes_mask, "--mask", "left, right, upper, lower or an image file beside "
+               "--inpaint", "none", "For example --mask left.")
 
 
 def of_level(values: tuple[float, ...], level: Literal["top", "bottom"]) -> float:

@@ -1,27 +1,172 @@
-"""A VQ-VAE, its priors and a request -> a folder of samples, shared out over processes: the work of `vqvae2 sample`."""
+"""A VQ-VAE, its priors and a request -> a folder of samples, shared out over processes: the work of `vqvae2 sample`.
 
+    images/<name>.png     each written as soon as it is drawn
+    parts/<name>.npz      its codes, and what its candidates came to; all of them become codes.npz in the end
+    sample.json           what all images of the folder have in common; written first
+    grid.png, codes.npz   written last
+
+An image is there when its picture is and its codes are, in parts/ or in codes.npz. Every file is whole or not there,
+and parts/ goes last: a kill at any moment loses no image that was finished. Several processes write different images.
+"""
+
+import json
 import math
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files
-from vqvae2.common.errors import UserError
-from vqvae2.models.autoencoder import TrainedVqvae
-from vqvae2.plots import pictures
-from vqvae2.priors.base import Prior
+from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.models.code_maps import CodeMaps
+from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
-from vqvae2.sampling import candidates, inpainting, sampler
-from vqvae2.sampling.folder import SampleFolder
-from vqvae2.sampling.inpainting import Incomplete
+from vqvae2.sampling import inpainting, sampler
+from vqvae2.sampling.sampler import Drawer, Finished
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.parsing import as_dict, changes
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""
-MINUTES_FOR_OTHERS = 7 * 24 * 60
-"""A process that has drawn its share waits for the others; if one fails, torchrun ends them all."""
+RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
+HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "inpaint": "images_hash",
+          "mask": "mask_hash"}
+"""Settings that may change as long as the hash of what they name is the same."""
+MAY_DIFFER = {"count", "batch", "out", *HASHED.values()}
+"""What may change when a later run adds images to a folder."""
+
+
+class SampleFolder:
+    """The folder of sample.py.
+
+    Args:
+        out: the folder; it need not exist.
+        settings: what its images have in common, as JSON values, with "vqvae_hash" among them (see HASHED).
+    Raises: UserError if the folder holds images that were drawn with other settings, or what sample.py did not make and
+        would replace. Nothing is written yet.
+    """
+
+    def __init__(self, out: Path, settings: dict):
+        self.out, self.settings = out, settings
+        # Without a record these are perhaps the very files that are to be completed.
+        names = ", ".join(name for name in (IMAGES, CODES, GRID, PARTS) if (out / name).exists())
+        expect(not names or (out / RECORD).exists(), f"--out {out}",
+               f"a folder that sample.py made, or one without {names}", f"{names} and no {RECORD}",
+               "Choose another --out.")
+        self.before = self._settings_before()
+        changed = changed_settings(settings, self.before)
+        expect(not changed, f"--out {out}", "the settings that its images were drawn with", ", ".join(changed),
+               "Give those again, or choose another --out.")
+
+    def begin(self) -> None:
+        """Write what the images have in common, and remove what a killed run was just writing. For rank 0 alone."""
+        if not self.before:  # what an earlier version has left here is drawn anew
+            (self.out / CODES).unlink(missing_ok=True)
+            shutil.rmtree(self.out / PARTS, ignore_errors=True)
+        for folder in (self.out, self.out / IMAGES, self.out / PARTS):
+            for path in folder.glob(files.LEFT_OVERS):
+                path.unlink(missing_ok=True)
+        self._write_record({})
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Return those of the images `names` that are still to be drawn, in order."""
+        coded = {Path(name).stem for name in self._stored().names} | {
+            path.stem for path in (self.out / PARTS).glob("*.npz")}
+        pictures = {path.stem for path in (self.out / IMAGES).glob("*.png")}
+        return [name for name in names if name not in coded or name not in pictures]
+
+    def keep(self, finished: Finished) -> None:
+        """Write an image and its codes."""
+        picture = _picture(finished.name)
+        plots.save_picture(plots.image_grid(finished.image[None], 1, gap=0), self.out / picture)
+        scores = {name: torch.tensor([value], dtype=torch.float64) for name, value in finished.scores.items()}
+        CodeMaps([picture], {level: codes[None] for level, codes in finished.codes.items()}, scores).save(
+            self.out / PARTS / f"{finished.name}.npz", self.settings["vqvae_hash"], "")
+
+    def collect(self, names: Sequence[str]) -> CodeMaps:
+        """Return the codes of the images `names`, which are all there, in this order.
+
+        Raises: UserError if one is not: processes on machines that do not share the folder.
+        """
+        stored = self._stored()
+        found = {Path(name).stem: (stored, i) for i, name in enumerate(stored.names)} | {
+            name: (part, 0) for name in names if (part := self._load(f"{PARTS}/{name}.npz"))}
+        missing = [name for name in names if name not in found]
+        expect(not missing, f"--out {self.out}", f"{len(names)} images",
+               f"all but {len(missing)}, such as {' '.join(missing[:1])}",
+               "All machines must share this folder; run the same command again.")
+        chosen = [found[name] for name in names]
+        first = chosen[0][0]
+        return CodeMaps([_picture(name) for name in names],
+                        {level: torch.stack([maps.levels[level][i] for maps, i in chosen]) for level in first.levels},
+                        {score: torch.stack([maps.scores[score][i] for maps, i in chosen]) for score in first.scores})
+
+    def picture(self, name: str) -> torch.Tensor:
+        """Return an image that is there, uint8 `[channels, height, width]`. Raises: UserError if it cannot be read."""
+        path = self.out / _picture(name)
+        try:
+            with Image.open(path) as picture:
+                pixels = torch.from_numpy(np.array(picture))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: expected an image that sample.py wrote, found {error}. Delete it and run the "
+                            "same command again.") from None
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+    def finish(self, maps: CodeMaps, grid: Image.Image, report: dict) -> None:
+        """Write the grid, the codes and the report; remove images of an earlier, larger run. For rank 0 alone.
+
+        sample.py names its images 000012, or with --inpaint brain-000003: only such images are removed.
+        """
+        plots.save_picture(grid, self.out / GRID)
+        maps.save(self.out / CODES, self.settings["vqvae_hash"], "")
+        wanted = {Path(name).stem for name in maps.names}
+        for path in (self.out / IMAGES).glob("*.png"):
+            if re.fullmatch(r"(.+-)?\d{6,}", path.stem) and path.stem not in wanted:
+                path.unlink(missing_ok=True)
+        self._write_record(report)
+        shutil.rmtree(self.out / PARTS, ignore_errors=True)
+
+    def _load(self, name: str) -> CodeMaps | None:
+        return CodeMaps.load(self.out / name, self.settings["vqvae_hash"])
+
+    def _stored(self) -> CodeMaps:
+        """Return the codes that an earlier run has finished with; codes of an unknown past do not count."""
+        return (self._load(CODES) if self.before else None) or CodeMaps([], {})
+
+    def _write_record(self, report: dict) -> None:
+        files.write_json(self.out / RECORD, {"settings": self.settings, **report, "versions": weights.versions()})
+
+    def _settings_before(self) -> dict:
+        """Return the settings of the images in the folder, {} where there are none that can be gone on with."""
+        try:
+            settings = json.loads((self.out / RECORD).read_text(encoding="utf-8"))["settings"]
+            return settings if set(HASHED.values()) <= set(settings) else {}  # an earlier version wrote no hashes
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.out / RECORD}: expected settings that sample.py wrote, found {error}. Delete it "
+                            "to draw all images anew, or choose another --out.") from None
+
+
+def changed_settings(new: dict, old: dict) -> list[str]:
+    """Return what differs from the settings with which images were drawn, such as `--seed 5 (was 0)`."""
+    def meant(settings: dict, name: str) -> object:  # one value for both levels is the same as two equal ones
+        value = settings[HASHED.get(name, name)]
+        return value * 2 if isinstance(value, list) and len(value) == 1 else value
+
+    changed = [name for name in new if name in old and name not in MAY_DIFFER and meant(new, name) != meant(old, name)]
+    return [*changes({name: new[name] for name in changed}, old),
+            *(f"{flag(name)} {new[name]} (was {old[name]}, which has changed)" for name in changed
+              if new[name] == old[name])]
+
+
+def _picture(name: str) -> str:
+    return f"{IMAGES}/{name}.png"
 
 
 def run(settings: SampleSettings) -> None:
@@ -31,57 +176,55 @@ def run(settings: SampleSettings) -> None:
         inpainting.check(settings)
     device = distributed.pick_device()
     vqvae, priors = sampler.load_models(settings.vqvae, settings.top, settings.bottom, device)
-    missing = [level for level in vqvae.model.levels if level not in priors]
-    if missing:
-        raise UserError(f"--{missing[0]}: expected the {missing[0]} prior of --vqvae {settings.vqvae}, which has "
-                        f"{len(vqvae.model.levels)} levels, found none. Give --{missing[0]} NAME.")
+    for level in vqvae.model.levels:
+        expect(level in priors, f"--{level}", f"the {level} prior of --vqvae {settings.vqvae}, which has "
+               f"{len(vqvae.model.levels)} levels", "none", f"Give --{level} NAME.")
     sampler.known_of(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
-    folder = SampleFolder(settings.out, describe(settings, vqvae, priors, incomplete))
-    distributed.start(device, MINUTES_FOR_OTHERS)
+    hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
+              for level in ("top", "bottom")}
+    folder = SampleFolder(settings.out, {
+        **as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
+        "mask_hash": None, **(incomplete.hashes if incomplete else {})})
+    # A process that has drawn its share waits for the others, for a week at most; if one fails, torchrun ends them all.
+    distributed.start(device, minutes=7 * 24 * 60)
     try:
-        write_samples(candidates.Drawer(vqvae, priors, settings, incomplete), folder)
+        write_samples(Drawer(vqvae, priors, settings, incomplete), folder)
     finally:
         distributed.stop()
 
 
-def describe(settings: SampleSettings, vqvae: TrainedVqvae, priors: dict[str, Prior],
-             incomplete: Incomplete | None) -> dict:
-    """Return the settings as sample.json has them, with hashes of all that the images depend on."""
-    hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
-              for level in ("top", "bottom")}
-    return {**as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
-            "mask_hash": None, **(incomplete.hashes if incomplete else {})}
-
-
-def write_samples(drawer: candidates.Drawer, folder: SampleFolder) -> None:
+def write_samples(drawer: Drawer, folder: SampleFolder) -> None:
     """Draw and write what is not there yet, shared out over the processes; then the grid, the codes, the settings."""
     settings = drawer.settings
-    requests = candidates.requests_of(settings, drawer.incomplete)
+    requests = sampler.requests_of(settings, drawer.incomplete)
     names = [request.name for request in requests]
     distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
     if distributed.rank() == 0 and len(missing) < len(requests):
         print(f"{len(requests) - len(missing)} of {len(requests)} images are there already", flush=True)
     mine = [request for request in requests if request.name in missing][distributed.rank()::distributed.world_size()]
-    distributed.together(lambda: draw(drawer, mine, folder))
+
+    def draw() -> None:  # progress is rank 0's own
+        codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * settings.reject
+        with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,
+                  disable=distributed.rank() != 0) as bar:
+            for image in drawer.draw(mine, bar.update):
+                folder.keep(image)
+
+    distributed.together(draw)
     distributed.on_rank_0(lambda: finish(drawer, folder, names))
 
 
-def draw(drawer: candidates.Drawer, requests: list[candidates.Request], folder: SampleFolder) -> None:
-    """Draw and write these images; progress is rank 0's own."""
-    codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * drawer.settings.reject
-    with tqdm(total=codes * len(requests), desc="sampling", unit="code", leave=False,
-              disable=distributed.rank() != 0) as bar:
-        for image in drawer.draw(requests, bar.update):
-            folder.keep(image)
-
-
-def finish(drawer: candidates.Drawer, folder: SampleFolder, names: list[str]) -> None:
+def finish(drawer: Drawer, folder: SampleFolder, names: list[str]) -> None:
     """Write what shows or says something of all images, and print where it is. For rank 0 alone."""
     maps = folder.collect(names)
-    report = candidates.rejection_report(drawer.settings, maps)
-    grid = new_images(folder, names) if drawer.incomplete is None else completions(folder, drawer)
+    report = sampler.rejection_report(drawer.settings, maps)
+    if drawer.incomplete is None:
+        images = torch.stack([folder.picture(name) for name in names[:MOST_IN_GRID]])
+        grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)))
+    else:
+        grid = completions(folder, drawer)
     folder.finish(maps, grid, report)
     for rejection in report.values():
         print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
@@ -89,13 +232,7 @@ def finish(drawer: candidates.Drawer, folder: SampleFolder, names: list[str]) ->
     print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
 
 
-def new_images(folder: SampleFolder, names: list[str]) -> Image.Image:
-    """Return a grid of the images, of the first MOST_IN_GRID of them where there are more."""
-    images = [folder.picture(name) for name in names[:MOST_IN_GRID]]
-    return pictures.image_grid(pictures.enlarged(torch.stack(images)), columns=max(1, round(len(images)**0.5)))
-
-
-def completions(folder: SampleFolder, drawer: candidates.Drawer) -> Image.Image:
+def completions(folder: SampleFolder, drawer: Drawer) -> Image.Image:
     """Return a row for each of the first MOST_ROWS images: what was given, and its first MOST_COMPLETIONS."""
     number, rows = min(drawer.settings.count, MOST_COMPLETIONS), []
     for item, name in enumerate(drawer.incomplete.names[:MOST_ROWS]):
@@ -103,4 +240,4 @@ def completions(folder: SampleFolder, drawer: candidates.Drawer) -> Image.Image:
         given = drawer.incomplete.given(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
-    return pictures.completion_rows(rows, columns)
+    return plots.completion_rows(rows, columns)

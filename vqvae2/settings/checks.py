@@ -1,31 +1,18 @@
 """A setting -> nothing, or the one line that says what was expected of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
 
 import tyro
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect, flag
 
 SAID = tyro.conf.arg(help_behavior_hint="")
 """The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 SEED = ("seed", lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "The default is 0.")
 SPLIT = ("split", lambda split: min(split) >= 0 < split[0], "three shares, the first above 0",
          "The default is 64 16 20.")
-
-
-def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
-    """Raise UserError in the project's one form unless `ok`."""
-    if not ok:
-        raise UserError(f"{what}: expected {rule}, found {found}. {advice}")
-
-
-def flag(name: str) -> str:
-    """Return how a setting is written on the command line: `per_scan` is `--per-scan`."""
-    return "--" + name.replace("_", "-")
 
 
 class Checked:

@@ -1,25 +1,53 @@
 """A command line, the environment, .env -> a frozen dataclass of settings, and such a dataclass -> JSON and back.
 
-The sentence under a field is what `--help` prints. A flag beats the environment, which beats .env."""
+The sentence under a field is what `--help` prints. A flag beats the environment, which beats .env.
 
-from __future__ import annotations
+A `.env` has lines such as SLICES_PATH=~/slices, which python-dotenv reads: quotes, `export`, notes after # and ${HOME}
+are understood. `docker --env-file` and the like hand quotes and `~` on as they are written, so a variable of the
+environment is read in the same way.
 
+tyro draws a box around an error, which becomes one line here. A box has a title and sections between rules; where it
+names a flag, with the kind of its value, that stands in a row of its own, indented by four. Its lines are drawn with
+box characters, or, where the terminal has none, with dashes and spaces. A section that no pattern fits is told in
+tyro's words.
+"""
+
+import codecs
 import contextlib
 import dataclasses
 import io
+import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from dotenv import dotenv_values
 
-from vqvae2.common.errors import EXIT_USER_ERROR, UserError
-from vqvae2.settings import environment, presets
-from vqvae2.settings.checks import expect
-from vqvae2.settings.messages import TYRO, completed, one_line
+from vqvae2.common.errors import EXIT_USER_ERROR, UserError, expect, flag
+from vqvae2.settings import presets
 
 Settings = TypeVar("Settings")
+RULE = re.compile(r"^[│ ]+[─-]{5,}[│ ]*$(?!\n│? *Argument helptext)", re.MULTILINE)
+FLAG_ROW = re.compile(r"^[│ ] {5}(?:-\w \S+, )?(--\S+) ?(.*?)[│ ]*$", re.MULTILINE)
+QUOTED = re.compile(r"'([^']*)'")
+SAID = {
+    r"full helptext": "",
+    r"Missing from": "missing {flags}.",
+    r"Unrecognized options: (?P<words>.*)": "unrecognized {words}.",
+    r"similar to|Perhaps you meant": "Perhaps you meant {flags}.",
+    r"Error parsing \S+: (?P<words>.*?)(?: Got errors:.*)? Argument helptext":
+        "{flags}: expected {kind}, found {words}.",
+    r"invalid choice (?P<words>'.*') for argument '(?P<flag>.*)'. Expected one of (?P<choices>.*)":
+        "{flag}: expected one of {choices}, found {words}.",
+    r"Missing value for argument '(?P<flag>.*)'. Expected (?P<count>\d+)":
+        "{flag}: expected {count} value(s), found fewer."}
+"""A pattern of a section's words -> what is said in their place."""
+
+logging.getLogger("dotenv").setLevel(logging.ERROR)  # its warning says less than `_in_file` does, in a second line
 
 
 def parse(settings: type[Settings], manual: str, arguments: list[str] | None = None) -> Settings:
@@ -38,7 +66,8 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(settings, description="", config=TYRO, args=arguments)
+            return tyro.cli(settings, description="", args=arguments,
+                            config=(tyro.conf.HelptextFromCommentsOff, tyro.conf.DisallowNone))
     except SystemExit as exit_:
         if exit_.code != EXIT_USER_ERROR:
             raise
@@ -46,11 +75,11 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
 
 
 def path_from_environment(given: Path | None, variable: str, flag_name: str) -> Path:
-    """Return the flag's path, or the environment's, or .env's (see `environment.folder_of`), with ~ expanded.
+    """Return the flag's path, or the environment's, or .env's (see `folder_of`), with ~ expanded.
 
     Raises: UserError if none of them is set, or .env cannot be understood.
     """
-    path = environment.folder_of(variable) if given is None else Path(os.path.expanduser(str(given).strip()))
+    path = folder_of(variable) if given is None else Path(os.path.expanduser(str(given).strip()))
     expect(path is not None, flag_name, f"a folder, or {variable} in the environment or in .env", "neither",
            f"Give {flag_name} DIR, or copy .env.example to .env and edit it.")
     return path
@@ -62,8 +91,86 @@ def as_dict(settings: object) -> dict:
             for key, value in dataclasses.asdict(settings).items()}
 
 
+def changes(new: dict, old: dict) -> list[str]:
+    """Return how settings differ from older ones, such as `--seed 5 (was 0)`; what `old` lacks is left out."""
+    def words(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [f"{flag(name)} {words(value)} (was {words(old[name])})" for name, value in new.items()
+            if old.get(name, value) != value]
+
+
 def from_dict(settings: type[Settings], values: dict) -> Settings:
     """Return a settings dataclass from what `as_dict` made of it; values that this version lacks are left out."""
     return settings(**{key: Path(value) if key in ("data", "results") and value is not None else
                        tuple(value) if isinstance(value, list) else value
                        for key, value in values.items() if key in settings.__dataclass_fields__})
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with home folders in place of `~`, and `validate` for other names of that split.
+
+    Most shells leave the ~ of `--data=~/slices` alone.
+    Raises: UserError for an empty value.
+    """
+    words, flag = [], "command line"
+    for word in arguments:
+        start, value = re.fullmatch(r"(-[^=]+=?|)(.*)", word, re.DOTALL).groups()
+        flag = start.rstrip("=") or flag
+        expect(bool(value.strip()) or start[-1:] not in ("", "="), flag, "a value", "nothing",
+               "Give one, or leave the flag out; is a shell variable not set?")
+        is_validate = flag == "--split" and value.lower() in ("val", "valid", "validation")
+        words.append(start + ("validate" if is_validate else os.path.expanduser(value)))
+    return words
+
+
+def one_line(box: str, script: str) -> str:
+    """Return what a box says, such as `train_vqvae.py: missing --epochs, --batch. See train_vqvae.py --help.`"""
+    said = []
+    for section in RULE.split("\n".join(box.splitlines()[1:])):
+        words = " ".join(re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", section).split())
+        rows = FLAG_ROW.findall(section)
+        known = {"flags": ", ".join(name for name, _ in rows), "kind": "".join(kind for _, kind in rows[:1])}
+        for pattern, saying in SAID.items():
+            if found := re.search(pattern, words):
+                said.append(saying.format(**known, **{
+                    name: (", " if name == "choices" else " ").join(QUOTED.findall(text) or [text.replace(",", "")])
+                    for name, text in found.groupdict().items()}))
+                break
+        else:
+            said.append(words and f"{words}.")
+    said = list(filter(None, said))
+    named = [] if said and said[0].startswith("-") else [f"{script}:"]
+    return " ".join([*named, *said, f"See {script} --help."])
+
+
+def folder_of(variable: str) -> Path | None:
+    """Return the folder that `variable` names in the environment, else in .env; None if neither does.
+
+    .env is looked for in the working folder, then beside the script that was started, and an empty value counts as
+    none. A relative path in it starts from the folder that it is in.
+    Raises: UserError where .env cannot be read, or its line for the variable cannot be understood.
+    """
+    for folder in (None, Path(), Path(sys.argv[0]).resolve().parent):
+        text = os.environ.get(variable, "") if folder is None else _in_file(folder / ".env", variable)
+        if text := text.strip(" '\"\r\n"):
+            return (folder or Path()) / os.path.expanduser(os.path.expandvars(text))
+    return None
+
+
+def _in_file(path: Path, variable: str) -> str:
+    """Return the variable's value in a .env, "" if there is none."""
+    if not path.is_file():  # some keep a virtual environment in a folder of that name
+        return ""
+    try:
+        raw = path.read_bytes()
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # PowerShell's echo writes it
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a file in UTF-8 that can be read, found {error}. Change its permissions or "
+                        "encoding, or give the folder by its flag.") from None
+    value = dotenv_values(stream=io.StringIO(text)).get(variable)
+    lines = re.findall(rf"^[^\n#=]*\b{variable}\b.*", text, re.MULTILINE | re.IGNORECASE)
+    expect(value is not None or not lines, str(path), f"{variable}=FOLDER", "".join(lines[:1]).strip(),
+           "Correct that line.")
+    return value or ""

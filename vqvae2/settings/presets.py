@@ -19,8 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqvae2.common.errors import UserError
-from vqvae2.settings.checks import expect, flag
+from vqvae2.common.errors import UserError, expect, flag
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import expect
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -39,14 +38,23 @@ class PriorTrainer(Trainer):
         """Load the VQ-VAE, and the codes of its images, extracting them if that has not been done."""
         self.vqvae = autoencoder.load_vqvae(self.settings.vqvae, self.device, results=self.settings.results)
         levels = self.vqvae.model.levels
-        if self.settings.level not in levels:
-            raise UserError(f"--level {self.settings.level}: expected a level of --vqvae {self.settings.vqvae}, which "
-                            "has one level, called top. Use --level top.")
-        loaded = dataset.load_images(self._data_settings(), ("train", "validate"))
-        if len(loaded.splits["train"]) == 0:
-            raise UserError(f"--data {loaded.folder}: expected at least 1 training image, found 0. Give the data that "
-                            f"--vqvae {self.settings.vqvae} was trained with.")
-        self._check_shape(loaded)
+        expect(self.settings.level in levels, f"--level {self.settings.level}",
+               f"a level of --vqvae {self.settings.vqvae}", "one level, called top", "Use --level top.")
+        # The images that the VQ-VAE saw, from --data or else from its folder, by its seed too: that decides who is in
+        # which split where the images are not split on disk.
+        own = as_before(self.vqvae.config["settings"])
+        data = self.settings.data or own["data"]
+        given = dataclasses.replace(
+            self.settings, size=self.settings.size or own["size"], split=tuple(own["split"]), seed=own["seed"],
+            fit=own["fit"], colours=own["colours"], allow_leak=self.settings.allow_leak or own["allow_leak"],
+            subject_pattern=self.settings.subject_pattern or own["subject_pattern"],
+            data=data and path_from_environment(data, "SLICES_PATH", "--data"))
+        loaded = dataset.load_images(given, ("train", "validate"))
+        expect(len(loaded.splits["train"]) > 0, f"--data {loaded.folder}", "at least 1 training image", 0,
+               f"Give the data that --vqvae {self.settings.vqvae} was trained with.")
+        expected = tuple(self.vqvae.config["image_shape"])
+        expect(loaded.shape == expected, f"--data {loaded.folder}", f"images of shape {expected} as --vqvae "
+               f"{self.settings.vqvae} was trained on", loaded.shape, "Give its --data or --size.")
         self.data = loaded.describe()
         facts = {split: loaded.splits[split].facts for split in ("train", "validate")}
         self.columns = conditions.fit(facts["train"], self.settings.condition)
@@ -59,25 +67,6 @@ class PriorTrainer(Trainer):
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
         self._report_references()
-
-    def _data_settings(self) -> TrainPrior:
-        """Return the settings of the images that the VQ-VAE saw, from --data or else from the VQ-VAE's folder."""
-        own = as_before(self.vqvae.config["settings"])
-        size = self.settings.size or own["size"]
-        data = self.settings.data or own["data"]
-        pattern = self.settings.subject_pattern or own["subject_pattern"]
-        # The VQ-VAE's seed too: it decides who is in which split where the images are not split on disk.
-        return dataclasses.replace(self.settings, size=size, split=tuple(own["split"]), seed=own["seed"],
-                                   fit=own["fit"], colours=own["colours"],
-                                   allow_leak=self.settings.allow_leak or own["allow_leak"],
-                                   subject_pattern=pattern, data=data and
-                                   path_from_environment(data, "SLICES_PATH", "--data"))
-
-    def _check_shape(self, loaded: dataset.Images) -> None:
-        expected = tuple(self.vqvae.config["image_shape"])
-        if loaded.shape != expected:
-            raise UserError(f"--data {loaded.folder}: expected images of shape {expected} as --vqvae "
-                            f"{self.settings.vqvae} was trained on, found {loaded.shape}. Give its --data or --size.")
 
     def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
@@ -95,11 +84,11 @@ class PriorTrainer(Trainer):
         return stored
 
     def _report_references(self) -> None:
-        level, size = self.settings.level, self.vqvae.model.settings.codebook_size
+        size = self.vqvae.model.settings.codebook_size
         self.references = {}
-        if len(self.maps["validate"].names) and distributed.rank() == 0:
+        if self.count("validate") and distributed.rank() == 0:
             self.references = context_model.context_model_bits(
-                self.maps["train"].levels[level].numpy(), self.maps["validate"].levels[level].numpy(), size)
+                *(self.maps[split].levels[self.settings.level].numpy() for split in ("train", "validate")), size)
             say("reference models on the validation images, bits per code: " +
                 ", ".join(f"{name} {bits:.3f}" for name, bits in self.references.items()) +
                 f"; a blind guess {math.log2(size):.3f}")
@@ -107,16 +96,12 @@ class PriorTrainer(Trainer):
     def describe(self) -> dict:
         """Return what a prior must remember: its VQ-VAE, the shapes, the references."""
         shapes = {level: list(maps.shape[1:]) for level, maps in self.maps["train"].levels.items()}
-        return {**self.data, "vqvae_hash": self.vqvae.hash, "shape": shapes[self.settings.level],
-                "top_shape": shapes["top"], "columns": conditions.as_json(self.columns),
-                "facts_hash": self._facts_hash(),
-                "reference_bits_per_code": self.references}
-
-    def _facts_hash(self) -> str:
-        """Return the hash of all facts, the validation images' too, since they choose the best weights."""
+        # The hash of all facts, the validation images' too, since they choose the best weights.
         told = "".join(map(repr, self.columns)).encode() + b"".join(
             self.known[split].numpy().tobytes() for split in ("train", "validate"))
-        return hashlib.sha256(told).hexdigest()
+        return {**self.data, "vqvae_hash": self.vqvae.hash, "shape": shapes[self.settings.level],
+                "top_shape": shapes["top"], "columns": conditions.as_json(self.columns),
+                "facts_hash": hashlib.sha256(told).hexdigest(), "reference_bits_per_code": self.references}
 
     def count(self, split: str) -> int:
         """Return the number of code maps; augmented copies stand in for their image and do not count."""
@@ -129,7 +114,9 @@ class PriorTrainer(Trainer):
         top = (books["top"], shapes["top"]) if self.settings.level == "bottom" else (None, None)
         prior = PixelCNN(self.settings, books[self.settings.level], shapes[self.settings.level], *top, self.columns)
         maps = self.maps["train"].levels[self.settings.level]
-        prior.start_from_frequencies(coding.code_counts(maps, prior.codebook_size))
+        # At first the prior predicts the frequencies of the codes everywhere.
+        counts = coding.code_counts(maps, prior.codebook_size) + 1
+        prior.bias.data.copy_((counts / counts.sum()).log())
         return prior
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:
@@ -143,19 +130,20 @@ class PriorTrainer(Trainer):
         given = maps["top"] if self.settings.level == "bottom" else None
         logits = model(maps[self.settings.level], given, self._known(share, model.training),
                        self._keep(share) if model.training else None)
-        nats = functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none").flatten(1).mean(1)
+        nats = nn.functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none")
+        nats = nats.flatten(1).mean(1)
         return {"loss": nats, "bits_per_code": nats.detach() / math.log(2)}
 
     def _maps(self, share: Share, training: bool) -> dict[str, torch.Tensor]:
         maps = self.maps["train" if training else "validate"].levels
-        chosen = {level: one[share.items] for level, one in maps.items()}
+        chosen = {level: codes[share.items] for level, codes in maps.items()}
         if training and self.copies:
             number = random_numbers.uniform(self.settings.seed, "copy", share.epoch, share.items.numpy())
             number = (number * (len(self.copies) + 1)).long() - 1
-            for level, one in chosen.items():
+            for level, codes in chosen.items():
                 for i in (number >= 0).nonzero()[:, 0].tolist():
-                    one[i] = self.copies[number[i]].levels[level][share.items[i]]
-        return {level: machine.to_device(one, self.device) for level, one in chosen.items()}
+                    codes[i] = self.copies[number[i]].levels[level][share.items[i]]
+        return {level: machine.to_device(codes, self.device) for level, codes in chosen.items()}
 
     def _known(self, share: Share, training: bool) -> torch.Tensor | None:
         """Return the facts that the prior is told; in training some values, and all of some images, are unknown."""

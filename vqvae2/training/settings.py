@@ -1,8 +1,7 @@
 """Nothing -> the settings of each training, mixed from those of its parts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,6 +15,11 @@ from vqvae2.runs.settings import PresetSettings, RunSettings
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(RunSettings, DataSettings):
     """The settings that every training takes: how the run goes, and which images it reads."""
+
+    @property
+    def folder(self) -> Path:
+        """Return the run's folder."""
+        return self.results / self.dataset / self.savename
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,38 +14,34 @@ from typing import NoReturn
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
-from vqvae2.common.errors import Stopped, UserError
-from vqvae2.runs import folder as run_folder
-from vqvae2.runs import log as run_log
-from vqvae2.runs import state as run_state
-from vqvae2.runs import weights as checkpoints
-from vqvae2.training import averaging
+from vqvae2.common.errors import Stopped, expect
+from vqvae2.runs import log, state, weights
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """Seconds, about, between the moments at which all ranks look at the loss, and whether to stop or to save."""
-MOST_PASSES_BETWEEN_LOOKS = 8
-"""Most passes between two looks: a run that suddenly takes ten times as long still looks within 20 seconds."""
-STEPS_BETWEEN_CHECKS = 100
-"""Steps between comparisons of the ranks' parameters."""
 PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")
 
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's part of one micro-batch (or of a split, when validating)."""
+    """This rank's part of one micro-batch (or of a split, when validating).
+
+    Args:
+        items: `[n]`, on the CPU: numbers of the items in the data set; n may be 0 on some ranks.
+        positions: `[n]`, on the device: their places in the global batch; in validation, the items themselves.
+        global_batch: items in the step over all ranks and micro-batches.
+        step: optimiser steps before this one; -1 in the pass without items that comes before all steps.
+    """
 
     items: torch.Tensor
-    """`[n]`, on the CPU: numbers of the items in the data set; n may be 0 on some ranks."""
     positions: torch.Tensor
-    """`[n]`, on the device: their places in the global batch; in validation, the items themselves."""
     global_batch: int
-    """Items in the step over all ranks and micro-batches."""
     epoch: int
     step: int
-    """Optimiser steps before this one; -1 in the pass without items that comes before all steps."""
 
 
 class Trainer:
@@ -80,14 +76,14 @@ class Trainer:
 
     def __init__(self, settings: TrainingSettings):
         self.settings = settings
-        self.folder = settings.results / settings.dataset / settings.savename
+        self.folder = settings.folder
         self.epoch = self.step = self.step_in_epoch = 0
         self.best = math.inf
         self.rows: list[dict] = []
         self.sums: dict[str, float] = {}
         self.seconds = 0.0
         self.signals = machine.Signals()
-        self.log: run_log.RunLog | None = None
+        self.log: log.RunLog | None = None
 
     # What a subclass provides -----------------------------------------------------------------
 
@@ -142,7 +138,7 @@ class Trainer:
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
-        self.config = run_folder.open_folder(self.folder, self.settings, self.kind)
+        self.config = state.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         # In float64 it does not show in which order, and on how many ranks, figures were added. MPS has none.
         self.sum_type = torch.float32 if self.device.type == "mps" else torch.float64
@@ -162,28 +158,28 @@ class Trainer:
             self.wrapped = None  # else leaving the group may hang: see there
             distributed.stop()
         best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
-        run_log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
+        log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
 
     def _prepare(self) -> None:
         torch.manual_seed(self.settings.seed)
         self.start()
-        if self.count("train") == 0:
-            raise UserError("--data: expected at least 1 training image, found 0. Give --split a larger first share.")
-        self.global_batch, self.accumulation = run_folder.share_out(self.settings, self.config)
+        expect(self.count("train") > 0, "--data", "at least 1 training image", 0, "Give --split a larger first share.")
+        self.global_batch, self.accumulation = state.share_out(self.settings, self.config)
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
         self.model = self.build().to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
+        self.best_model = self.model if self.average is None else self.average
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self.config = run_folder.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self.config = state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
-        if state := run_folder.load_state(self.folder, self.config, self.settings):
-            self._restore(state)
-        self.state_number = run_state.file_number(self.folder / run_state.STATE)
-        distributed.on_rank_0(lambda: run_folder.begin(self.folder, self.config))
-        self.log = run_log.RunLog(self.folder, self.epoch)
+        if found := state.resume_state(self.folder, self.config, self.settings):
+            self._restore(found)
+        self.state_number = state.file_number(self.folder / state.STATE)
+        distributed.on_rank_0(lambda: state.begin(self.folder, self.config))
+        self.log = log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
 
@@ -202,7 +198,7 @@ class Trainer:
             self.stepper.zero_grad(set_to_none=True)
 
     def _train_epoch(self) -> None:
-        """All steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
+        """Make all steps of the epoch that are still to be made; a resumed epoch goes on where it stopped."""
         self.wrapped.train()
         self.looked = time.monotonic()
         self.began = self.looked - self.seconds
@@ -212,21 +208,21 @@ class Trainer:
                                            dtype=self.sum_type) for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
-        with run_log.bar(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.step_in_epoch,
-                         self.steps_per_epoch) as self.bar:
+        with tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
+                  desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0) as self.bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 figures = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
                 self.running = {name: self.running.get(name, 0) + value for name, value in figures.items()}
                 self.step += 1
                 self.step_in_epoch += 1
                 self.bar.update()
-                if self.step % STEPS_BETWEEN_CHECKS == 0:
+                if self.step % 100 == 0:
                     distributed.check_same_on_ranks(self.model.state_dict().items())
                 self._look_if_due()
             self._look()
 
     def _train_step(self, items: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One optimiser step on a global batch; return this rank's sums of the figures."""
+        """Make one optimiser step on a global batch; return this rank's sums of the figures."""
         for group in self.stepper.param_groups:
             group["lr"] = self.learning_rate()
         self.stepper.zero_grad(set_to_none=True)
@@ -248,8 +244,20 @@ class Trainer:
         self.stepper.step()
         self.after_step()
         if self.average is not None:
-            averaging.follow(self.average, self.model, self.ema_decay, self.step)
+            self._follow()
         return step_sums
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averaged weights towards the model's; buffers are taken over as they are.
+
+        The average keeps less of its past in the first steps, (1 + step) / (10 + step), so that the weights as they
+        were drawn are soon forgotten (as TensorFlow's ExponentialMovingAverage).
+        """
+        kept = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - kept)
+        for ours, theirs in zip(self.average.buffers(), self.model.buffers()):
+            ours.copy_(theirs)
 
     def _share(self, items: torch.Tensor, micro_batch: int) -> Share:
         """Deal the global batch out like cards: ranks and micro-batches get equal shares, give or take one."""
@@ -284,19 +292,17 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Every rank evaluates its share, on the bare module; no image counts twice."""
-        model = self.best_model().eval()
+        """Evaluate this rank's share, on the bare module; no image counts twice. Return the figures over all ranks."""
+        model = self.best_model.eval()
         total = self.count("validate")
         sums: dict[str, float] = {}
-        for share in self.shares_of(total):
-            with self._autocast():
-                figures = self.losses(model, share)
-            for name, values in figures.items():
-                sums[name] = sums.get(name, 0.0) + values.float().sum().item()
-        # Rank 0 always holds the first items, so its names are all of them.
-        gathered = distributed.gather_objects(sums)
-        figures = {f"validate_{name}": sum(one.get(name, 0.0) for one in gathered) / total for name in gathered[0]}
         with self._autocast():
+            for share in self.shares_of(total):
+                for name, values in self.losses(model, share).items():
+                    sums[name] = sums.get(name, 0.0) + values.float().sum().item()
+            # Rank 0 always holds the first items, so its names are all of them.
+            gathered = distributed.gather_objects(sums)
+            figures = {f"validate_{name}": sum(own.get(name, 0.0) for own in gathered) / total for name in gathered[0]}
             figures.update(self.validate_more() if total else {})
         self.model.train()
         return figures
@@ -306,10 +312,6 @@ class Trainer:
         mine = torch.arange(total)[distributed.rank()::distributed.world_size()]
         for items in mine.split(self.settings.batch) if len(mine) else ():
             yield Share(items, items.to(self.device), total, self.epoch, self.step)
-
-    def best_model(self) -> nn.Module:
-        """Return the weights that are validated and saved: averaged where an average is kept."""
-        return self.model if self.average is None else self.average
 
     def learning_rate(self) -> float:
         """Return this step's rate: a linear rise, then a cosine to 0 over the whole run."""
@@ -334,7 +336,8 @@ class Trainer:
         signal_came, save, seconds = summed[0] > 0, summed[1] > 0, summed[2] / distributed.world_size()
         self.sums, self.seconds = dict(zip(names, summed[3:])), now - self.began
         self.looked, self.passes = now, 0
-        self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), MOST_PASSES_BETWEEN_LOOKS))
+        # At most 8 passes: a run that suddenly takes ten times as long still looks within 20 seconds.
+        self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), 8))
         self._check_loss(self.sums.get("loss", 0.0))
         seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
         self.bar.set_postfix({"loss": f"{self.sums.get('loss', 0.0) / max(seen, 1):.4f}"}, refresh=False)
@@ -348,10 +351,9 @@ class Trainer:
         raise Stopped(self._stopped())
 
     def _check_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(f"--learning-rate {self.settings.learning_rate}: expected a finite loss, found {loss} at "
-                            f"step {self.step}. Lower it, or use --precision fp32, under another --savename; the last "
-                            "good state of this one is kept.")
+        expect(math.isfinite(loss), f"--learning-rate {self.settings.learning_rate}", "a finite loss",
+               f"{loss} at step {self.step}", "Lower it, or use --precision fp32, under another --savename; the last "
+               "good state of this one is kept.")
 
     def _save(self, results: Callable[[], None] = lambda: None) -> None:
         """Write results and the state on rank 0, if all ranks have the same, finite parameters.
@@ -360,32 +362,32 @@ class Trainer:
         state, which is exact.
         """
         distributed.check_same_on_ranks(self.model.state_dict().items())
-        if not torch.stack([one.isfinite().all() for one in self.model.parameters()]).all():
+        if not torch.stack([values.isfinite().all() for values in self.model.parameters()]).all():
             self._check_loss(math.nan)
         distributed.on_rank_0(lambda: self._write_state(results))
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
 
     def _write_results(self, is_best: bool, is_last: bool) -> None:
         self.log.write(self.rows, self.settings.epochs)
-        weights = self.folder / checkpoints.WEIGHTS
-        if is_best or (is_last and not weights.exists()):
-            checkpoints.save_weights(weights, self.best_model().state_dict(), self.config)
+        path = self.folder / weights.WEIGHTS
+        if is_best or (is_last and not path.exists()):
+            weights.save_weights(path, self.best_model.state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
-        run_folder.check_alone(self.folder, self.state_number, self.settings)
+        state.check_alone(self.folder, self.state_number, self.settings)
         results()
-        self.state_number = run_state.save_state(self.folder, {
+        self.state_number = state.save_state(self.folder, {
             "run_id": self.config["run_id"], "model": self.model.state_dict(), "optimizer": self.stepper.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             **{name: getattr(self, name) for name in PLACE_IN_RUN}})
 
-    def _restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.stepper.load_state_dict(state["optimizer"])
+    def _restore(self, saved: dict) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.stepper.load_state_dict(saved["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(saved["average"])
         for name in PLACE_IN_RUN:
-            setattr(self, name, state[name])
+            setattr(self, name, saved[name])
 
     def _stopped(self, when: str | None = None) -> str:
         return (f"Stopped by a signal {when or f'at step {self.step}'}, all saved: {self.folder}. "
@@ -395,13 +397,12 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision[0] == torch.bfloat16)
 
     def _announce(self) -> None:
-        run_log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
+        log.say(f"{self.folder}: {self.kind}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M "
                     f"parameters, {self.count('train')} training and {self.count('validate')} validation images")
-        run_log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
+        log.say(f"global batch {self.global_batch} = {distributed.world_size()} process(es) x "
                     f"{self.settings.batch} x accumulation {self.accumulation}; "
-                    f"{machine.in_words(self.device, self.precision, self.compiled)}"
-                    f"{distributed.why_this_device(self.device)}")
+                    f"{machine.in_words(self.device, self.precision, self.compiled)}")
         if self.epoch >= self.settings.epochs:
-            run_log.say(f"all {self.epoch} epochs are done: nothing to do")
+            log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
-            run_log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
+            log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")

@@ -4,18 +4,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from vqvae2.common.errors import expect
 from vqvae2.images import dataset
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place
-from vqvae2.plots import charts, curves
-from vqvae2.plots import pictures as plots
-from vqvae2.settings.checks import expect
+from vqvae2.plots import charts, curves, pictures
 from vqvae2.training.trainer import Share, Trainer
-
-PICTURED = 8
 
 
 class VqvaeTrainer(Trainer):
@@ -55,7 +52,8 @@ class VqvaeTrainer(Trainer):
 
     def parts_to_compile(self) -> list[nn.Module]:
         """Return the networks between the codebooks."""
-        return self.model.convolutional_parts()
+        names = ("encoder", "top_encoder", "top_decoder", "top_upsample", "decoder")
+        return [getattr(self.model, name) for name in names if hasattr(self.model, name)]
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return the loss and its parts for each image; SSIM too when validating."""
@@ -98,10 +96,10 @@ class VqvaeTrainer(Trainer):
             return {}
         split = self.images.splits["validate"]
         maps = encoding.extract(self.model, split, self.settings.batch)
-        self.code_counts = {level: coding.code_counts(one, self.settings.codebook_size)
-                            for level, one in maps.levels.items()}
+        self.code_counts = {level: coding.code_counts(codes, self.settings.codebook_size)
+                            for level, codes in maps.levels.items()}
         figures = encoding.code_figures(self.model, split, maps, self.settings.batch)
-        return {f"{level}_{name}": value for level, one in figures.items() for name, value in one.items()
+        return {f"{level}_{name}": value for level, found in figures.items() for name, value in found.items()
                 if name != "size"}
 
     @torch.no_grad()
@@ -112,15 +110,15 @@ class VqvaeTrainer(Trainer):
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
         ssim = self.rows[-1].get("validate_ssim")
         title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
-        items = np.linspace(0, len(split) - 1, min(PICTURED, len(split))).round().astype(int)
+        items = np.linspace(0, len(split) - 1, min(8, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
-        self.log.picture("reconstructions", epoch, plots.reconstruction_rows(
+        self.log.picture("reconstructions", epoch, pictures.reconstruction_rows(
             dataset.to_bytes(split.batch(items)), dataset.to_bytes(made.images), title=title))
-        plots.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
+        pictures.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
                       columns=len(items))
         for level, maps in made.codes.items() if model.is_quantising() else ():
-            self.log.picture("code_images", epoch, plots.code_map_picture(
+            self.log.picture("code_images", epoch, pictures.code_map_picture(
                 maps.cpu(), self.settings.codebook_size, title=f"{when}: {level} codes, a colour for each"), level)
         if self.code_counts:
             self.log.picture("code_histograms", epoch, charts.as_picture(charts.code_histogram(
