@@ -33,7 +33,7 @@ from PIL import Image
 from vqvae2.common import distributed
 from vqvae2.common.names import SPLITS
 from vqvae2.evaluation import prediction, report
-from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.images.dataset import to_bytes

@@ -21,7 +21,7 @@ import tyro
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
-from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
+from vqvae2.plots.charts import MOST_RUNS, Run, compare_curves
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse

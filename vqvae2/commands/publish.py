@@ -22,7 +22,7 @@ import tyro
 
 from vqvae2.commands import cards
 from vqvae2.common import files
-from vqvae2.plots import curves
+from vqvae2.plots import charts
 from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
@@ -67,7 +67,7 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     files.write_json(out / weights.CONFIG, config)
     if rows := files.read_rows(run / LOG):
         files.write_rows(out / LOG, rows)
-        curves.curves(rows, out / CURVES)
+        charts.curves(rows, out / CURVES)
     files.write_text(out / cards.CARD, cards.card(out))
     return weights.weights_hash(tensors)
 

@@ -7,16 +7,18 @@ as they are made; the record of what is in the folder is written before, the fig
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
 from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, InputImage, find_sources, read_all
-from vqvae2.evaluation.predict_settings import OF_SLICES, PredictSettings
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
 from vqvae2.images.listing import ImageFile, subject_in_name
 from vqvae2.images.settings import DataSettings
@@ -27,16 +29,77 @@ from vqvae2.models.encoding import reconstruct
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
-from vqvae2.settings.checks import expect
+from vqvae2.settings.checks import Checked, expect
 from vqvae2.settings.parsing import as_dict, from_dict
+from vqvae2.slices.settings import SAID, ExtractSettings, Plane
 
-SCHEMA = 1
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
 ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
 IN_GRID = 8
 COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
             "images that were given, whoever they are of: no benchmark.")
+# A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow.
+OF_SLICES = ("planes", "extent", "field_of_view", "bits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Checked):
+    """Settings of predict.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    input: Annotated[tuple[Path, ...], tyro.conf.Positional,
+                     tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
+    """Images, scans, and folders of images or of scans; any number."""
+    out: Path
+    """Folder that receives everything. One that predict.py made before is replaced."""
+    size: Annotated[int | None, SAID] = None
+    """Height and width in pixels at which images go through the model. Without it: those it was trained on."""
+    batch: int = 32
+    """Images at a time."""
+    planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
+    """One or more anatomical planes, for scans. Without it: as the model's own slices, if it knows, or axial."""
+    per_scan: int = 1
+    """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
+    extent: Annotated[tuple[float, float] | None, SAID] = None
+    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it: as
+    the model's own slices, if it knows, or 0.3 0.8."""
+    field_of_view: Annotated[float | None, SAID] = None
+    """Height and width of a slice in mm, for scans. Without it: as the model's own slices, if it knows, or 224."""
+    assume_orientation: Annotated[str | None, SAID] = None
+    """Direction in which the indices of scans grow (RAS, LAS, …) where neither header nor known layout says it."""
+    volume: Annotated[int | None, SAID] = None
+    """Number of the volume, from 0, that is taken from a series of volumes. Without it: a series is not read."""
+    suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
+    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
+    named itself may be called anything."""
+
+    RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
+               "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
+        self.cutting({}, 256)
+
+    def given(self) -> dict:
+        """Return those of OF_SLICES that a flag says."""
+        return {name: value for name in OF_SLICES if (value := getattr(self, name, None)) not in (None, ())}
+
+    def cutting(self, recorded: dict, size: int) -> ExtractSettings:
+        """Return how slices are cut out of scans, as extract_slices.py takes it.
+
+        Args:
+            recorded: what the model's config says of its own slices; see OF_SLICES.
+            size: height and width in pixels, where --size does not say it.
+        Raises: UserError where a flag does not fit.
+        """
+        own = {name: tuple(value) if isinstance(value := recorded[name], list) else value
+               for name in OF_SLICES if name in recorded}
+        return ExtractSettings(**(own | self.given()), per_scan=self.per_scan, volume=self.volume, suffix=self.suffix,
+                               size=size if self.size is None else self.size,
+                               assume_orientation=self.assume_orientation)
 
 
 def predict(settings: PredictSettings) -> dict:
@@ -50,10 +113,11 @@ def predict(settings: PredictSettings) -> dict:
     vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
-    own = as_before(vqvae.config["settings"])
-    given, rejected = read_all(find_sources(settings), settings.cutting(recorded, max(shape[1:])), shape,
-                               own.get("size"), own["fit"], own["colours"])
-    names = unique_names([one.file_name for one in given])
+    trained = as_before(vqvae.config["settings"])
+    cutting = settings.cutting(recorded, max(shape[1:]))
+    given, rejected = read_all(find_sources(settings.input, settings.suffix, settings.out), cutting, shape,
+                               trained.get("size"), trained["fit"], trained["colours"])
+    names = unique_names([image.file_name for image in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},
               "vqvae_hash": vqvae.hash, "images": names, "versions": weights.versions()}
@@ -63,22 +127,21 @@ def predict(settings: PredictSettings) -> dict:
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
     files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
-    report = summary(vqvae, given, maps, figures, rejected) | {"device": str(next(vqvae.model.parameters()).device),
-                                                               "slices": _slices_said(given, recorded, settings)}
-    files.write_json(settings.out / SUMMARY, report | {"settings": record["settings"],
-                                                             "versions": record["versions"]})
+    report = summary(vqvae, given, maps, figures, rejected) | {
+        "device": str(next(vqvae.model.parameters()).device),
+        "slices": _slices_said(cutting, recorded, settings) if any(image.facts for image in given) else None}
+    files.write_json(settings.out / SUMMARY, report | {name: record[name] for name in ("settings", "versions")})
     return report
 
 
 def check_out(settings: PredictSettings) -> None:
     """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves."""
-    out = settings.out
-    own = (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
-    foreign = ", ".join(name for name in own if (out / name).exists()) if not (out / RECORD).exists() else ""
+    out, own = settings.out, (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
+    foreign = [name for name in own if (out / name).exists() and not (out / RECORD).exists()]
     expect(not foreign, f"--out {out}", f"a folder that predict.py made, or one without {', '.join(own)}",
-           f"{foreign} and no {RECORD}", "Choose another --out.")
-    inside = next((path for path in settings.input if path.resolve().is_relative_to(out.resolve())), None)
-    expect(inside is None, f"--out {out}", "a folder that holds none of the inputs", f"{inside} in it",
+           f"{', '.join(foreign)} and no {RECORD}", "Choose another --out.")
+    inside = [str(path) for path in settings.input if path.resolve().is_relative_to(out.resolve())]
+    expect(not inside, f"--out {out}", "a folder that holds none of the inputs", f"{', '.join(inside)} in it",
            "Choose another --out.")
 
 
@@ -96,15 +159,15 @@ def shape_for(vqvae: TrainedVqvae, settings: PredictSettings) -> tuple[int, int,
 def begin(out: Path, record: dict) -> None:
     """Remove what an earlier run wrote, as its record tells, and write the new record before any image."""
     try:
-        before = json.loads((out / RECORD).read_text(encoding="utf-8"))["images"]
+        before = [str(name) for name in json.loads((out / RECORD).read_text(encoding="utf-8"))["images"]]
     except (OSError, ValueError, KeyError, TypeError):
         before = []
-    for name in (str(one) for one in before):
+    old = [SUMMARY, TABLE, REJECTED, CODES, GRID]
+    for name in before:
         if name == Path(name).name:  # a damaged record must not lead elsewhere
-            for path in [out / folder / f"{name}.png" for folder in (ORIGINALS, MADE, PICTURES)] + [
-                    out / MAPS / f"{name}_{level}.png" for level in ("top", "bottom")]:
-                path.unlink(missing_ok=True)
-    for name in (SUMMARY, TABLE, REJECTED, CODES, GRID):
+            old += [*(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES)),
+                    f"{MAPS}/{name}_top.png", f"{MAPS}/{name}_bottom.png"]
+    for name in old:
         (out / name).unlink(missing_ok=True)
     files.write_json(out / RECORD, record)
 
@@ -117,15 +180,15 @@ def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Seq
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
             split = ImageSet(tuple(ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
-                             _stacked([one.pixels for one in part]))
+                             _stacked([image.pixels for image in part]))
             maps, made = reconstruct(vqvae.model, split, settings.batch)
             originals = split.bytes()
             levels.append(maps.levels)
             figures.append(similarity.image_figures(originals, made))
-            for item, one in enumerate(part):
+            for item, image in enumerate(part):
                 own = {level: codes[item:item + 1] for level, codes in maps.levels.items()}
                 rows = _rows(originals[item:item + 1], made[item:item + 1], own, size)
-                _write(settings.out, one, split.names[item], rows, own, size,
+                _write(settings.out, image, split.names[item], rows, own, size,
                        {name: values[item].item() for name, values in figures[-1]["full"].items()})
                 bar.update()
             if len(grid) < IN_GRID:
@@ -142,9 +205,9 @@ def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
-    """One array of 8-bit and 16-bit images; 255 and 65535 are both white, and x / 255 = 257 x / 65535."""
-    if len({one.dtype for one in pixels}) > 1:
-        pixels = [one.astype(np.uint16) * 257 if one.dtype == np.uint8 else one for one in pixels]
+    """Return one array of 8-bit and 16-bit images: 255 and 65535 are both white, and x / 255 = 257 x / 65535."""
+    if len({image.dtype for image in pixels}) > 1:
+        pixels = [image.astype(np.uint16) * 257 if image.dtype == np.uint8 else image for image in pixels]
     return np.stack(pixels)
 
 
@@ -160,36 +223,32 @@ def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, to
         plots.save_picture(plots.code_map_picture(codes, size), out / MAPS / f"{name}_{level}.png")
     texts = [name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB", f"mean {figures['mae']:.4f} of 0…1",
              *(f"{codes.shape[2]} by {codes.shape[1]} codes" for codes in levels.values())]
-    panels = [plots.strip([row], captions=[text]).convert("RGB") for row, text in zip(rows, texts)]
-    plots.save_picture(Image.fromarray(np.hstack(panels)), out / PICTURES / f"{name}.png")
+    plots.save_picture(plots.side_by_side([plots.strip([row], captions=[text]) for row, text in zip(rows, texts)]),
+                       out / PICTURES / f"{name}.png")
 
 
 def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
           size: int) -> list[tuple[str, torch.Tensor | plots.Scaled]]:
-    """Rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
-    distance = (originals.float() - made.float()).abs().mean(1) / 255
-    rows = [("original", originals), ("reconstruction", made),
-            ("|difference|", plots.Scaled(distance, plots.DIFFERENCE_SCALE))]
+    """Return rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
+    rows = plots.compared(originals, made)
     for level, maps in levels.items():
         cell = originals.shape[-1] // maps.shape[-1]
-        large = maps.repeat_interleave(cell, 1).repeat_interleave(cell, 2).numpy()
-        pictures = [np.asarray(plots.code_map_picture(one[None], size)) for one in large]
-        rows.append((f"{level} codes", torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)))
+        large = maps.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+        rows.append((f"{level} codes", plots.code_colours(large, size)))
     return rows
 
 
 def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
              config: dict) -> list[dict]:
     """Return the rows of metrics.csv; a figure that is not defined is empty."""
-    def text(value: torch.Tensor) -> str:
-        return "" if value.isnan() else f"{value.item():.6g}"
-
-    seen = set(config["training_images"])
-    columns = {f"{'' if area == 'full' else f'{area}_'}{name}": values for area, of_area in figures.items()
-               for name, values in of_area.items()}
-    return [{"image": name, "input": one.source, **{column: text(values[i]) for column, values in columns.items()},
-             "seen_in_training": int(pixel_hash(one.pixels) in seen), "changes": "; ".join(one.changes), **one.facts}
-            for i, (name, one) in enumerate(zip(names, given))]
+    seen, columns = set(config["training_images"]), {}
+    for area, of_area in figures.items():
+        for name, values in of_area.items():
+            columns[name if area == "full" else f"{area}_{name}"] = [
+                "" if math.isnan(value) else f"{value:.6g}" for value in values.tolist()]
+    return [{"image": name, "input": image.source, **{column: texts[i] for column, texts in columns.items()},
+             "seen_in_training": int(pixel_hash(image.pixels) in seen), "changes": "; ".join(image.changes),
+             **image.facts} for i, (name, image) in enumerate(zip(names, given))]
 
 
 def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
@@ -197,52 +256,47 @@ def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
     trained = from_dict(DataSettings, vqvae.config["settings"])
-    named = [one.facts.get("subject") or subject_in_name(one.file_name, trained) for one in given]
-    subjects = [name or one.file_name for name, one in zip(named, given)]
+    named = [image.facts.get("subject") or subject_in_name(image.file_name, trained) for image in given]
+    subjects = [name or image.file_name for name, image in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
-    grids = [tuple(one.shape[1:]) for one in maps.levels.values()]
-    changes = [change for one in given for change in one.changes]
+    grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
+    changes = [change for image in given for change in image.changes]
     return {
-        "schema": SCHEMA, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
+        "schema": 1, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
         "rejected": len(rejected),
         "subjects": len(set(subjects)), "subjects_known": all(named), "size": [height, width],
         "trained_at": list(vqvae.config["image_shape"][1:]),
-        "changes": {what: sum(change.startswith(what) for change in changes)
-                    for what in CHANGES},
+        "changes": {what: sum(change.startswith(what) for change in changes) for what in CHANGES},
         "seen_in_training": {
-            "images": sum(pixel_hash(one.pixels) in seen["training_images"] for one in given),
+            "images": sum(pixel_hash(image.pixels) in seen["training_images"] for image in given),
             "subjects": len({name for name in named if name and subject_hash(name) in seen["training_subjects"]})},
         "reconstruction": {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
                            for area, of_area in figures.items()},
-        "codes": {level: coding.codebook_figures(coding.code_counts(one, size))
-                  for level, one in maps.levels.items()},
+        "codes": {level: coding.codebook_figures(coding.code_counts(codes, size))
+                  for level, codes in maps.levels.items()},
         "raw_bits_per_pixel": coding.raw_bits_per_pixel([size] * len(grids), grids, height * width),
         "ms_ssim_weights": similarity.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
 
 
-def _slices_said(given: Sequence[InputImage], recorded: dict, settings: PredictSettings) -> dict | None:
-    """Return how slices were cut out of scans, and where that was said; None where there was no scan."""
-    if not any(one.facts for one in given):
-        return None
-    cutting = as_dict(settings.cutting(recorded, max(given[0].pixels.shape[1:])))
-    told = {name: "flag" if settings.is_given(name) else "model" if name in recorded else "default"
-            for name in OF_SLICES}
-    return {name: {"value": cutting[name], "from": told[name]} for name in OF_SLICES} | {
-        "per_scan": {"value": settings.per_scan, "from": "flag"}}
+def _slices_said(cutting: ExtractSettings, recorded: dict, settings: PredictSettings) -> dict:
+    """Return how slices were cut out of scans, and where that was said."""
+    values, given = as_dict(cutting), settings.given()
+    return {name: {"value": values[name], "from": "flag" if name in given else "model" if name in recorded else
+                   "default"} for name in OF_SLICES} | {"per_scan": {"value": settings.per_scan, "from": "flag"}}
 
 
 def headline(report: dict) -> list[str]:
     """Return what is printed in the end: figures, what was done to the inputs, warnings."""
-    full, seen, changes = report["reconstruction"]["full"], report["seen_in_training"], report["changes"]
-    height, width = report["size"]
+    seen, (height, width) = report["seen_in_training"], report["size"]
 
-    def said(name: str, form: Callable[[float], str]) -> str:
-        one = full[name]
-        return "not defined" if one["mean"] is None else f"{form(one['mean'])} mean, {form(one['min'])} minimum"
+    def said(name: str, form: str) -> str:
+        values = report["reconstruction"]["full"][name]
+        return "not defined" if values["mean"] is None else (
+            f"{form.format(values['mean'])} mean, {form.format(values['min'])} minimum")
 
     lines = [f"{report['images']} image(s) of {width} by {height} pixels on {report['device']}; "
-             f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}'.format)}",
-             f"PSNR, full picture: {said('psnr', '{:.2f} dB'.format)}"]
+             f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}')}",
+             f"PSNR, full picture: {said('psnr', '{:.2f} dB')}"]
     if slices := report["slices"]:
         how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(one['value']).tolist()))}"
                         for name, one in slices.items())
@@ -252,7 +306,7 @@ def headline(report: dict) -> list[str]:
     to_size = ", to the size that the model was trained at; --size N for another"
     if report["trained_at"] != report["size"]:
         to_size = ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
-    for what, number in changes.items():
+    for what, number in report["changes"].items():
         if number and what != SLICE:
             lines.append(f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} "
                          f"(see {TABLE})")

@@ -57,11 +57,11 @@ class ReconstructionJudge(Judge):
         for name, title, chosen in (("reconstructions", f"Evenly chosen {split}", evenly(len(order), PICTURED)),
                                     ("worst", f"Lowest SSIM of {len(order)} {split}", order[:PICTURED]),
                                     ("best", f"Highest SSIM of {len(order)} {split}", order[::-1][:PICTURED].copy())):
-            picture = pictures.reconstruction_rows(originals[chosen], made[chosen],
+            picture = pictures.strip(pictures.compared(originals[chosen], made[chosen]),
                                                    title=f"{title}; difference on images 0…1",
                                                    captions=[f"SSIM {ssim[i]:.3f}" for i in chosen])
             pictures.save_picture(picture, evaluation.out / f"{name}.png")
-        charts.metric_histograms(evaluation.similarity, evaluation.out / "ssim_histogram.png")
+        charts.ssim_histogram(evaluation.similarity, evaluation.out / "ssim_histogram.png")
 
 
 class CodesJudge(Judge):

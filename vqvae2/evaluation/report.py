@@ -30,7 +30,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
-from vqvae2.plots import curves, pictures
+from vqvae2.plots import charts, pictures
 from vqvae2.priors.base import Prior
 from vqvae2.runs import weights
 from vqvae2.sampling import sampler
@@ -73,7 +73,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     _draw_strip(evaluation)
     for flag, folder in _folders(settings).items():
         if log := files.read_rows(folder / "log.csv"):
-            curves.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
+            charts.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
                           title=f"Training of {folder.name}")
     files.write_json(settings.out / METRICS, evaluation.metrics)
     return evaluation

@@ -103,4 +103,4 @@ def completions(folder: SampleFolder, drawer: candidates.Drawer) -> Image.Image:
         given = drawer.incomplete.given(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
-    return pictures.completion_rows(rows, columns)
+    return pictures.strip(rows, header=columns)
