@@ -107,7 +107,8 @@ def test_the_difference_row_has_the_stated_scale():
 def test_captions_stand_under_their_columns():
     images = random_images(2, channels=3, height=128, width=128)
     plain = np.array(pictures.strip(pictures.compared(images, images)))
-    captioned = np.array(pictures.strip(pictures.compared(images, images), captions=["", "sub-01, SSIM 0.912, a long one"]))
+    captioned = np.array(pictures.strip(pictures.compared(images, images),
+                                        captions=["", "sub-01, SSIM 0.912, a long one"]))
     np.testing.assert_array_equal(captioned[: len(plain), : plain.shape[1]], plain)
     line = captioned[len(plain):, pictures.LABEL_WIDTH:]
     assert line[:, :128].min() == 255
@@ -117,7 +118,8 @@ def test_captions_stand_under_their_columns():
 ROWS_OF_PICTURES = {
     "grid": lambda images, **more: pictures.image_grid(images, 2, **more),
     "strip": lambda images, **more: pictures.strip([("real", images)], **more),
-    "reconstructions": lambda images, **more: pictures.strip(pictures.compared(images, images), captions=["a", "b"], **more),
+    "reconstructions": lambda images, **more: pictures.strip(pictures.compared(images, images), captions=["a", "b"],
+                                                             **more),
     "completions": lambda images, **more: pictures.strip([("one", images)], header=["a", "b"], **more),
     "code maps": lambda images, **more: pictures.code_map_picture(images[:, 0] // 2, 128, **more)}
 

@@ -9,6 +9,7 @@ import sys
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError, run_script
 
+# Each command and what it turns into what, for --help; its module has _ for -.
 COMMANDS = {
     "demo-scans": "synthetic brain scans, to try everything on",
     "extract": "raw brain scans -> slices, their manifest, a split by subject",
@@ -23,15 +24,18 @@ COMMANDS = {
     "status": "a run's folder -> how far the run is",
     "publish": "a run -> a folder that may be passed on",
 }
-"""Each command and what it turns into what, for --help; its module has _ for -."""
 
 
-def main() -> None:
-    """Run the command that the command line names, and exit with its status."""
-    run_script(_run)
+def main(command: str | None = None) -> None:
+    """Run a command, by default the command that the command line names, and exit with its status."""
+    run_script(lambda: _run_named() if command is None else _run(command, sys.argv[1:]))
 
 
-def _run() -> None:
+def _run(command: str, arguments: list[str]) -> None:
+    importlib.import_module(f"vqvae2.commands.{command.replace('-', '_')}").main(arguments)
+
+
+def _run_named() -> None:
     word, *arguments = sys.argv[1:] or ["--help"]
     if word in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
@@ -45,4 +49,4 @@ def _run() -> None:
         raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")
     else:
         sys.argv = [f"vqvae2 {word}", *arguments]
-        importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main(arguments)
+        _run(word, arguments)

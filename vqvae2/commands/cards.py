@@ -18,10 +18,10 @@ from vqvae2.settings.parsing import as_dict
 from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 CARD = "README.md"
-TABLES = {"vqvae": ("reconstruction", "codes", "rates"),
-          "prior": ("priors", "samples", "memorisation", "probe", "lesions"), "features": ()}
-"""Kind of a model -> the tables of a metrics.json that belong on its card."""
-TAGS = {"vqvae": ("vq-vae-2", "vq-vae"), "prior": ("pixelcnn", "autoregressive"), "features": ("feature-extraction",)}
+# Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
+KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
+         "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
+         "features": (("feature-extraction",), ())}
 UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
@@ -44,17 +44,14 @@ def card(folder: Path, data: str = "", reports: Mapping[str, dict] | None = None
         published: what else the head says, such as {"license": "mit", "datasets": ["ds002748"]}.
     """
     config, reports = weights.read_config(folder), reports or {}
-    size = (folder / weights.WEIGHTS).stat().st_size / 2**20
-    parts = [head(folder, next(iter(reports.values()), None), published or {}) +
-             _introduction(folder.name, config, size), "## Data", *filter(None, [data]), _split(config),
-             "## Settings", f"```sh\n{config['command']}\n```", _settings(config), "## Training",
-             _training(folder, config)]
+    parts = [head(folder, next(iter(reports.values()), None), published or {}) + _introduction(folder, config),
+             "## Data", *filter(None, [data]), _split(config), "## Settings", f"```sh\n{config['command']}\n```",
+             _settings(config), "## Training", _training(folder)]
     for name, report in reports.items():
-        tables = text.tables(report)
-        found = [table for table in TABLES[kind_of(config)] if tables[table][1]]
-        if found:
-            parts += [f"## Figures, {name}", _judged_on(report)]
-        parts += [f"### {TITLES[table]}\n\n{text.markdown_table(*tables[table])}" for table in found]
+        tables = {table: rows for table, rows in text.tables(report).items() if rows[1]}
+        found = [f"### {TITLES[table]}\n\n{text.markdown_table(*tables[table])}"
+                 for table in KINDS[_kind(config)][1] if table in tables]
+        parts += [f"## Figures, {name}", _judged_on(report), *found] if found else []
     if reports:
         parts += ["Every figure is defined in `vqvae2/metrics/similarity.py` and the modules that it names, and made "
                   "by", f"```sh\n{commands}\n```"]
@@ -67,80 +64,79 @@ def head(folder: Path, report: dict | None, published: Mapping[str, object]) -> 
     Each value is JSON, which is YAML too.
     """
     config = weights.read_config(folder)
-    figures = _figures(config, report) if report else []
-    values = {**published, "library_name": "vqvae2", "tags": [*TAGS[kind_of(config)], "brain-mri", "medical-imaging"]}
-    if figures:
-        values["metrics"] = [kind for kind, _, _ in figures]
+    values = {**published, "library_name": "vqvae2", "tags": [*KINDS[_kind(config)][0], "brain-mri", "medical-imaging"]}
+    if figures := _figures(config, report) if report else []:
         data = ", ".join(published.get("datasets") or [report["data"]["folder"]])
-        values["model-index"] = [{"name": folder.name, "results": [{
-            "task": {"type": "image-to-image" if config["kind"] == "vqvae" else "unconditional-image-generation"},
-            "dataset": {"type": data, "name": data, "split": report["split"]},
-            "metrics": [{"type": kind, "name": name, "value": value} for kind, name, value in figures]}]}]
+        task = "image-to-image" if config["kind"] == "vqvae" else "unconditional-image-generation"
+        values |= {"metrics": [kind for kind, _, _ in figures], "model-index": [{"name": folder.name, "results": [{
+            "task": {"type": task}, "dataset": {"type": data, "name": data, "split": report["split"]},
+            "metrics": [{"type": kind, "name": name, "value": value} for kind, name, value in figures]}]}]}
     lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
     return f"---\n{''.join(lines)}---\n\n"
 
 
 def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
     """Return the figures of a report that a head has, as (type, name, value)."""
-    full, level = report["reconstruction"]["full"], config["kind"].split()[0]
     if config["kind"] == "vqvae":
-        return [("ssim", "SSIM, full picture, mean", full["ssim"]["mean"]),
-                ("ms_ssim", "MS-SSIM, full picture, mean", full["ms_ssim"]["mean"]),
-                ("psnr", "PSNR in dB, full picture, mean", full["psnr"]["mean"]),
-                ("mae", "mean absolute error, images 0…1", full["mae"]["mean"])]
+        full = report["reconstruction"]["full"]
+        return [(key, name, full[key]["mean"]) for key, name in (
+            ("ssim", "SSIM, full picture, mean"), ("ms_ssim", "MS-SSIM, full picture, mean"),
+            ("psnr", "PSNR in dB, full picture, mean"), ("mae", "mean absolute error, images 0…1"))]
+    level = config["kind"].split()[0]
     judged = (report["priors"] or {}).get(level)
     return [("bits_per_code", f"bits per {level} code", judged["bits_per_code"])] if judged else []
 
 
-def kind_of(config: dict) -> str:
+def _kind(config: dict) -> str:
     """Return vqvae, prior or features."""
     return config["kind"].split()[-1]
 
 
-def _introduction(name: str, config: dict, size_mib: float) -> str:
+def _introduction(folder: Path, config: dict) -> str:
     """Return the title of a card, and a paragraph that says what the model does."""
-    settings, (_, height, width), kind, more = config["settings"], config["image_shape"], kind_of(config), ""
+    settings, (_, height, width), kind = config["settings"], config["image_shape"], _kind(config)
     if kind == "vqvae":
-        levels = "two levels" if settings["levels"] == 2 else "one level"
-        what = f"VQ-VAE-2, {levels} of {settings['codebook_size']} codes"
         factors = " and ".join(f"1/{factor}" for factor in settings["downsample"])
+        levels = "two levels" if settings["levels"] == 2 else "one level"
+        what, more = f"VQ-VAE-2, {levels} of {settings['codebook_size']} codes", ""
         does, how = f"Images to codes (a grid of {factors} of the one before) and back", "models/autoencoder.py"
     elif kind == "prior":
-        what = "{} of {} by {} codes".format(config["kind"], *config["shape"])
         told = ", ".join(column["name"] for column in config.get("columns", [])) or "nothing"
+        what = "{} of {} by {} codes".format(config["kind"], *config["shape"])
         does, how = "Draws codes, or says what they cost", "priors/pixel_cnn.py"
         more = f"It can be told {told}. It belongs to the VQ-VAE whose weights have the hash " \
                f"{config['vqvae_hash'][:12]}. "
     else:
         what, does = f"{settings['dims']} features of an image", "Features in which samples and images are compared"
-        how = "evaluation/features.py"
-    return (f"# {name}: {what}, {height} by {width} pixels\n\n{does}; {size_mib:.1f} MiB. {more}How it works: "
+        more, how = "", "evaluation/features.py"
+    size = (folder / weights.WEIGHTS).stat().st_size / 2**20
+    return (f"# {folder.name}: {what}, {height} by {width} pixels\n\n{does}; {size:.1f} MiB. {more}How it works: "
             f"`vqvae2/{how}`.")
 
 
 def _split(config: dict) -> str:
-    images, subjects = (config["data"][key] for key in ("images", "subjects"))
-    uses = (("train", "train"), ("validate", "choose the best weights"), ("test", "judge"))
-    shares = ", ".join(f"{images[split]:,} images of {subjects[split]} subjects to {what}" for split, what in uses)
+    data = config["data"]
+    shares = ", ".join(f"{data['images'][split]:,} images of {data['subjects'][split]} subjects to {what}"
+                       for split, what in (("train", "train"), ("validate", "choose the best weights"),
+                                           ("test", "judge")))
     return (f"Split by subject: {shares}. `config.json` has hashes of the training images and subjects, by which "
             "evaluate.py tells what was seen." + "".join(
-                f" **{one}**" for one in leaks.shared(config["data"].get("shared_subjects", 0))))
+                f" **{leak}**" for leak in leaks.shared(data.get("shared_subjects", 0))))
 
 
 def _settings(config: dict) -> str:
     """Return the settings that are not today's defaults; what an old run lacks is what runs did then."""
-    found = as_before(config["settings"])
-    named = {"savename": "x", "epochs": 1, "batch": 1}
+    found, named = as_before(config["settings"]), {"savename": "x", "epochs": 1, "batch": 1}
     default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found["levels"]),
                        "prior": lambda: TrainPrior(**named, vqvae="x", level=found["level"]),
-                       "features": lambda: FeatureSettings(**named)}[kind_of(config)]())
+                       "features": lambda: FeatureSettings(**named)}[_kind(config)]())
     other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
              for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]
     return (f"Global batch {config['global_batch']}. Apart from defaults: {', '.join(other) or 'none'}. "
             f"torch {config['versions']['torch']}.")
 
 
-def _training(folder: Path, config: dict) -> str:
+def _training(folder: Path) -> str:
     rows = files.read_rows(folder / "log.csv")
     if not rows:
         return "The log of the training was not kept."
@@ -152,16 +148,13 @@ def _training(folder: Path, config: dict) -> str:
 
 
 def _judged_on(report: dict) -> str:
-    seen, samples = report["seen_in_training"], report["samples"]
-    source = samples["source"] if samples else {}
-    how = f" at temperature {_values(source['temperature'])}, top-p {_values(source['top_p'])}, each told what the " \
-          "manifest says of a training image" if "temperature" in source else ""
-    drawn = f" {samples['count']} samples{how}." if samples else ""
+    seen, samples, drawn = report["seen_in_training"], report["samples"], ""
+    if samples:
+        temperature, top_p = (" and ".join(f"{value:g}" for value in samples["source"].get(name, ()))
+                              for name in ("temperature", "top_p"))
+        how = f" at temperature {temperature}, top-p {top_p}, each told what the manifest says of a training image"
+        drawn = f" {samples['count']} samples{how if temperature else ''}."
     return (f"Judged on {report['images']} images of {report['subjects']} subjects, split {report['split']}; "
             f"{seen['images']} of these images and {seen['subjects']} of these subjects were trained on. Seed "
             f"{report['seed']}.{drawn}" + "".join(
-                f" **{one}**" for one in report.get("warnings", ()) if one.startswith(leaks.LEAK)))
-
-
-def _values(values: list[float]) -> str:
-    return " and ".join(f"{value:g}" for value in values)
+                f" **{warning}**" for warning in report.get("warnings", ()) if warning.startswith(leaks.LEAK)))

@@ -12,6 +12,7 @@ README.md, whose licence and data are yours to add; publishing again writes it a
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from vqvae2.runs import weights
 from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse
 
-LOG, CURVES, METRICS = "log.csv", "curves.png", "metrics.json"
-INTENSITIES = ("mean", "deviation")
-"""Buffers of a VQ-VAE with --standardise: what the training images' pixels are on average, and how they spread."""
+# Whole numbers, codebooks (a code's embedding is compared with vectors, and there every digit counts) and the mean and
+# deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
+EXACT = re.compile(r"quantizers\.|(mean|deviation)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,10 @@ class PublishSettings:
 def publish(run: Path, out: Path, bf16: bool = False) -> str:
     """Write what may be passed on of a run to the folder `out`; return the new weights' hash.
 
-    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
-    and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
-    Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself.
+    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers and what is
+    EXACT keep their type.
+    Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself, holds another model, to which
+        priors may belong, or a page of somebody's own.
     """
     expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
            "Give the folder of a finished training.")
@@ -57,42 +59,35 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     expect(out.resolve() != run.resolve(), str(out), "another folder than the run's",
            "the run itself, whose weights and state belong together", "Choose another one.")
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
-    _check_same_run(out, config)
+    earlier = "nothing, or an earlier form of the same run"
+    if (out / weights.WEIGHTS).is_file():
+        there = weights.load_weights(out / weights.WEIGHTS)[1]
+        expect(all(there.get(name) == config.get(name) for name in ("kind", "run_id")), str(out), earlier,
+               f"another {there.get('kind')}", "Choose another folder, or delete this one.")
+    else:
+        expect(not (out / cards.CARD).exists(), str(out), earlier, f"a {cards.CARD} and no model",
+               "Choose another folder.")
     config = without_paths(config)
     if bf16:
-        tensors = {name: tensor if tensor.dtype != torch.float32 or name.startswith("quantizers.") or
-                   name in INTENSITIES else tensor.bfloat16() for name, tensor in tensors.items()}
-    (out / METRICS).unlink(missing_ok=True)  # it may speak of other weights
+        tensors = {name: tensor.bfloat16() if tensor.dtype == torch.float32 and not EXACT.match(name) else tensor
+                   for name, tensor in tensors.items()}
+    (out / "metrics.json").unlink(missing_ok=True)  # it may speak of other weights
     weights.save_weights(out / weights.WEIGHTS, tensors, config)
     files.write_json(out / weights.CONFIG, config)
-    if rows := files.read_rows(run / LOG):
-        files.write_rows(out / LOG, rows)
-        charts.curves(rows, out / CURVES)
+    if rows := files.read_rows(run / "log.csv"):
+        files.write_rows(out / "log.csv", rows)
+        charts.curves(rows, out / "curves.png")
     files.write_text(out / cards.CARD, cards.card(out))
     return weights.weights_hash(tensors)
-
-
-def _check_same_run(out: Path, config: dict) -> None:
-    """Raise UserError if `out` holds another model, to which priors may belong, or a page of somebody's own."""
-    if not (out / weights.WEIGHTS).is_file():
-        expect(not (out / cards.CARD).exists(), str(out), "nothing, or an earlier form of the same run",
-               f"a {cards.CARD} and no model", "Choose another folder.")
-    else:
-        there = weights.load_weights(out / weights.WEIGHTS)[1]
-        same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
-        expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",
-               "Choose another folder, or delete this one.")
 
 
 def without_paths(config: dict) -> dict:
     """Return a run's config without the folders of the machine that it was trained on, of which only names stay."""
     settings = {name: Path(value).name if name in ("data", "results", "vqvae", "preset") and value else value
                 for name, value in config["settings"].items()}
-    def short(word: str) -> str:
-        name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{name}{is_flag}{Path(value).name}" if "/" in value else word
-
-    return config | {"settings": settings, "command": shlex.join(map(short, shlex.split(config.get("command", ""))))}
+    words = [re.sub(r"(?s)^(--[^=]*=)?(.*/.*)$", lambda found: (found[1] or "") + Path(found[2]).name, word)
+             for word in shlex.split(config.get("command", ""))]
+    return config | {"settings": settings, "command": shlex.join(words)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ as they are made; the record of what is in the folder is written before, the fig
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -211,7 +211,7 @@ def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
     return np.stack(pixels)
 
 
-def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, torch.Tensor | plots.Scaled]],
+def _write(out: Path, given: InputImage, name: str, rows: Sequence[plots.Row],
            levels: Mapping[str, torch.Tensor], size: int, figures: Mapping[str, float]) -> None:
     """Write the pictures of one image, whose `_rows` these are, and its code maps `[1, height, width]`."""
     (_, original), (_, made), *_ = rows
@@ -228,7 +228,7 @@ def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, to
 
 
 def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
-          size: int) -> list[tuple[str, torch.Tensor | plots.Scaled]]:
+          size: int) -> list[plots.Row]:
     """Return rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
     rows = plots.compared(originals, made)
     for level, maps in levels.items():

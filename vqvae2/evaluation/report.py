@@ -17,12 +17,11 @@ from vqvae2.common.errors import UserError
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import features, leaks, surprise
 from vqvae2.evaluation.copies import CopiesJudge
+from vqvae2.evaluation.figures import PICTURED, CodesJudge, LikelihoodJudge, PriorsJudge, ReconstructionJudge
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.lesions import LesionsJudge
-from vqvae2.evaluation.priors import LikelihoodJudge, PriorsJudge
 from vqvae2.evaluation.probe import ProbeJudge
 from vqvae2.evaluation.rates import RatesJudge
-from vqvae2.evaluation.reconstructions import PICTURED, CodesJudge, ReconstructionJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, load_images
