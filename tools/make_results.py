@@ -26,11 +26,10 @@ import torch
 from PIL import Image
 
 from vqvae2 import __version__, api
-from vqvae2.commands import cards
+from vqvae2.commands import publish
 from vqvae2.commands.steps import Step, run_steps
-from vqvae2.common import files
+from vqvae2.common import files, statistics
 from vqvae2.common.errors import run_script
-from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation import text as report_text
 from vqvae2.images.dataset import to_bytes
@@ -126,7 +125,7 @@ def sampling(size: int, settings: ResultsSettings) -> list[Step]:
     paths, given = pictures_in(folder / "slices" / "test"), folder / "to-complete"
     shutil.rmtree(given, ignore_errors=True)
     given.mkdir(parents=True)
-    for number in evenly(len(paths), COMPLETED):
+    for number in statistics.evenly(len(paths), COMPLETED):
         shutil.copy(paths[number], given)
     # The range of positions that the prior has learned; nothing where the prior was told none.
     places = "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
@@ -195,7 +194,7 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
                                                                            "results/published")
     for what, folder in models.items():
         left_out = "report-cool" if what == "vqvae" else "report-default"
-        files.write_text(folder / cards.CARD, cards.card(
+        files.write_text(folder / publish.CARD, publish.card(
             folder, DATA.format(size=size, pixel=224 / size),
             {REPORTS[name]: report for name, report in reports.items() if name != left_out}, said,
             {"license": "mit", "datasets": ["ds002748"]}))

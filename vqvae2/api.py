@@ -33,7 +33,6 @@ from PIL import Image
 from vqvae2.common import distributed
 from vqvae2.common.names import SPLITS
 from vqvae2.evaluation import prediction, report
-from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.images.reading import read_picture
@@ -224,8 +223,8 @@ def predict(vqvae: str | Path, inputs: Sequence[str | Path], out: str | Path, **
         inputs: images, scans, and folders of them.
     Raises: UserError if something cannot be read.
     """
-    return prediction.predict(PredictSettings(vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out),
-                                              **settings))
+    return prediction.predict(prediction.PredictSettings(
+        vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out), **settings))
 
 
 def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, columns: int = 8,

@@ -28,15 +28,11 @@ COMMANDS = {
 
 def main(command: str | None = None) -> None:
     """Run a command, by default the command that the command line names, and exit with its status."""
-    run_script(lambda: _run_named() if command is None else _run(command, sys.argv[1:]))
+    run_script(lambda: _run(command))
 
 
-def _run(command: str, arguments: list[str]) -> None:
-    importlib.import_module(f"vqvae2.commands.{command.replace('-', '_')}").main(arguments)
-
-
-def _run_named() -> None:
-    word, *arguments = sys.argv[1:] or ["--help"]
+def _run(command: str | None) -> None:
+    word, *arguments = [command, *sys.argv[1:]] if command else sys.argv[1:] or ["--help"]
     if word in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         print(f"vqvae2 {__version__}: raw brain scans to slices, a VQ-VAE-2, its priors, new images and figures.\n\n"
@@ -48,5 +44,5 @@ def _run_named() -> None:
     elif word not in COMMANDS:
         raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")
     else:
-        sys.argv = [f"vqvae2 {word}", *arguments]
-        _run(word, arguments)
+        sys.argv = [sys.argv[0] if command else f"vqvae2 {word}", *arguments]
+        importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main(arguments)

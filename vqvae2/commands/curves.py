@@ -9,8 +9,6 @@ Figures are of the validation images; of the training images where no run has an
 a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -8,8 +8,7 @@ image, its bits are given that; the models that count are told nothing.
 import math
 from collections.abc import Mapping
 
-from vqvae2.common import statistics
-from vqvae2.common.statistics import as_text, evenly, with_interval
+from vqvae2.common.statistics import as_text, evenly, summarise, with_interval
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.metrics import coding
@@ -36,7 +35,7 @@ class ReconstructionJudge(Judge):
 
     def compute(self, evaluation: Evaluation) -> dict:
         """Return area -> figure -> its distribution over the images."""
-        return {area: {name: statistics.summarise(values, evaluation.images.subjects, evaluation.settings.seed)
+        return {area: {name: summarise(values, evaluation.images.subjects, evaluation.settings.seed)
                        for name, values in figures.items()} for area, figures in evaluation.similarity.items()}
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
@@ -129,7 +128,7 @@ class PriorsJudge(Judge):
         split, seed, report = evaluation.images, evaluation.settings.seed, {}
         for level, prior in evaluation.priors.items():
             bits = evaluation.code_bits[level].double()
-            of_images = statistics.summarise(bits.mean((1, 2)), split.subjects, seed)
+            of_images = summarise(bits.mean((1, 2)), split.subjects, seed)
             counted = evaluation.counting_bits.get(level, {})
             references = {key: counted.get(kind) for key, kind in sorted((key, kind) for _, key, kind in COUNTING)}
             known = conditions.numbers(prior.columns, split.facts)
@@ -151,7 +150,15 @@ class PriorsJudge(Judge):
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
         """Return a line for each prior, and a line for all codes."""
-        rows = [(f"{level} prior", _in_words(figures[level])) for level in report["codes"] if level in figures]
+        rows = []
+        for level in filter(figures.get, report["codes"]):
+            found, ahead = figures[level], figures[level]["below_best_reference"]
+            lead = "" if ahead is None else (
+                f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model that counts")
+            references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING)
+            told = f", told {' '.join(found['condition'])}" if found["condition"] else ""
+            rows.append((f"{level} prior", f"{as_text(found['bits_per_code'], 3)} bits per code{lead} ({references})"
+                                           f"{told}"))
         if "bits_per_pixel" in figures:
             rows.append(("all codes", f"{as_text(figures['bits_per_pixel'], 4)} bits per pixel, "
                                       f"{figures['bits_per_pixel_is']}; stored as they are "
@@ -169,8 +176,10 @@ class PriorsJudge(Judge):
         """Write likelihood.png, where each level has a prior."""
         if evaluation.has_all_priors:
             shown = evenly(len(evaluation.images), PICTURED)
-            pictures.save_picture(surprise.overview(evaluation.images, evaluation.code_bits, shown),
-                                  evaluation.out / "likelihood.png")
+            rows = surprise.rows_of(evaluation.images, evaluation.code_bits, shown)
+            pictures.save_picture(pictures.strip(
+                rows, captions=[f"{bits.mean():.3f} bits per pixel" for bits in rows[-1][1].values],
+                title="NLL of the codes: bits per code, all in bits per pixel"), evaluation.out / "likelihood.png")
 
 
 class LikelihoodJudge(Judge):
@@ -192,13 +201,3 @@ def below_best(bits: float, references: Mapping[str, float | None]) -> float | N
     """
     best = min((bits for bits in references.values() if bits is not None), default=None)
     return 1 - bits / best if best else None
-
-
-def _in_words(found: dict) -> str:
-    """Return a prior's bits per code, how far below the best model that only counts, and what those models need."""
-    ahead, told = found["below_best_reference"], found["condition"]
-    lead = "" if ahead is None else (f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model "
-                                     "that counts")
-    references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING)
-    return (f"{as_text(found['bits_per_code'], 3)} bits per code{lead} ({references})"
-            + (f", told {' '.join(told)}" if told else ""))

@@ -36,13 +36,11 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from vqvae2.common import random_numbers, statistics
-from vqvae2.common.statistics import evenly, with_interval
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
-from vqvae2.models import code_maps, encoding
-from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures
 from vqvae2.priors.base import Prior
 
@@ -114,7 +112,7 @@ class LesionsJudge(Judge):
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each kind of lesion."""
         return [(kind, str(figures[kind]["images"]),
-                 *(with_interval(figures[kind][name], "auroc", 3) for name in SCORES))
+                 *(statistics.with_interval(figures[kind][name], "auroc", 3) for name in SCORES))
                 for kind in (*KINDS, "all") if kind in figures]
 
 
@@ -167,19 +165,19 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
     = (1 - r²/radius²)² falls to 0 smoothly, inside the brain.
     """
     middle = np.argwhere(ventricle).mean(0)
-    down, across = _from(middle, brain.shape)
+    rows, columns = np.indices(brain.shape)
+    down, across = rows - middle[0], columns - middle[1]
     distance = np.hypot(down, across)
     radius = min(1.5 * distance[ventricle].max() + 0.1 * math.sqrt(brain.sum()),
                  _depth(brain)[tuple(middle.round().astype(int))])
     bump = (1 - (distance / radius) ** 2).clip(0) ** 2
     # The bump's slope is at most 1.54 / radius: with these bounds no place is folded over another.
     length, turn, widening = radius * (0.15 + 0.15 * draws[0]), 2 * math.pi * draws[1], 0.3 + 0.2 * draws[2]
-    rows, columns = np.indices(brain.shape)
     return np.stack([rows - bump * (length * math.sin(turn) + widening * down),
                      columns - bump * (length * math.cos(turn) + widening * across)])
 
 
-def score(model: Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
+def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
           seed: int) -> Scored | None:
     """Put a lesion of one kind into the images of a split and score them; None where no image has a place for one.
 
@@ -187,7 +185,7 @@ def score(model: Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str,
         priors: one for each level of the model.
         batch: images at a time. seed: of the lesions.
     """
-    items = evenly(len(split), MOST_IMAGES)
+    items = statistics.evenly(len(split), MOST_IMAGES)
     brains = similarity.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
     made = [add(kind, split.batch([item])[0].numpy(), brain, seed, int(item)) for item, brain in zip(items, brains)]
     found = [lesion for lesion in made if lesion]
@@ -230,7 +228,7 @@ def judge(scored: Mapping[str, Scored], seed: int) -> dict:
     return report
 
 
-def both_ways(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
+def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
              maps: code_maps.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None) -> np.ndarray:
     """Return float32 `[n, height, width]`, the NLL in bits per pixel: mean of the image's and of its mirror image's.
 
@@ -276,7 +274,7 @@ def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, ndimage.gaussian_filter(maps * brain, sigma) / weight, 0).astype(np.float32)
 
 
-def _scores(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
+def _scores(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
             bar: tqdm) -> dict[str, dict[str, np.ndarray]]:
     """Return every score in all its forms, float32 `[n, height, width]`."""
     maps, made = encoding.reconstruct(model, images, batch, bar.update)
@@ -304,7 +302,7 @@ def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) ->
     places = np.argwhere((_depth(brain) > radii.max()) & (local >= least) & (local <= most))
     if len(places) == 0:
         return None
-    down, across = _from(places[int(draws[2] * len(places))], brain.shape)
+    down, across = np.indices(brain.shape) - places[int(draws[2] * len(places))][:, None, None]
     cosine, sine = math.cos(math.pi * draws[3]), math.sin(math.pi * draws[3])
     distance = np.hypot((cosine * down + sine * across) / radii[0], (cosine * across - sine * down) / radii[1])
     strength = STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * draws[4]
@@ -326,9 +324,3 @@ def _moved_ventricle(image: np.ndarray, brain: np.ndarray, draws: np.ndarray) ->
 def _depth(brain: np.ndarray) -> np.ndarray:
     """Return the number of pixels from each pixel of the brain to the edge of the brain or of the picture."""
     return ndimage.distance_transform_edt(np.pad(brain, 1))[1:-1, 1:-1]
-
-
-def _from(place: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances by which each pixel lies below and to the right of a place."""
-    rows, columns = np.indices(shape, dtype=np.float64)
-    return rows - place[0], columns - place[1]

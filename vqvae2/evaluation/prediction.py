@@ -7,6 +7,7 @@ as they are made; the record of what is in the folder is written before, the fig
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +20,10 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
 from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, InputImage, find_sources, read_all
-from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
-from vqvae2.images.listing import ImageFile, subject_in_name
+from vqvae2.images import dataset, listing
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
-from vqvae2.models.autoencoder import TrainedVqvae, load_vqvae
-from vqvae2.models.code_maps import CodeMaps
-from vqvae2.models.encoding import reconstruct
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
@@ -110,14 +108,14 @@ def predict(settings: PredictSettings) -> dict:
     """
     files.check_folder(settings.out, "--out")
     check_out(settings)
-    vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
+    vqvae = autoencoder.load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
     trained = as_before(vqvae.config["settings"])
     cutting = settings.cutting(recorded, max(shape[1:]))
     given, rejected = read_all(find_sources(settings.input, settings.suffix, settings.out), cutting, shape,
                                trained.get("size"), trained["fit"], trained["colours"])
-    names = unique_names([image.file_name for image in given])
+    names = dataset.unique_names([image.file_name for image in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},
               "vqvae_hash": vqvae.hash, "images": names, "versions": weights.versions()}
@@ -127,9 +125,12 @@ def predict(settings: PredictSettings) -> dict:
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
     files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
+    values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given(), "flag")
+    slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
+        "per_scan": {"value": settings.per_scan, "from": "flag"}}
     report = summary(vqvae, given, maps, figures, rejected) | {
         "device": str(next(vqvae.model.parameters()).device),
-        "slices": _slices_said(cutting, recorded, settings) if any(image.facts for image in given) else None}
+        "slices": slices if any(image.facts for image in given) else None}
     files.write_json(settings.out / SUMMARY, report | {name: record[name] for name in ("settings", "versions")})
     return report
 
@@ -145,43 +146,39 @@ def check_out(settings: PredictSettings) -> None:
            "Choose another --out.")
 
 
-def shape_for(vqvae: TrainedVqvae, settings: PredictSettings) -> tuple[int, int, int]:
+def shape_for(vqvae: autoencoder.TrainedVqvae, settings: PredictSettings) -> tuple[int, int, int]:
     """Return (channels, height, width) of what the model is given. Raises: UserError if --size does not fit it."""
     channels, height, width = vqvae.config["image_shape"]
-    if settings.size is None:
-        return channels, height, width
-    cell = math.prod(vqvae.model.settings.downsample)
-    expect(settings.size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
-           f"{settings.vqvae}", settings.size, f"For example {max(cell, settings.size // cell * cell)}.")
-    return channels, settings.size, settings.size
+    cell, size = math.prod(vqvae.model.settings.downsample), settings.size
+    expect(size is None or size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
+           f"{settings.vqvae}", size, f"For example {max(cell, (size or 0) // cell * cell)}.")
+    return (channels, height, width) if size is None else (channels, size, size)
 
 
 def begin(out: Path, record: dict) -> None:
     """Remove what an earlier run wrote, as its record tells, and write the new record before any image."""
-    try:
-        before = [str(name) for name in json.loads((out / RECORD).read_text(encoding="utf-8"))["images"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    old = [SUMMARY, TABLE, REJECTED, CODES, GRID]
-    for name in before:
-        if name == Path(name).name:  # a damaged record must not lead elsewhere
-            old += [*(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES)),
-                    f"{MAPS}/{name}_top.png", f"{MAPS}/{name}_bottom.png"]
-    for name in old:
-        (out / name).unlink(missing_ok=True)
+    before = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        before = map(str, json.loads((out / RECORD).read_text(encoding="utf-8"))["images"])
+    names = [name for name in before if name == Path(name).name]  # a damaged record must not lead elsewhere
+    for old in (SUMMARY, TABLE, REJECTED, CODES, GRID,
+                *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in names),
+                *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in names)):
+        (out / old).unlink(missing_ok=True)
     files.write_json(out / RECORD, record)
 
 
-def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
-                    settings: PredictSettings) -> tuple[CodeMaps, dict[str, dict[str, torch.Tensor]]]:
+def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
+                    settings: PredictSettings) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
     """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each."""
     size, levels, figures, grid = vqvae.model.settings.codebook_size, [], [], []
     with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
-            split = ImageSet(tuple(ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
-                             _stacked([image.pixels for image in part]))
-            maps, made = reconstruct(vqvae.model, split, settings.batch)
+            split = dataset.ImageSet(
+                tuple(listing.ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
+                _stacked([image.pixels for image in part]))
+            maps, made = encoding.reconstruct(vqvae.model, split, settings.batch)
             originals = split.bytes()
             levels.append(maps.levels)
             figures.append(similarity.image_figures(originals, made))
@@ -196,7 +193,7 @@ def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Seq
     originals, made, *first = (torch.stack(images[:IN_GRID]) for images in zip(*grid))
     plots.save_picture(plots.strip(_rows(originals, made, dict(zip(vqvae.model.levels, first)), size),
                                    captions=names[:IN_GRID]), settings.out / GRID)
-    return (CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
+    return (code_maps.CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
             {area: _joined([of[area] for of in figures]) for area in figures[0]})
 
 
@@ -247,16 +244,16 @@ def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[st
             columns[name if area == "full" else f"{area}_{name}"] = [
                 "" if math.isnan(value) else f"{value:.6g}" for value in values.tolist()]
     return [{"image": name, "input": image.source, **{column: texts[i] for column, texts in columns.items()},
-             "seen_in_training": int(pixel_hash(image.pixels) in seen), "changes": "; ".join(image.changes),
+             "seen_in_training": int(dataset.pixel_hash(image.pixels) in seen), "changes": "; ".join(image.changes),
              **image.facts} for i, (name, image) in enumerate(zip(names, given))]
 
 
-def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
+def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: code_maps.CodeMaps,
             figures: dict[str, dict[str, torch.Tensor]], rejected: Sequence[dict]) -> dict:
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
     trained = from_dict(DataSettings, vqvae.config["settings"])
-    named = [image.facts.get("subject") or subject_in_name(image.file_name, trained) for image in given]
+    named = [image.facts.get("subject") or listing.subject_in_name(image.file_name, trained) for image in given]
     subjects = [name or image.file_name for name, image in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
     grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
@@ -268,21 +265,15 @@ def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
         "trained_at": list(vqvae.config["image_shape"][1:]),
         "changes": {what: sum(change.startswith(what) for change in changes) for what in CHANGES},
         "seen_in_training": {
-            "images": sum(pixel_hash(image.pixels) in seen["training_images"] for image in given),
-            "subjects": len({name for name in named if name and subject_hash(name) in seen["training_subjects"]})},
+            "images": sum(dataset.pixel_hash(image.pixels) in seen["training_images"] for image in given),
+            "subjects": len({name for name in named
+                             if name and dataset.subject_hash(name) in seen["training_subjects"]})},
         "reconstruction": {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
                            for area, of_area in figures.items()},
         "codes": {level: coding.codebook_figures(coding.code_counts(codes, size))
                   for level, codes in maps.levels.items()},
         "raw_bits_per_pixel": coding.raw_bits_per_pixel([size] * len(grids), grids, height * width),
         "ms_ssim_weights": similarity.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
-
-
-def _slices_said(cutting: ExtractSettings, recorded: dict, settings: PredictSettings) -> dict:
-    """Return how slices were cut out of scans, and where that was said."""
-    values, given = as_dict(cutting), settings.given()
-    return {name: {"value": values[name], "from": "flag" if name in given else "model" if name in recorded else
-                   "default"} for name in OF_SLICES} | {"per_scan": {"value": settings.per_scan, "from": "flag"}}
 
 
 def headline(report: dict) -> list[str]:
@@ -298,18 +289,15 @@ def headline(report: dict) -> list[str]:
              f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}')}",
              f"PSNR, full picture: {said('psnr', '{:.2f} dB')}"]
     if slices := report["slices"]:
-        how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(one['value']).tolist()))}"
-                        for name, one in slices.items())
-        guessed = any(one["from"] == "default" for one in slices.values())
-        lines.append(f"slices: {how}" + ("; the model does not say how its own were cut, so these are "
-                                         "extract_slices.py's defaults" if guessed else ""))
-    to_size = ", to the size that the model was trained at; --size N for another"
-    if report["trained_at"] != report["size"]:
-        to_size = ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
-    for what, number in report["changes"].items():
-        if number and what != SLICE:
-            lines.append(f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} "
-                         f"(see {TABLE})")
+        how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(cut['value']).tolist()))}"
+                        for name, cut in slices.items())
+        guessed = any(cut["from"] == "default" for cut in slices.values())
+        lines.append(f"slices: {how}" + guessed * ("; the model does not say how its own were cut, so these are "
+                                                   "extract_slices.py's defaults"))
+    to_size = ", to the size that the model was trained at; --size N for another" if report["trained_at"] == report[
+        "size"] else ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
+    lines += [f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} (see {TABLE})"
+              for what, number in report["changes"].items() if number and what != SLICE]
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -110,13 +109,6 @@ def clear(folder: Path) -> None:
             for ending in (".npy", ".png"):  # the name alone: a path could lead out of the folder
                 (folder / f"{Path(row.get('file') or '').name}{ending}").unlink(missing_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-
-
-def overview(split: ImageSet, bits: Mapping[str, torch.Tensor], items: Sequence[int]) -> Image.Image:
-    """Return labelled rows of the images with these numbers and their maps, the bits per pixel under each."""
-    rows = rows_of(split, bits, items)
-    return pictures.strip(rows, captions=[f"{bits.mean():.3f} bits per pixel" for bits in rows[-1][1].values],
-                          title="NLL of the codes: bits per code, all in bits per pixel")
 
 
 def rows_of(split: ImageSet, bits: Mapping[str, torch.Tensor],

@@ -240,18 +240,14 @@ def _worth_drawing(found: list[Panel]) -> list[Panel]:
         first, both = REPEATS.get(name, (None, None))
         if not lines or (name == PREDICTION and not any(value for line in lines.values() for _, value in line)):
             continue  # with one level there is nothing to predict
-        if first in kept and _same(kept[first][2], lines):
+        others = kept[first][2] if first in kept else {}
+        if lines.keys() == others.keys() and all(  # the same names, places and, but for rounding, values
+                np.shape(line) == np.shape(others[name]) and np.allclose(line, others[name], rtol=1e-5, atol=0)
+                for name, line in lines.items()):
             kept[first] = (f"{both}{bracket}{images}", unit, lines)
         else:
             kept[name] = (title, unit, lines)
     return list(kept.values())
-
-
-def _same(lines: Lines, others: Lines) -> bool:
-    """Return whether lines have the same names, places and, but for rounding, values."""
-    return lines.keys() == others.keys() and all(
-        np.shape(line) == np.shape(others[name]) and np.allclose(line, others[name], rtol=1e-5, atol=0)
-        for name, line in lines.items())
 
 
 def _set_scales(axis: Axes, title: str, lines: Lines, x: str) -> None:

@@ -109,7 +109,10 @@ def strip(rows: Sequence[Row], *, captions: Sequence[str] = (), header: Sequence
             _inferno(images.values.cpu().numpy() / scale)).permute(0, 3, 1, 2))
         parts.append(_label(image_grid(pictures, len(pictures)), label, scale))
     column = pictures.shape[-1] + GAP
-    return titled(_stack([*_captions(header, column), *parts, *_captions(captions, column)]), title)
+    parts = [*_captions(header, column), *parts, *_captions(captions, column)]
+    mode, width = "RGB" if any(part.mode == "RGB" for part in parts) else "L", max(part.width for part in parts)
+    lines = [ImageOps.expand(part.convert(mode), (0, 0, width - part.width, GAP), "white") for part in parts]
+    return titled(Image.fromarray(np.vstack(lines)[:-GAP]), title)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -167,14 +170,6 @@ def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
         files.write_atomically(Path(out), lambda temporary: frames[0].save(
             temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0))
     return len(frames)
-
-
-def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures one under the other, left sides in line; grey if all are."""
-    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    width = max(picture.width for picture in pictures)
-    rows = [ImageOps.expand(picture.convert(mode), (0, 0, width - picture.width, GAP), "white") for picture in pictures]
-    return Image.fromarray(np.vstack(rows)[:-GAP])
 
 
 def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Image:
