@@ -100,23 +100,18 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     out, models, samples = shlex.quote(str(folder)), flags_of(size), f" --samples {settings.samples}"
     key = " ".join([*(weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
                       for model in models_of(size).values()), __version__])
-
-    def slices(heading: str, name: str, more: str = "") -> Step:
-        return Step(f"{heading}, {size} by {size}", "extract",
-                    f"--scans {shlex.quote(str(scans))} --out {out}/{name} --size {size}{more}")
-
-    def report(heading: str, name: str, arguments: str) -> Step:
-        return Step(f"{heading}, {size} by {size}", "evaluate", arguments, note=folder / name / ".done", key=key)
-
-    steps = [slices("slices", "slices", f" --per-scan {settings.per_scan}"),
-             report("figures", "report", f"{models} --data {out}/slices --out {out}/report" + (
-                 samples if settings.quick else f" --rates{samples} --probe --lesions"))]
-    return steps if settings.quick else [
-        *steps, slices("one slice of each scan", "slices-default"),
-        report("figures of one slice of each scan", "report-default", f"--vqvae {models_of(size)['vqvae']} --data "
-               f"{out}/slices-default --out {out}/report-default"),
-        report("figures of likelier samples", "report-cool",
-               f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+    cut = f"--scans {shlex.quote(str(scans))} --out {out}"
+    rows = [("slices", "extract", "slices", f"{cut}/slices --size {size} --per-scan {settings.per_scan}"),
+            ("figures", "evaluate", "report", f"{models} --data {out}/slices --out {out}/report" + (
+                samples if settings.quick else f" --rates{samples} --probe --lesions")),
+            ("one slice of each scan", "extract", "slices-default", f"{cut}/slices-default --size {size}"),
+            ("figures of one slice of each scan", "evaluate", "report-default",
+             f"--vqvae {models_of(size)['vqvae']} --data {out}/slices-default --out {out}/report-default"),
+            ("figures of likelier samples", "evaluate", "report-cool",
+             f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+    return [Step(f"{heading}, {size} by {size}", command, arguments,
+                 note=folder / name / ".done" if command == "evaluate" else None, key=key)
+            for heading, command, name, arguments in rows[:2 if settings.quick else None]]
 
 
 def sampling(size: int, settings: ResultsSettings) -> list[Step]:
@@ -149,12 +144,13 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
                                 codes, [{}] * len(paths), len(paths))
     masked = real.clone()
     masked[..., size // 2:] = 0
-    completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
-    new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
     return pictures.strip([("real, unseen", real), ("reconstruction", to_bytes(api.decode(vqvae, codes))),
                            ("unusual, bits", pictures.Scaled(surprise.bits_per_pixel_maps(bits, real.shape[2:]),
                                                              surprise.BITS_PER_PIXEL)),
-                           ("half hidden", masked), ("completed", completed), ("new", new)])
+                           ("half hidden", masked),
+                           ("completed", _stacked([out / "completed" / "images" / f"{path.stem}-000000.png"
+                                                   for path in paths])),
+                           ("new", _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)]))])
 
 
 def _stacked(paths: list[Path]) -> torch.Tensor:

@@ -16,8 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from vqvae2.commands import extract, predict, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import prediction
-from vqvae2.evaluation.inputs import Source, read_all, resized
-from vqvae2.evaluation.prediction import PredictSettings
+from vqvae2.evaluation.prediction import PredictSettings, Source, read_all, resized
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
 

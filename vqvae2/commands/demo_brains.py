@@ -64,8 +64,8 @@ def load_atlas(spacing_mm: int = 1) -> Atlas:
     t1, grey, white, brain = (image.get_fdata(dtype=np.float32) for image in (template, *(load(resolution=spacing_mm)
                               for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
                                            datasets.load_mni152_brain_mask))))
-    # The template ends inside the brain stem; without the second factor the stem would go on down for ever.
-    brain = (brain > 0) & (np.arange(brain.shape[2]) > 0)
+    above = np.arange(brain.shape[2]) > 0  # the template ends inside the brain stem, which would go on down for ever
+    brain = (brain > 0) & above
     csf = np.clip(1 - grey - white, 0, 1) * brain
     tissues = np.clip(np.stack([csf, grey, white]), 2e-3, 1)
     tissues /= tissues.sum(0)
@@ -82,8 +82,7 @@ def load_atlas(spacing_mm: int = 1) -> Atlas:
     rest = np.where(brain, t1 - np.tensordot((0.28, 0.65, 0.87), tissues, 1), 0)
     # The average's own blurred folds would shine through the new ones.
     rest = cortex * ndimage.gaussian_filter(rest, 3 / spacing_mm) + (1 - cortex) * rest
-    soft_brain = ndimage.gaussian_filter(brain.astype(np.float32), 0.7 / spacing_mm)
-    soft_brain[:, :, 0] = 0
+    soft_brain = ndimage.gaussian_filter(brain.astype(np.float32), 0.7 / spacing_mm) * above
     maps = np.stack([*np.log(tissues), rest, cortex, soft_brain]).astype(np.float32)
 
     labels, _ = ndimage.label((csf > 0.5) & (abs(x) < 26) & (y > -50) & (y < 32) & (z > -2) & (z < 32)
@@ -211,8 +210,8 @@ def make_scan(atlas: Atlas, seed: int, subject: Subject, session: int, coarsenes
     places = in_template(indices)
     edge = random_fields(np.random.default_rng([seed, subject.number, 5, session]),
                          (1, *warp.shape[1:]), {5: 0.08})  # no two skull strippings are alike
-    strict = 0.5 + sample(edge, places / FIELD_SPACING_MM)[0].clamp(-0.25, 0.25)
-    brain = sample(atlas.maps[5:], places / atlas.spacing_mm)[0] > strict
+    brain = sample(atlas.maps[5:], places / atlas.spacing_mm)[0] > 0.5 + sample(
+        edge, places / FIELD_SPACING_MM)[0].clamp(-0.25, 0.25)
     indices, places = indices[brain.numpy()], places[brain]
 
     noise = np.random.default_rng([seed, subject.number, 6, session])

@@ -34,7 +34,7 @@ from vqvae2.slices.settings import ExtractSettings
 
 
 class _Sigterm(BaseException):
-    """No Exception, for those that a damaged scan may cause are caught where it is read."""
+    """This is not an Exception, since exceptions that a damaged scan may cause are caught where the scan is read."""
 
 
 def main(arguments: list[str] | None = None) -> None:

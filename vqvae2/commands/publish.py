@@ -71,9 +71,9 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     """
     expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
            "Give the folder of a finished training.")
-    expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another one.")
+    expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another name.")
     expect(out.resolve() != run.resolve(), str(out), "another folder than the run's",
-           "the run itself, whose weights and state belong together", "Choose another one.")
+           "the run itself, whose weights and state belong together", "Choose another folder.")
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
     earlier = "nothing, or an earlier form of the same run"
     if (out / weights.WEIGHTS).is_file():

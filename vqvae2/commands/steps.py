@@ -13,7 +13,7 @@ from vqvae2.common import files
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the chain.
+    """This is one command of the chain.
 
     Attributes:
         name: the command's name after `vqvae2`.

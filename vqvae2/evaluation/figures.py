@@ -28,7 +28,7 @@ BOUND = "upper bound on the code length of the decoded image"
 
 
 class ReconstructionJudge(Judge):
-    """SSIM, MS-SSIM, PSNR and mean absolute error, of the full picture and inside the brain."""
+    """This judge computes SSIM, MS-SSIM, PSNR and mean absolute error of the full picture and inside the brain."""
 
     name = "reconstruction"
     columns = ("figure", "full picture", "inside the brain")
@@ -75,7 +75,8 @@ class ReconstructionJudge(Judge):
 
 
 class CodesJudge(Judge):
-    """Number of codes of each level in use, their perplexity, and the SSIM that depends on the level."""
+    """This judge computes how many codes of each level are in use, their perplexity, and the SSIM that depends on the
+    level."""
 
     name = "codes"
     columns = ("level", "used", "perplexity", "shuffle drop (SSIM)")
@@ -111,10 +112,11 @@ class CodesJudge(Judge):
 
 
 class PriorsJudge(Judge):
-    """Bits of the codes under their priors.
+    """This judge computes the bits of the codes under their priors.
 
     below_best_reference: by which share the prior's bits are below the best reference's; negative if they are above.
-    condition: columns of the manifest that the prior is told; condition_known: how many of these values are known.
+    condition: columns of the manifest that the prior is told.
+    condition_known: share of these values that are known.
     untold_bits_per_code: what the codes cost if nothing is known, as the references know nothing; None for a prior that
     is told nothing anyway.
     bits_per_pixel: of all levels together, where each level has a prior.
@@ -183,7 +185,7 @@ class PriorsJudge(Judge):
 
 
 class LikelihoodJudge(Judge):
-    """The NLL of the codes of every image as files: see `surprise`."""
+    """This judge writes the NLL of the codes of every image to files: see `surprise`."""
 
     name = "likelihood"
     columns = ()

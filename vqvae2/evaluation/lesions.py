@@ -62,15 +62,15 @@ LIKELIHOOD, ERROR = "bits_per_pixel_both_ways_smoothed", "absolute"
 
 
 class Lesion(NamedTuple):
-    """An image with a lesion, float32 `[channels, height, width]` in 0…1, and the lesion's mask, bool `[height, width]`
-    (see the module's NOTE)."""
+    """This is an image with a lesion, float32 `[channels, height, width]` in 0…1, and the mask of the lesion, bool
+    `[height, width]` (see the module's NOTE)."""
 
     image: np.ndarray
     mask: np.ndarray
 
 
 class Scored(NamedTuple):
-    """Images with a lesion each, and what every score makes of them.
+    """These are images with a lesion each, and their scores.
 
     Attributes:
         healthy: uint8 `[n, channels, height, width]`: the images before.
@@ -88,7 +88,8 @@ class Scored(NamedTuple):
 
 
 class LesionsJudge(Judge):
-    """AUROC of the NLL of the codes for synthetic lesions, beside a threshold and the reconstruction error."""
+    """This judge computes how well the NLL of the codes finds synthetic lesions (AUROC), beside a threshold and the
+    reconstruction error."""
 
     name = "lesions"
     columns = ("lesions", "images", *(name.replace("_", " ") for name in SCORES))
@@ -123,7 +124,7 @@ def add(kind: str, image: np.ndarray, brain: np.ndarray, seed: int, number: int)
         kind: one of KINDS.
         image: float32 `[channels, height, width]` in 0…1.
         brain: bool `[height, width]`; no pixel outside of it is changed.
-        seed, number: of the draws, and of the image.
+        seed, number: the seed and the image's number, from which the lesion is drawn.
     Raises: KeyError for another kind.
     """
     draws = random_numbers.uniform(seed, f"{kind} lesion", number, np.arange(5)).numpy()
@@ -150,8 +151,7 @@ def find_ventricle(image: np.ndarray, brain: np.ndarray) -> np.ndarray | None:
     if len(sizes) == 0 or sizes.max() < SMALLEST_VENTRICLE * brain.sum():
         return None
     largest = pieces == sizes.argmax() + 1
-    off_centre = math.dist(np.argwhere(largest).mean(0), middle)
-    return largest if off_centre <= MOST_OFF_CENTRE * extent else None
+    return largest if math.dist(np.argwhere(largest).mean(0), middle) <= MOST_OFF_CENTRE * extent else None
 
 
 def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -179,11 +179,12 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
 
 def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
           seed: int) -> Scored | None:
-    """Put a lesion of one kind into the images of a split and score them; None where no image has a place for one.
+    """Put a lesion of one kind into the images of a split and score them; None where no image has a place for a lesion.
 
     Args:
         priors: one for each level of the model.
-        batch: images at a time. seed: of the lesions.
+        batch: images at a time.
+        seed: seed from which the lesions are drawn.
     """
     items = statistics.evenly(len(split), MOST_IMAGES)
     brains = similarity.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
@@ -278,13 +279,13 @@ def _scores(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: Image
             bar: tqdm) -> dict[str, dict[str, np.ndarray]]:
     """Return every score in all its forms, float32 `[n, height, width]`."""
     maps, made = encoding.reconstruct(model, images, batch, bar.update)
-    bits = both_ways(model, priors, images, batch, maps, bar.update)
+    likelihood = smoothed(both_ways(model, priors, images, batch, maps, bar.update), brain)
     pixels = images.batch(np.arange(len(images)))
     grey = pixels.mean(1).numpy()
     error = (pixels - made.float() / 255).abs().mean(1).numpy()
     mean = np.array([image[inside].mean() for image, inside in zip(grey, brain)])[:, None, None]
     intensity = {"bright": grey, "dark": -grey, "far_from_mean": abs(grey - mean)}
-    return {"likelihood": {LIKELIHOOD: smoothed(bits, brain)}, "intensity": _smoothed_or_not(intensity, brain),
+    return {"likelihood": {LIKELIHOOD: likelihood}, "intensity": _smoothed_or_not(intensity, brain),
             "reconstruction_error": _smoothed_or_not({ERROR: error}, brain)}
 
 
@@ -295,8 +296,7 @@ def _smoothed_or_not(forms: dict[str, np.ndarray], brain: np.ndarray) -> dict[st
 def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the image with an ellipse of soft edge, drawn towards white or black in tissue where that shows, and where
     the ellipse is."""
-    extent = math.sqrt(brain.sum())
-    radii = extent * (RADII[0] + (RADII[1] - RADII[0]) * draws[:2])
+    radii = math.sqrt(brain.sum()) * (RADII[0] + (RADII[1] - RADII[0]) * draws[:2])
     local = ndimage.gaussian_filter(image.mean(0), radii.mean() / 2)
     least, most = TISSUE[kind]
     places = np.argwhere((_depth(brain) > radii.max()) & (local >= least) & (local <= most))
@@ -305,8 +305,7 @@ def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) ->
     down, across = np.indices(brain.shape) - places[int(draws[2] * len(places))][:, None, None]
     cosine, sine = math.cos(math.pi * draws[3]), math.sin(math.pi * draws[3])
     distance = np.hypot((cosine * down + sine * across) / radii[0], (cosine * across - sine * down) / radii[1])
-    strength = STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * draws[4]
-    weight = strength * ((1.25 - distance) / 0.5).clip(0, 1)
+    weight = (STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * draws[4]) * ((1.25 - distance) / 0.5).clip(0, 1)
     return image + weight * ((kind == "bright") - image), weight > 0
 
 
@@ -316,9 +315,9 @@ def _moved_ventricle(image: np.ndarray, brain: np.ndarray, draws: np.ndarray) ->
     if ventricle is None:
         return None
     places = warp(ventricle, brain, draws)
-    picture = np.stack([ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image])
     now = ndimage.map_coordinates(ventricle.astype(np.float32), places, order=1) > 0.5
-    return picture, ventricle | now
+    return (np.stack([ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image]),
+            ventricle | now)
 
 
 def _depth(brain: np.ndarray) -> np.ndarray:

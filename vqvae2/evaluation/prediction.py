@@ -1,14 +1,17 @@
-"""Images and scans as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
+"""Images, scans and folders as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
 
-What the model is given (inputs.py) is the original that its reconstruction is compared with. Images are written
-as they are made; the record of what is in the folder is written before, the figures of all of them last.
+Scans are cut into slices by the code of extract_slices.py; pictures are resized in their proportions, and colours are
+made grey for a grey model. The image that the model is given after that is the original that its reconstruction is
+compared with. A file that cannot be read is an error where the user named the file, and a row in a table where the file
+was found in a folder. Images are written as they are made; the record of what is in the folder is written before the
+images, the figures of all images last.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +22,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
-from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, InputImage, find_sources, read_all
+from vqvae2.common.errors import UserError
+from vqvae2.common.names import SUFFIXES
 from vqvae2.images import dataset, listing
+from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
+from vqvae2.scans.finding import Scan, find_scans
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.identities import File, identify, stem_of
+from vqvae2.scans.volumes import files_of
 from vqvae2.settings.checks import Checked, expect
 from vqvae2.settings.parsing import as_dict, from_dict
+from vqvae2.slices.scan_slices import draw_slices
 from vqvae2.slices.settings import SAID, ExtractSettings, Plane
 
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
@@ -39,6 +49,11 @@ COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes
             "images that were given, whoever they are of: no benchmark.")
 # A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow.
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
+WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
+# The descriptions of a change begin with these words.
+SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
+                                                      "colours made grey")
+MOST_SAID = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +66,30 @@ class PredictSettings(Checked):
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
     out: Path
-    """Folder that receives everything. One that predict.py made before is replaced."""
+    """Folder that receives everything. A folder that predict.py made before is replaced."""
     size: Annotated[int | None, SAID] = None
-    """Height and width in pixels at which images go through the model. Without it: those it was trained on."""
+    """Height and width in pixels at which images go through the model. Without it: the size that the model was
+    trained on."""
     batch: int = 32
     """Images at a time."""
     planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
-    """One or more anatomical planes, for scans. Without it: as the model's own slices, if it knows, or axial."""
+    """One or more anatomical planes, for scans. Without it: the planes of the model's own slices, where its config says
+    them, or axial."""
     per_scan: int = 1
     """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
     extent: Annotated[tuple[float, float] | None, SAID] = None
-    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it: as
-    the model's own slices, if it knows, or 0.3 0.8."""
+    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it:
+    the part of the model's own slices, where its config says it, or 0.3 0.8."""
     field_of_view: Annotated[float | None, SAID] = None
-    """Height and width of a slice in mm, for scans. Without it: as the model's own slices, if it knows, or 224."""
+    """Height and width of a slice in mm, for scans. Without it: those of the model's own slices, where its config says
+    them, or 224."""
     assume_orientation: Annotated[str | None, SAID] = None
     """Direction in which the indices of scans grow (RAS, LAS, …) where neither header nor known layout says it."""
     volume: Annotated[int | None, SAID] = None
     """Number of the volume, from 0, that is taken from a series of volumes. Without it: a series is not read."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
-    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is
-    named itself may be called anything."""
+    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. The name of a
+    scan that is given itself may end in any way."""
 
     RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)
 
@@ -98,6 +116,39 @@ class PredictSettings(Checked):
         return ExtractSettings(**(own | self.given()), per_scan=self.per_scan, volume=self.volume, suffix=self.suffix,
                                size=size if self.size is None else self.size,
                                assume_orientation=self.assume_orientation)
+
+
+@dataclass(frozen=True)
+class Source:
+    """This is a file that is to be read.
+
+    Attributes:
+        scan: None for a picture.
+        named: True if the user named the file, which must then be readable; False if it was found in a folder.
+    """
+
+    path: Path
+    scan: Scan | None
+    named: bool
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """This is one image in the model's form.
+
+    Attributes:
+        source: the file that the image comes from, as the user would write it.
+        file_name: the path of a picture; the path of a scan and the name that extract_slices.py gives the slice.
+        pixels: uint8 or uint16 `[channels, height, width]`.
+        changes: the changes that were made; none where the image fitted.
+        facts: subject, plane, index and position_mm of a slice; {} for a picture.
+    """
+
+    source: str
+    file_name: str
+    pixels: np.ndarray = field(repr=False)
+    changes: tuple[str, ...]
+    facts: dict[str, str]
 
 
 def predict(settings: PredictSettings) -> dict:
@@ -133,6 +184,149 @@ def predict(settings: PredictSettings) -> dict:
         "slices": slices if any(image.facts for image in given) else None}
     files.write_json(settings.out / SUMMARY, report | {name: record[name] for name in ("settings", "versions")})
     return report
+
+
+def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path) -> list[Source]:
+    """Return the files that the inputs are, or hold, each once, in order.
+
+    Args:
+        suffixes: endings of the names of the scans that are wanted of a folder; () for T1-weighted ones.
+        out: folder whose pictures are not read.
+    Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
+    """
+    found: dict[tuple[Path, ...], Source] = {}
+    for given in inputs:
+        expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
+        is_scan = stem_of(given.name) is not None
+        if given.is_dir():
+            sources = _in_folder(given, suffixes, out)
+        else:
+            expect(is_scan or given.suffix.lower() in SUFFIXES, str(given), WHAT_IS_READ, "a file of another kind",
+                   "Leave it out, or convert it (DICOM with dcm2niix, for instance).")
+            sources = [Source(given, _named_scan(given) if is_scan else None, True)]
+        for source in sources:
+            key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
+            if key not in found or source.named:
+                found[key] = source
+    return list(found.values())
+
+
+def _in_folder(folder: Path, suffixes: Sequence[str], out: Path) -> list[Source]:
+    inside = find_scans(folder, suffixes=suffixes)
+    pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(out.resolve())]
+    others = f"{inside.other} scans whose names are not of T1-weighted ones"
+    if not inside.scans:
+        found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
+            "none", "Correct the path.")
+        expect(bool(pictures), str(folder), "images or scans in this folder", found, advice)
+        return [Source(path, None, False) for path in pictures]
+    left_out = [said for number, said in (
+        (len(pictures), f"{len(pictures)} pictures, as in a folder of scans they are previews"),
+        (inside.further, f"{inside.further} further scans of the same sessions"),
+        (inside.other, f"{others} (--suffix)")) if number]
+    if left_out:
+        print(f"{folder}: left out {', '.join(left_out)}; name a file itself to have it read", flush=True)
+    return [Source(scan.path, scan, False) for scan in inside.scans]
+
+
+def _named_scan(path: Path) -> Scan:
+    """Return a scan that may have any name; its layout and its subject are told by where it lies."""
+    header = files_of(path)[0]
+    header = header if header.exists() else path
+    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")], None)
+    return Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
+
+
+def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],
+             size: int | None, fit: str = "stretch",
+             colours: str = "auto") -> tuple[list[InputImage], list[dict[str, str]]]:
+    """Return all images in the model's form, and rows (input, reason) of files in folders that cannot be read.
+
+    Args:
+        cutting: how slices are cut out of scans.
+        shape: (channels, height, width) of the model's images.
+        size: --size that the model was trained with; None for a model without --size, whose images keep their
+            proportions.
+        fit, colours: the flags that the model was trained with.
+    Raises: UserError for the first file that was named itself and cannot be read, or if none could be.
+    """
+    given: list[InputImage] = []
+    rejected: list[dict[str, str]] = []
+    for source in tqdm(sources, desc="reading", unit="file", leave=False):
+        try:
+            given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
+                      else _read_scan(source.scan, cutting, shape))
+        except UserError as error:
+            if source.named:
+                raise
+            reason = getattr(error, "reason", str(error).removeprefix(f"{source.path}: "))
+            rejected.append({"input": str(source.path), "reason": reason})
+    for row in rejected[:MOST_SAID]:
+        print(f"not read: {row['input']}: {row['reason']}", flush=True)
+    expect(bool(given), "INPUT", "at least one image or scan that can be read",
+           f"none among {len(rejected)}" + (f", such as {rejected[0]['input']}" if rejected else ""),
+           "See the lines above.")
+    return given, rejected
+
+
+def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit: str,
+                  colours: str) -> list[InputImage]:
+    pixels, changes = read_picture(path), []
+    if len(pixels) == 3 and colours == "grey":
+        changes.append(GREY)
+    if resized_so := pixels.shape[1:] != shape[1:] == (size, size):
+        cropped = fit == "crop" and pixels.shape[1] != pixels.shape[2]
+        changes.append(f"{CROPPED if cropped else STRETCHED} from {_size(pixels)}")
+    if changes:  # bit for bit as the training read the picture
+        pixels = read_picture(path, size if resized_so else None, fit, colours)
+    return [_in_form(str(path), str(path), pixels, shape, changes, {})]
+
+
+def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[InputImage]:
+    """Return the slices that extract_slices.py would cut. Raises: UnusableScan."""
+    try:
+        with np.errstate(all="ignore"):
+            return [_in_form(str(scan.path), f"{scan.path}/{row['image']}",
+                             np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
+                             {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
+                    for image, row in draw_slices(scan, cutting)]
+    except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
+        raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
+                           "Repair the scan, or leave it out.") from None
+
+
+def _in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
+             facts: dict[str, str]) -> InputImage:
+    """Give an image the model's channels and size."""
+    if len(pixels) == 3 and shape[0] == 1:
+        changes.append(GREY)
+        pixels = pixels.mean(0, keepdims=True).round().astype(pixels.dtype)
+    elif len(pixels) == 1:
+        pixels = pixels.repeat(shape[0], 0)
+    if pixels.shape != shape:
+        square = pixels.shape[1] * shape[2] == pixels.shape[2] * shape[1]
+        changes.append(f"{RESIZED} from {_size(pixels)}" + ("" if square else ", black borders"))
+        pixels = resized(pixels, shape[1], shape[2])
+    return InputImage(source, file_name, pixels, tuple(changes), facts)
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `[channels, height, width]` of pixels `[channels, h, w]`, in their proportions, black borders where these
+    differ; uint8 or uint16 as given. Shrinking averages areas, enlarging is linear, as when training resizes."""
+    _, old_height, old_width = pixels.shape
+    scale = min(height / old_height, width / old_width)
+    inner = max(1, round(old_height * scale)), max(1, round(old_width * scale))
+    kind = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    made = np.zeros((len(pixels), height, width), pixels.dtype)
+    for channel, into in zip(pixels, made):
+        picture = Image.fromarray(channel.astype(np.float32)).resize(inner[::-1], kind)
+        into[top:top + inner[0], left:left + inner[1]] = np.asarray(picture).round()
+    return made
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[2]} by {pixels.shape[1]}"
 
 
 def check_out(settings: PredictSettings) -> None:
@@ -257,13 +451,13 @@ def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: 
     subjects = [name or image.file_name for name, image in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
     grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
-    changes = [change for image in given for change in image.changes]
     return {
         "schema": 1, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
         "rejected": len(rejected),
         "subjects": len(set(subjects)), "subjects_known": all(named), "size": [height, width],
         "trained_at": list(vqvae.config["image_shape"][1:]),
-        "changes": {what: sum(change.startswith(what) for change in changes) for what in CHANGES},
+        "changes": {what: sum(change.startswith(what) for image in given for change in image.changes)
+                    for what in CHANGES},
         "seen_in_training": {
             "images": sum(dataset.pixel_hash(image.pixels) in seen["training_images"] for image in given),
             "subjects": len({name for name in named

@@ -49,7 +49,6 @@ OF_LEVELS = (  # title, title for one level, unit on the y axis, name of the col
     ("Perplexity of the codes (validation images)", "Perplexity of the {} codes", "perplexity (number of codes)",
      "perplexity"),
     ("Shuffle drop: what a level carries", "Shuffle drop of the {} codes", "SSIM lost by the exchange", "shuffle_drop"))
-X_LABELS = {"images_seen": "training images seen (number)", "epoch": "epoch"}
 CLOCKS = ((3 * 3600, 3600, "hours"), (3 * 60, 60, "minutes"), (0, 1, "seconds"))  # from, seconds in the unit, unit
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}  # a legend's place below its panel
 
@@ -62,7 +61,7 @@ Panel = tuple[str, str, Lines]
 
 
 class Run(NamedTuple):
-    """The rows that a run has logged so far, and its name in the legend."""
+    """This is a run by its name in the legend, with the rows that it has logged so far."""
 
     name: str
     rows: Rows
@@ -163,6 +162,7 @@ def compare_curves(runs: Sequence[Run], out: Path | str | None = None, *, x: str
     longest = max(place for _, _, lines in found for line in lines.values() for place, _ in line)
     seconds, clock = next((seconds, clock) for least, seconds, clock in CLOCKS if longest >= least)
     figure, axes = panels(len(found))
+    x_label = {"images_seen": "training images seen (number)", "epoch": "epoch"}.get(x, f"training time ({clock})")
     for axis, (name, unit, lines) in zip(axes, found):
         for number, run in enumerate(runs):
             if line := lines.get(run.name):
@@ -171,7 +171,7 @@ def compare_curves(runs: Sequence[Run], out: Path | str | None = None, *, x: str
                           color=RUN_COLOURS[number % len(RUN_COLOURS)], linestyle=RUN_STYLES[number % len(RUN_STYLES)],
                           marker=RUN_MARKERS[number % len(RUN_MARKERS)] if len(line) < FEW_POINTS else None,
                           markersize=3, linewidth=1.4, label=plain(run.name))
-        axis.set(title=name, ylabel=unit, xlabel=X_LABELS.get(x, f"training time ({clock})"))
+        axis.set(title=name, ylabel=unit, xlabel=x_label)
         axis.title.set_fontsize("medium")
         _set_scales(axis, name, lines, x)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}

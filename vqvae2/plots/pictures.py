@@ -77,7 +77,7 @@ def save_picture(image: Image.Image, path: Path | str) -> None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A row of maps in the perceptually even colours `inferno`, whose scale stands beside them.
+    """This is a row of maps in the perceptually even colours `inferno`, whose scale stands beside them.
 
     Attributes:
         values: float `[n, height, width]`, 0 or more.
@@ -136,9 +136,8 @@ def code_colours(codes: torch.Tensor | np.ndarray, size: int) -> torch.Tensor:
     `codes` is integer `[n, height, width]` in [0, size), or -1 (to be drawn), which is black. Colours are drawn at
     random once, because codes have no order: neighbouring numbers are not neighbouring embeddings.
     """
-    draws = np.random.default_rng(0).random((size, 3))
-    colours = (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()  # every hue, neither black nor white
-    palette = np.concatenate([colours, [[0, 0, 0]]]).astype(np.uint8)  # -1 finds the last
+    hues = np.random.default_rng(0).random((size, 3)) * [1, 0.6, 0.6] + [0, 0.4, 0.35]  # neither black nor white
+    palette = np.concatenate([(hsv_to_rgb(hues) * 255).round(), [[0, 0, 0]]]).astype(np.uint8)  # -1 finds the last
     return torch.from_numpy(palette[np.asarray(codes)]).permute(0, 3, 1, 2)
 
 
