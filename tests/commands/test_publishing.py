@@ -153,4 +153,4 @@ def test_the_figures_in_a_head_are_those_of_the_report_that_it_is_given(tiny_run
     assert entry["name"] == tmp_path.name
     (result,) = entry["results"]
     assert result["dataset"] == {"type": "ellipses", "name": "ellipses", "split": "test"}
-    assert [one["value"] for one in result["metrics"]] == [0.5, 0.25, 20.5, 0.1]
+    assert [metric["value"] for metric in result["metrics"]] == [0.5, 0.25, 20.5, 0.1]

@@ -151,8 +151,8 @@ class TestPartsOfTheLoss:
             "Loss", "Mean squared error", "Commitment", "Prediction", "Perplexity of the codes"]
 
     def test_one_level_has_no_prediction(self):
-        one = changed(PARTS, train_prediction="0.0", validate_prediction="0.0", bottom_perplexity=None)
-        panels = panels_of(charts.curves(one))
+        one_level = changed(PARTS, train_prediction="0.0", validate_prediction="0.0", bottom_perplexity=None)
+        panels = panels_of(charts.curves(one_level))
         assert not [title for title in panels if "Prediction" in title]
         assert list(panels["Perplexity of the codes (validation images)"]) == ["top"]
 
