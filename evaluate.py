@@ -1,7 +1,6 @@
 """The same as `vqvae2 evaluate`; the manual is the docstring of vqvae2/commands/evaluate.py (see --help)."""
 
-from vqvae2.commands.evaluate import main
-from vqvae2.common.errors import run_script
+from vqvae2.commands import main
 
 if __name__ == "__main__":
-    run_script(main)
+    main("evaluate")

@@ -1,7 +1,6 @@
 """The same as `vqvae2 extract`; the manual is the docstring of vqvae2/commands/extract.py (see --help)."""
 
-from vqvae2.commands.extract import main
-from vqvae2.common.errors import run_script
+from vqvae2.commands import main
 
 if __name__ == "__main__":
-    run_script(main)
+    main("extract")

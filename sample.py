@@ -1,7 +1,6 @@
 """The same as `vqvae2 sample`; the manual is the docstring of vqvae2/commands/sample.py (see --help)."""
 
-from vqvae2.commands.sample import main
-from vqvae2.common.errors import run_script
+from vqvae2.commands import main
 
 if __name__ == "__main__":
-    run_script(main)
+    main("sample")

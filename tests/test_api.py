@@ -200,9 +200,9 @@ class TestEncode:
 class TestEmbeddingsAndDecode:
     def test_embeddings_are_the_rows_of_the_codebook(self, vqvae, codes):
         found = api.embeddings(vqvae, codes)
-        for level, one in codes.items():
+        for level, maps in codes.items():
             codebook = vqvae.model.quantizers[level].codebook.detach().numpy()
-            np.testing.assert_array_equal(found[level].numpy(), codebook[one.numpy()].transpose(0, 3, 1, 2))
+            np.testing.assert_array_equal(found[level].numpy(), codebook[maps.numpy()].transpose(0, 3, 1, 2))
             assert found[level].dtype == torch.float32
             assert not found[level].requires_grad
         assert found["top"].shape == (9, 8, 4, 4)
@@ -226,7 +226,7 @@ class TestEmbeddingsAndDecode:
             np.testing.assert_array_equal(image[0].numpy(), np.asarray(Image.open(f"new/images/{number:06d}.png")))
 
     def test_codes_of_ones_own_are_completed_by_sample_py(self, vqvae, codes, tiny_run, apart):
-        gaps = {level: one.clone() for level, one in codes.items()}
+        gaps = {level: maps.clone() for level, maps in codes.items()}
         gaps["top"][:, 2:], gaps["bottom"][:, 4:] = -1, -1
         CodeMaps([f"brain-{number}" for number in range(9)], gaps).save(Path("gaps.npz"), vqvae.hash, "")
         sample.main(["--vqvae", str(tiny_run.vqvae), "--top", str(tiny_run.top), "--bottom", str(tiny_run.bottom),
@@ -265,7 +265,7 @@ class TestEmbeddingsAndDecode:
         (lambda codes: {**codes, "top": codes["top"] * 0 - 1}, r'codes\["top"\]: .* found -1 to -1\. .* vqvae2 sample'),
         (lambda codes: {**codes, "top": codes["top"][0]}, r'codes\["top"\]: expected the shape \[n, height, width\], n '
                                                           r"at least 1, found \[4, 4\]\. Make a batch of one map"),
-        (lambda codes: {level: one[:0] for level, one in codes.items()}, r'codes\["top"\]: .* found \[0, 4, 4\]\.'),
+        (lambda codes: {level: maps[:0] for level, maps in codes.items()}, r'codes\["top"\]: .* found \[0, 4, 4\]\.'),
         (lambda codes: {**codes, "bottom": codes["bottom"][:5]},
          r'codes\["bottom"\]: expected the shape \[9, 8, 8\] beside top codes of shape \[9, 4, 4\], found '
          r"\[5, 8, 8\]\. Give both levels of the same images"),

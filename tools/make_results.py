@@ -26,24 +26,24 @@ import torch
 from PIL import Image
 
 from vqvae2 import __version__, api
-from vqvae2.commands import cards
+from vqvae2.commands import publish
 from vqvae2.commands.steps import Step, run_steps
-from vqvae2.common import files
-from vqvae2.common.errors import run_script
+from vqvae2.common import files, statistics
+from vqvae2.common.errors import expect, run_script
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation import text as report_text
 from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.plots import pictures
 from vqvae2.runs import weights
-from vqvae2.settings.checks import expect
+from vqvae2.settings.checks import Checked
 from vqvae2.settings.parsing import parse, path_from_environment
 
 PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
+# Folder of each report -> what it is called on a card.
 REPORTS = {"report": "temperature 1", "report-cool": "temperature 0.9 and 0.7, top-p 0.9",
            "report-default": "the default of extraction, one slice a scan"}
-"""Folder of each report -> what it is called on a card."""
 PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end of the name
     "report/strip.png": "strip", "report/reconstructions.png": "reconstructions", "report/worst.png": "worst",
     "report/best.png": "best", "report/code_histogram.png": "code-histogram", "report/ssim_histogram.png": "ssim",
@@ -51,7 +51,6 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "report/closest.png": "closest", "report/curves.png": "curves", "report/curves_top.png": "curves-top",
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left"}
-PUBLISHED = {"license": "mit", "datasets": ["ds002748"]}
 COMPLETED = 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
@@ -60,7 +59,7 @@ brain, 8 bit, background exactly 0, radiological display, as `extract_slices.py`
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultsSettings:
+class ResultsSettings(Checked):
     """Settings of make_results."""
 
     scans: Path | None = None
@@ -81,16 +80,8 @@ class ResultsSettings:
     no_cards: bool = False
     """Leave the model cards in pretrained/ as they are: they speak of the scans named in docs/results.md."""
 
-    def __post_init__(self) -> None:
-        expect(self.samples >= 2, "--samples", "at least 2", self.samples, "The default is 256.")
-        expect(self.per_scan >= 1, "--per-scan", "at least 1", self.per_scan, "The default is 60.")
-        files.check_folder(self.out, "--out")
-        files.check_folder(self.docs, "--docs")
-
-
-def published_sizes() -> list[int]:
-    """Return the sizes for which pretrained/ has models."""
-    return sorted(int(path.name.split("-")[1]) for path in PRETRAINED.glob("vqvae-[0-9]*"))
+    RULES = (("samples", lambda samples: samples >= 2, "at least 2", "The default is 256."),
+             ("per_scan", lambda slices: slices >= 1, "at least 1", "The default is 60."))
 
 
 def models_of(size: int) -> dict[str, Path]:
@@ -109,51 +100,38 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     out, models, samples = shlex.quote(str(folder)), flags_of(size), f" --samples {settings.samples}"
     key = " ".join([*(weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
                       for model in models_of(size).values()), __version__])
-
-    def slices(heading: str, name: str, more: str = "") -> Step:
-        return Step(f"{heading}, {size} by {size}", "extract",
-                    f"--scans {shlex.quote(str(scans))} --out {out}/{name} --size {size}{more}")
-
-    def report(heading: str, name: str, arguments: str) -> Step:
-        return Step(f"{heading}, {size} by {size}", "evaluate", arguments, note=folder / name / ".done", key=key)
-
-    steps = [slices("slices", "slices", f" --per-scan {settings.per_scan}"),
-             report("figures", "report", f"{models} --data {out}/slices --out {out}/report" + (
-                 samples if settings.quick else f" --rates{samples} --probe --lesions"))]
-    return steps if settings.quick else [
-        *steps, slices("one slice of each scan", "slices-default"),
-        report("figures of one slice of each scan", "report-default", f"--vqvae {models_of(size)['vqvae']} --data "
-               f"{out}/slices-default --out {out}/report-default"),
-        report("figures of likelier samples", "report-cool",
-               f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+    cut = f"--scans {shlex.quote(str(scans))} --out {out}"
+    rows = [("slices", "extract", "slices", f"{cut}/slices --size {size} --per-scan {settings.per_scan}"),
+            ("figures", "evaluate", "report", f"{models} --data {out}/slices --out {out}/report" + (
+                samples if settings.quick else f" --rates{samples} --probe --lesions")),
+            ("one slice of each scan", "extract", "slices-default", f"{cut}/slices-default --size {size}"),
+            ("figures of one slice of each scan", "evaluate", "report-default",
+             f"--vqvae {models_of(size)['vqvae']} --data {out}/slices-default --out {out}/report-default"),
+            ("figures of likelier samples", "evaluate", "report-cool",
+             f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+    return [Step(f"{heading}, {size} by {size}", command, arguments,
+                 note=folder / name / ".done" if command == "evaluate" else None, key=key)
+            for heading, command, name, arguments in rows[:2 if settings.quick else None]]
 
 
 def sampling(size: int, settings: ResultsSettings) -> list[Step]:
     """Return the steps that sample and complete images of one size, once its slices are there."""
-    folder, models = settings.out / str(size), flags_of(size)
-    out, new = shlex.quote(str(folder)), f"{models} --count 64{range_of_positions(models_of(size)['top'])}"
-    complete = f"{models} --inpaint {shlex.quote(str(_some_test_images(folder)))} --count 4 {COOL}"
+    folder, top = settings.out / str(size), models_of(size)["top"]
+    paths, given = pictures_in(folder / "slices" / "test"), folder / "to-complete"
+    shutil.rmtree(given, ignore_errors=True)
+    given.mkdir(parents=True)
+    for number in statistics.evenly(len(paths), COMPLETED):
+        shutil.copy(paths[number], given)
+    # The range of positions that the prior has learned; nothing where the prior was told none.
+    places = "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
+                     for column in weights.read_config(top)["columns"] if column["name"] == "position_mm")
+    out, new = shlex.quote(str(folder)), f"{flags_of(size)} --count 64{places}"
+    complete = f"{flags_of(size)} --inpaint {shlex.quote(str(given))} --count 4 {COOL}"
     return [Step("samples", "sample", f"{new} --out {out}/samples"),
             Step("likelier samples", "sample", f"{new} {COOL} --out {out}/samples-cool"),
             Step("completions of the right half", "sample", f"{complete} --mask right --out {out}/completed"),
             Step("completions of the left half, the best of eight", "sample",
                  f"{complete} --mask left --reject 8 --out {out}/completed-left")]
-
-
-def _some_test_images(folder: Path) -> Path:
-    """Copy evenly chosen test images to a folder of their own, and return it."""
-    paths, chosen = pictures_in(folder / "slices" / "test"), folder / "to-complete"
-    shutil.rmtree(chosen, ignore_errors=True)
-    chosen.mkdir(parents=True)
-    for number in np.unique(np.linspace(0, len(paths) - 1, COMPLETED).round().astype(int)):
-        shutil.copy(paths[number], chosen)
-    return chosen
-
-
-def range_of_positions(top: Path) -> str:
-    """Return the flag for the range of positions that a prior has learned; "" where the prior was told none."""
-    return "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
-                   for column in weights.read_config(top)["columns"] if column["name"] == "position_mm")
 
 
 def overview(size: int, settings: ResultsSettings) -> Image.Image:
@@ -166,12 +144,13 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
                                 codes, [{}] * len(paths), len(paths))
     masked = real.clone()
     masked[..., size // 2:] = 0
-    completed = _stacked([out / "completed" / "images" / f"{path.stem}-000000.png" for path in paths])
-    new = _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)])
     return pictures.strip([("real, unseen", real), ("reconstruction", to_bytes(api.decode(vqvae, codes))),
                            ("unusual, bits", pictures.Scaled(surprise.bits_per_pixel_maps(bits, real.shape[2:]),
                                                              surprise.BITS_PER_PIXEL)),
-                           ("half hidden", masked), ("completed", completed), ("new", new)])
+                           ("half hidden", masked),
+                           ("completed", _stacked([out / "completed" / "images" / f"{path.stem}-000000.png"
+                                                   for path in paths])),
+                           ("new", _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)]))])
 
 
 def _stacked(paths: list[Path]) -> torch.Tensor:
@@ -192,13 +171,13 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
     for source, name in PICTURES.items():
         if (out / source).is_file():
             shutil.copyfile(out / source, settings.docs / "pictures" / f"{name}-{size}.png")
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    for folder, report in read_reports(out).items():
-        for name, (columns, rows) in report_text.tables(report).items():
-            if rows:
-                text = report_text.fill(text, f"{name}-{size}{folder.removeprefix('report')}",
-                                        report_text.markdown_table(columns, rows))
-    if text:
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        for folder, report in read_reports(out).items():
+            for name, (columns, rows) in report_text.tables(report).items():
+                if rows:
+                    text = report_text.fill(text, f"{name}-{size}{folder.removeprefix('report')}",
+                                            report_text.markdown_table(columns, rows))
         files.write_text(page, text)
 
 
@@ -211,16 +190,20 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
                                                                            "results/published")
     for what, folder in models.items():
         left_out = "report-cool" if what == "vqvae" else "report-default"
-        files.write_text(folder / cards.CARD, cards.card(
+        files.write_text(folder / publish.CARD, publish.card(
             folder, DATA.format(size=size, pixel=224 / size),
-            {REPORTS[name]: report for name, report in reports.items() if name != left_out}, said, PUBLISHED))
+            {REPORTS[name]: report for name, report in reports.items() if name != left_out}, said,
+            {"license": "mit", "datasets": ["ds002748"]}))
     files.write_json(models["vqvae"] / "metrics.json", reports["report"])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the results as the command line says."""
     settings = parse(ResultsSettings, __doc__, arguments)
-    scans, published = path_from_environment(settings.scans, "OASIS_PATH", "--scans"), published_sizes()
+    files.check_folder(settings.out, "--out")
+    files.check_folder(settings.docs, "--docs")
+    scans = path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+    published = sorted(int(path.name.split("-")[1]) for path in PRETRAINED.glob("vqvae-[0-9]*"))
     for size in settings.sizes:
         expect(size in published, f"--sizes {size}", f"a size of which {PRETRAINED}/ has a VQ-VAE",
                ", ".join(map(str, published)) or "none at all", "Choose among these.")
@@ -233,8 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_documents(size, settings)
         if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)
-    cards_too = "" if settings.quick or settings.no_cards else f" and the cards in {PRETRAINED}"
-    print(f"written: {settings.out}, {settings.docs}{cards_too}")
+    print(f"written: {settings.out}, {settings.docs}"
+          + ("" if settings.quick or settings.no_cards else f" and the cards in {PRETRAINED}"))
 
 
 if __name__ == "__main__":

@@ -31,16 +31,15 @@ import torch
 from PIL import Image
 
 from vqvae2.common import distributed
+from vqvae2.common.errors import expect
 from vqvae2.common.names import SPLITS
 from vqvae2.evaluation import prediction, report
-from vqvae2.evaluation.predict_settings import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
-from vqvae2.images.dataset import to_bytes
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.models import autoencoder
-from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
+from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.priors import pixel_cnn
 from vqvae2.priors.base import Prior
@@ -48,22 +47,18 @@ from vqvae2.runs.settings import as_before
 from vqvae2.runs.weights import find_model
 from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings.checks import expect
 from vqvae2.slices import extraction, keras_names
 from vqvae2.slices.settings import ExtractSettings
 
-BATCH = 32
-"""Images at a time, as evaluate has them."""
-GAP = 4
-"""White pixels between pictures."""
+BATCH = 32  # images at a time, as evaluate has them
+GAP = 4  # white pixels between pictures
 WHITE = {"uint8": 255, "uint16": 65535}
+LEVELLED = ("temperature", "top_k", "top_p", "guidance")  # of `vqvae2 sample`: one value for both levels, or two
 Pixels = np.ndarray | torch.Tensor | Sequence[str | Path]
 """An array or a tensor `[n, channels, height, width]` or `[n, height, width, channels]`, of a grey model
 `[n, height, width]` too; uint8, uint16 or floats in 0…1. Or a list of image files, which are read as for the training,
 with its --size, --fit and --colours; without --size all are of one size. Any height and width will do that the cells
 of the top codes divide."""
-LEVELLED = ("temperature", "top_k", "top_p", "guidance")
-"""Settings of `vqvae2 sample` that are a tuple: one value for both levels, or two."""
 Codes = Mapping[str, torch.Tensor | np.ndarray]
 """For each level, "top" and with two levels "bottom", integers `[n, height, width]` in [0, codebook_size)."""
 
@@ -104,9 +99,7 @@ def load_vqvae(name: str | Path, device: torch.device | str | None = None, resul
     Raises: UserError if there is none, or more than one of this name, or it is a prior.
     """
     folder = find_model(str(name), "load_vqvae", results)
-    found = autoencoder.load_vqvae(str(folder), _chosen(device), "load_vqvae", results)
-    found.model.config = found.config
-    return found
+    return autoencoder.load_vqvae(str(folder), torch.device(device or distributed.pick_device()), "load_vqvae")
 
 
 def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.device | str | None = None,
@@ -118,7 +111,7 @@ def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.
     Raises: UserError if there is none, or it is of another level or learned from the codes of another VQ-VAE.
     """
     folder = find_model(str(name), "load_prior", results)
-    return pixel_cnn.load_prior(str(folder), level, vqvae.hash, _chosen(device), results)
+    return pixel_cnn.load_prior(str(folder), level, vqvae.hash, torch.device(device or distributed.pick_device()))
 
 
 @torch.no_grad()
@@ -193,18 +186,15 @@ def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixe
         settings: as for `sample`.
     Raises: UserError if images, mask or settings do not fit.
     """
-    originals = to_bytes(_in_0_to_1(_pixels(vqvae, images)))
+    originals = dataset.to_bytes(_in_0_to_1(_pixels(vqvae, images)))
     shape = tuple(vqvae.config["image_shape"])
     expect(tuple(originals.shape[1:]) == shape, "images", f"the shape {list(shape)} that the VQ-VAE was trained on",
            list(originals.shape[1:]), "Resize, cut or pad them.")
     expect(blend >= 0, "blend", "0 or more pixels", blend, "For example 4.")
-    if isinstance(mask, str):
-        hidden = inpainting.mask_of(mask, shape[1:])
-    else:
-        hidden = torch.as_tensor(mask)
-        expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
-               f"booleans of shape {list(shape[1:])}, at least one True",
-               f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
+    hidden = inpainting.mask_of(mask, shape[1:]) if isinstance(mask, str) else torch.as_tensor(mask)
+    expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
+           f"booleans of shape {list(shape[1:])}, at least one True",
+           f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
     incomplete = inpainting.Incomplete(
         [str(number) for number in range(len(originals))], inpainting.encode_visible(originals, hidden, vqvae),
         inpainting.blend_weights(hidden[None], blend), originals, {})
@@ -219,7 +209,8 @@ def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.E
     `.metrics` is what metrics.json says. The figures are those of `vqvae2 evaluate`.
     Raises: UserError if something cannot be found or does not fit together.
     """
-    return report.evaluate(EvaluateSettings(vqvae=str(vqvae), out=Path(out), **_as_paths(settings, "data", "sampled")))
+    settings |= {name: Path(settings[name]) for name in ("data", "sampled") if settings.get(name)}
+    return report.evaluate(EvaluateSettings(vqvae=str(vqvae), out=Path(out), **settings))
 
 
 def predict(vqvae: str | Path, inputs: Sequence[str | Path], out: str | Path, **settings: object) -> dict:
@@ -230,8 +221,8 @@ def predict(vqvae: str | Path, inputs: Sequence[str | Path], out: str | Path, **
         inputs: images, scans, and folders of them.
     Raises: UserError if something cannot be read.
     """
-    return prediction.predict(PredictSettings(vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out),
-                                              **settings))
+    return prediction.predict(prediction.PredictSettings(
+        vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out), **settings))
 
 
 def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, columns: int = 8,
@@ -246,13 +237,13 @@ def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, colu
     size, levels = vqvae.model.settings.codebook_size, _codes(vqvae.model, codes)
     if not grey:
         return {level: plots.code_map_picture(maps, size, columns) for level, maps in levels.items()}
-    shades = {level: to_bytes(maps[:, None] / (size - 1)) for level, maps in levels.items()}
+    shades = {level: dataset.to_bytes(maps[:, None] / (size - 1)) for level, maps in levels.items()}
     return {level: plots.image_grid(plots.enlarged(maps), columns, GAP) for level, maps in shades.items()}
 
 
 def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> Image.Image:
     """Return images (see `Pixels`) as one picture that lies beside `code_pictures`."""
-    return plots.image_grid(plots.enlarged(to_bytes(_in_0_to_1(_pixels(vqvae, images)))), columns, GAP)
+    return plots.image_grid(plots.enlarged(dataset.to_bytes(_in_0_to_1(_pixels(vqvae, images)))), columns, GAP)
 
 
 def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
@@ -270,15 +261,6 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
         made = list(drawer.draw(sampler.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
-
-
-def _as_paths(settings: dict, *names: str) -> dict:
-    """Return settings in which those of these names that are text are paths."""
-    return settings | {name: Path(settings[name]) for name in names if settings.get(name)}
-
-
-def _chosen(device: torch.device | str | None) -> torch.device:
-    return distributed.pick_device() if device is None else torch.device(device)
 
 
 def _device(vqvae: TrainedVqvae) -> torch.device:
@@ -305,16 +287,15 @@ def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
     expect(isinstance(images, np.ndarray), "images", "an array, a tensor or a list of image files",
            f"a {type(images).__name__}", "Give [path] for one file, numpy.stack(...) of a list of arrays.")
     pixels, channels = images, vqvae.model.image_channels
-    kind = "grey" if channels == 1 else "colour"
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels[:, None]
     # No side of an image is 1 or 3, since a cell is a power of 2: both orders cannot fit at once.
     elif pixels.ndim == 4 and pixels.shape[1] != channels and pixels.shape[3] == channels:
         pixels = pixels.transpose(0, 3, 1, 2)
-    forms = f"[n, {channels}, height, width] or [n, height, width, {channels}]"
-    advice = "Make a batch of one image with images[None]." if pixels.ndim < 4 else \
-        f"Convert them: the model was trained on {kind} images."
-    expect(pixels.ndim == 4 and pixels.shape[1] == channels, "images", f"the shape {forms}", list(images.shape), advice)
+    expect(pixels.ndim == 4 and pixels.shape[1] == channels, "images",
+           f"the shape [n, {channels}, height, width] or [n, height, width, {channels}]", list(images.shape),
+           "Make a batch of one image with images[None]." if pixels.ndim < 4 else
+           f"Convert them: the model was trained on {'grey' if channels == 1 else 'colour'} images.")
     cell, (number, _, height, width) = math.prod(vqvae.model.settings.downsample), pixels.shape
     expect(number > 0, "images", "at least 1", 0, "Check where they come from.")
     expect(height > 0 and width > 0 and height % cell == 0 and width % cell == 0, "images",
@@ -332,21 +313,20 @@ def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
 
 def _read(vqvae: TrainedVqvae, paths: Sequence[str | Path]) -> np.ndarray:
     """Return the pixels of image files `[n, channels, height, width]`, all of one size and depth."""
-    trained, channels, pictures = as_before(vqvae.config["settings"]), vqvae.model.image_channels, []
-    for path in paths:
-        pixels = read_picture(Path(os.path.expanduser(path)), trained.get("size"), trained["fit"],
-                              "rgb" if channels == 3 else trained["colours"])
+    trained, channels = as_before(vqvae.config["settings"]), vqvae.model.image_channels
+    pictures = [read_picture(Path(os.path.expanduser(path)), trained.get("size"), trained["fit"],
+                             "rgb" if channels == 3 else trained["colours"]) for path in paths]
+    first = pictures[0]
+    for path, pixels in zip(paths, pictures):
         expect(len(pixels) == channels, str(path), "a grey image, as the model was trained on", "colours",
                "Make it grey first.")
-        first = pictures[0] if pictures else pixels
         expect(pixels.shape == first.shape and pixels.dtype == first.dtype, str(path),
                f"{first.dtype} pixels of {first.shape[1]} by {first.shape[2]} as in {paths[0]}",
                f"{pixels.dtype} of {pixels.shape[1]} by {pixels.shape[2]}", "Call once for each kind.")
-        pictures.append(pixels)
     return np.stack(pictures)
 
 
-def _codes(model: Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
+def _codes(model: autoencoder.Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
     """Return each level's codes as int64 on the CPU. Raises: UserError for what this model cannot have made."""
     levels, size = model.levels, model.settings.codebook_size
     found = " and ".join(map(str, codes)) or "none" if isinstance(codes, Mapping) else f"a {type(codes).__name__}"

@@ -80,7 +80,7 @@ def test_each_run_has_made_all_its_epochs_on_two_processes(tiny_demo, name, reci
     with (folder / "log.csv").open(newline="") as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs + 1))
     config = json.loads((folder / "config.json").read_text())
-    assert (config["global_batch"], config["settings"]["batch"]) == (demo.TINY.global_batch, demo.TINY.global_batch / 2)
+    assert (config["global_batch"], config["settings"]["batch"]) == (demo.GLOBAL_BATCH, demo.GLOBAL_BATCH / 2)
 
 
 def test_the_demos_figures_are_about_unseen_people_and_have_the_keys_of_the_schema(tiny_demo):

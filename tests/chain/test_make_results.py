@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools import make_results
-from vqvae2.commands import cards, demo_scans
+from vqvae2.commands import demo_scans, publish
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import text
 
@@ -109,10 +109,10 @@ def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["vqvae-64", "top-64", "bottom-64", "vqvae-128", "top-128", "bottom-128"])
 def test_each_published_card_has_data_split_settings_curve_figures_and_limits(name):
-    card = (ROOT / "pretrained" / name / cards.CARD).read_text(encoding="utf-8")
+    card = (ROOT / "pretrained" / name / publish.CARD).read_text(encoding="utf-8")
     for part in ("## Data", "ds002748", "Split by subject: 2,040 images of 34 subjects", "## Settings", "## Training",
                  "(curves.png)", "## Figures", "0 of these images and 0 of these subjects were trained on",
-                 cards.LIMITS):
+                 publish.LIMITS):
         assert part in card, part
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -29,10 +30,15 @@ def commands_of(page):
 
 
 @pytest.mark.parametrize(("script", "command"), FRONT_DOORS.items())
-def test_a_script_of_the_design_is_a_front_door_to_its_command(script, command):
-    door, room = (importlib.import_module(name) for name in (script, f"vqvae2.commands.{command.replace('-', '_')}"))
-    assert door.main is room.main
-    assert f"vqvae2 {command}" in door.__doc__
+def test_a_script_of_the_design_is_a_front_door_to_its_command(script, command, monkeypatch):
+    called = []
+    room = importlib.import_module(f"vqvae2.commands.{command.replace('-', '_')}")
+    monkeypatch.setattr(room, "main", called.append)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--some", "words"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    assert (called, sys.argv[0]) == ([["--some", "words"]], f"{script}.py")
+    assert f"vqvae2 {command}" in importlib.import_module(script).__doc__
 
 
 @pytest.mark.parametrize("name", WITH_FLAGS)

@@ -204,7 +204,7 @@ def test_sessions_of_one_subject_resemble_each_other_more_than_other_subjects(tr
 def test_a_file_as_out_is_a_user_error(tmp_path):
     file = tmp_path / "scans.txt"
     file.write_text("mine")
-    with pytest.raises(UserError, match=r"scans\.txt: expected a folder, found a file\. Give --out a new folder"):
+    with pytest.raises(UserError, match=r"scans\.txt: expected a folder or nothing, found a file .*\. Choose another"):
         demo_scans.main(["--out", str(file)])
     assert file.read_text() == "mine"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from vqvae2.commands import cards, publish
+from vqvae2.commands import publish
 from vqvae2.common.errors import UserError
 from vqvae2.runs import weights as checkpoints
 from vqvae2.sampling import sampler
@@ -72,7 +72,7 @@ def test_a_preset_in_a_file_of_ones_own_is_published_by_its_name_and_not_on_the_
     checkpoints.save_weights(tmp_path / "run" / checkpoints.WEIGHTS, tensors, own)
     publish.publish(tmp_path / "run", tmp_path / "out")
     assert weights(tmp_path / "out")[1]["settings"]["preset"] == "mine.toml"
-    assert "mine" not in cards.card(tmp_path / "out", "Made-up ellipses.", {}, "")
+    assert "mine" not in publish.card(tmp_path / "out", "Made-up ellipses.", {}, "")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -83,7 +83,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_path):
     for name in ("vqvae", "top"):
         publish.publish(getattr(tiny_run, name), tmp_path / name)
-    text = cards.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
+    text = publish.card(tmp_path / "vqvae", "Made-up ellipses.", {}, "")
     assert body_of(text).startswith("# vqvae: VQ-VAE-2, two levels of 16 codes, 32 by 32 pixels\n")
     assert "18 images of 6 subjects to train, 6 images of 2 subjects to choose the best weights, 9 images of 3" in text
     assert "--channels 16" in text
@@ -91,7 +91,7 @@ def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_pa
     assert "--commitment" not in text  # a default
     assert "10 epochs, 180 images seen" in text
     assert "Not for diagnosis" in text
-    top = cards.card(tmp_path / "top", "Made-up ellipses.", {}, "")
+    top = publish.card(tmp_path / "top", "Made-up ellipses.", {}, "")
     assert body_of(top).startswith("# top: top prior of 4 by 4 codes")
     assert weights(tiny_run.top)[1]["vqvae_hash"][:12] in top
 
@@ -128,7 +128,7 @@ def test_a_card_names_settings_of_0_and_what_runs_did_before_there_was_a_setting
     config["settings"]["restart_every"] = 0
     del config["settings"]["ssim_weight"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    text = cards.card(tmp_path, "", {}, "")
+    text = publish.card(tmp_path, "", {}, "")
     assert "--restart-every 0" in text
     assert "--ssim-weight 0.0" in text
     assert "--downsample" not in text
@@ -147,10 +147,10 @@ def test_the_figures_in_a_head_are_those_of_the_report_that_it_is_given(tiny_run
     publish.publish(tiny_run.vqvae, tmp_path)
     figures = {"ssim": {"mean": 0.5}, "ms_ssim": {"mean": 0.25}, "psnr": {"mean": 20.5}, "mae": {"mean": 0.1}}
     report = {"data": {"folder": "slices"}, "split": "test", "reconstruction": {"full": figures}}
-    head = head_of(cards.head(tmp_path, report, {"license": "mit", "datasets": ["ellipses"]}))
+    head = head_of(publish.head(tmp_path, report, {"license": "mit", "datasets": ["ellipses"]}))
     assert (head["license"], head["datasets"], head["metrics"]) == ("mit", ["ellipses"], list(figures))
     (entry,) = head["model-index"]
     assert entry["name"] == tmp_path.name
     (result,) = entry["results"]
     assert result["dataset"] == {"type": "ellipses", "name": "ellipses", "split": "test"}
-    assert [one["value"] for one in result["metrics"]] == [0.5, 0.25, 20.5, 0.1]
+    assert [metric["value"] for metric in result["metrics"]] == [0.5, 0.25, 20.5, 0.1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
 
-from vqvae2.commands import cards, train_prior, train_vqvae
+from vqvae2.commands import publish, train_prior, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import leaks
 from vqvae2.evaluation import report as reports
@@ -100,10 +100,10 @@ def test_after_allow_leak_config_reports_and_cards_say_what_is_shared(leaky, tmp
         True, True]
     assert [("warning", one) for one in said] == [row for row in headline(report) if row[1].startswith("LEAK")]
     for name in ("leaky", "leaky-top"):
-        card = cards.card(leaky / name, "Made up.", {"": report}, "evaluate")
+        card = publish.card(leaky / name, "Made up.", {"": report}, "evaluate")
         assert card.count("**LEAK (--allow-leak): 1 subject(s) are in more than one split") == 2  # of data, of figures
         assert "**LEAK (--allow-leak): 1 of 10 test images were trained on by --vqvae" in card
 
 
 def test_without_a_leak_no_card_speaks_of_one(tiny_run):
-    assert "LEAK" not in cards.card(tiny_run.vqvae, "Made up.", {}, "evaluate")
+    assert "LEAK" not in publish.card(tiny_run.vqvae, "Made up.", {}, "evaluate")

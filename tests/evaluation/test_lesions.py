@@ -66,7 +66,7 @@ def test_a_bright_blob_is_brighter_a_dark_one_darker_and_the_rest_of_the_image_a
 def test_a_moved_ventricle_is_wider_and_has_no_new_intensities():
     image, brain = even_head()
     made = lesions.add("ventricle", image, brain, seed=0, number=0)
-    before, after = ((one[0] < 0.3) & brain for one in (image, made.image))
+    before, after = ((picture[0] < 0.3) & brain for picture in (image, made.image))
     assert after.sum() > 1.1 * before.sum()
     assert image.min() <= made.image.min() <= made.image.max() <= image.max()
 
@@ -109,8 +109,8 @@ def test_the_ventricle_is_the_dark_space_in_the_middle_and_not_one_at_the_edge()
 
 def auroc_of(scores, masks, brain, subjects, **more):
     """AUROC of all pixels of the brain, those in the masks against the others, by subject."""
-    inside, outside = ([np.concatenate([scores[i][brain[i] & (masks[i] == wanted)] for i, one in enumerate(subjects)
-                                        if one == subject]) for subject in range(max(subjects) + 1)]
+    inside, outside = ([np.concatenate([scores[i][brain[i] & (masks[i] == wanted)] for i, name in enumerate(subjects)
+                                        if name == subject]) for subject in range(max(subjects) + 1)]
                        for wanted in (True, False))
     return statistics.auroc(inside, outside, **{"seed": 0} | more, same_subjects=True)
 
@@ -144,8 +144,8 @@ def test_a_score_that_is_the_mask_finds_all_and_a_baseline_has_its_best_form():
     masks, brain = rng.random((4, 6, 6)) < 0.3, np.ones((4, 6, 6), bool)
     scores = {"likelihood": {"map": masks.astype(np.float32)},
               "intensity": {"dark": -1.0 * masks, "bright": masks + rng.random((4, 6, 6))}}
-    one = scored(scores, masks, brain, list("aabb"))
-    report = lesions.judge({"bright": one, "dark": dataclasses.replace(one)}, seed=0)
+    found = scored(scores, masks, brain, list("aabb"))
+    report = lesions.judge({"bright": found, "dark": found}, seed=0)
     assert set(report) == {"bright", "dark", "all"}
     assert (report["bright"]["images"], report["all"]["images"], report["all"]["subjects"]) == (4, 8, 2)
     assert report["all"]["share"] == pytest.approx(masks.mean())
@@ -175,7 +175,7 @@ def test_surprise_is_read_both_ways(chain):
     """The mirror image's map is the map's mirror image."""
     model, priors, images = chain
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
-    found, other = (lesions.both_ways(model, priors, one, batch=4) for one in (images, mirrored))
+    found, other = (lesions.both_ways(model, priors, some, batch=4) for some in (images, mirrored))
     assert found.shape == (6, 32, 32)
     np.testing.assert_allclose(other, found[..., ::-1], rtol=1e-4, atol=1e-5)
 
@@ -184,7 +184,7 @@ def test_each_score_sees_the_image_with_its_lesion_and_is_high_where_a_threshold
     found = lesions.score(*chain, "dark", batch=4, seed=0)
     assert {name: len(forms) for name, forms in found.scores.items()} == {
         "likelihood": 1, "intensity": 6, "reconstruction_error": 2}
-    assert all(one.shape == found.masks.shape for forms in found.scores.values() for one in forms.values())
+    assert all(maps.shape == found.masks.shape for forms in found.scores.values() for maps in forms.values())
     grey = found.images.pixels[:, 0] / 255
     np.testing.assert_allclose(found.scores["intensity"]["dark"], -grey, atol=1e-6)
     assert (np.abs(grey - found.healthy[:, 0].numpy() / 255)[found.masks] > 0.09).all()

@@ -16,8 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from vqvae2.commands import extract, predict, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import prediction
-from vqvae2.evaluation.inputs import Source, read_all, resized
-from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.prediction import PredictSettings, Source, read_all, resized
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
 
@@ -74,12 +73,12 @@ class TestWhatIsMade:
         out, rows, report = run(*unseen_images)
         similar = []
         for path in unseen_images:
-            one, other = pixels(path), pixels(out / "reconstructions" / path.name)
-            similar.append(structural_similarity(one, other, gaussian_weights=True, sigma=1.5, data_range=255,
+            original, made = pixels(path), pixels(out / "reconstructions" / path.name)
+            similar.append(structural_similarity(original, made, gaussian_weights=True, sigma=1.5, data_range=255,
                                                  use_sample_covariance=False))
             row = rows[path.stem]
             assert float(row["ssim"]) == pytest.approx(similar[-1], abs=1e-5)
-            assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(one, other), abs=1e-3)
+            assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(original, made), abs=1e-3)
             assert float(row["brain_mae"]) > float(row["mae"]) > 0  # the background is easy
         assert report["images"] == len(similar) == 9
         assert report["reconstruction"]["full"]["ssim"]["mean"] == pytest.approx(np.mean(similar), abs=1e-6)
@@ -116,8 +115,8 @@ class TestScans:
         out, rows, report = run("scans", *chosen)
         assert set(rows) == set(expected)
         assert len(expected) == 8
-        for name, one in expected.items():
-            assert np.array_equal(pixels(out / "originals" / f"{name}.png"), one)
+        for name, cut in expected.items():
+            assert np.array_equal(pixels(out / "originals" / f"{name}.png"), cut)
         assert {(row["subject"], row["plane"]) for row in rows.values()} == {
             (subject, plane) for subject in ("p1", "p2") for plane in ("axial", "sagittal")}
         assert (report["subjects"], report["subjects_known"]) == (2, True)
@@ -171,10 +170,10 @@ class TestForm:
 
     def test_where_training_stretched_images_they_are_read_as_it_read_them(self, apart):
         path = picture(apart / "wide.png", np.tile(np.arange(96, dtype=np.uint8), (64, 1)))
-        [one] = read_all([Source(path, None, True)], None, (1, 32, 32), 32)[0]
-        assert one.changes == ("stretched from 96 by 64",)
+        [image] = read_all([Source(path, None, True)], None, (1, 32, 32), 32)[0]
+        assert image.changes == ("stretched from 96 by 64",)
         expected = Image.open(path).resize((32, 32), Image.Resampling.BOX)
-        assert np.array_equal(one.pixels[0], np.asarray(expected))
+        assert np.array_equal(image.pixels[0], np.asarray(expected))
 
     def test_16_bits_give_the_codes_of_8_bits_alone_and_mixed(self, run, apart):
         shallow = picture_of(90, 0)

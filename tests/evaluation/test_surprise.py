@@ -14,8 +14,7 @@ from PIL import Image
 from torch import nn
 
 from vqvae2.commands import evaluate, train_prior
-from vqvae2.evaluation import priors as prior_figures
-from vqvae2.evaluation import surprise
+from vqvae2.evaluation import figures, surprise
 from vqvae2.evaluation.judge import Evaluation
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet
@@ -60,7 +59,7 @@ def judged(priors, bits, split, counted, levels=("top", "bottom")):
     evaluation = Evaluation(EvaluateSettings(vqvae="v", out=Path("out")), vqvae, priors, data, None, None, None,
                             None, None, {})
     vars(evaluation).update(code_bits=bits, untold_code_bits=bits, counting_bits=counted)
-    return prior_figures.PriorsJudge().compute(evaluation)
+    return figures.PriorsJudge().compute(evaluation)
 
 
 def test_a_code_of_probability_one_eighth_costs_three_bits():
@@ -114,7 +113,7 @@ def test_the_pixels_of_a_cell_share_its_bits():
     (6.0, {"a": 8.0, "b": 9.0}, 0.25), (9.0, {"a": 8.0, "b": None}, -0.125), (6.0, {"a": None}, None), (6.0, {}, None),
     (0.5, {"a": 0.0}, None)])
 def test_a_prior_is_so_far_below_the_best_reference(bits, references, expected):
-    assert prior_figures.below_best(bits, references) == expected
+    assert figures.below_best(bits, references) == expected
 
 
 def test_figures_of_priors_are_means_over_all_codes_and_a_sum_over_levels_only_where_all_have_a_prior():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vqvae2.commands import curves
 from vqvae2.common.errors import UserError
-from vqvae2.plots import curves as curve_plots
+from vqvae2.plots import charts
 
 VQVAE = [{"epoch": "1", "images_seen": "40", "seconds": "5", "train_loss": "0.5", "validate_loss": "0.3",
           "validate_ssim": "0.7", "top_used": "", "top_perplexity": ""},
@@ -62,8 +62,8 @@ def runs(apart):
 
 def test_each_panel_has_a_line_for_each_run_that_has_its_figure(tmp_path):
     other = [{**row, "images_seen": 10 * int(row["images_seen"])} for row in VQVAE]
-    figure = curve_plots.compare_curves([curve_plots.Run("one", VQVAE), curve_plots.Run("two", other),
-                                   curve_plots.Run("top", PRIOR)], tmp_path / "curves.png", title="Three runs")
+    figure = charts.compare_curves([charts.Run("one", VQVAE), charts.Run("two", other),
+                                   charts.Run("top", PRIOR)], tmp_path / "curves.png", title="Three runs")
     assert panels_of(figure) == {
         "Loss (validation images)": {"one": ([40, 80], [0.3, 0.2]), "two": ([400, 800], [0.3, 0.2])},
         "NLL of the codes (validation images)": {"top": ([20], [6.4])},
@@ -82,7 +82,7 @@ def test_each_panel_has_a_line_for_each_run_that_has_its_figure(tmp_path):
     ("epoch", [1, 2], "epoch"), ("images_seen", [40, 80], "training images seen (number)"),
     ("seconds", [5, 12.5], "training time (seconds)")])
 def test_lines_are_drawn_over_what_is_asked_for_and_seconds_add_up(x, places, label):
-    figure = curve_plots.compare_curves([curve_plots.Run("one", VQVAE)], x=x)
+    figure = charts.compare_curves([charts.Run("one", VQVAE)], x=x)
     assert figure.axes[0].get_xlabel() == label
     assert panels_of(figure)["Structural similarity (validation images)"]["one"] == (places, [0.7, 0.8])
 
@@ -91,22 +91,22 @@ def test_lines_are_drawn_over_what_is_asked_for_and_seconds_add_up(x, places, la
                                                          (36000, 10, "hours")])
 def test_a_long_time_is_in_minutes_or_hours_for_all_panels(seconds, place, clock):
     rows = [{**VQVAE[1], "seconds": seconds}]
-    figure = curve_plots.compare_curves([curve_plots.Run("one", rows)], x="seconds")
+    figure = charts.compare_curves([charts.Run("one", rows)], x="seconds")
     assert {axis.get_xlabel() for axis in figure.axes} == {f"training time ({clock})"}
     assert all(lines["one"][0] == [place] for lines in panels_of(figure).values())
 
 
 def test_training_images_stand_in_where_no_run_has_validation_images():
     alone = [{"epoch": 1, "images_seen": 40, "train_loss": 0.5}]
-    figure = curve_plots.compare_curves([curve_plots.Run("alone", alone)])
+    figure = charts.compare_curves([charts.Run("alone", alone)])
     assert panels_of(figure) == {"Loss (training images)": {"alone": ([40], [0.5])}}
-    figure = curve_plots.compare_curves([curve_plots.Run("alone", alone), curve_plots.Run("one", VQVAE)])
+    figure = charts.compare_curves([charts.Run("alone", alone), charts.Run("one", VQVAE)])
     assert list(panels_of(figure)["Loss (validation images)"]) == ["one"]
 
 
 def test_a_run_looks_the_same_in_all_panels_and_no_two_look_alike():
-    runs = [curve_plots.Run(f"run {number}", VQVAE) for number in range(curve_plots.MOST_RUNS)]
-    figure = curve_plots.compare_curves(runs)
+    runs = [charts.Run(f"run {number}", VQVAE) for number in range(charts.MOST_RUNS)]
+    figure = charts.compare_curves(runs)
     looks = [{line.get_label(): (to_rgb(line.get_color()), line.get_linestyle()) for line in axis.get_lines()}
              for axis in figure.axes]
     assert all(look == looks[0] for look in looks)
@@ -116,7 +116,7 @@ def test_a_run_looks_the_same_in_all_panels_and_no_two_look_alike():
 
 @pytest.mark.parametrize("names", [["one"], [f"a-run-with-a-rather-long-name-{number}" for number in range(10)]])
 def test_the_legend_covers_no_panel_and_is_not_cut_off(names):
-    figure = curve_plots.compare_curves([curve_plots.Run(name, VQVAE) for name in names])
+    figure = charts.compare_curves([charts.Run(name, VQVAE) for name in names])
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     assert all(not legend.overlaps(axis.get_tightbbox()) for axis in figure.axes)
@@ -132,7 +132,7 @@ def changed(rows, **columns):
 
 class TestPartsOfTheLoss:
     def test_each_part_has_a_panel(self):
-        figure = curve_plots.curves(changed(PARTS, train_codebook=0.3, validate_codebook=0.4))
+        figure = charts.curves(changed(PARTS, train_codebook=0.3, validate_codebook=0.4))
         assert panels_of(figure) == {
             "Loss": {"train": ([1, 2], [0.5, 0.4]), "validate": ([1, 2], [0.3, 0.2])},
             "Reconstruction": {"train": ([1, 2], [0.3, 0.2]), "validate": ([1, 2], [0.25, 0.15])},
@@ -147,12 +147,12 @@ class TestPartsOfTheLoss:
 
     def test_a_log_of_an_older_version_has_the_panels_that_its_columns_allow(self):
         old = changed(PARTS, train_reconstruction=None, validate_reconstruction=None)
-        assert [title.split(":")[0].split(" (")[0] for title in panels_of(curve_plots.curves(old))] == [
+        assert [title.split(":")[0].split(" (")[0] for title in panels_of(charts.curves(old))] == [
             "Loss", "Mean squared error", "Commitment", "Prediction", "Perplexity of the codes"]
 
     def test_one_level_has_no_prediction(self):
-        one = changed(PARTS, train_prediction="0.0", validate_prediction="0.0", bottom_perplexity=None)
-        panels = panels_of(curve_plots.curves(one))
+        one_level = changed(PARTS, train_prediction="0.0", validate_prediction="0.0", bottom_perplexity=None)
+        panels = panels_of(charts.curves(one_level))
         assert not [title for title in panels if "Prediction" in title]
         assert list(panels["Perplexity of the codes (validation images)"]) == ["top"]
 
@@ -160,26 +160,26 @@ class TestPartsOfTheLoss:
         """Both terms of a gradient codebook are the same distance; a loss of squares alone is the squared error."""
         rows = changed(PARTS, train_mse="train_reconstruction", validate_mse="validate_reconstruction",
                        train_codebook="train_commitment", validate_codebook="validate_commitment")
-        for figure in (curve_plots.curves(rows), curve_plots.compare_curves([curve_plots.Run("one", rows)])):
+        for figure in (charts.curves(rows), charts.compare_curves([charts.Run("one", rows)])):
             titles = [axis.get_title() for axis in figure.axes]
             assert [title.removesuffix(" (validation images)") for title in titles][:3] == [
                 "Loss", "Reconstruction: mean squared error", "Commitment and codebook (equal values)"]
             assert not [title for title in titles if title.startswith(("Mean squared", "Codebook"))]
             assert [axis.get_ylabel() for axis in figure.axes[1:3]] == ["MSE (images 0…1)",
                                                                         "mean squared distance (no unit)"]
-        assert panels_of(curve_plots.curves(rows))["Commitment and codebook (equal values)"]["validate"] == (
+        assert panels_of(charts.curves(rows))["Commitment and codebook (equal values)"]["validate"] == (
             [1, 2], [0.6, 0.5])
 
     @pytest.mark.parametrize("column", ["train_codebook", "validate_codebook"])
     def test_what_differs_in_one_line_is_two_panels(self, column):
         rows = changed(PARTS, train_codebook="train_commitment", validate_codebook="validate_commitment")
         rows[1][column] = "0.45"
-        assert {"Commitment", "Codebook"} <= set(panels_of(curve_plots.curves(rows)))
+        assert {"Commitment", "Codebook"} <= set(panels_of(charts.curves(rows)))
 
     def test_runs_are_compared_by_each_part_that_they_have(self):
         old = changed(PARTS, validate_reconstruction=None, train_reconstruction=None)
         new = changed(PARTS, train_codebook=0.3, validate_codebook=0.4)
-        found = panels_of(curve_plots.compare_curves([curve_plots.Run("old", old), curve_plots.Run("new", new)]))
+        found = panels_of(charts.compare_curves([charts.Run("old", old), charts.Run("new", new)]))
         assert {title.removesuffix(" (validation images)"): list(lines) for title, lines in found.items()} == {
             "Loss": ["old", "new"], "Reconstruction": ["new"], "Mean squared error": ["old", "new"],
             "Commitment": ["old", "new"], "Codebook": ["new"], "Perplexity of the top codes": ["old", "new"],
@@ -188,7 +188,7 @@ class TestPartsOfTheLoss:
     def test_parts_that_fall_far_have_a_logarithmic_scale(self):
         """A distance is 0 before the codebooks are placed: its line begins after that, and hides no other."""
         rows = changed(PARTS, train_prediction=0.5, validate_prediction=0.01, validate_commitment=0.001)
-        figure = curve_plots.curves(rows)
+        figure = charts.curves(rows)
         scales = {axis.get_title().split(":")[0]: axis.get_yscale() for axis in figure.axes}
         assert (scales["Commitment"], scales["Prediction"], scales["Reconstruction"]) == ("log", "log", "linear")
         (commitment,) = [axis for axis in figure.axes if axis.get_title() == "Commitment"]
@@ -197,8 +197,8 @@ class TestPartsOfTheLoss:
 
 def test_no_panel_is_an_error_that_names_the_runs(tmp_path):
     with pytest.raises(UserError, match=r"RUN: expected a log with a figure .*found none in bare, bald\. Wait"):
-        curve_plots.compare_curves([curve_plots.Run("bare", [{"epoch": 1, "images_seen": 40}]),
-                              curve_plots.Run("bald", [{"epoch": 1, "images_seen": 40, "train_loss": ""}])],
+        charts.compare_curves([charts.Run("bare", [{"epoch": 1, "images_seen": 40}]),
+                              charts.Run("bald", [{"epoch": 1, "images_seen": 40, "train_loss": ""}])],
                              tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
 
@@ -260,7 +260,7 @@ def test_a_log_that_is_none_is_told(runs, content, said):
 
 def test_names_and_titles_are_shown_as_they_are():
     """Two $ would be a formula, and matplotlib hides labels that begin with _."""
-    figure = curve_plots.compare_curves([curve_plots.Run("_under", VQVAE), curve_plots.Run("a$_b^{$", VQVAE)],
+    figure = charts.compare_curves([charts.Run("_under", VQVAE), charts.Run("a$_b^{$", VQVAE)],
                                          title=r"$\frac$")
     figure.draw_without_rendering()
     [legend] = figure.legends

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from vqvae2.common.errors import UserError
-from vqvae2.plots import charts, curves, pictures
+from vqvae2.plots import charts, pictures
 
 EPOCHS = [{"epoch": "1", "train_loss": "0.5", "validate_loss": "0.6", "validate_ssim": "0.7", "top_used": "9",
            "train_mse": "0.25", "validate_mse": "0.02",
@@ -96,7 +96,7 @@ def test_the_difference_row_has_the_stated_scale():
     reconstructions = originals.clone()
     for number, value in enumerate((0, 0.1 * 255, 0.2 * 255, 255)):
         reconstructions[number] = round(value)
-    picture = np.array(pictures.reconstruction_rows(originals, reconstructions))
+    picture = np.array(pictures.strip(pictures.compared(originals, reconstructions)))
     assert picture.shape == (3 * 130 - 2, pictures.LABEL_WIDTH + 4 * 130 - 2, 3)
     row = picture[260 + 64, pictures.LABEL_WIDTH + 64::130].astype(int)
     expected = 255 * np.array(matplotlib.colormaps["inferno"]([0.0, 0.5, 1.0, 1.0]))[:, :3]
@@ -106,8 +106,9 @@ def test_the_difference_row_has_the_stated_scale():
 
 def test_captions_stand_under_their_columns():
     images = random_images(2, channels=3, height=128, width=128)
-    plain = np.array(pictures.reconstruction_rows(images, images))
-    captioned = np.array(pictures.reconstruction_rows(images, images, captions=["", "sub-01, SSIM 0.912, a long one"]))
+    plain = np.array(pictures.strip(pictures.compared(images, images)))
+    captioned = np.array(pictures.strip(pictures.compared(images, images),
+                                        captions=["", "sub-01, SSIM 0.912, a long one"]))
     np.testing.assert_array_equal(captioned[: len(plain), : plain.shape[1]], plain)
     line = captioned[len(plain):, pictures.LABEL_WIDTH:]
     assert line[:, :128].min() == 255
@@ -117,8 +118,9 @@ def test_captions_stand_under_their_columns():
 ROWS_OF_PICTURES = {
     "grid": lambda images, **more: pictures.image_grid(images, 2, **more),
     "strip": lambda images, **more: pictures.strip([("real", images)], **more),
-    "reconstructions": lambda images, **more: pictures.reconstruction_rows(images, images, captions=["a", "b"], **more),
-    "completions": lambda images, **more: pictures.completion_rows([("one", images)], ["a", "b"], **more),
+    "reconstructions": lambda images, **more: pictures.strip(pictures.compared(images, images), captions=["a", "b"],
+                                                             **more),
+    "completions": lambda images, **more: pictures.strip([("one", images)], header=["a", "b"], **more),
     "code maps": lambda images, **more: pictures.code_map_picture(images[:, 0] // 2, 128, **more)}
 
 
@@ -158,7 +160,7 @@ def written(folder, epochs, columns=2, height=128):
     paths = []
     for epoch in epochs:
         images = torch.full((columns, 1, height, 128), 100, dtype=torch.uint8)
-        picture = pictures.reconstruction_rows(images, images - 100 + epoch, title=f"Epoch {epoch}")
+        picture = pictures.strip(pictures.compared(images, images - 100 + epoch), title=f"Epoch {epoch}")
         paths.append(folder / f"{epoch:04d}.png")
         pictures.save_picture(picture, paths[-1])
     return paths
@@ -234,7 +236,7 @@ def test_codes_yet_to_be_drawn_are_black_and_no_other_code_is():
 
 
 def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(tmp_path):
-    figure = curves.curves(EPOCHS, tmp_path / "losses.png", title="brain: epoch 2 of 2")
+    figure = charts.curves(EPOCHS, tmp_path / "losses.png", title="brain: epoch 2 of 2")
     panels = {axis.get_title().removesuffix(" (validation images)"): axis for axis in figure.axes}
     assert list(panels) == ["Loss", "Mean squared error", "Structural similarity", "Codes in use",
                             "Perplexity of the codes", "Shuffle drop: what a level carries"]
@@ -251,7 +253,7 @@ def test_curves_have_a_panel_for_each_figure_with_a_value_and_skip_empty_cells(t
 
 def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out(tmp_path):
     rows = [{"epoch": 1, "train_loss": 4.2, "train_bits_per_code": 6.0, "validate_bits_per_code": 6.5}]
-    (axis,) = curves.curves(rows, tmp_path / "losses.png", references={"context": 6.2}).axes
+    (axis,) = charts.curves(rows, tmp_path / "losses.png", references={"context": 6.2}).axes
     assert axis.get_ylabel() == "NLL (bits per code)"
     lines = lines_of(axis)
     assert lines.pop("counting: neighbours")[1] == [6.2, 6.2]
@@ -259,7 +261,7 @@ def test_curves_of_a_prior_are_in_bits_per_code_and_its_loss_in_nats_is_left_out
 
 
 def test_curves_before_the_first_epoch_are_an_empty_picture(tmp_path):
-    assert curves.curves([], tmp_path / "losses.png").axes == []
+    assert charts.curves([], tmp_path / "losses.png").axes == []
     assert Image.open(tmp_path / "losses.png").width > 100
 
 
@@ -283,28 +285,19 @@ def test_a_chart_can_be_had_as_the_picture_that_would_be_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["codes.png"]
 
 
-def test_metric_histograms_mark_mean_and_minimum_and_leave_nan_out(tmp_path):
-    figures = {"full": {"ssim": torch.tensor([0.8, 0.9, 1.0]), "psnr": torch.tensor([20.0, 30.0, 31.0])},
-               "brain": {"ssim": torch.tensor([0.5, torch.nan, 0.7]), "psnr": torch.tensor([torch.nan] * 3)}}
-    figure = charts.metric_histograms(figures, tmp_path / "metrics.png", names=("ssim", "psnr"))
-    similarity, noise = figure.axes
-    assert similarity.get_title() == "SSIM of the images"
-    assert noise.get_xlabel() == "PSNR (dB)"
-    marks = {label: xs[0] for label, (xs, _) in lines_of(similarity).items()}
+def test_the_histogram_of_ssim_marks_mean_and_minimum_and_leaves_nan_out(tmp_path):
+    figures = {"full": {"ssim": torch.tensor([0.8, 0.9, 1.0])}, "brain": {"ssim": torch.tensor([0.5, torch.nan, 0.7])}}
+    (axis,) = charts.ssim_histogram(figures, tmp_path / "ssim.png").axes
+    assert (axis.get_title(), axis.get_xlabel()) == ("SSIM of the images", "SSIM (1 is equal)")
+    marks = {label: xs[0] for label, (xs, _) in lines_of(axis).items()}
     assert marks == {"mean 0.9": pytest.approx(0.9), "minimum 0.8": pytest.approx(0.8),
                      "mean 0.6": pytest.approx(0.6), "minimum 0.5": pytest.approx(0.5)}
-    names = [text.get_text() for text in similarity.get_legend().get_texts()]
-    assert {"full: 3 images", "brain: 2 images"} <= set(names)
-    assert "brain: 0 images" not in [text.get_text() for text in noise.get_legend().get_texts()]
-    assert sum(patch.get_height() for patch in similarity.patches) == 5
+    assert {"full: 3 images", "brain: 2 images"} <= {text.get_text() for text in axis.get_legend().get_texts()}
+    assert sum(patch.get_height() for patch in axis.patches) == 5
+    (empty,) = charts.ssim_histogram({"full": {"ssim": torch.tensor([torch.nan])}}).axes
+    assert empty.get_legend() is None
 
 
 def test_charts_leave_pyplot_alone(tmp_path):
-    curves.curves(EPOCHS, tmp_path / "losses.png")
+    charts.curves(EPOCHS, tmp_path / "losses.png")
     assert pyplot.get_fignums() == []
-
-
-def test_a_title_stands_above_the_panels_of_metric_histograms_and_not_the_metrics_own(tmp_path):
-    figures = {"full": {"ssim": torch.tensor([0.8, 0.9])}}
-    assert charts.metric_histograms(figures, tmp_path / "a.png")._suptitle is None
-    assert charts.metric_histograms(figures, tmp_path / "a.png", title="Mine")._suptitle.get_text() == "Mine"

@@ -9,7 +9,7 @@ import pytest
 
 from vqvae2.commands.demo_scans import DemoScansSettings
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module

@@ -16,7 +16,7 @@ from vqvae2.common import distributed
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.metrics import coding, context_model
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.plots import curves
+from vqvae2.plots import charts
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import log as run_log
 from vqvae2.runs.log import RunLog
@@ -108,7 +108,7 @@ def test_tensorboard_has_the_same_pictures_and_how_codes_are_used(run):
 @pytest.fixture
 def no_curves(monkeypatch):
     """Curves take most of the time, and other tests look at them."""
-    monkeypatch.setattr(curves, "curves", lambda *_, **__: None)
+    monkeypatch.setattr(charts, "curves", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("no_curves")
@@ -195,7 +195,7 @@ def test_without_validation_images_training_images_are_pictured_and_no_code_is_c
 
 def test_a_prior_draws_its_curves_beside_the_models_that_count(tiny_run, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "curves", lambda rows, out, **more: drawn.append((len(rows), out.name, more)))
+    monkeypatch.setattr(charts, "curves", lambda rows, out, **more: drawn.append((len(rows), out.name, more)))
     arguments = [*TINY[: TINY.index("--pictures-every")], *TINY_PRIOR, "--pictures-every", "1", "--level", "top"]
     train_prior.main([*arguments, "--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--results",
                           str(tmp_path), "--savename", "top"])

@@ -9,6 +9,7 @@ import sys
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError, run_script
 
+# Each command and what it turns into what, for --help; its module has _ for -.
 COMMANDS = {
     "demo-scans": "synthetic brain scans, to try everything on",
     "extract": "raw brain scans -> slices, their manifest, a split by subject",
@@ -23,16 +24,15 @@ COMMANDS = {
     "status": "a run's folder -> how far the run is",
     "publish": "a run -> a folder that may be passed on",
 }
-"""Each command and what it turns into what, for --help; its module has _ for -."""
 
 
-def main() -> None:
-    """Run the command that the command line names, and exit with its status."""
-    run_script(_run)
+def main(command: str | None = None) -> None:
+    """Run a command, by default the command that the command line names, and exit with its status."""
+    run_script(lambda: _run(command))
 
 
-def _run() -> None:
-    word, *arguments = sys.argv[1:] or ["--help"]
+def _run(command: str | None) -> None:
+    word, *arguments = [command, *sys.argv[1:]] if command else sys.argv[1:] or ["--help"]
     if word in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         print(f"vqvae2 {__version__}: raw brain scans to slices, a VQ-VAE-2, its priors, new images and figures.\n\n"
@@ -44,5 +44,5 @@ def _run() -> None:
     elif word not in COMMANDS:
         raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")
     else:
-        sys.argv = [f"vqvae2 {word}", *arguments]
+        sys.argv = [sys.argv[0] if command else f"vqvae2 {word}", *arguments]
         importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main(arguments)

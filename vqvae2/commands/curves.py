@@ -9,8 +9,6 @@ Figures are of the validation images; of the training images where no run has an
 a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,18 +18,17 @@ from typing import Annotated, Literal
 import tyro
 
 from vqvae2.common import files
-from vqvae2.common.errors import UserError
-from vqvae2.plots.curves import MOST_RUNS, Run, compare_curves
+from vqvae2.common.errors import UserError, expect
+from vqvae2.plots.charts import MOST_RUNS, Run, compare_curves
 from vqvae2.runs import weights
-from vqvae2.settings.checks import expect
+from vqvae2.settings.checks import Checked
 from vqvae2.settings.parsing import parse
 
-LOG = "log.csv"
 FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
+class CompareSettings(Checked):
     """Settings of `vqvae2 curves`."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
@@ -45,25 +42,26 @@ class CompareSettings:
     results: Path = Path("results")
     """Folder that holds all runs."""
 
-    def __post_init__(self) -> None:
-        expect(1 <= len(self.runs) <= MOST_RUNS, "RUN", f"1 to {MOST_RUNS} runs", len(self.runs),
-               "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
-        expect(self.out.suffix.lower() in FORMATS, "--out", f"a name that ends in {', '.join(FORMATS)}", self.out,
-               "Try curves.png.")
+    RULES = (("out", lambda out: out.suffix.lower() in FORMATS, f"a name that ends in {', '.join(FORMATS)}",
+              "Try curves.png."),)
 
 
 def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run]:
     """Return the logs of some runs; a run is called by its folder, by its whole path where two have the same name.
 
-    Raises: UserError if a run is not found or given twice, or its log is empty or not one of numbers.
+    Raises: UserError if there are none or too many, a run is not found or given twice, or its log is empty or holds
+        something else than numbers.
     """
-    folders = [weights.find_run(name, "RUN", results, LOG) for name in names]  # a young run has no weights yet
-    same = [folder.resolve() for folder in folders]
-    for number, (name, folder) in enumerate(zip(names, folders)):
-        expect(same[number] not in same[:number], f"RUN {name}", "each run once", f"{folder} twice", "Drop one.")
-    short = [folder.name for folder in same]
-    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / LOG))
-            for name, folder in zip(short, folders)]
+    expect(1 <= len(names) <= MOST_RUNS, "RUN", f"1 to {MOST_RUNS} runs", len(names),
+           "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
+    found: dict[Path, Path] = {}
+    for name in names:
+        folder = weights.find_run(name, "RUN", results, "log.csv")  # a young run has no weights yet
+        expect(folder.resolve() not in found, f"RUN {name}", "each run once", f"{folder} twice", "Drop one.")
+        found[folder.resolve()] = folder
+    short = [folder.name for folder in found]
+    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / "log.csv"))
+            for name, folder in zip(short, found.values())]
 
 
 def _read_log(path: Path) -> list[dict[str, str]]:

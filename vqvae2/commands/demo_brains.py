@@ -10,7 +10,7 @@ crisp ones. The tissues get the scanner's intensities, a bias field and Rician n
 3. Gudbjartsson and Patz 1995, The Rician distribution of noisy MRI data, MRM 34.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -25,7 +25,6 @@ from vqvae2.common.errors import UserError
 FIELD_SPACING_MM = 3.0  # of velocities, folds and bias: all are smooth at this scale
 FIELD_OF_VIEW_MM = (188.0, 228.0, 200.0)  # towards R, A, S; holds the largest head at the largest tilt
 CENTRE_MM = np.array((0.0, -18.0, 6.0))  # of the template's brain
-TISSUES_OF_TEMPLATE = (0.28, 0.65, 0.87)  # median T1 of its CSF, grey and white matter, measured where p > 0.9
 
 # Lists of lengths 8, 5 and 6: 120 scans pass before a combination comes back.
 ORDERS = ("RAS", "LAS", "PIR", "ASL", "LPS", "RSA", "LIA", "SPL")
@@ -35,8 +34,7 @@ ZOOMS_MM = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.25), (0.9, 0.9, 0.9), (1.2, 0.95, 0.95
             (0.9375, 0.9375, 1.2))
 
 
-@dataclass(frozen=True)
-class Atlas:
+class Atlas(NamedTuple):
     """The template, on a grid whose axes run towards R, A, S with `spacing_mm` between voxels.
 
     Attributes:
@@ -62,30 +60,29 @@ def load_atlas(spacing_mm: int = 1) -> Atlas:
     except ImportError:
         raise UserError("nilearn: expected the package that carries the MNI152 template, found none. "
                         "Install it with: pip install -e .[demo]") from None
-    images = [load(resolution=spacing_mm) for load in (
-        datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
-        datasets.load_mni152_brain_mask)]
-    t1, grey, white, brain = (image.get_fdata(dtype=np.float32) for image in images)
-    brain = brain > 0
-    # The template ends inside the brain stem; without this the stem would go on down for ever.
-    brain[:, :, 0] = False
+    template = datasets.load_mni152_template(resolution=spacing_mm)
+    t1, grey, white, brain = (image.get_fdata(dtype=np.float32) for image in (template, *(load(resolution=spacing_mm)
+                              for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template,
+                                           datasets.load_mni152_brain_mask))))
+    above = np.arange(brain.shape[2]) > 0  # the template ends inside the brain stem, which would go on down for ever
+    brain = (brain > 0) & above
     csf = np.clip(1 - grey - white, 0, 1) * brain
     tissues = np.clip(np.stack([csf, grey, white]), 2e-3, 1)
     tissues /= tissues.sum(0)
 
     # Thalamus, basal ganglia and stem have no folds, and mix grey with white by nature; the cerebellum's are fine.
-    origin = images[0].affine[:3, 3]
+    origin = template.affine[:3, 3]
     x, y, z = np.meshgrid(*(o + spacing_mm * np.arange(n) for o, n in zip(origin, t1.shape)), indexing="ij")
     core, stem, cerebellum = (np.hypot(np.hypot(x / right, (y + back) / front), (z + down) / up)
                               for right, back, front, down, up in ((32, 12, 46, -4, 27), (15, 28, 19, 36, 36),
                                                                    (52, 64, 26, 36, 24)))
     cortex = expit(14 * (np.minimum(core, stem) - 1)) * (1 - 0.6 * expit(14 * (1 - cerebellum)))
 
-    rest = np.where(brain, t1 - np.tensordot(TISSUES_OF_TEMPLATE, tissues, 1), 0)
+    # The three numbers are the template's median T1 of CSF, grey and white matter, measured where p > 0.9.
+    rest = np.where(brain, t1 - np.tensordot((0.28, 0.65, 0.87), tissues, 1), 0)
     # The average's own blurred folds would shine through the new ones.
     rest = cortex * ndimage.gaussian_filter(rest, 3 / spacing_mm) + (1 - cortex) * rest
-    soft_brain = ndimage.gaussian_filter(brain.astype(np.float32), 0.7 / spacing_mm)
-    soft_brain[:, :, 0] = 0
+    soft_brain = ndimage.gaussian_filter(brain.astype(np.float32), 0.7 / spacing_mm) * above
     maps = np.stack([*np.log(tissues), rest, cortex, soft_brain]).astype(np.float32)
 
     labels, _ = ndimage.label((csf > 0.5) & (abs(x) < 26) & (y > -50) & (y < 32) & (z > -2) & (z < 32)
@@ -182,7 +179,8 @@ def make_affine(seed: int, subject: Subject, session: int) -> np.ndarray:
 def make_grid(order: str, zooms_mm: tuple[float, ...]) -> tuple[tuple[int, ...], np.ndarray]:
     """Return shape and affine [4, 4] of a volume whose indices grow towards `order`, such as LAS."""
     axes = ["LRPAIS".index(letter) // 2 for letter in order]
-    linear, shape = np.zeros((3, 3)), tuple(round(FIELD_OF_VIEW_MM[axis] / zoom) for axis, zoom in zip(axes, zooms_mm))
+    shape = tuple(round(FIELD_OF_VIEW_MM[axis] / zoom) for axis, zoom in zip(axes, zooms_mm))
+    linear = np.zeros((3, 3))
     linear[axes, range(3)] = [zoom if letter in "RAS" else -zoom for letter, zoom in zip(order, zooms_mm)]
     return shape, nibabel.affines.from_matvec(linear, CENTRE_MM - linear @ ((np.array(shape) - 1) / 2))
 
@@ -207,13 +205,13 @@ def make_scan(atlas: Atlas, seed: int, subject: Subject, session: int, coarsenes
     # Most of a scan is air: every fourth voxel says where it is worth looking.
     few = np.stack(np.meshgrid(*(np.arange(0, n + 3, 4) for n in shape), indexing="ij"), -1)
     near = sample(atlas.maps[5:], in_template(few.reshape(-1, 3)) / atlas.spacing_mm).reshape(few.shape[:3]) > 0.02
-    near = ndimage.binary_dilation(near.numpy(), np.ones((3, 3, 3))).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    near = np.kron(ndimage.binary_dilation(near.numpy(), np.ones((3, 3, 3))), np.ones((4, 4, 4), bool))
     indices = np.argwhere(near[: shape[0], : shape[1], : shape[2]])
     places = in_template(indices)
     edge = random_fields(np.random.default_rng([seed, subject.number, 5, session]),
                          (1, *warp.shape[1:]), {5: 0.08})  # no two skull strippings are alike
-    strict = 0.5 + sample(edge, places / FIELD_SPACING_MM)[0].clamp(-0.25, 0.25)
-    brain = sample(atlas.maps[5:], places / atlas.spacing_mm)[0] > strict
+    brain = sample(atlas.maps[5:], places / atlas.spacing_mm)[0] > 0.5 + sample(
+        edge, places / FIELD_SPACING_MM)[0].clamp(-0.25, 0.25)
     indices, places = indices[brain.numpy()], places[brain]
 
     noise = np.random.default_rng([seed, subject.number, 6, session])

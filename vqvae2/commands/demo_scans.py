@@ -19,17 +19,18 @@ import gzip
 import importlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from vqvae2.common import files
-from vqvae2.settings.checks import SEED, Checked, expect
+from vqvae2.common.errors import expect
+from vqvae2.settings.checks import SEED, Checked
 from vqvae2.settings.parsing import parse
 
 
@@ -56,8 +57,7 @@ and sessions are made up. Use the scans to try the software, and for nothing tha
 """
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A synthetic person, who stays the same between sessions."""
 
     number: int
@@ -78,7 +78,7 @@ def make_subject(seed: int, number: int) -> Subject:
 
 def check_out(out: Path, subjects: list[Subject]) -> None:
     """Raise UserError unless `out` is absent, empty, or holds scans of this command that will be overwritten."""
-    expect(not out.exists() or out.is_dir(), f"--out {out}", "a folder", "a file", "Give --out a new folder.")
+    files.check_folder(out, "--out")
     found = sorted(path.name for path in out.glob("[!.]*"))
     description = out / "dataset_description.json"
     # Never among real scans: they could not be told apart later.
@@ -112,8 +112,8 @@ def write_scans(settings: DemoScansSettings, subjects: list[Subject],
 
     visits = [(subject, session) for subject in subjects for session in range(len(subject.session_days))]
     # NumPy, torch and zlib let go of the interpreter while they work, so threads are enough.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(tqdm(pool.map(write_scan, *zip(*visits)), total=len(visits), desc="demo scans", unit="scan"))
+    thread_map(write_scan, *zip(*visits), max_workers=min(4, os.cpu_count() or 1), total=len(visits),
+               desc="demo scans", unit="scan")
 
 
 def main(arguments: list[str] | None = None) -> None:

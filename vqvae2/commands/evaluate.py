@@ -11,8 +11,7 @@ What each figure means is defined in vqvae2/metrics/similarity.py; 95 % interval
 What is in the maps is defined in vqvae2/evaluation/surprise.py, lesions and scores in vqvae2/evaluation/lesions.py.
 """
 
-from vqvae2.evaluation import report as reports
-from vqvae2.evaluation import text
+from vqvae2.evaluation import report, text
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.settings.parsing import parse
 
@@ -20,6 +19,6 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
     settings = parse(EvaluateSettings, __doc__, arguments)
-    report = reports.evaluate(settings).metrics
-    print("\n".join(f"{name}: {value}" for name, value in text.headline(report)))
+    for name, value in text.headline(report.evaluate(settings).metrics):
+        print(f"{name}: {value}")
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")

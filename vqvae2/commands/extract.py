@@ -33,27 +33,8 @@ from vqvae2.slices.extraction import check_out, extract, find_and_check, listed,
 from vqvae2.slices.settings import ExtractSettings
 
 
-def _extract(arguments: list[str] | None) -> None:
-    """Extract the slices that the command line asks for, and print what became of the scans."""
-    settings = parsing.parse(ExtractSettings, __doc__, arguments)
-    folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
-    if settings.list:
-        print("\n".join(listed(find_and_check(folder, settings))))
-        return
-    out = parsing.path_from_environment(settings.out, "SLICES_PATH", "--out")
-    check_out(folder, out)
-    found = find_and_check(folder, settings)
-    if settings.layout == "keras_png_slices":
-        keras_names.refuse_foreign(out)
-    print("\n".join(merge(found, folder, settings, out) if settings.merge else extract(found, folder, settings, out)))
-
-
 class _Sigterm(BaseException):
-    """No Exception, for those that a damaged scan may cause are caught where it is read."""
-
-
-def _end_by_sigterm(*_: object) -> None:
-    raise _Sigterm
+    """This is not an Exception, since exceptions that a damaged scan may cause are caught where the scan is read."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,9 +42,22 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises: Stopped at a SIGTERM.
     """
-    before = signal.signal(signal.SIGTERM, _end_by_sigterm)
+    def end(*_: object) -> None:
+        raise _Sigterm
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        _extract(arguments)
+        settings = parsing.parse(ExtractSettings, __doc__, arguments)
+        folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+        if settings.list:
+            print("\n".join(listed(find_and_check(folder, settings))))
+            return
+        out = parsing.path_from_environment(settings.out, "SLICES_PATH", "--out")
+        check_out(folder, out)
+        found = find_and_check(folder, settings)
+        if settings.layout == "keras_png_slices":
+            keras_names.refuse_foreign(out)
+        print("\n".join((merge if settings.merge else extract)(found, folder, settings, out)))
     except _Sigterm:
         raise Stopped("Stopped by SIGTERM. Run the same command again to go on.") from None
     finally:

@@ -32,7 +32,7 @@ An image that the model was trained on, and a scan of a subject of such a name, 
 """
 
 from vqvae2.evaluation import prediction
-from vqvae2.evaluation.predict_settings import PredictSettings
+from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.settings.parsing import parse
 
 

@@ -10,9 +10,10 @@ README.md, whose licence and data are yours to add; publishing again writes it a
     huggingface-cli upload NAME/vqvae-128 pretrained/vqvae-128
 """
 
-from __future__ import annotations
-
+import json
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,16 +21,32 @@ from typing import Annotated
 import torch
 import tyro
 
-from vqvae2.commands import cards
 from vqvae2.common import files
-from vqvae2.plots import curves
+from vqvae2.common.errors import expect, flag
+from vqvae2.evaluation import leaks, text
+from vqvae2.evaluation.features import FeatureSettings
+from vqvae2.plots import charts
 from vqvae2.runs import weights
-from vqvae2.settings.checks import expect
-from vqvae2.settings.parsing import parse
+from vqvae2.runs.settings import as_before
+from vqvae2.settings.parsing import as_dict, parse
+from vqvae2.training.settings import TrainPrior, TrainVqvae
 
-LOG, CURVES, METRICS = "log.csv", "curves.png", "metrics.json"
-INTENSITIES = ("mean", "deviation")
-"""Buffers of a VQ-VAE with --standardise: what the training images' pixels are on average, and how they spread."""
+# Whole numbers, codebooks (a code's embedding is compared with vectors, and there every digit counts) and the mean and
+# deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
+EXACT = re.compile(r"quantizers\.|(mean|deviation)$")
+CARD = "README.md"
+# Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
+KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
+         "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
+         "features": (("feature-extraction",), ())}
+UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
+TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
+          "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
+          "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel"}
+LIMITS = """Not for diagnosis, nor for any decision about a person. Not a source of new evidence: a sample shows nobody,
+and a study of samples is a study of the training data. Not for images of other kinds: other contrasts, heads with
+skull, children, lesions and other scanners are outside of what was learned, and come back as what was. Filled-in parts
+are guesses that look likely. Shares of sex and age in samples are those of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,56 +64,173 @@ class PublishSettings:
 def publish(run: Path, out: Path, bf16: bool = False) -> str:
     """Write what may be passed on of a run to the folder `out`; return the new weights' hash.
 
-    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers, INTENSITIES
-    and codebooks keep their type: a code's embedding is compared with vectors, and there every digit counts.
-    Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself.
+    Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers and what is
+    EXACT keep their type.
+    Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself, holds another model, to which
+        priors may belong, or a page of somebody's own.
     """
     expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
            "Give the folder of a finished training.")
-    expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another one.")
+    expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another name.")
     expect(out.resolve() != run.resolve(), str(out), "another folder than the run's",
-           "the run itself, whose weights and state belong together", "Choose another one.")
+           "the run itself, whose weights and state belong together", "Choose another folder.")
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
-    _check_same_run(out, config)
+    earlier = "nothing, or an earlier form of the same run"
+    if (out / weights.WEIGHTS).is_file():
+        there = weights.load_weights(out / weights.WEIGHTS)[1]
+        expect(all(there.get(name) == config.get(name) for name in ("kind", "run_id")), str(out), earlier,
+               f"another {there.get('kind')}", "Choose another folder, or delete this one.")
+    else:
+        expect(not (out / CARD).exists(), str(out), earlier, f"a {CARD} and no model",
+               "Choose another folder.")
     config = without_paths(config)
     if bf16:
-        tensors = {name: tensor if tensor.dtype != torch.float32 or name.startswith("quantizers.") or
-                   name in INTENSITIES else tensor.bfloat16() for name, tensor in tensors.items()}
-    (out / METRICS).unlink(missing_ok=True)  # it may speak of other weights
+        tensors = {name: tensor.bfloat16() if tensor.dtype == torch.float32 and not EXACT.match(name) else tensor
+                   for name, tensor in tensors.items()}
+    (out / "metrics.json").unlink(missing_ok=True)  # it may speak of other weights
     weights.save_weights(out / weights.WEIGHTS, tensors, config)
     files.write_json(out / weights.CONFIG, config)
-    if rows := files.read_rows(run / LOG):
-        files.write_rows(out / LOG, rows)
-        curves.curves(rows, out / CURVES)
-    files.write_text(out / cards.CARD, cards.card(out))
+    if rows := files.read_rows(run / "log.csv"):
+        files.write_rows(out / "log.csv", rows)
+        charts.curves(rows, out / "curves.png")
+    files.write_text(out / CARD, card(out))
     return weights.weights_hash(tensors)
-
-
-def _check_same_run(out: Path, config: dict) -> None:
-    """Raise UserError if `out` holds another model, to which priors may belong, or a page of somebody's own."""
-    if not (out / weights.WEIGHTS).is_file():
-        expect(not (out / cards.CARD).exists(), str(out), "nothing, or an earlier form of the same run",
-               f"a {cards.CARD} and no model", "Choose another folder.")
-    else:
-        there = weights.load_weights(out / weights.WEIGHTS)[1]
-        same = all(there.get(name) == config.get(name) for name in ("kind", "run_id"))
-        expect(same, str(out), "nothing, or an earlier form of the same run", f"another {there.get('kind')}",
-               "Choose another folder, or delete this one.")
 
 
 def without_paths(config: dict) -> dict:
     """Return a run's config without the folders of the machine that it was trained on, of which only names stay."""
     settings = {name: Path(value).name if name in ("data", "results", "vqvae", "preset") and value else value
                 for name, value in config["settings"].items()}
-    def short(word: str) -> str:
-        name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{name}{is_flag}{Path(value).name}" if "/" in value else word
+    words = [re.sub(r"(?s)^(--[^=]*=)?(.*/.*)$", lambda found: (found[1] or "") + Path(found[2]).name, word)
+             for word in shlex.split(config.get("command", ""))]
+    return config | {"settings": settings, "command": shlex.join(words)}
 
-    return config | {"settings": settings, "command": shlex.join(map(short, shlex.split(config.get("command", ""))))}
+
+def card(folder: Path, data: str = "", reports: Mapping[str, dict] | None = None, commands: str = "",
+         published: Mapping[str, object] | None = None) -> str:
+    """Return the text of the card of the model in `folder`.
+
+    Args:
+        data: what was trained on, in words.
+        reports: by name (such as "temperature 1"), metrics.json that this model has a part in; may be empty. The
+            figures of the first are in the head.
+        commands: by which the figures were made.
+        published: what else the head says, such as {"license": "mit", "datasets": ["ds002748"]}.
+    """
+    config, reports = weights.read_config(folder), reports or {}
+    counts = config["data"]
+    shares = ", ".join(f"{counts['images'][split]:,} images of {counts['subjects'][split]} subjects to {what}"
+                       for split, what in (("train", "train"), ("validate", "choose the best weights"),
+                                           ("test", "judge")))
+    parts = [head(folder, next(iter(reports.values()), None), published or {}) + _introduction(folder, config),
+             "## Data", *filter(None, [data]), f"Split by subject: {shares}. `config.json` has hashes of the training "
+             "images and subjects, by which evaluate.py tells what was seen." + "".join(
+                 f" **{leak}**" for leak in leaks.shared(counts.get("shared_subjects", 0))),
+             "## Settings", f"```sh\n{config['command']}\n```", _settings(config), "## Training", _training(folder)]
+    for name, report in reports.items():
+        tables = {table: rows for table, rows in text.tables(report).items() if rows[1]}
+        found = [f"### {TITLES[table]}\n\n{text.markdown_table(*tables[table])}"
+                 for table in KINDS[_kind(config)][1] if table in tables]
+        parts += [f"## Figures, {name}", _judged_on(report), *found] if found else []
+    if reports:
+        parts += ["Every figure is defined in `vqvae2/metrics/similarity.py` and the modules that it names, and made "
+                  "by", f"```sh\n{commands}\n```"]
+    return "\n\n".join([*parts, "## Limits, and what it must not be used for", LIMITS]) + "\n"
+
+
+def head(folder: Path, report: dict | None, published: Mapping[str, object]) -> str:
+    """Return the YAML between --- and --- that the Hugging Face hub reads; figures are those of `report` alone.
+
+    Each value is JSON, which is YAML too.
+    """
+    config = weights.read_config(folder)
+    values = {**published, "library_name": "vqvae2", "tags": [*KINDS[_kind(config)][0], "brain-mri", "medical-imaging"]}
+    if figures := _figures(config, report) if report else []:
+        data = ", ".join(published.get("datasets") or [report["data"]["folder"]])
+        task = "image-to-image" if config["kind"] == "vqvae" else "unconditional-image-generation"
+        values |= {"metrics": [kind for kind, _, _ in figures], "model-index": [{"name": folder.name, "results": [{
+            "task": {"type": task}, "dataset": {"type": data, "name": data, "split": report["split"]},
+            "metrics": [{"type": kind, "name": name, "value": value} for kind, name, value in figures]}]}]}
+    lines = (f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    return f"---\n{''.join(lines)}---\n\n"
+
+
+def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
+    """Return the figures of a report that a head has, as (type, name, value)."""
+    if config["kind"] == "vqvae":
+        full = report["reconstruction"]["full"]
+        return [(key, name, full[key]["mean"]) for key, name in (
+            ("ssim", "SSIM, full picture, mean"), ("ms_ssim", "MS-SSIM, full picture, mean"),
+            ("psnr", "PSNR in dB, full picture, mean"), ("mae", "mean absolute error, images 0…1"))]
+    level = config["kind"].split()[0]
+    judged = (report["priors"] or {}).get(level)
+    return [("bits_per_code", f"bits per {level} code", judged["bits_per_code"])] if judged else []
+
+
+def _kind(config: dict) -> str:
+    """Return vqvae, prior or features."""
+    return config["kind"].split()[-1]
+
+
+def _introduction(folder: Path, config: dict) -> str:
+    """Return the title of a card, and a paragraph that says what the model does."""
+    settings, (_, height, width), kind = config["settings"], config["image_shape"], _kind(config)
+    if kind == "vqvae":
+        factors = " and ".join(f"1/{factor}" for factor in settings["downsample"])
+        levels = "two levels" if settings["levels"] == 2 else "one level"
+        what, more = f"VQ-VAE-2, {levels} of {settings['codebook_size']} codes", ""
+        does, how = f"Images to codes (a grid of {factors} of the one before) and back", "models/autoencoder.py"
+    elif kind == "prior":
+        told = ", ".join(column["name"] for column in config.get("columns", [])) or "nothing"
+        what = "{} of {} by {} codes".format(config["kind"], *config["shape"])
+        does, how = "Draws codes, or says what they cost", "priors/pixel_cnn.py"
+        more = f"It can be told {told}. It belongs to the VQ-VAE whose weights have the hash " \
+               f"{config['vqvae_hash'][:12]}. "
+    else:
+        what, does = f"{settings['dims']} features of an image", "Features in which samples and images are compared"
+        more, how = "", "evaluation/features.py"
+    size = (folder / weights.WEIGHTS).stat().st_size / 2**20
+    return (f"# {folder.name}: {what}, {height} by {width} pixels\n\n{does}; {size:.1f} MiB. {more}How it works: "
+            f"`vqvae2/{how}`.")
+
+
+def _settings(config: dict) -> str:
+    """Return the settings that are not today's defaults; what an old run lacks is what runs did then."""
+    found, named = as_before(config["settings"]), {"savename": "x", "epochs": 1, "batch": 1}
+    default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found["levels"]),
+                       "prior": lambda: TrainPrior(**named, vqvae="x", level=found["level"]),
+                       "features": lambda: FeatureSettings(**named)}[_kind(config)]())
+    other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+             for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]
+    return (f"Global batch {config['global_batch']}. Apart from defaults: {', '.join(other) or 'none'}. "
+            f"torch {config['versions']['torch']}.")
+
+
+def _training(folder: Path) -> str:
+    rows = files.read_rows(folder / "log.csv")
+    if not rows:
+        return "The log of the training was not kept."
+    last, minutes = rows[-1], sum(float(row["seconds"]) for row in rows) / 60
+    shown = ("validate_ssim", "validate_mse", "train_bits_per_code", "validate_bits_per_code")
+    figures = ", ".join(f"{name.replace('_', ' ')} {float(last[name]):.4g}" for name in shown if last.get(name))
+    return (f"{len(rows)} epochs, {int(float(last['images_seen'])):,} images seen, {minutes:.0f} minutes without "
+            f"validation. In the last epoch: {figures}.\n\n![Training curves](curves.png)")
+
+
+def _judged_on(report: dict) -> str:
+    seen, samples, drawn = report["seen_in_training"], report["samples"], ""
+    if samples:
+        temperature, top_p = (" and ".join(f"{value:g}" for value in samples["source"].get(name, ()))
+                              for name in ("temperature", "top_p"))
+        how = f" at temperature {temperature}, top-p {top_p}, each told what the manifest says of a training image"
+        drawn = f" {samples['count']} samples{how if temperature else ''}."
+    return (f"Judged on {report['images']} images of {report['subjects']} subjects, split {report['split']}; "
+            f"{seen['images']} of these images and {seen['subjects']} of these subjects were trained on. Seed "
+            f"{report['seed']}.{drawn}" + "".join(
+                f" **{warning}**" for warning in report.get("warnings", ()) if warning.startswith(leaks.LEAK)))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Publish as the command line says."""
     settings = parse(PublishSettings, __doc__, arguments)
-    found = publish(settings.run, settings.out, settings.bf16)
-    print(f"written: {settings.out}, weights {found[:12]}")
+    print(f"written: {settings.out}, weights {publish(settings.run, settings.out, settings.bf16)[:12]}")

@@ -45,9 +45,8 @@ how it compares with all.
 
 
 from vqvae2.common import machine
-from vqvae2.sampling import sampler
+from vqvae2.sampling import sampler, writing
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.sampling.writing import run
 from vqvae2.settings.parsing import parse
 
 
@@ -58,4 +57,4 @@ def main(arguments: list[str] | None = None) -> None:
     stopped = f"Stopped by a signal, all finished images saved: {settings.out}. The same command goes on from here."
     # On one thread also what is not drawn: with another number of threads the last bits might be others.
     with signals, signals.stopping_at_once(stopped), sampler.one_thread():
-        run(settings)
+        writing.run(settings)

@@ -8,7 +8,7 @@ Exit status: 0 if the run has made all its epochs, 1 if not, 2 if that cannot be
 import sys
 from pathlib import Path
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.runs.state import load_last_state
 from vqvae2.runs.weights import read_config
 
@@ -19,9 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    if len(words) != 1:
-        raise UserError(f"vqvae2 status: expected the folder of one run, found {len(words)} argument(s). "
-                        "For example: vqvae2 status results/oasis/brain-128")
+    expect(len(words) == 1, "vqvae2 status", "the folder of one run", f"{len(words)} argument(s)",
+           "For example: vqvae2 status results/oasis/brain-128")
     folder = Path(words[0])
     config = read_config(folder)
     state, warning = load_last_state(folder, config.get("run_id"))

@@ -13,17 +13,20 @@ from vqvae2.common import files
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the chain."""
+    """This is one command of the chain.
+
+    Attributes:
+        name: the command's name after `vqvae2`.
+        note: file that notes the finished command, so that it is not run again: for a command that would begin anew.
+        key: a text for whatever else the result depends on, such as weights: with another key the command is run again.
+    """
 
     heading: str
     name: str
-    """The command's name after `vqvae2`."""
     arguments: str
     processes: int = 1
     note: Path | None = None
-    """File that notes the finished command, so that it is not run again: for a command that would begin anew."""
     key: str = ""
-    """A text for whatever else the result depends on, such as weights: with another key the command is run again."""
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
@@ -39,7 +42,7 @@ def run_steps(steps: list[Step]) -> None:
     """
     for number, step in enumerate(steps, 1):
         title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
-        done = f"{shlex.join(command)}\n{step.key}" if step.key else shlex.join(command)
+        done = "\n".join(filter(None, [shlex.join(command), step.key]))
         if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == done:
             print(f"\n{title}: there already", flush=True)
             continue
@@ -80,8 +83,8 @@ def demo_slices(folder: Path, size: int, subjects: int = 24, per_scan: int = 16)
     Returns the folder of the slices, for --data. About a minute the first time.
     """
     scans, slices = folder / "scans", folder / f"slices-{size}"
-    from_, to = shlex.quote(str(scans)), shlex.quote(str(slices))
-    run_steps([Step("synthetic scans", "demo-scans", f"--out {from_} --subjects {subjects}",
+    run_steps([Step("synthetic scans", "demo-scans", f"--out {shlex.quote(str(scans))} --subjects {subjects}",
                     note=scans / ".done"),
-               Step("slices", "extract", f"--scans {from_} --out {to} --size {size} --per-scan {per_scan}")])
+               Step("slices", "extract", shlex.join(["--scans", str(scans), "--out", str(slices), "--size", str(size),
+                                                     "--per-scan", str(per_scan)]))])
     return slices

@@ -22,5 +22,5 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
     settings = parse(FeatureSettings, __doc__, arguments)
     # The folder is kept in config.json, whether a flag or the environment named it.
-    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    FeatureTrainer(dataclasses.replace(settings, data=data)).run()
+    FeatureTrainer(dataclasses.replace(
+        settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))).run()

@@ -27,5 +27,5 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as the command line says."""
     settings = parse(TrainVqvae, __doc__, arguments)
     # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
-    data = path_from_environment(settings.data, "SLICES_PATH", "--data")
-    VqvaeTrainer(dataclasses.replace(settings, data=data)).run()
+    VqvaeTrainer(dataclasses.replace(
+        settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))).run()

@@ -30,8 +30,8 @@ import dataclasses
 import numpy as np
 
 from vqvae2.common import distributed
+from vqvae2.common.errors import expect
 from vqvae2.images import dataset
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training import tuning
 

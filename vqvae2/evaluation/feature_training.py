@@ -9,7 +9,7 @@ from vqvae2.common import distributed, files, machine, random_numbers
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances, features
 from vqvae2.images import augmentation, dataset
-from vqvae2.plots import curves
+from vqvae2.plots import charts
 from vqvae2.training.trainer import Share, Trainer
 
 JUDGED = 400
@@ -95,7 +95,7 @@ class FeatureTrainer(Trainer):
 
     def pictures(self, epoch: int) -> None:
         """Plot the curves; in the end write what the best weights make of harm that is done to validation images."""
-        curves.curves(self.rows, self.folder / "losses.png")
+        charts.curves(self.rows, self.folder / "losses.png")
         if self.count("validate") == 0 or epoch < self.settings.epochs:
             return
         split = self.images.splits["validate"]

@@ -34,9 +34,8 @@ from torch import nn
 from torch.nn import functional
 
 from vqvae2.common import random_numbers
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.runs import weights
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict
 from vqvae2.training.settings import TrainingSettings
 
@@ -183,9 +182,10 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
     path = Path(os.path.expanduser(spec or SHIPPED))
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device, shape)
-    model, config, weights_hash, folder = weights.load_model(
+    loaded = weights.load_model(
         spec or str(SHIPPED), "--features", KIND, lambda config, _: FeatureNet(
             from_dict(FeatureSettings, config["settings"])), words="a feature network", advice=f"Give {NEED}.")
+    model = loaded.model
     mean, white = model.mean.double(), torch.from_numpy(whitening(model.covariance.double().numpy()))
     model.to(device)
 
@@ -193,7 +193,7 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
         seen = as_seen(images.cpu().float() / 255)
         return (model(seen.to(device)).features.cpu().double() - mean) @ white
 
-    return Extractor(folder.name if spec else "features", weights_hash, len(mean), embed, config)
+    return Extractor(loaded.folder.name if spec else "features", loaded.hash, len(mean), embed, loaded.config)
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:

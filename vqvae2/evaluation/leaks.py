@@ -8,8 +8,8 @@ shares images or subjects for good, figures can be made after --allow-leak of tr
 
 from collections.abc import Iterable, Mapping
 
+from vqvae2.common.errors import expect
 from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash
-from vqvae2.settings.checks import expect
 
 LEAK = "LEAK (--allow-leak)"
 """A warning that --allow-leak has let through begins with these words."""

@@ -27,7 +27,7 @@ by the mean and spread of training images at each place 0.712; the top level alo
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,68 +36,60 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from vqvae2.common import random_numbers, statistics
-from vqvae2.common.statistics import by_group, evenly, with_interval
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity
-from vqvae2.models import code_maps, encoding
-from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures
 from vqvae2.priors.base import Prior
 
 KINDS = ("bright", "dark", "ventricle")
-CHANGE = 0.1
-"""Difference on the range 0…1 above which a pixel belongs to the lesion."""
-SMALLEST_PIXELS = 6
-"""A lesion with fewer pixels is none."""
-RADII = (0.04, 0.08)
-"""Half axes of a blob, as shares of the root of the brain's area: 6 to 11 mm in an adult's."""
-STRENGTHS = (0.5, 0.9)
-"""Share of the way to white or black by which the centre of a blob is changed."""
-TISSUE = {"bright": (0.0, 0.7), "dark": (0.5, 1.0)}
-"""Local mean intensities in which a blob shows."""
+CHANGE = 0.1  # difference on the range 0…1 above which a pixel belongs to the lesion
+SMALLEST_PIXELS = 6  # a lesion with fewer pixels is none
+RADII = (0.04, 0.08)  # half axes of a blob, as shares of the root of the brain's area: 6 to 11 mm in an adult's
+STRENGTHS = (0.5, 0.9)  # share of the way to white or black by which the centre of a blob is changed
+TISSUE = {"bright": (0.0, 0.7), "dark": (0.5, 1.0)}  # local mean intensities in which a blob shows
+# Least depth of a ventricle, as a share of the brain's largest depth; its least share of the brain's area; the longest
+# way from the brain's middle to its own, as a share of the root of the brain's area.
 DEEP, SMALLEST_VENTRICLE, MOST_OFF_CENTRE = 0.3, 0.008, 0.2
-"""Least depth of a ventricle, as a share of the brain's largest depth; its least share of the brain's area; the longest
-way from the brain's middle to its own, as a share of the root of the brain's area."""
-SMOOTHING = 1 / 32
-"""Standard deviation of the smoothing, as a share of the image's width: 7 mm at a field of view of 224 mm."""
-MOST_IMAGES = 300
-"""The scores of more images would fill the memory. The images are chosen evenly."""
+SMOOTHING = 1 / 32  # standard deviation, as a share of the image's width: 7 mm at a field of view of 224 mm
+MOST_IMAGES = 300  # chosen evenly; the scores of more images would fill the memory
 PICTURED = 3
 SCORES = ("likelihood", "intensity", "reconstruction_error")
+# The only form of the likelihood, and the plain one of the reconstruction error.
 LIKELIHOOD, ERROR = "bits_per_pixel_both_ways_smoothed", "absolute"
-"""The only form of the likelihood, and the plain one of the reconstruction error."""
 
 
-@dataclass(frozen=True)
-class Lesion:
-    """An image that was healthy, and what was done to it."""
+class Lesion(NamedTuple):
+    """This is an image with a lesion, float32 `[channels, height, width]` in 0…1, and the mask of the lesion, bool
+    `[height, width]` (see the module's NOTE)."""
 
     image: np.ndarray
-    """float32 `[channels, height, width]` in 0…1."""
     mask: np.ndarray
-    """bool `[height, width]`: see the module's NOTE."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Images with a lesion each, and what every score makes of them."""
+class Scored(NamedTuple):
+    """These are images with a lesion each, and their scores.
+
+    Attributes:
+        healthy: uint8 `[n, channels, height, width]`: the images before.
+        images: the images with the lesion, 8 bit.
+        masks: bool `[n, height, width]`: the lesion, all of it inside the brain.
+        brain: bool `[n, height, width]`.
+        scores: score -> its forms -> float32 `[n, height, width]`, high where a lesion is thought to be.
+    """
 
     healthy: torch.Tensor
-    """uint8 `[n, channels, height, width]`: the images before."""
     images: ImageSet
-    """8 bit, with the lesion."""
     masks: np.ndarray
-    """bool `[n, height, width]`: the lesion, all of it inside the brain."""
     brain: np.ndarray
-    """bool `[n, height, width]`."""
     scores: dict[str, dict[str, np.ndarray]]
-    """Score -> its forms -> float32 `[n, height, width]`, high where a lesion is thought to be."""
 
 
 class LesionsJudge(Judge):
-    """AUROC of the NLL of the codes for synthetic lesions, beside a threshold and the reconstruction error."""
+    """This judge computes how well the NLL of the codes finds synthetic lesions (AUROC), beside a threshold and the
+    reconstruction error."""
 
     name = "lesions"
     columns = ("lesions", "images", *(name.replace("_", " ") for name in SCORES))
@@ -105,9 +97,8 @@ class LesionsJudge(Judge):
     def compute(self, evaluation: Evaluation) -> dict | None:
         """Return the figures for each kind and all together, and write lesions.png; None without a lesion."""
         settings = evaluation.settings
-        scored = {kind: score(evaluation.vqvae.model, evaluation.priors, evaluation.images, kind, settings.batch,
-                              settings.seed) for kind in KINDS}
-        scored = {kind: found for kind, found in scored.items() if found is not None}
+        scored = {kind: found for kind in KINDS if (found := score(
+            evaluation.vqvae.model, evaluation.priors, evaluation.images, kind, settings.batch, settings.seed))}
         if not scored:
             return None
         pictures.save_picture(picture(scored, PICTURED), evaluation.out / "lesions.png")
@@ -122,7 +113,7 @@ class LesionsJudge(Judge):
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each kind of lesion."""
         return [(kind, str(figures[kind]["images"]),
-                 *(with_interval(figures[kind][name], "auroc", 3) for name in SCORES))
+                 *(statistics.with_interval(figures[kind][name], "auroc", 3) for name in SCORES))
                 for kind in (*KINDS, "all") if kind in figures]
 
 
@@ -133,7 +124,7 @@ def add(kind: str, image: np.ndarray, brain: np.ndarray, seed: int, number: int)
         kind: one of KINDS.
         image: float32 `[channels, height, width]` in 0…1.
         brain: bool `[height, width]`; no pixel outside of it is changed.
-        seed, number: of the draws, and of the image.
+        seed, number: the seed and the image's number, from which the lesion is drawn.
     Raises: KeyError for another kind.
     """
     draws = random_numbers.uniform(seed, f"{kind} lesion", number, np.arange(5)).numpy()
@@ -160,8 +151,7 @@ def find_ventricle(image: np.ndarray, brain: np.ndarray) -> np.ndarray | None:
     if len(sizes) == 0 or sizes.max() < SMALLEST_VENTRICLE * brain.sum():
         return None
     largest = pieces == sizes.argmax() + 1
-    off_centre = math.dist(np.argwhere(largest).mean(0), middle)
-    return largest if off_centre <= MOST_OFF_CENTRE * extent else None
+    return largest if math.dist(np.argwhere(largest).mean(0), middle) <= MOST_OFF_CENTRE * extent else None
 
 
 def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -175,40 +165,40 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
     = (1 - r²/radius²)² falls to 0 smoothly, inside the brain.
     """
     middle = np.argwhere(ventricle).mean(0)
-    down, across = _from(middle, brain.shape)
+    rows, columns = np.indices(brain.shape)
+    down, across = rows - middle[0], columns - middle[1]
     distance = np.hypot(down, across)
     radius = min(1.5 * distance[ventricle].max() + 0.1 * math.sqrt(brain.sum()),
                  _depth(brain)[tuple(middle.round().astype(int))])
     bump = (1 - (distance / radius) ** 2).clip(0) ** 2
     # The bump's slope is at most 1.54 / radius: with these bounds no place is folded over another.
     length, turn, widening = radius * (0.15 + 0.15 * draws[0]), 2 * math.pi * draws[1], 0.3 + 0.2 * draws[2]
-    rows, columns = np.indices(brain.shape)
     return np.stack([rows - bump * (length * math.sin(turn) + widening * down),
                      columns - bump * (length * math.cos(turn) + widening * across)])
 
 
-def score(model: Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
+def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
           seed: int) -> Scored | None:
-    """Put a lesion of one kind into the images of a split and score them; None where no image has a place for one.
+    """Put a lesion of one kind into the images of a split and score them; None where no image has a place for a lesion.
 
     Args:
         priors: one for each level of the model.
-        batch: images at a time. seed: of the lesions.
+        batch: images at a time.
+        seed: seed from which the lesions are drawn.
     """
-    items = evenly(len(split), MOST_IMAGES)
+    items = statistics.evenly(len(split), MOST_IMAGES)
     brains = similarity.brain_mask(torch.from_numpy(split.pixels[items] > 0)).numpy()
-    made = [add(kind, split.batch([item])[0].numpy(), brain, seed, int(item))
-            for item, brain in zip(items, brains)]
-    has_one = np.array([one is not None for one in made])
-    if not has_one.any():
+    made = [add(kind, split.batch([item])[0].numpy(), brain, seed, int(item)) for item, brain in zip(items, brains)]
+    found = [lesion for lesion in made if lesion]
+    if not found:
         return None
-    found, chosen, brain = [one for one in made if one is not None], items[has_one], brains[has_one]
-    masks = np.stack([one.mask for one in found])
-    pixels = np.stack([to_bytes(torch.from_numpy(one.image)).numpy() for one in found])
+    has_lesion = np.array([lesion is not None for lesion in made])
+    chosen, brain = items[has_lesion], brains[has_lesion]
+    pixels = np.stack([to_bytes(torch.from_numpy(lesion.image)).numpy() for lesion in found])
     images = ImageSet(tuple(split.files[item] for item in chosen), pixels)
     with tqdm(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image", leave=False) as bar:
         scores = _scores(model, priors, images, brain, batch, bar)
-    return Scored(to_bytes(split.batch(chosen)), images, masks, brain, scores)
+    return Scored(to_bytes(split.batch(chosen)), images, np.stack([lesion.mask for lesion in found]), brain, scores)
 
 
 def judge(scored: Mapping[str, Scored], seed: int) -> dict:
@@ -219,27 +209,27 @@ def judge(scored: Mapping[str, Scored], seed: int) -> dict:
     `all` takes the images of all kinds together, each kind as often as it has found a place.
     """
     report = {}
-    for kind, sets in {**{kind: [one] for kind, one in scored.items()}, "all": list(scored.values())}.items():
-        masks, brain = (np.concatenate([getattr(one, name) for one in sets]) for name in ("masks", "brain"))
-        names, owners = np.unique([subject for one in sets for subject in one.images.subjects], return_inverse=True)
+    for kind, sets in {**{kind: [found] for kind, found in scored.items()}, "all": list(scored.values())}.items():
+        masks, brain = (np.concatenate([getattr(found, name) for found in sets]) for name in ("masks", "brain"))
+        names, owners = np.unique([subject for found in sets for subject in found.images.subjects], return_inverse=True)
+        # The pixels of lesions and the others, and the subject of each of these pixels.
         parts = [(part, np.broadcast_to(owners[:, None, None], part.shape)[part])
                  for part in (brain & masks, brain & ~masks)]
-        figures = {}
-        for name, forms in sets[0].scores.items():
+        report[kind] = {"images": len(masks), "subjects": len(names), "share": float(masks.sum() / brain.sum())}
+        for name in sets[0].scores:
             of_forms = {}
-            for form in forms:
-                scores = np.concatenate([one.scores[name][form] for one in sets])
-                of_forms[form] = statistics.auroc(*(by_group(scores[part], whose, len(names)) for part, whose in parts),
-                                                  seed, same_subjects=True)
+            for form in sets[0].scores[name]:
+                scores = np.concatenate([found.scores[name][form] for found in sets])
+                of_forms[form] = statistics.auroc(
+                    *(statistics.by_group(scores[part], whose, len(names)) for part, whose in parts), seed,
+                    same_subjects=True)
             best = max(of_forms, key=lambda form: of_forms[form]["auroc"])
-            figures[name] = of_forms[best] | {"form": best, "forms": {form: one["auroc"] for form, one in
-                                                                      of_forms.items()}}
-        report[kind] = {"images": len(masks), "subjects": len(names),
-                        "share": float(masks.sum() / brain.sum()), **figures}
+            report[kind][name] = of_forms[best] | {
+                "form": best, "forms": {form: figures["auroc"] for form, figures in of_forms.items()}}
     return report
 
 
-def both_ways(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
+def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
              maps: code_maps.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None) -> np.ndarray:
     """Return float32 `[n, height, width]`, the NLL in bits per pixel: mean of the image's and of its mirror image's.
 
@@ -263,44 +253,40 @@ def picture(scored: Mapping[str, Scored], each: int) -> Image.Image:
     The rows are the healthy image, the image with its lesion, where the lesion is, the NLL, the reconstruction error.
     """
     parts = []
-    for kind, one in scored.items():
-        count = min(each, len(one.masks))
-        chosen = ((np.arange(count) + 0.5) * len(one.masks) / count).astype(int)  # not the first and last: often odd
-        maps = (one.masks, one.scores["likelihood"][LIKELIHOOD], one.scores["reconstruction_error"][ERROR])
-        parts.append((one.healthy[chosen], one.images.bytes()[chosen],
-                      *(torch.from_numpy(values[chosen]) for values in maps), [kind] * len(chosen)))
-    *columns, kinds = zip(*parts)
-    healthy, images, masks, bits, error = (torch.cat(column) for column in columns)
+    for found in scored.values():
+        count = min(each, len(found.masks))
+        # Not the first and the last, which often are odd.
+        chosen = ((np.arange(count) + 0.5) * len(found.masks) / count).astype(int)
+        maps = (found.masks, found.scores["likelihood"][LIKELIHOOD], found.scores["reconstruction_error"][ERROR])
+        parts.append((found.healthy[chosen], found.images.bytes()[chosen],
+                      *(torch.from_numpy(values[chosen]) for values in maps)))
+    healthy, images, masks, bits, error = map(torch.cat, zip(*parts))
     return pictures.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
                            ("bits per pixel", pictures.Scaled(bits, surprise.BITS_PER_PIXEL)),
                            ("|difference|", pictures.Scaled(error, pictures.DIFFERENCE_SCALE))],
-                          captions=[kind for some in kinds for kind in some],
-                           title="Synthetic lesions, and what two scores make of them")
+                          captions=[kind for kind, part in zip(scored, parts) for _ in part[0]],
+                          title="Synthetic lesions, and what two scores make of them")
 
 
 def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Return maps `[n, height, width]` after a Gaussian mean over the pixels of the brain alone (see SMOOTHING)."""
-    sigma = SMOOTHING * maps.shape[2]
-
-    def one(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
-        return np.where(inside, ndimage.gaussian_filter(values * inside, sigma) / weight.clip(1e-6), 0)
-
-    return np.stack([one(*pair) for pair in zip(maps, brain)]).astype(np.float32)
+    sigma = (0, SMOOTHING * maps.shape[2], SMOOTHING * maps.shape[2])  # images are not mixed
+    weight = ndimage.gaussian_filter(brain.astype(np.float32), sigma).clip(1e-6)
+    return np.where(brain, ndimage.gaussian_filter(maps * brain, sigma) / weight, 0).astype(np.float32)
 
 
-def _scores(model: Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
+def _scores(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
             bar: tqdm) -> dict[str, dict[str, np.ndarray]]:
-    """Every score in all its forms, float32 `[n, height, width]`."""
+    """Return every score in all its forms, float32 `[n, height, width]`."""
     maps, made = encoding.reconstruct(model, images, batch, bar.update)
-    bits = both_ways(model, priors, images, batch, maps, bar.update)
+    likelihood = smoothed(both_ways(model, priors, images, batch, maps, bar.update), brain)
     pixels = images.batch(np.arange(len(images)))
     grey = pixels.mean(1).numpy()
     error = (pixels - made.float() / 255).abs().mean(1).numpy()
-    mean = np.array([one[inside].mean() for one, inside in zip(grey, brain)])[:, None, None]
+    mean = np.array([image[inside].mean() for image, inside in zip(grey, brain)])[:, None, None]
     intensity = {"bright": grey, "dark": -grey, "far_from_mean": abs(grey - mean)}
-    return dict(zip(SCORES, ({LIKELIHOOD: smoothed(bits, brain)}, _smoothed_or_not(intensity, brain),
-                             _smoothed_or_not({ERROR: error}, brain))))
+    return {"likelihood": {LIKELIHOOD: likelihood}, "intensity": _smoothed_or_not(intensity, brain),
+            "reconstruction_error": _smoothed_or_not({ERROR: error}, brain)}
 
 
 def _smoothed_or_not(forms: dict[str, np.ndarray], brain: np.ndarray) -> dict[str, np.ndarray]:
@@ -308,39 +294,32 @@ def _smoothed_or_not(forms: dict[str, np.ndarray], brain: np.ndarray) -> dict[st
 
 
 def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """An ellipse with a soft edge, drawn towards white or black, in tissue where that shows; and where it is."""
-    extent = math.sqrt(brain.sum())
-    radii = extent * (RADII[0] + (RADII[1] - RADII[0]) * draws[:2])
+    """Return the image with an ellipse of soft edge, drawn towards white or black in tissue where that shows, and where
+    the ellipse is."""
+    radii = math.sqrt(brain.sum()) * (RADII[0] + (RADII[1] - RADII[0]) * draws[:2])
     local = ndimage.gaussian_filter(image.mean(0), radii.mean() / 2)
     least, most = TISSUE[kind]
     places = np.argwhere((_depth(brain) > radii.max()) & (local >= least) & (local <= most))
     if len(places) == 0:
         return None
-    down, across = _from(places[int(draws[2] * len(places))], brain.shape)
+    down, across = np.indices(brain.shape) - places[int(draws[2] * len(places))][:, None, None]
     cosine, sine = math.cos(math.pi * draws[3]), math.sin(math.pi * draws[3])
     distance = np.hypot((cosine * down + sine * across) / radii[0], (cosine * across - sine * down) / radii[1])
-    strength = STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * draws[4]
-    weight = strength * ((1.25 - distance) / 0.5).clip(0, 1)
+    weight = (STRENGTHS[0] + (STRENGTHS[1] - STRENGTHS[0]) * draws[4]) * ((1.25 - distance) / 0.5).clip(0, 1)
     return image + weight * ((kind == "bright") - image), weight > 0
 
 
 def _moved_ventricle(image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The picture around the largest deep dark space, moved and widened, and where that space is now or was."""
+    """Return the image with its ventricle moved and widened, and where the ventricle is now or was before."""
     ventricle = find_ventricle(image, brain)
     if ventricle is None:
         return None
     places = warp(ventricle, brain, draws)
-    picture = np.stack([ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image])
     now = ndimage.map_coordinates(ventricle.astype(np.float32), places, order=1) > 0.5
-    return picture, ventricle | now
+    return (np.stack([ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image]),
+            ventricle | now)
 
 
 def _depth(brain: np.ndarray) -> np.ndarray:
-    """Pixels to the brain's edge, or the picture's."""
+    """Return the number of pixels from each pixel of the brain to the edge of the brain or of the picture."""
     return ndimage.distance_transform_edt(np.pad(brain, 1))[1:-1, 1:-1]
-
-
-def _from(place: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The distances by which each pixel lies below and to the right of a place."""
-    rows, columns = np.indices(shape, dtype=np.float64)
-    return rows - place[0], columns - place[1]

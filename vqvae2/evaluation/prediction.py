@@ -1,42 +1,154 @@
-"""Images and scans as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
+"""Images, scans and folders as they come -> what a VQ-VAE makes of them: codes, reconstructions, figures, pictures.
 
-What the model is given (inputs.py) is the original that its reconstruction is compared with. Images are written
-as they are made; the record of what is in the folder is written before, the figures of all of them last.
+Scans are cut into slices by the code of extract_slices.py; pictures are resized in their proportions, and colours are
+made grey for a grey model. The image that the model is given after that is the original that its reconstruction is
+compared with. A file that cannot be read is an error where the user named the file, and a row in a table where the file
+was found in a folder. Images are written as they are made; the record of what is in the folder is written before the
+images, the figures of all images last.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files, statistics
-from vqvae2.evaluation.inputs import CHANGES, GREY, SLICE, InputImage, find_sources, read_all
-from vqvae2.evaluation.predict_settings import OF_SLICES, PredictSettings
-from vqvae2.images.dataset import ImageSet, pixel_hash, subject_hash, unique_names
-from vqvae2.images.listing import ImageFile, subject_in_name
+from vqvae2.common.errors import UserError, expect
+from vqvae2.common.names import SUFFIXES
+from vqvae2.images import dataset, listing
+from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
-from vqvae2.models.autoencoder import TrainedVqvae, load_vqvae
-from vqvae2.models.code_maps import CodeMaps
-from vqvae2.models.encoding import reconstruct
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
-from vqvae2.settings.checks import expect
+from vqvae2.scans.finding import Scan, find_scans
+from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.identities import File, identify, stem_of
+from vqvae2.scans.volumes import files_of
+from vqvae2.settings.checks import SAID, Checked
 from vqvae2.settings.parsing import as_dict, from_dict
+from vqvae2.slices.scan_slices import draw_slices
+from vqvae2.slices.settings import ExtractSettings, Plane
 
-SCHEMA = 1
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
 ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
 IN_GRID = 8
 COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
             "images that were given, whoever they are of: no benchmark.")
+# A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow.
+OF_SLICES = ("planes", "extent", "field_of_view", "bits")
+WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
+# The descriptions of a change begin with these words.
+SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
+                                                      "colours made grey")
+MOST_SAID = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Checked):
+    """Settings of predict.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    input: Annotated[tuple[Path, ...], tyro.conf.Positional,
+                     tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
+    """Images, scans, and folders of images or of scans; any number."""
+    out: Path
+    """Folder that receives everything. A folder that predict.py made before is replaced."""
+    size: Annotated[int | None, SAID] = None
+    """Height and width in pixels at which images go through the model. Without it: the size that the model was
+    trained on."""
+    batch: int = 32
+    """Images at a time."""
+    planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
+    """One or more anatomical planes, for scans. Without it: the planes of the model's own slices, where its config says
+    them, or axial."""
+    per_scan: int = 1
+    """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
+    extent: Annotated[tuple[float, float] | None, SAID] = None
+    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it:
+    the part of the model's own slices, where its config says it, or 0.3 0.8."""
+    field_of_view: Annotated[float | None, SAID] = None
+    """Height and width of a slice in mm, for scans. Without it: those of the model's own slices, where its config says
+    them, or 224."""
+    assume_orientation: Annotated[str | None, SAID] = None
+    """Direction in which the indices of scans grow (RAS, LAS, …) where neither header nor known layout says it."""
+    volume: Annotated[int | None, SAID] = None
+    """Number of the volume, from 0, that is taken from a series of volumes. Without it: a series is not read."""
+    suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
+    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. The name of a
+    scan that is given itself may end in any way."""
+
+    RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
+               "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
+        self.cutting({}, 256)
+
+    def given(self) -> dict:
+        """Return those of OF_SLICES that a flag says."""
+        return {name: value for name in OF_SLICES if (value := getattr(self, name, None)) not in (None, ())}
+
+    def cutting(self, recorded: dict, size: int) -> ExtractSettings:
+        """Return how slices are cut out of scans, as extract_slices.py takes it.
+
+        Args:
+            recorded: what the model's config says of its own slices; see OF_SLICES.
+            size: height and width in pixels, where --size does not say it.
+        Raises: UserError where a flag does not fit.
+        """
+        own = {name: tuple(value) if isinstance(value := recorded[name], list) else value
+               for name in OF_SLICES if name in recorded}
+        return ExtractSettings(**(own | self.given()), per_scan=self.per_scan, volume=self.volume, suffix=self.suffix,
+                               size=size if self.size is None else self.size,
+                               assume_orientation=self.assume_orientation)
+
+
+@dataclass(frozen=True)
+class Source:
+    """This is a file that is to be read.
+
+    Attributes:
+        scan: None for a picture.
+        named: True if the user named the file, which must then be readable; False if it was found in a folder.
+    """
+
+    path: Path
+    scan: Scan | None
+    named: bool
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """This is one image in the model's form.
+
+    Attributes:
+        source: the file that the image comes from, as the user would write it.
+        file_name: the path of a picture; the path of a scan and the name that extract_slices.py gives the slice.
+        pixels: uint8 or uint16 `[channels, height, width]`.
+        changes: the changes that were made; none where the image fitted.
+        facts: subject, plane, index and position_mm of a slice; {} for a picture.
+    """
+
+    source: str
+    file_name: str
+    pixels: np.ndarray = field(repr=False)
+    changes: tuple[str, ...]
+    facts: dict[str, str]
 
 
 def predict(settings: PredictSettings) -> dict:
@@ -47,13 +159,14 @@ def predict(settings: PredictSettings) -> dict:
     """
     files.check_folder(settings.out, "--out")
     check_out(settings)
-    vqvae = load_vqvae(settings.vqvae, distributed.pick_device())
+    vqvae = autoencoder.load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
-    own = as_before(vqvae.config["settings"])
-    given, rejected = read_all(find_sources(settings), settings.cutting(recorded, max(shape[1:])), shape,
-                               own.get("size"), own["fit"], own["colours"])
-    names = unique_names([one.file_name for one in given])
+    trained = as_before(vqvae.config["settings"])
+    cutting = settings.cutting(recorded, max(shape[1:]))
+    given, rejected = read_all(find_sources(settings.input, settings.suffix, settings.out), cutting, shape,
+                               trained.get("size"), trained["fit"], trained["colours"])
+    names = dataset.unique_names([image.file_name for image in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},
               "vqvae_hash": vqvae.hash, "images": names, "versions": weights.versions()}
@@ -63,69 +176,212 @@ def predict(settings: PredictSettings) -> dict:
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
     files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
-    report = summary(vqvae, given, maps, figures, rejected) | {"device": str(next(vqvae.model.parameters()).device),
-                                                               "slices": _slices_said(given, recorded, settings)}
-    files.write_json(settings.out / SUMMARY, report | {"settings": record["settings"],
-                                                             "versions": record["versions"]})
+    values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given(), "flag")
+    slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
+        "per_scan": {"value": settings.per_scan, "from": "flag"}}
+    report = summary(vqvae, given, maps, figures, rejected) | {
+        "device": str(next(vqvae.model.parameters()).device),
+        "slices": slices if any(image.facts for image in given) else None}
+    files.write_json(settings.out / SUMMARY, report | {name: record[name] for name in ("settings", "versions")})
     return report
+
+
+def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path) -> list[Source]:
+    """Return the files that the inputs are, or hold, each once, in order.
+
+    Args:
+        suffixes: endings of the names of the scans that are wanted of a folder; () for T1-weighted ones.
+        out: folder whose pictures are not read.
+    Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
+    """
+    found: dict[tuple[Path, ...], Source] = {}
+    for given in inputs:
+        expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
+        is_scan = stem_of(given.name) is not None
+        if given.is_dir():
+            sources = _in_folder(given, suffixes, out)
+        else:
+            expect(is_scan or given.suffix.lower() in SUFFIXES, str(given), WHAT_IS_READ, "a file of another kind",
+                   "Leave it out, or convert it (DICOM with dcm2niix, for instance).")
+            sources = [Source(given, _named_scan(given) if is_scan else None, True)]
+        for source in sources:
+            key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
+            if key not in found or source.named:
+                found[key] = source
+    return list(found.values())
+
+
+def _in_folder(folder: Path, suffixes: Sequence[str], out: Path) -> list[Source]:
+    inside = find_scans(folder, suffixes=suffixes)
+    pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(out.resolve())]
+    others = f"{inside.other} scans whose names are not of T1-weighted ones"
+    if not inside.scans:
+        found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
+            "none", "Correct the path.")
+        expect(bool(pictures), str(folder), "images or scans in this folder", found, advice)
+        return [Source(path, None, False) for path in pictures]
+    left_out = [said for number, said in (
+        (len(pictures), f"{len(pictures)} pictures, as in a folder of scans they are previews"),
+        (inside.further, f"{inside.further} further scans of the same sessions"),
+        (inside.other, f"{others} (--suffix)")) if number]
+    if left_out:
+        print(f"{folder}: left out {', '.join(left_out)}; name a file itself to have it read", flush=True)
+    return [Source(scan.path, scan, False) for scan in inside.scans]
+
+
+def _named_scan(path: Path) -> Scan:
+    """Return a scan that may have any name; its layout and its subject are told by where it lies."""
+    header = files_of(path)[0]
+    header = header if header.exists() else path
+    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")], None)
+    return Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
+
+
+def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],
+             size: int | None, fit: str = "stretch",
+             colours: str = "auto") -> tuple[list[InputImage], list[dict[str, str]]]:
+    """Return all images in the model's form, and rows (input, reason) of files in folders that cannot be read.
+
+    Args:
+        cutting: how slices are cut out of scans.
+        shape: (channels, height, width) of the model's images.
+        size: --size that the model was trained with; None for a model without --size, whose images keep their
+            proportions.
+        fit, colours: the flags that the model was trained with.
+    Raises: UserError for the first file that was named itself and cannot be read, or if none could be.
+    """
+    given: list[InputImage] = []
+    rejected: list[dict[str, str]] = []
+    for source in tqdm(sources, desc="reading", unit="file", leave=False):
+        try:
+            given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
+                      else _read_scan(source.scan, cutting, shape))
+        except UserError as error:
+            if source.named:
+                raise
+            reason = getattr(error, "reason", str(error).removeprefix(f"{source.path}: "))
+            rejected.append({"input": str(source.path), "reason": reason})
+    for row in rejected[:MOST_SAID]:
+        print(f"not read: {row['input']}: {row['reason']}", flush=True)
+    expect(bool(given), "INPUT", "at least one image or scan that can be read",
+           f"none among {len(rejected)}" + (f", such as {rejected[0]['input']}" if rejected else ""),
+           "See the lines above.")
+    return given, rejected
+
+
+def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit: str,
+                  colours: str) -> list[InputImage]:
+    pixels, changes = read_picture(path), []
+    if len(pixels) == 3 and colours == "grey":
+        changes.append(GREY)
+    if resized_so := pixels.shape[1:] != shape[1:] == (size, size):
+        cropped = fit == "crop" and pixels.shape[1] != pixels.shape[2]
+        changes.append(f"{CROPPED if cropped else STRETCHED} from {_size(pixels)}")
+    if changes:  # bit for bit as the training read the picture
+        pixels = read_picture(path, size if resized_so else None, fit, colours)
+    return [_in_form(str(path), str(path), pixels, shape, changes, {})]
+
+
+def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[InputImage]:
+    """Return the slices that extract_slices.py would cut. Raises: UserError."""
+    if scan.refused:
+        raise UserError(f"{scan.path}: {scan.refused}")
+    try:
+        with np.errstate(all="ignore"):
+            return [_in_form(str(scan.path), f"{scan.path}/{row['image']}",
+                             np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
+                             {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
+                    for image, row in draw_slices(scan, cutting)]
+    except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
+        raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
+                           "Repair the scan, or leave it out.") from None
+
+
+def _in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
+             facts: dict[str, str]) -> InputImage:
+    """Give an image the model's channels and size."""
+    if len(pixels) == 3 and shape[0] == 1:
+        changes.append(GREY)
+        pixels = pixels.mean(0, keepdims=True).round().astype(pixels.dtype)
+    elif len(pixels) == 1:
+        pixels = pixels.repeat(shape[0], 0)
+    if pixels.shape != shape:
+        square = pixels.shape[1] * shape[2] == pixels.shape[2] * shape[1]
+        changes.append(f"{RESIZED} from {_size(pixels)}" + ("" if square else ", black borders"))
+        pixels = resized(pixels, shape[1], shape[2])
+    return InputImage(source, file_name, pixels, tuple(changes), facts)
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `[channels, height, width]` of pixels `[channels, h, w]`, in their proportions, black borders where these
+    differ; uint8 or uint16 as given. Shrinking averages areas, enlarging is linear, as when training resizes."""
+    _, old_height, old_width = pixels.shape
+    scale = min(height / old_height, width / old_width)
+    inner = max(1, round(old_height * scale)), max(1, round(old_width * scale))
+    kind = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    made = np.zeros((len(pixels), height, width), pixels.dtype)
+    for channel, into in zip(pixels, made):
+        picture = Image.fromarray(channel.astype(np.float32)).resize(inner[::-1], kind)
+        into[top:top + inner[0], left:left + inner[1]] = np.asarray(picture).round()
+    return made
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[2]} by {pixels.shape[1]}"
 
 
 def check_out(settings: PredictSettings) -> None:
     """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves."""
-    out = settings.out
-    own = (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
-    foreign = ", ".join(name for name in own if (out / name).exists()) if not (out / RECORD).exists() else ""
+    out, own = settings.out, (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
+    foreign = [name for name in own if (out / name).exists() and not (out / RECORD).exists()]
     expect(not foreign, f"--out {out}", f"a folder that predict.py made, or one without {', '.join(own)}",
-           f"{foreign} and no {RECORD}", "Choose another --out.")
-    inside = next((path for path in settings.input if path.resolve().is_relative_to(out.resolve())), None)
-    expect(inside is None, f"--out {out}", "a folder that holds none of the inputs", f"{inside} in it",
+           f"{', '.join(foreign)} and no {RECORD}", "Choose another --out.")
+    inside = [str(path) for path in settings.input if path.resolve().is_relative_to(out.resolve())]
+    expect(not inside, f"--out {out}", "a folder that holds none of the inputs", f"{', '.join(inside)} in it",
            "Choose another --out.")
 
 
-def shape_for(vqvae: TrainedVqvae, settings: PredictSettings) -> tuple[int, int, int]:
+def shape_for(vqvae: autoencoder.TrainedVqvae, settings: PredictSettings) -> tuple[int, int, int]:
     """Return (channels, height, width) of what the model is given. Raises: UserError if --size does not fit it."""
     channels, height, width = vqvae.config["image_shape"]
-    if settings.size is None:
-        return channels, height, width
-    cell = math.prod(vqvae.model.settings.downsample)
-    expect(settings.size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
-           f"{settings.vqvae}", settings.size, f"For example {max(cell, settings.size // cell * cell)}.")
-    return channels, settings.size, settings.size
+    cell, size = math.prod(vqvae.model.settings.downsample), settings.size
+    expect(size is None or size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
+           f"{settings.vqvae}", size, f"For example {max(cell, (size or 0) // cell * cell)}.")
+    return (channels, height, width) if size is None else (channels, size, size)
 
 
 def begin(out: Path, record: dict) -> None:
     """Remove what an earlier run wrote, as its record tells, and write the new record before any image."""
-    try:
-        before = json.loads((out / RECORD).read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    for name in (str(one) for one in before):
-        if name == Path(name).name:  # a damaged record must not lead elsewhere
-            for path in [out / folder / f"{name}.png" for folder in (ORIGINALS, MADE, PICTURES)] + [
-                    out / MAPS / f"{name}_{level}.png" for level in ("top", "bottom")]:
-                path.unlink(missing_ok=True)
-    for name in (SUMMARY, TABLE, REJECTED, CODES, GRID):
-        (out / name).unlink(missing_ok=True)
+    before = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        before = map(str, json.loads((out / RECORD).read_text(encoding="utf-8"))["images"])
+    names = [name for name in before if name == Path(name).name]  # a damaged record must not lead elsewhere
+    for old in (SUMMARY, TABLE, REJECTED, CODES, GRID,
+                *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in names),
+                *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in names)):
+        (out / old).unlink(missing_ok=True)
     files.write_json(out / RECORD, record)
 
 
-def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
-                    settings: PredictSettings) -> tuple[CodeMaps, dict[str, dict[str, torch.Tensor]]]:
+def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
+                    settings: PredictSettings) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
     """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each."""
     size, levels, figures, grid = vqvae.model.settings.codebook_size, [], [], []
     with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
-            split = ImageSet(tuple(ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
-                             _stacked([one.pixels for one in part]))
-            maps, made = reconstruct(vqvae.model, split, settings.batch)
+            split = dataset.ImageSet(
+                tuple(listing.ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
+                _stacked([image.pixels for image in part]))
+            maps, made = encoding.reconstruct(vqvae.model, split, settings.batch)
             originals = split.bytes()
             levels.append(maps.levels)
             figures.append(similarity.image_figures(originals, made))
-            for item, one in enumerate(part):
+            for item, image in enumerate(part):
                 own = {level: codes[item:item + 1] for level, codes in maps.levels.items()}
                 rows = _rows(originals[item:item + 1], made[item:item + 1], own, size)
-                _write(settings.out, one, split.names[item], rows, own, size,
+                _write(settings.out, image, split.names[item], rows, own, size,
                        {name: values[item].item() for name, values in figures[-1]["full"].items()})
                 bar.update()
             if len(grid) < IN_GRID:
@@ -133,7 +389,7 @@ def reconstruct_all(vqvae: TrainedVqvae, given: Sequence[InputImage], names: Seq
     originals, made, *first = (torch.stack(images[:IN_GRID]) for images in zip(*grid))
     plots.save_picture(plots.strip(_rows(originals, made, dict(zip(vqvae.model.levels, first)), size),
                                    captions=names[:IN_GRID]), settings.out / GRID)
-    return (CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
+    return (code_maps.CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
             {area: _joined([of[area] for of in figures]) for area in figures[0]})
 
 
@@ -142,13 +398,13 @@ def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
-    """One array of 8-bit and 16-bit images; 255 and 65535 are both white, and x / 255 = 257 x / 65535."""
-    if len({one.dtype for one in pixels}) > 1:
-        pixels = [one.astype(np.uint16) * 257 if one.dtype == np.uint8 else one for one in pixels]
+    """Return one array of 8-bit and 16-bit images: 255 and 65535 are both white, and x / 255 = 257 x / 65535."""
+    if len({image.dtype for image in pixels}) > 1:
+        pixels = [image.astype(np.uint16) * 257 if image.dtype == np.uint8 else image for image in pixels]
     return np.stack(pixels)
 
 
-def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, torch.Tensor | plots.Scaled]],
+def _write(out: Path, given: InputImage, name: str, rows: Sequence[plots.Row],
            levels: Mapping[str, torch.Tensor], size: int, figures: Mapping[str, float]) -> None:
     """Write the pictures of one image, whose `_rows` these are, and its code maps `[1, height, width]`."""
     (_, original), (_, made), *_ = rows
@@ -160,102 +416,84 @@ def _write(out: Path, given: InputImage, name: str, rows: Sequence[tuple[str, to
         plots.save_picture(plots.code_map_picture(codes, size), out / MAPS / f"{name}_{level}.png")
     texts = [name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB", f"mean {figures['mae']:.4f} of 0…1",
              *(f"{codes.shape[2]} by {codes.shape[1]} codes" for codes in levels.values())]
-    panels = [plots.strip([row], captions=[text]).convert("RGB") for row, text in zip(rows, texts)]
-    plots.save_picture(Image.fromarray(np.hstack(panels)), out / PICTURES / f"{name}.png")
+    plots.save_picture(plots.side_by_side([plots.strip([row], captions=[text]) for row, text in zip(rows, texts)]),
+                       out / PICTURES / f"{name}.png")
 
 
 def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.Tensor],
-          size: int) -> list[tuple[str, torch.Tensor | plots.Scaled]]:
-    """Rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
-    distance = (originals.float() - made.float()).abs().mean(1) / 255
-    rows = [("original", originals), ("reconstruction", made),
-            ("|difference|", plots.Scaled(distance, plots.DIFFERENCE_SCALE))]
+          size: int) -> list[plots.Row]:
+    """Return rows for `plots.strip`: original, reconstruction, |difference|, code maps as large as the images."""
+    rows = plots.compared(originals, made)
     for level, maps in levels.items():
         cell = originals.shape[-1] // maps.shape[-1]
-        large = maps.repeat_interleave(cell, 1).repeat_interleave(cell, 2).numpy()
-        pictures = [np.asarray(plots.code_map_picture(one[None], size)) for one in large]
-        rows.append((f"{level} codes", torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)))
+        large = maps.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+        rows.append((f"{level} codes", plots.code_colours(large, size)))
     return rows
 
 
 def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
              config: dict) -> list[dict]:
     """Return the rows of metrics.csv; a figure that is not defined is empty."""
-    def text(value: torch.Tensor) -> str:
-        return "" if value.isnan() else f"{value.item():.6g}"
+    seen, columns = set(config["training_images"]), {}
+    for area, of_area in figures.items():
+        for name, values in of_area.items():
+            columns[name if area == "full" else f"{area}_{name}"] = [
+                "" if math.isnan(value) else f"{value:.6g}" for value in values.tolist()]
+    return [{"image": name, "input": image.source, **{column: texts[i] for column, texts in columns.items()},
+             "seen_in_training": int(dataset.pixel_hash(image.pixels) in seen), "changes": "; ".join(image.changes),
+             **image.facts} for i, (name, image) in enumerate(zip(names, given))]
 
-    seen = set(config["training_images"])
-    columns = {f"{'' if area == 'full' else f'{area}_'}{name}": values for area, of_area in figures.items()
-               for name, values in of_area.items()}
-    return [{"image": name, "input": one.source, **{column: text(values[i]) for column, values in columns.items()},
-             "seen_in_training": int(pixel_hash(one.pixels) in seen), "changes": "; ".join(one.changes), **one.facts}
-            for i, (name, one) in enumerate(zip(names, given))]
 
-
-def summary(vqvae: TrainedVqvae, given: Sequence[InputImage], maps: CodeMaps,
+def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: code_maps.CodeMaps,
             figures: dict[str, dict[str, torch.Tensor]], rejected: Sequence[dict]) -> dict:
     """Return what metrics.json says of all images together; names as in evaluate.py's."""
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
     trained = from_dict(DataSettings, vqvae.config["settings"])
-    named = [one.facts.get("subject") or subject_in_name(one.file_name, trained) for one in given]
-    subjects = [name or one.file_name for name, one in zip(named, given)]
+    named = [image.facts.get("subject") or listing.subject_in_name(image.file_name, trained) for image in given]
+    subjects = [name or image.file_name for name, image in zip(named, given)]
     seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
-    grids = [tuple(one.shape[1:]) for one in maps.levels.values()]
-    changes = [change for one in given for change in one.changes]
+    grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
     return {
-        "schema": SCHEMA, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
+        "schema": 1, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
         "rejected": len(rejected),
         "subjects": len(set(subjects)), "subjects_known": all(named), "size": [height, width],
         "trained_at": list(vqvae.config["image_shape"][1:]),
-        "changes": {what: sum(change.startswith(what) for change in changes)
+        "changes": {what: sum(change.startswith(what) for image in given for change in image.changes)
                     for what in CHANGES},
         "seen_in_training": {
-            "images": sum(pixel_hash(one.pixels) in seen["training_images"] for one in given),
-            "subjects": len({name for name in named if name and subject_hash(name) in seen["training_subjects"]})},
+            "images": sum(dataset.pixel_hash(image.pixels) in seen["training_images"] for image in given),
+            "subjects": len({name for name in named
+                             if name and dataset.subject_hash(name) in seen["training_subjects"]})},
         "reconstruction": {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
                            for area, of_area in figures.items()},
-        "codes": {level: coding.codebook_figures(coding.code_counts(one, size))
-                  for level, one in maps.levels.items()},
+        "codes": {level: coding.codebook_figures(coding.code_counts(codes, size))
+                  for level, codes in maps.levels.items()},
         "raw_bits_per_pixel": coding.raw_bits_per_pixel([size] * len(grids), grids, height * width),
         "ms_ssim_weights": similarity.ms_ssim_scales(min(height, width)), "vqvae_hash": vqvae.hash}
 
 
-def _slices_said(given: Sequence[InputImage], recorded: dict, settings: PredictSettings) -> dict | None:
-    """Return how slices were cut out of scans, and where that was said; None where there was no scan."""
-    if not any(one.facts for one in given):
-        return None
-    cutting = as_dict(settings.cutting(recorded, max(given[0].pixels.shape[1:])))
-    told = {name: "flag" if settings.is_given(name) else "model" if name in recorded else "default"
-            for name in OF_SLICES}
-    return {name: {"value": cutting[name], "from": told[name]} for name in OF_SLICES} | {
-        "per_scan": {"value": settings.per_scan, "from": "flag"}}
-
-
 def headline(report: dict) -> list[str]:
     """Return what is printed in the end: figures, what was done to the inputs, warnings."""
-    full, seen, changes = report["reconstruction"]["full"], report["seen_in_training"], report["changes"]
-    height, width = report["size"]
+    seen, (height, width) = report["seen_in_training"], report["size"]
 
-    def said(name: str, form: Callable[[float], str]) -> str:
-        one = full[name]
-        return "not defined" if one["mean"] is None else f"{form(one['mean'])} mean, {form(one['min'])} minimum"
+    def said(name: str, form: str) -> str:
+        values = report["reconstruction"]["full"][name]
+        return "not defined" if values["mean"] is None else (
+            f"{form.format(values['mean'])} mean, {form.format(values['min'])} minimum")
 
     lines = [f"{report['images']} image(s) of {width} by {height} pixels on {report['device']}; "
-             f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}'.format)}",
-             f"PSNR, full picture: {said('psnr', '{:.2f} dB'.format)}"]
+             f"{report['rejected']} file(s) not read", f"SSIM, full picture: {said('ssim', '{:.4f}')}",
+             f"PSNR, full picture: {said('psnr', '{:.2f} dB')}"]
     if slices := report["slices"]:
-        how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(one['value']).tolist()))}"
-                        for name, one in slices.items())
-        guessed = any(one["from"] == "default" for one in slices.values())
-        lines.append(f"slices: {how}" + ("; the model does not say how its own were cut, so these are "
-                                         "extract_slices.py's defaults" if guessed else ""))
-    to_size = ", to the size that the model was trained at; --size N for another"
-    if report["trained_at"] != report["size"]:
-        to_size = ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
-    for what, number in changes.items():
-        if number and what != SLICE:
-            lines.append(f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} "
-                         f"(see {TABLE})")
+        how = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(str, np.atleast_1d(cut['value']).tolist()))}"
+                        for name, cut in slices.items())
+        guessed = any(cut["from"] == "default" for cut in slices.values())
+        lines.append(f"slices: {how}" + guessed * ("; the model does not say how its own were cut, so these are "
+                                                   "extract_slices.py's defaults"))
+    to_size = ", to the size that the model was trained at; --size N for another" if report["trained_at"] == report[
+        "size"] else ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
+    lines += [f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} (see {TABLE})"
+              for what, number in report["changes"].items() if number and what != SLICE]
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")

@@ -12,25 +12,24 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files
+from vqvae2.common.errors import expect
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import features, leaks, surprise
 from vqvae2.evaluation.copies import CopiesJudge
+from vqvae2.evaluation.figures import PICTURED, CodesJudge, LikelihoodJudge, PriorsJudge, ReconstructionJudge
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.lesions import LesionsJudge
-from vqvae2.evaluation.priors import LikelihoodJudge, PriorsJudge
 from vqvae2.evaluation.probe import ProbeJudge
 from vqvae2.evaluation.rates import RatesJudge
-from vqvae2.evaluation.reconstructions import PICTURED, CodesJudge, ReconstructionJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, load_images
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding
-from vqvae2.plots import curves, pictures
+from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
 from vqvae2.sampling import sampler
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import from_dict
 
 SCHEMA, METRICS = 1, "metrics.json"
@@ -72,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         settings.out / "strip.png")
     for flag, folder in _folders(settings).items():
         if log := files.read_rows(folder / "log.csv"):
-            curves.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
+            charts.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
                           title=f"Training of {folder.name}")
     files.write_json(settings.out / METRICS, evaluation.metrics)
     return evaluation

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vqvae2.common import random_numbers
+from vqvae2.common.errors import expect
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances
 from vqvae2.evaluation.judge import Evaluation, Judge
@@ -29,7 +30,6 @@ from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
 from vqvae2.sampling.settings import of_level
-from vqvae2.settings.checks import expect
 
 AT_A_TIME, PICTURED = 32, 64
 

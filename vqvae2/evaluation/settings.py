@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vqvae2.common.errors import expect, flag
 from vqvae2.sampling.settings import FREEDOM
-from vqvae2.settings.checks import SAID, SEED, Checked, expect, flag
+from vqvae2.settings.checks import SAID, SEED, Checked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -37,10 +36,9 @@ from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
 
 INDEX = "index.csv"
-BIT_DIGITS = 6
+# The values that get the brightest colour: pictures can be compared. A blind guess among 512 codes costs 9 bits; at the
+# default grids, 0.7 per pixel.
 BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
-"""The values that get the brightest colour: pictures can be compared. A blind guess among 512 codes costs
-9 bits; at the default grids, 0.7 per pixel."""
 
 
 @torch.no_grad()
@@ -80,7 +78,7 @@ def pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> t
 def bits_per_pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """Return float32 `[n, height, width]`, all levels together: a code's bits are shared by the pixels of its cell, so
     that the mean of a map is the image's bits per pixel. Arguments as for `pixel_maps`."""
-    shares = {level: one * (one.shape[1] * one.shape[2] / (size[0] * size[1])) for level, one in by_level.items()}
+    shares = {level: codes * (codes.shape[1:].numel() / math.prod(size)) for level, codes in by_level.items()}
     return pixel_maps(shares, size).sum(1)
 
 
@@ -96,12 +94,11 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
         *levels, total = (row.values for _, row in rows[1:])
         array = torch.cat(levels).numpy()
         files.write_atomically(folder / f"{name}.npy", lambda temporary, array=array: np.save(temporary, array))
-        panels = [np.asarray(pictures.strip([row]).convert("RGB")) for row in rows]
-        pictures.save_picture(Image.fromarray(np.hstack(panels)), folder / f"{name}.png")
-        means = {f"{level}_bits_per_code": one[number:number + 1].mean() for level, one in bits.items()}
+        pictures.save_picture(pictures.side_by_side([pictures.strip([row]) for row in rows]), folder / f"{name}.png")
         table.append({"image": split.names[number], "subject": split.subjects[number], "file": name,
-                      **{column: round(mean.item(), BIT_DIGITS) for column, mean in means.items()},
-                      "bits_per_pixel": round(total[0].mean().item(), BIT_DIGITS)})
+                      **{f"{level}_bits_per_code": round(codes[number].mean().item(), 6)
+                         for level, codes in bits.items()},
+                      "bits_per_pixel": round(total[0].mean().item(), 6)})
     files.write_rows(folder / INDEX, table)
 
 
@@ -114,18 +111,11 @@ def clear(folder: Path) -> None:
     (folder / INDEX).unlink(missing_ok=True)
 
 
-def overview(split: ImageSet, bits: Mapping[str, torch.Tensor], items: Sequence[int]) -> Image.Image:
-    """Return labelled rows of the images with these numbers and their maps, the bits per pixel under each."""
-    rows = rows_of(split, bits, items)
-    return pictures.strip(rows, captions=[f"{one.mean():.3f} bits per pixel" for one in rows[-1][1].values],
-                          title="NLL of the codes: bits per code, all in bits per pixel")
-
-
 def rows_of(split: ImageSet, bits: Mapping[str, torch.Tensor],
-            items: Sequence[int]) -> list[tuple[str, torch.Tensor | pictures.Scaled]]:
+            items: Sequence[int]) -> list[pictures.Row]:
     """Return rows for `pictures.strip` of the images with these numbers: image, bits per code by level, their sum."""
     size = tuple(split.pixels.shape[2:])
-    chosen = {level: one[items] for level, one in bits.items()}
+    chosen = {level: codes[items] for level, codes in bits.items()}
     levels = [(f"{level}, bits per code", pictures.Scaled(maps, BITS_PER_CODE))
               for level, maps in zip(chosen, pixel_maps(chosen, size).unbind(1))]
     total = pictures.Scaled(bits_per_pixel_maps(chosen, size), BITS_PER_PIXEL)

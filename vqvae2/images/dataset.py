@@ -20,13 +20,12 @@ import torch
 from torch.utils.data import Dataset
 
 from vqvae2.common import distributed, machine
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SPLITS
 from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files, shared_subjects
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
-from vqvae2.settings.checks import expect
 
 HASH_DIGITS = 16
 MOST_NAMED = 10

@@ -17,12 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from vqvae2.common import random_numbers, rendezvous
-from vqvae2.common.errors import UserError
+from vqvae2.common import random_numbers
+from vqvae2.common.errors import UserError, expect, launched_rank
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.images.reading import pictures_in
 from vqvae2.images.settings import DataSettings
-from vqvae2.settings.checks import expect
 from vqvae2.settings.parsing import path_from_environment
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
@@ -166,7 +165,7 @@ def _say_what_is_beside(folder: Path, named: list[Path]) -> None:
     others = [path for path in sorted(folder.glob("[!.]*")) if path not in named]
     beside = [picture for path in others for picture in (pictures_in(path) if path.is_dir() else [path])
               if picture.suffix.lower() in SUFFIXES]
-    if beside and rendezvous.launched_rank() == 0:
+    if beside and launched_rank() == 0:
         print(f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read, such as "
               f"{beside[0].relative_to(folder).as_posix()}", flush=True)
 

@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vqvae2.common import distributed, machine
-from vqvae2.common.errors import UserError
-from vqvae2.settings.checks import expect
+from vqvae2.common.errors import UserError, expect
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")

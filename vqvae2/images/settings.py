@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SEED, SPLIT, SUBJECT_PATTERN, Checked, expect, flag
+from vqvae2.common.errors import expect, flag
+from vqvae2.settings.checks import SEED, SPLIT, SUBJECT_PATTERN, Checked
 
 
 @dataclass(frozen=True, kw_only=True)

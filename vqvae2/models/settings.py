@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, expect
+from vqvae2.common.errors import expect
+from vqvae2.settings.checks import Checked
 
 QUANTIZER_NAMES = ["ema", "gradient", "fsq"]
 """The keys of models/quantizer.py's table, which cannot be read here, where nothing may import torch."""

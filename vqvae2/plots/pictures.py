@@ -20,32 +20,31 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from vqvae2.common import files
 
 INK = "#1e1e1e"
-DIFFERENCE_SCALE = 0.2
-"""|difference| on the range 0…1 that gets the brightest colour; fixed, so that pictures can be compared."""
-SMALLEST_SIDE = 128
-"""Images with fewer pixels are enlarged by a whole number, nearest neighbour, where text stands beside them."""
-LABEL_WIDTH, TEXT_SIZE = 116, 14
-GIF_WIDTH, GIF_FRAMES = 640, 60
-"""Most pixels and frames of an animation."""
-GIF_GREYS, GIF_COLOURS = 64, 64
-"""Numbers of greys and of colours of `inferno` in a GIF; room is left for the colour that means "as before"."""
+DIFFERENCE_SCALE = 0.2  # |difference| on the range 0…1 that gets the brightest colour: pictures can be compared
+SMALLEST_SIDE = 128  # images with fewer pixels are enlarged where text stands beside them
+LABEL_WIDTH, TEXT_SIZE, GAP = 116, 14, 2
+GIF_WIDTH, GIF_FRAMES = 640, 60  # the most pixels and frames of an animation
+GIF_GREYS, GIF_COLOURS = 64, 64  # of `inferno` in a GIF; room is left for the colour that means "as before"
 FRAME_MS, LAST_FRAME_MS = 150, 3000
 
 
-def image_grid(images: torch.Tensor, columns: int, gap: int = 2, *, title: str | None = None) -> Image.Image:
+def image_grid(images: torch.Tensor, columns: int, gap: int = GAP, *, title: str | None = None) -> Image.Image:
     """Return images side by side, row by row, `gap` white pixels between them, a title above them if one is given.
 
     `images` is uint8 `[n, channels, height, width]` with 1 or 3 channels and n at least 1.
     """
-    pictures = _as_pictures(images)
-    n, height, width = pictures.shape[:3]
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images: expected uint8 [n, 1 or 3, height, width] with n at least 1, found {images.dtype} "
+                         f"{list(images.shape)}.")
+    n, channels, height, width = images.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *pictures.shape[3:]), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        grid[top:top + height, left:left + width] = picture
-    return titled(Image.fromarray(grid), title)
+    # Each cell of the grid is an image and the gap at its right and below it.
+    cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
+    cells[:n, :height, :width] = images.cpu().permute(0, 2, 3, 1).numpy()
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2).reshape(rows * (height + gap), -1, channels)
+    grid = grid[:len(grid) - gap, :grid.shape[1] - gap]
+    return titled(Image.fromarray(grid[..., 0] if channels == 1 else grid), title)
 
 
 def titled(picture: Image.Image, title: str | None) -> Image.Image:
@@ -59,12 +58,9 @@ def titled(picture: Image.Image, title: str | None) -> Image.Image:
             lines[-1] = longer
         else:
             lines.append(word)
-    above = len(lines) * (TEXT_SIZE + 4) + 6
-    canvas = Image.new(picture.mode, (picture.width, above + picture.height), "white")
-    canvas.paste(picture, (0, above))
+    canvas = ImageOps.expand(picture, (0, len(lines) * (TEXT_SIZE + 4) + 6, 0, 0), "white")
     for number, line in enumerate(lines):
-        ImageDraw.Draw(canvas).text((4, 3 + (number + 0.5) * (TEXT_SIZE + 4)), line, INK, _font(line, room),
-                                    anchor="lm")
+        _write_text(canvas, (4, 3 + (number + 0.5) * (TEXT_SIZE + 4)), line, room, "lm")
     return canvas
 
 
@@ -81,68 +77,74 @@ def save_picture(image: Image.Image, path: Path | str) -> None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A row of maps in the perceptually even colours `inferno`, whose scale stands beside them."""
+    """This is a row of maps in the perceptually even colours `inferno`, whose scale stands beside them.
+
+    Attributes:
+        values: float `[n, height, width]`, 0 or more.
+        scale: the value that is light yellow, as all larger ones are; 0 is black.
+    """
 
     values: torch.Tensor
-    """Float `[n, height, width]`, 0 or more."""
     scale: float
-    """The value that is light yellow, as all larger ones are; 0 is black."""
 
 
-def strip(rows: Sequence[tuple[str, torch.Tensor | Scaled]], gap: int = 2, *,
-          captions: Sequence[str] | None = None, title: str | None = None) -> Image.Image:
+Row = tuple[str, torch.Tensor | Scaled]
+
+
+def strip(rows: Sequence[Row], *, captions: Sequence[str] = (), header: Sequence[str] = (),
+          title: str | None = None) -> Image.Image:
     """Return labelled rows of images, such as real | reconstruction | sample: label at the left, one row each.
 
-    Each row is (label, uint8 `[n, channels, height, width]`) or (label, Scaled), all of one height; rows may differ in
-    n. A caption may stand under each column, a title above all.
+    Args:
+        rows: (label, uint8 `[n, channels, height, width]`) or (label, Scaled) each, all of one height; rows may differ
+            in n.
+        captions: stand under the columns.
+        header: stands above the columns.
+        title: stands above all.
     """
     parts = []
     for label, images in rows:
         scale = images.scale if isinstance(images, Scaled) else None
-        pictures = images if scale is None else torch.from_numpy(
-            _inferno(images.values.cpu().numpy() / scale)).permute(0, 3, 1, 2)
-        parts.append(_label(image_grid(enlarged(pictures), len(pictures), gap), label, scale))
-        column = enlarged(pictures).shape[-1] + gap
-    if captions is not None:
-        parts.append(_captions(captions, column=column))
-    return titled(_stack(parts, gap), title)
+        pictures = enlarged(images if scale is None else torch.from_numpy(
+            _inferno(images.values.cpu().numpy() / scale)).permute(0, 3, 1, 2))
+        parts.append(_label(image_grid(pictures, len(pictures)), label, scale))
+    column = pictures.shape[-1] + GAP
+    parts = [*_captions(header, column), *parts, *_captions(captions, column)]
+    mode, width = "RGB" if any(part.mode == "RGB" for part in parts) else "L", max(part.width for part in parts)
+    lines = [ImageOps.expand(part.convert(mode), (0, 0, width - part.width, GAP), "white") for part in parts]
+    return titled(Image.fromarray(np.vstack(lines)[:-GAP]), title)
 
 
-def reconstruction_rows(originals: torch.Tensor, reconstructions: torch.Tensor, *,
-                        captions: Sequence[str] | None = None, title: str | None = None) -> Image.Image:
-    """Return three labelled rows: original, reconstruction, |difference|; captions and title as in `strip`.
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures of one height beside each other, in colour."""
+    return Image.fromarray(np.hstack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+
+
+def compared(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[Row]:
+    """Return three rows for `strip`: original, reconstruction, |difference|.
 
     Both are uint8 `[n, channels, height, width]`. The difference is the mean over channels, up to DIFFERENCE_SCALE.
     """
     distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1) / 255
-    return strip([("original", originals), ("reconstruction", reconstructions),
-                  ("|difference|", Scaled(distance, DIFFERENCE_SCALE))], captions=captions, title=title)
+    return [("original", originals), ("reconstruction", reconstructions),
+            ("|difference|", Scaled(distance, DIFFERENCE_SCALE))]
 
 
-def completion_rows(rows: Sequence[tuple[str, torch.Tensor]], columns: Sequence[str], *,
-                    title: str | None = None) -> Image.Image:
-    """Return a labelled row of pictures for each image that was completed, below the names of the columns.
-
-    Each row is (the image's name, uint8 `[columns, channels, height, width]`): such as original, masked, completions.
-    """
-    gap = 2
-    header = _captions(columns, column=enlarged(rows[0][1]).shape[-1] + gap)
-    return titled(_stack([header, *(_label(image_grid(enlarged(pictures), len(pictures), gap), name)
-                                     for name, pictures in rows)], gap), title)
-
-
-def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8, *,
-                     title: str | None = None) -> Image.Image:
-    """Return code maps as pictures in a grid: equal codes have equal colours, in every picture of every run.
+def code_colours(codes: torch.Tensor | np.ndarray, size: int) -> torch.Tensor:
+    """Return code maps in colours, uint8 `[n, 3, height, width]`: equal codes have equal colours in every run.
 
     `codes` is integer `[n, height, width]` in [0, size), or -1 (to be drawn), which is black. Colours are drawn at
     random once, because codes have no order: neighbouring numbers are not neighbouring embeddings.
     """
-    draws = np.random.default_rng(0).random((size, 3))
-    colours = (hsv_to_rgb(draws * [1, 0.6, 0.6] + [0, 0.4, 0.35]) * 255).round()  # every hue, neither black nor white
-    palette = np.concatenate([colours, [[0, 0, 0]]]).astype(np.uint8)  # -1 finds the last
-    pictures = torch.from_numpy(palette[np.asarray(codes)]).permute(0, 3, 1, 2)
-    return image_grid(enlarged(pictures), columns, gap=4, title=title)
+    hues = np.random.default_rng(0).random((size, 3)) * [1, 0.6, 0.6] + [0, 0.4, 0.35]  # neither black nor white
+    palette = np.concatenate([(hsv_to_rgb(hues) * 255).round(), [[0, 0, 0]]]).astype(np.uint8)  # -1 finds the last
+    return torch.from_numpy(palette[np.asarray(codes)]).permute(0, 3, 1, 2)
+
+
+def code_map_picture(codes: torch.Tensor | np.ndarray, size: int, columns: int = 8, *,
+                     title: str | None = None) -> Image.Image:
+    """Return code maps in their `code_colours` as one picture, `columns` in a row."""
+    return image_grid(enlarged(code_colours(codes, size)), columns, gap=4, title=title)
 
 
 def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
@@ -169,52 +171,33 @@ def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
     return len(frames)
 
 
-def _as_pictures(images: torch.Tensor) -> np.ndarray:
-    """uint8 `[n, channels, height, width]` -> `[n, height, width]` (grey) or `[n, height, width, 3]`."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise ValueError(f"images: expected uint8 [n, 1 or 3, height, width] with n at least 1, found {images.dtype} "
-                         f"{list(images.shape)}.")
-    array = images.cpu().numpy()
-    return array[:, 0] if array.shape[1] == 1 else array.transpose(0, 2, 3, 1)
-
-
-def _stack(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Return pictures one under the other, left sides in line; grey if all are."""
-    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    height = sum(picture.height + gap for picture in pictures) - gap
-    canvas = Image.new(mode, (max(picture.width for picture in pictures), height), "white")
-    top = 0
-    for picture in pictures:
-        canvas.paste(picture, (0, top))
-        top += picture.height + gap
-    return canvas
-
-
 def _label(row: Image.Image, text: str, scale: float | None = None) -> Image.Image:
     """Put `text` at the left of a row of images, and below it a colour bar from 0 to `scale`, if there is one."""
-    canvas = Image.new(row.mode, (LABEL_WIDTH + row.width, row.height), "white")
-    canvas.paste(row, (LABEL_WIDTH, 0))
-    draw, centre, middle = ImageDraw.Draw(canvas), LABEL_WIDTH // 2, row.height // 2
-    draw.text((centre, middle if scale is None else middle - 22), text, INK, _font(text), anchor="mm")
+    canvas = ImageOps.expand(row, (LABEL_WIDTH, 0, 0, 0), "white")
+    centre, middle = LABEL_WIDTH // 2, row.height // 2
+    _write_text(canvas, (centre, middle if scale is None else middle - 22), text)
     if scale is not None:
         ramp = _inferno(np.tile(np.linspace(0, 1, LABEL_WIDTH - 32), (10, 1)))
         canvas.paste(Image.fromarray(ramp), (16, middle - 6))
         for where, value in ((16, "0"), (LABEL_WIDTH - 16, f"{scale:g}+")):
-            draw.text((where, middle + 16), value, INK, _font(value), anchor="mm")
+            _write_text(canvas, (where, middle + 16), value)
     return canvas
 
 
-def _captions(captions: Sequence[str], column: int) -> Image.Image:
-    """Return one line of text under each column of images, made smaller where it is too wide."""
+def _captions(captions: Sequence[str], column: int) -> list[Image.Image]:
+    """Return one line of text for the columns of images, made smaller where it is too wide; [] without captions."""
     canvas = Image.new("RGB", (LABEL_WIDTH + column * len(captions), 2 * TEXT_SIZE), "white")
-    draw = ImageDraw.Draw(canvas)
     for number, text in enumerate(captions):
-        where = (LABEL_WIDTH + number * column + column // 2, TEXT_SIZE)
-        draw.text(where, text, INK, _font(text, column - 8), anchor="mm")
-    return canvas
+        _write_text(canvas, (LABEL_WIDTH + number * column + column // 2, TEXT_SIZE), text, column - 8)
+    return [canvas] if captions else []
 
 
-def _font(text: str, width: int = LABEL_WIDTH - 8) -> ImageFont.FreeTypeFont:
+def _write_text(canvas: Image.Image, place: tuple[float, float], text: str, room: int = LABEL_WIDTH - 8,
+                anchor: str = "mm") -> None:
+    ImageDraw.Draw(canvas).text(place, text, INK, _font(text, room), anchor=anchor)
+
+
+def _font(text: str, width: int) -> ImageFont.FreeTypeFont:
     """Return the font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
     sizes = [size for size in range(TEXT_SIZE, 6, -1) if ImageFont.load_default(size).getlength(text) <= width]
     return ImageFont.load_default(max(sizes, default=6))

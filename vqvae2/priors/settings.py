@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, expect
+from vqvae2.common.errors import expect
+from vqvae2.settings.checks import Checked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqvae2.settings.checks import Checked, expect
+from vqvae2.common.errors import expect
+from vqvae2.settings.checks import Checked
 from vqvae2.settings.parsing import as_dict, changes
 
 

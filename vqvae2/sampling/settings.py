@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SAID, SEED, Checked, expect, flag
+from vqvae2.common.errors import expect, flag
+from vqvae2.settings.checks import SAID, SEED, Checked
 
 CODE_FILE = ".npz"
 

@@ -240,4 +240,4 @@ def completions(folder: SampleFolder, drawer: Drawer) -> Image.Image:
         given = drawer.incomplete.given(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
-    return plots.completion_rows(rows, columns)
+    return plots.strip(rows, header=columns)

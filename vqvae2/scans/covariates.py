@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect
 from vqvae2.scans.finding import Scan
-from vqvae2.settings.checks import expect
 
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
 SUBJECT_COLUMNS = ("participantid", "participant", "subjectid", "subject", "subjid", "subj", "subid", "sub",

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
@@ -39,7 +39,6 @@ from vqvae2.scans.finding import Found, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import READERS, same_voxels
 from vqvae2.settings import parsing
-from vqvae2.settings.checks import expect, flag
 from vqvae2.slices import keras_names
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (

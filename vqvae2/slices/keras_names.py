@@ -20,8 +20,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from vqvae2.common.errors import expect
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
-from vqvae2.settings.checks import expect
 from vqvae2.slices.scan_slices import csv_bytes, put_manifest_aside, read_table, sha256_of, write, writing
 
 CASES = "cases.csv"

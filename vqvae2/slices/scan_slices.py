@@ -174,32 +174,42 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
     return outcome
 
 
-def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -> list[dict]:
-    """Write one scan's PNGs to `<out>/<split>/` and return their rows, with the manifest's columns but the split and
-    the covariates, which are decided when all scans are known.
+def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndarray, dict]]:
+    """Yield each slice of a scan, `[height, width]` in 0…1, and its row, with the manifest's columns but the split, the
+    hash of the PNG and the covariates. `image` in the row is the file name alone.
 
-    Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
+    Raises: UnusableScan.
     """
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
     brain = find_brain(volume)
-    rows, contents = [], []
     for plane in settings.planes:
         axis = NORMAL[plane]
         for index in plane_indices(brain, axis, settings.per_scan, settings.extent):
             image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
             expect_usable(image.any(), scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
                           "Part of it is missing: leave the scan out, or choose another --extent.")
-            contents.append(encode_png(image, settings.bits))
             # + 0.0 turns -0.0 into 0.0
             position = round(position_mm(brain, axis, index, volume.voxel_size_mm[axis]), 3) + 0.0
-            rows.append({
-                "image": f"{split}/{image_name(scan.prefix, plane, index)}", "subject": scan.subject,
-                "session": scan.session, "scan": scan.name, "plane": plane, "index": str(index),
-                "position_mm": f"{position:.3f}", "low": f"{brain.low:.6g}", "high": f"{brain.high:.6g}",
-                "sha256": hashlib.sha256(contents[-1]).hexdigest(), "orientation": volume.orientation,
-                "orientation_from": volume.orientation_from, "background": "zero" if brain.head is None else "otsu",
-                "nan_voxels": str(brain.not_finite), "volume": "" if volume.number is None else str(volume.number),
-                "run": scan.run, "scan_sha256": volume.sha256, "voxels": volume.fingerprint})
+            yield image, {
+                "image": image_name(scan.prefix, plane, index), "subject": scan.subject, "session": scan.session,
+                "scan": scan.name, "plane": plane, "index": str(index), "position_mm": f"{position:.3f}",
+                "low": f"{brain.low:.6g}", "high": f"{brain.high:.6g}", "sha256": "",
+                "orientation": volume.orientation, "orientation_from": volume.orientation_from,
+                "background": "zero" if brain.head is None else "otsu", "nan_voxels": str(brain.not_finite),
+                "volume": "" if volume.number is None else str(volume.number), "run": scan.run,
+                "scan_sha256": volume.sha256, "voxels": volume.fingerprint}
+
+
+def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -> list[dict]:
+    """Write one scan's PNGs to `<out>/<split>/` and return their rows, with the manifest's columns but the split and
+    the covariates, which are decided when all scans are known.
+
+    Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
+    """
+    rows, contents = [], []
+    for image, row in draw_slices(scan, settings):
+        contents.append(encode_png(image, settings.bits))
+        rows.append(row | {"image": f"{split}/{row['image']}", "sha256": hashlib.sha256(contents[-1]).hexdigest()})
     put_manifest_aside(out)
     for row, content in zip(rows, contents):
         write(out / row["image"], content, synced=False)

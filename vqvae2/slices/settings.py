@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked, expect
+from vqvae2.common.errors import expect
+from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

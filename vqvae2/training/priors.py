@@ -14,7 +14,7 @@ from vqvae2.common.errors import expect
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
-from vqvae2.plots import curves
+from vqvae2.plots import charts
 from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.runs.log import say
@@ -170,4 +170,4 @@ class PriorTrainer(Trainer):
     def pictures(self, epoch: int) -> None:
         """Draw the curves, beside what models need that only count."""
         title = f"{self.settings.savename}, {self.kind}: epoch {epoch} of {self.settings.epochs}"
-        curves.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)
+        charts.curves(self.rows, self.folder / "losses.png", title=title, references=self.references)

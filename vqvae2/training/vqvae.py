@@ -11,7 +11,7 @@ from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import QUANTIZERS, Place
-from vqvae2.plots import charts, curves, pictures
+from vqvae2.plots import charts, pictures
 from vqvae2.training.trainer import Share, Trainer
 
 
@@ -106,15 +106,15 @@ class VqvaeTrainer(Trainer):
     def pictures(self, epoch: int) -> None:
         """Draw the curves, the same images' reconstructions, and a GIF of them, code maps, and how codes are used."""
         when = f"Epoch {epoch} of {self.settings.epochs}"
-        curves.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
+        charts.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
         ssim = self.rows[-1].get("validate_ssim")
         title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
         items = np.linspace(0, len(split) - 1, min(8, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
-        self.log.picture("reconstructions", epoch, pictures.reconstruction_rows(
-            dataset.to_bytes(split.batch(items)), dataset.to_bytes(made.images), title=title))
+        self.log.picture("reconstructions", epoch, pictures.strip(pictures.compared(
+            dataset.to_bytes(split.batch(items)), dataset.to_bytes(made.images)), title=title))
         pictures.animate(self.log.pictures_until("reconstructions", epoch), self.folder / "reconstructions.gif",
                       columns=len(items))
         for level, maps in made.codes.items() if model.is_quantising() else ():

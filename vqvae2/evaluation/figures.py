@@ -1,0 +1,205 @@
+"""A VQ-VAE, its priors and a split -> figures and pictures of reconstructions, of codes, and of their NLL.
+
+Bits per code are each level's own. Both levels together are given in bits per pixel, which is an upper bound on the
+code length of the decoded image (see `surprise.py`), and is called that. Where a prior is told something of the
+image, its bits are given that; the models that count are told nothing.
+"""
+
+import math
+from collections.abc import Mapping
+
+from vqvae2.common.statistics import as_text, evenly, summarise, with_interval
+from vqvae2.evaluation import surprise
+from vqvae2.evaluation.judge import Evaluation, Judge
+from vqvae2.metrics import coding
+from vqvae2.models import encoding
+from vqvae2.plots import charts, pictures
+from vqvae2.priors import conditions
+
+PICTURED = 8
+FIGURES = (("ssim", "SSIM", 4), ("ms_ssim", "MS-SSIM", 4), ("psnr", "PSNR in dB", 2),
+           ("mae", "mean absolute error, images 0…1", 4))  # key, name, digits behind the point
+QUANTILES = (("min", "minimum"), ("q05", "5th percentile"), ("median", "median"), ("q95", "95th percentile"),
+             ("max", "maximum"))
+# The models that only count: the name in text, the key in metrics.json, the key in `context_model_bits`.
+COUNTING = (("neighbours", "context_model_bits", "context"), ("place", "position_histogram_bits", "position_histogram"),
+            ("frequency", "histogram_bits", "histogram"))
+BOUND = "upper bound on the code length of the decoded image"
+
+
+class ReconstructionJudge(Judge):
+    """This judge computes SSIM, MS-SSIM, PSNR and mean absolute error of the full picture and inside the brain."""
+
+    name = "reconstruction"
+    columns = ("figure", "full picture", "inside the brain")
+
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return area -> figure -> its distribution over the images."""
+        return {area: {name: summarise(values, evaluation.images.subjects, evaluation.settings.seed)
+                       for name, values in figures.items()} for area, figures in evaluation.similarity.items()}
+
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return SSIM of both areas, and PSNR."""
+        rows = [(f"SSIM, {title}", f"{as_text(ssim['mean'], 4)} (95 % interval {as_text(ssim['ci_low'], 4)} to "
+                 f"{as_text(ssim['ci_high'], 4)}), minimum {as_text(ssim['min'], 4)}, maximum "
+                 f"{as_text(ssim['max'], 4)}")
+                for title, ssim in (("full picture", figures["full"]["ssim"]),
+                                    ("inside the brain", figures["brain"]["ssim"]))]
+        return [*rows, ("PSNR, full picture", f"{as_text(figures['full']['psnr']['mean'], 2)} dB")]
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return the mean of each figure in both areas, and of SSIM the quantiles too."""
+        rows = []
+        for name, title, digits in FIGURES:
+            areas = [figures[area][name] for area in ("full", "brain")]
+            rows.append((f"{title}, mean (95 % interval over subjects)",
+                         *(with_interval(area, "mean", digits) for area in areas)))
+            if name == "ssim":
+                rows += [(f"{title}, {what}", *(as_text(area[key], digits) for area in areas))
+                         for key, what in QUANTILES]
+        return rows
+
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write evenly chosen images, the worst and the best of them, and the histogram of SSIM."""
+        originals, made = evaluation.images.bytes(), evaluation.reconstructions
+        split, ssim = f"{evaluation.settings.split} images", evaluation.similarity["full"]["ssim"]
+        order = ssim.argsort().numpy()
+        for name, title, chosen in (("reconstructions", f"Evenly chosen {split}", evenly(len(order), PICTURED)),
+                                    ("worst", f"Lowest SSIM of {len(order)} {split}", order[:PICTURED]),
+                                    ("best", f"Highest SSIM of {len(order)} {split}", order[::-1][:PICTURED].copy())):
+            picture = pictures.strip(pictures.compared(originals[chosen], made[chosen]),
+                                                   title=f"{title}; difference on images 0…1",
+                                                   captions=[f"SSIM {ssim[i]:.3f}" for i in chosen])
+            pictures.save_picture(picture, evaluation.out / f"{name}.png")
+        charts.ssim_histogram(evaluation.similarity, evaluation.out / "ssim_histogram.png")
+
+
+class CodesJudge(Judge):
+    """This judge computes how many codes of each level are in use, their perplexity, and the SSIM that depends on the
+    level."""
+
+    name = "codes"
+    columns = ("level", "used", "perplexity", "shuffle drop (SSIM)")
+
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return level -> {"size", "used", "perplexity", "shuffle_drop"}; None stands for what is not defined."""
+        figures = encoding.code_figures(evaluation.vqvae.model, evaluation.images, evaluation.code_maps,
+                                        evaluation.settings.batch, evaluation.settings.seed)
+        return {level: {name: value if math.isfinite(value) else None for name, value in of_level.items()}
+                for level, of_level in figures.items()}
+
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return a line for each level."""
+        return [(f"{level} codes", f"{used} used, perplexity {perplexity}, shuffle drop {drop}")
+                for level, used, perplexity, drop in self.table(figures, report)]
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return a row for each level."""
+        return [(level, f"{found['used']} of {found['size']}", as_text(found["perplexity"], 1),
+                 as_text(found["shuffle_drop"], 3)) for level, found in figures.items()]
+
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write code maps of evenly chosen images for each level, and the histogram of the codes."""
+        size, counts = evaluation.vqvae.model.settings.codebook_size, {}
+        for level, maps in evaluation.code_maps.levels.items():
+            picture = pictures.code_map_picture(
+                maps[evenly(len(maps), PICTURED)], size,
+                title=f"{level.capitalize()} codes of evenly chosen {evaluation.settings.split} images: a colour for "
+                      f"each of {size}")
+            pictures.save_picture(picture, evaluation.out / f"code_images_{level}.png")
+            counts[level] = coding.code_counts(maps, size)
+        charts.code_histogram(counts, evaluation.out / "code_histogram.png")
+
+
+class PriorsJudge(Judge):
+    """This judge computes the bits of the codes under their priors.
+
+    below_best_reference: by which share the prior's bits are below the best reference's; negative if they are above.
+    condition: columns of the manifest that the prior is told.
+    condition_known: share of these values that are known.
+    untold_bits_per_code: what the codes cost if nothing is known, as the references know nothing; None for a prior that
+    is told nothing anyway.
+    bits_per_pixel: of all levels together, where each level has a prior.
+    """
+
+    name = "priors"
+    columns = ("level", "prior", "told nothing", *(name for name, _, _ in COUNTING), "blind guess")
+
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Return the figures of each level that has a prior."""
+        split, seed, report = evaluation.images, evaluation.settings.seed, {}
+        for level, prior in evaluation.priors.items():
+            bits = evaluation.code_bits[level].double()
+            of_images = summarise(bits.mean((1, 2)), split.subjects, seed)
+            counted = evaluation.counting_bits.get(level, {})
+            references = {key: counted.get(kind) for key, kind in sorted((key, kind) for _, key, kind in COUNTING)}
+            known = conditions.numbers(prior.columns, split.facts)
+            report[level] = {
+                "bits_per_code": of_images["mean"], "ci_low": of_images["ci_low"], "ci_high": of_images["ci_high"],
+                **references, "below_best_reference": below_best(of_images["mean"], references),
+                "untold_bits_per_code": evaluation.untold_code_bits[level].double().mean().item()
+                if prior.columns else None,
+                "condition": [column.name for column in prior.columns],
+                "condition_known": 1 - known.isnan().double().mean().item() if prior.columns else None}
+        if evaluation.has_all_priors:
+            cells = {level: bits[0].numel() for level, bits in evaluation.code_bits.items()}
+            report["bits_per_pixel"] = coding.bits_per_pixel(
+                report["top"]["bits_per_code"], report.get("bottom", {}).get("bits_per_code", 0.0), cells["top"],
+                cells.get("bottom", 0), math.prod(split.pixels.shape[2:]))
+            told = any(prior.columns for prior in evaluation.priors.values())
+            report["bits_per_pixel_is"] = BOUND + (", given what the priors are told" if told else "")
+        return report
+
+    def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
+        """Return a line for each prior, and a line for all codes."""
+        rows = []
+        for level in filter(figures.get, report["codes"]):
+            found, ahead = figures[level], figures[level]["below_best_reference"]
+            lead = "" if ahead is None else (
+                f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model that counts")
+            references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING)
+            told = f", told {' '.join(found['condition'])}" if found["condition"] else ""
+            rows.append((f"{level} prior", f"{as_text(found['bits_per_code'], 3)} bits per code{lead} ({references})"
+                                           f"{told}"))
+        if "bits_per_pixel" in figures:
+            rows.append(("all codes", f"{as_text(figures['bits_per_pixel'], 4)} bits per pixel, "
+                                      f"{figures['bits_per_pixel_is']}; stored as they are "
+                                      f"{as_text(report['raw_bits_per_pixel'], 4)}"))
+        return rows
+
+    def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
+        """Return a row for each prior, in bits per code."""
+        return [(level, with_interval(found, "bits_per_code", 3),
+                 *(as_text(found[key], 3) for key in ("untold_bits_per_code", *(key for _, key, _ in COUNTING))),
+                 as_text(math.log2(report["codes"][level]["size"]), 3))
+                for level, found in figures.items() if level in report["codes"]]
+
+    def picture(self, figures: dict, evaluation: Evaluation) -> None:
+        """Write likelihood.png, where each level has a prior."""
+        if evaluation.has_all_priors:
+            shown = evenly(len(evaluation.images), PICTURED)
+            rows = surprise.rows_of(evaluation.images, evaluation.code_bits, shown)
+            pictures.save_picture(pictures.strip(
+                rows, captions=[f"{bits.mean():.3f} bits per pixel" for bits in rows[-1][1].values],
+                title="NLL of the codes: bits per code, all in bits per pixel"), evaluation.out / "likelihood.png")
+
+
+class LikelihoodJudge(Judge):
+    """This judge writes the NLL of the codes of every image to files: see `surprise`."""
+
+    name = "likelihood"
+    columns = ()
+
+    def compute(self, evaluation: Evaluation) -> dict:
+        """Write the files and return where they are."""
+        surprise.write(evaluation.out / self.name, evaluation.images, evaluation.code_bits)
+        return {"folder": self.name, "levels": list(evaluation.code_bits), "unit": "bits per code"}
+
+
+def below_best(bits: float, references: Mapping[str, float | None]) -> float | None:
+    """Return by which share of it `bits` lie below the least of the references: 0.25 for 6 beside 8 and 9.
+
+    Below 0 where they lie above it; None where there is no reference, or it costs nothing.
+    """
+    best = min((bits for bits in references.values() if bits is not None), default=None)
+    return 1 - bits / best if best else None
