@@ -202,7 +202,8 @@ class TestCopies:
 
     def test_a_copy_has_the_codes_of_the_moved_image_and_is_stored(self, trainer):
         """Codes are never mirrored or shifted themselves: the picture is, before it is encoded."""
-        pixels = dataset.load_images(trainer._data_settings()).splits["train"].batch(range(18))
+        seen = dataclasses.replace(trainer.settings, size=trainer.vqvae.config["settings"]["size"])
+        pixels = dataset.load_images(seen).splits["train"].batch(range(18))
         model = load_vqvae("tiny", CPU).model
         for copy in (1, 2):
             draws = random_numbers.uniform(0, f"copy {copy}", np.arange(18)[:, None], np.arange(5)[None])
