@@ -14,7 +14,9 @@ PACKAGES = ("common", "settings", "runs", "scans", "slices", "images", "metrics"
 WITHOUT_TORCH = ("vqvae2", "vqvae2.scans", "vqvae2.slices", "vqvae2.settings.parsing", "vqvae2.commands",
                  "vqvae2.commands.extract", "vqvae2.commands.demo_scans", "vqvae2.slices.extraction")
 TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
-IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}}  # an optional package, asked for when it is needed
+# An optional package, and packages that take a second where most processes need none of them.
+IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}, "charts": {"matplotlib"}, "rates": {"matplotlib"},
+                         "similarity": {"scipy"}}
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())
 
@@ -114,6 +116,13 @@ def test_only_distributed_names_torch_distributed(path):
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_what_starts_fast_loads_no_torch(module):
     code = f"import sys, {module}; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["train_vqvae", "train_prior", "sample"])
+def test_a_command_that_may_be_refused_at_once_loads_neither_charts_nor_scipy(command):
+    code = (f"import sys, vqvae2.commands.{command}; "
+            "raise SystemExit({'matplotlib.figure', 'scipy'} & {*sys.modules} or 0)")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -28,11 +28,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, features
 from tqdm import tqdm
 
@@ -41,6 +40,10 @@ from vqvae2.common.statistics import as_text, evenly
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model, similarity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 KINDS = {"bits_per_pixel": "whole file", "without_header": "without header"}
 FIGURES = {"psnr": ("full", "psnr", "PSNR, full picture", "PSNR (dB)"),
@@ -170,12 +173,13 @@ def rate_needed(curve: Sequence[Mapping[str, float]], kind: str, figure: str, wa
     return float(np.interp(wanted, [value for _, value in best], [rate for rate, _ in best]))
 
 
-def picture(report: dict, path: Path | str) -> Figure:
+def picture(report: dict, path: Path | str) -> "Figure":
     """Draw the figures of DRAWN over the rate, a panel each, from `measure`'s report; write and return it.
 
     Dots are codecs at their settings, joined where they are the best for their rate: solid for whole files, dashed
     without headers. Markers are the model's rates, with the 95 % interval of the model's distortion.
     """
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(5.2 * len(DRAWN), 5.6), layout="constrained")
     panels = figure.subplots(1, len(DRAWN))
     for axis, name in zip(panels, DRAWN):
@@ -188,7 +192,7 @@ def picture(report: dict, path: Path | str) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, report: dict, name: str) -> None:
+def _draw(axis: "Axes", report: dict, name: str) -> None:
     """Draw a panel of `picture`."""
     model, costs = report["model"], report["model"]["points"]
     rates = [point["bits_per_pixel"] for points in (*report["codecs"].values(), costs.values()) for point in points]

@@ -18,7 +18,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_fill_holes
 from torch.nn import functional
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # reference 1, sections III.B and III.C
@@ -69,6 +68,7 @@ def brain_mask(originals: torch.Tensor) -> torch.Tensor:
 
     `originals` is `[n, channels, height, width]`. A hole is background that 4-neighbours do not join to the edge.
     """
+    from scipy.ndimage import binary_fill_holes  # takes half a second, which a refusal and --help need not wait for
     above = (originals > 0).any(1).cpu().numpy()
     return torch.from_numpy(np.array([binary_fill_holes(image) for image in above], dtype=bool).reshape(above.shape))
 

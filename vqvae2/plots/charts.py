@@ -1,22 +1,28 @@
-"""Figures of a run, and the rows of its log.csv -> charts (matplotlib), as files or pictures."""
+"""Figures of a run, and the rows of its log.csv -> charts (matplotlib), as files or pictures.
+
+matplotlib is loaded where the first chart is made: it takes a second, and most processes make none.
+"""
+
+from __future__ import annotations
 
 import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from vqvae2.common import files
 from vqvae2.common.errors import expect
 from vqvae2.metrics import coding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 120
 # Okabe and Ito: told apart by colour-blind readers too. Their yellow, which is hard to see on white, is left out.
@@ -93,6 +99,7 @@ def ssim_histogram(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path 
 
     `figures` is what `metrics.image_figures` gives: area -> metric -> `[n]`; nan values are left out.
     """
+    from matplotlib import ticker
     figure, (axis,) = panels(1)
     spread = {area: values["ssim"][~values["ssim"].isnan()].cpu().numpy() for area, values in figures.items()}
     spread = {area: values for area, values in spread.items() if len(values)}
@@ -102,7 +109,7 @@ def ssim_histogram(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path 
         axis.axvline(values.mean(), color=COLOURS[area], label=f"mean {values.mean():.4g}")
         axis.axvline(values.min(), color=COLOURS[area], linestyle=":", label=f"minimum {values.min():.4g}")
     axis.set(title="SSIM of the images", xlabel="SSIM (1 is equal)", ylabel="images (number)")
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if spread:
         axis.legend(**BELOW, fontsize="small")
     return _finished(figure, out, None)
@@ -218,6 +225,7 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
 
     pyplot's global state is left alone.
     """
+    from matplotlib.figure import Figure
     columns = min(3 if number <= 9 else 4, max(1, number))
     rows = max(1, math.ceil(number / columns))
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
@@ -251,9 +259,10 @@ def _worth_drawing(found: list[Panel]) -> list[Panel]:
 
 
 def _set_scales(axis: Axes, title: str, lines: Lines, x: str) -> None:
+    from matplotlib import ticker
     if x == "images_seen":
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=x != "seconds", min_n_ticks=1, nbins=6))
+        axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=x != "seconds", min_n_ticks=1, nbins=6))
     values = [value for line in lines.values() for _, value in line]
     above_0 = [value for value in values if value > 0]  # before codebooks are placed a distance to them is 0
     if title.startswith(LOG_SCALED) and above_0 and min(values) >= 0 and 10 * min(above_0) < max(above_0):
