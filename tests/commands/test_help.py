@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def test_help_is_the_docstring_word_for_word_and_every_flag(name, capsys):
     shown = capsys.readouterr()
     assert (end.value.code, shown.err) == (0, "")
     assert shown.out.startswith(module.__doc__.rstrip())
-    own = re.search(r"parse\((\w+), __doc__", Path(module.__file__).read_text(encoding="utf-8"))[1]
-    for field in getattr(module, own).__dataclass_fields__:
+    own = re.search(r"parse\(([\w.]+), __doc__", Path(module.__file__).read_text(encoding="utf-8"))[1]
+    for field in attrgetter(own)(module).__dataclass_fields__:
         flag = {"input": "INPUT", "run": "RUN", "runs": "RUN", "out": "(--out|OUT)"}.get(field) or checks.flag(field)
         assert re.search(rf"^\W*(-\w \w+, )?{flag}\b", shown.out, re.M), field
 
