@@ -2,9 +2,9 @@
 
     python -m launch.communication
 
-Nothing is guessed and nothing is sent: gradients are counted from the parameters, and what codebooks exchange is
-recorded in a forward pass and an update on the CPU, with the collectives replaced by recorders. docs/scale.md holds
-what this prints.
+Nothing is guessed and nothing is sent: gradients are counted from the parameters, and the exchange of the codebooks is
+recorded in a forward pass and an update on the CPU, with the collectives replaced by recorders. docs/scale.md has the
+printed tables.
 """
 
 from collections.abc import Iterator

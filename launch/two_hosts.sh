@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Trains on two hosts with plain torchrun. The same line on both; HOST is the first one's name or address:
+# Trains on two hosts with plain torchrun. Run the same line on both hosts; HOST is the first host's name or address:
 #
 #     launch/two_hosts.sh HOST -- train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain
 #
-# Before the -- may stand torchrun's own flags, which beat those below. With
+# torchrun's own flags may stand before the --; they override the flags below. With
 #
 #     launch/two_hosts.sh HOST --nnodes=1:2 --max_restarts=3 -- train_vqvae.py … --batch 16 --global-batch 256
 #
-# the second host may come later, go, and come back: the run goes on with those that are there, at the same global
-# batch (here of 2 hosts x 8 GPUs x 16; without --global-batch the first start fixes it by who is there). The first host must stay, for it holds the rendezvous. The results folder must be on a disk that both share.
+# the second host may come later, go, and come back: the run goes on with the hosts that are there, at the same global
+# batch (here 2 hosts x 8 GPUs x 16; without --global-batch the hosts at the first start fix it). The first host must
+# stay, since it holds the rendezvous. The results folder must be on a disk that both hosts share.
 #
-# Set in the environment where the defaults do not fit:
+# Set these in the environment if the defaults do not fit:
 #     PYTHON              .venv/bin/python
 #     PROCESSES           on this host. Default: one for each GPU, or one
 #     PORT                29500, open on the first host; torch takes further ports as it needs them
@@ -60,7 +61,7 @@ if [ -n "$network" ]; then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$network} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$network}
 fi
 
-# Else a host that joins would wait, in torch 2.13, for an address that was given only at the first start.
+# Without it, in torch 2.13, a host that joins waits for an address that was given only at the first start.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$PYTHON" -m torch.distributed.run --nnodes=2 --nproc_per_node="$PROCESSES" --rdzv_backend=c10d \
     --rdzv_id=two-hosts --rdzv_endpoint="$HOST:$PORT" --local_addr="$address" \

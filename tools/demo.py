@@ -1,16 +1,16 @@
 """Nothing -> demo scans, slices, models, new images and figures: the whole chain, on two cores in minutes.
 
     python -m tools.demo
-In another folder, with models too small to be worth a look, to see within two minutes whether all is installed:
+In another folder, with models too small to learn, to check within two minutes whether all is installed:
     python -m tools.demo --out demo-tiny --subjects 6 --tiny
 
-It runs the commands that you would run on your own scans and prints each command before it starts, so that you can
-paste it and change it. All files go to --out, as far as possible named as in your own work:
+The demonstration runs the commands that you would run on your own scans and prints each command before it starts, so
+that you can paste and change it. All files go to --out, with the usual names where possible:
 
     scans/  slices/  results/oasis/{vqvae,top,bottom}/  samples/  report/
 
-Run it again to go on where it stopped. The brains are synthetic: they show what the software does, and say
-nothing about people. See vqvae2 demo-scans --help.
+Run the same command again to go on where it stopped. The brains are synthetic: they show what the software does, and
+say nothing about people. See vqvae2 demo-scans --help.
 """
 
 import json
@@ -38,11 +38,11 @@ class DemoSettings(Checked):
     """Settings of the demonstration."""
 
     out: Path = Path("demo")
-    """Folder that receives everything."""
+    """Folder that receives all files."""
     subjects: int = 24
-    """Synthetic subjects; every sixth is scanned twice."""
+    """Number of synthetic subjects; every sixth is scanned twice."""
     tiny: bool = False
-    """Small images and models that learn nothing: a test of the installation."""
+    """Small images, and models too small to learn: a test of the installation."""
 
     RULES = (("subjects", lambda subjects: subjects >= 3, "at least 3, one for each split", "The default is 24."),)
 

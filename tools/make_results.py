@@ -1,17 +1,18 @@
-r"""The weights in pretrained/, and scans -> every figure, picture and model card that the documentation shows.
+r"""The weights in pretrained/, and scans -> every table, picture and model card of the documentation.
 
     python -m tools.make_results --scans ~/data/oasis1
 or, with a fresh environment:
     make results SCANS=~/data/oasis1
-Without touching the documentation of this checkout, nor its cards, and of one size only:
+For one size only, without changing the documentation and the cards of this checkout:
     python -m tools.make_results --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine --no-cards
 
 For each size that has a VQ-VAE in pretrained/ it extracts slices, judges the models on subjects that they were not
-trained on, draws samples and completes images, with the project's own scripts, whose commands it prints. Reports and
+trained on, makes samples and completes images, with the project's own scripts, and prints their commands. Reports and
 samples go to --out. Then it copies the pictures to <docs>/pictures, writes the tables into <docs>/results.md, between
 the lines <!-- NAME --> and <!-- end -->, and a card for each model. Run it again to go on where it stopped.
 
-The published figures are of the 56 scans named in docs/results.md; with other scans they are figures of transfer.
+The published numbers are of the 56 scans named in docs/results.md; on other scans the numbers show how well the models
+transfer.
 """
 
 import json
@@ -69,16 +70,16 @@ class ResultsSettings(Checked):
     docs: Path = Path("docs")
     """Folder whose results.md and pictures are written."""
     sizes: tuple[int, ...] = ()
-    """Sizes of the models in pretrained/ that are judged. Default: all."""
+    """Sizes of the models in pretrained/ to judge. Default: all sizes."""
     samples: int = 256
-    """Samples that are judged of each size."""
+    """Number of samples to judge for each size."""
     per_scan: int = 60
-    """Slices of each scan."""
+    """Number of slices of each scan."""
     quick: bool = False
-    """Leave out probe, rates, lesions, and the pictures of samples and completions: to see whether figures are the
-    same."""
+    """Leave out probe, rates, lesions, and the pictures of samples and completions, to check quickly whether the
+    numbers are the same."""
     no_cards: bool = False
-    """Leave the model cards in pretrained/ as they are: they speak of the scans named in docs/results.md."""
+    """Leave the model cards in pretrained/ as they are: they describe the scans named in docs/results.md."""
 
     RULES = (("samples", lambda samples: samples >= 2, "at least 2", "The default is 256."),
              ("per_scan", lambda slices: slices >= 1, "at least 1", "The default is 60."))

@@ -1,4 +1,4 @@
-"""The first word after `vqvae2` -> the command of that name; no other command's module is loaded.
+"""The first word after `vqvae2` -> the command of that name; the modules of other commands are not loaded.
 
 A command is a module of this package: its docstring is its manual, its `main` takes the words after its name.
 """

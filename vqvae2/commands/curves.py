@@ -1,12 +1,13 @@
-r"""Logs of training runs -> their curves on one plot, a panel for each figure, a line for each run.
+r"""Logs of training runs -> their curves on one plot, with a panel for each metric and a line for each run.
 
-Two runs, by name or by folder; a run that is still going is drawn as far as it is:
+Two runs, by name or by folder; a run that is still going is plotted as far as it is:
     vqvae2 curves brain-128 results/oasis/brain-256 --out curves.png
-All runs of a data set over the hours that they took:
+All runs of a data set over the time that they took:
     vqvae2 curves results/oasis/* --x seconds --out curves.png
 
-Figures are of the validation images; of the training images where no run has any. VQ-VAEs and priors may be mixed:
-a panel has the runs that have its figure. A loss can be compared only between runs with the same weights of its parts.
+Metrics are those of the validation images, or of the training images if no run has validation images. VQ-VAEs and
+priors may be mixed: a panel shows the runs that have its metric. Compare a loss only between runs with the same weights
+of the loss's parts.
 """
 
 from collections.abc import Sequence
@@ -36,9 +37,9 @@ class CompareSettings(Checked):
     out: Path = Path("curves.png")
     """The plot: .png, .pdf or .svg."""
     x: Literal["images_seen", "epoch", "seconds"] = "images_seen"
-    """The horizontal axis: runs of other batches and data compare by images seen, or by the time taken."""
+    """The horizontal axis: compare runs with different batches and data by images seen, or by time."""
     title: str = "Training curves"
-    """Stands above the plot."""
+    """Title above the plot."""
     results: Path = Path("results")
     """Folder that holds all runs."""
 

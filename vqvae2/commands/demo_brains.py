@@ -1,9 +1,9 @@
 """The MNI152 template, a seed and a subject -> a synthetic T1 scan: the computations of `vqvae2 demo-scans`.
 
-How one scan comes about: a stationary velocity field (random, plus a flow out of the ventricles that grows with
-age) is integrated by scaling and squaring [1]. Tissue probabilities of the template [2] are bent by it, shifted
-by random fields where cortex is, and sharpened: an average of 152 people has blurred sulci, one person has
-crisp ones. The tissues get the scanner's intensities, a bias field and Rician noise [3].
+One scan is made as follows. A stationary velocity field (random, plus a flow out of the ventricles that grows with age)
+is integrated by scaling and squaring [1]. The resulting deformation bends the tissue probabilities of the template [2].
+They are then shifted by random fields in the cortex, and sharpened: an average of 152 people has blurred sulci, one
+person has crisp sulci. The tissues get the scanner's intensities, a bias field and Rician noise [3].
 
 1. Arsigny et al. 2006, A Log-Euclidean Framework for Statistics on Diffeomorphisms, MICCAI, section 3.
 2. Fonov et al. 2011, Unbiased average age-appropriate atlases for pediatric studies, NeuroImage 54.

@@ -1,18 +1,18 @@
-"""MNI152 template -> synthetic T1 scans of different people, laid out like OASIS-3, without any download.
+"""MNI152 template -> synthetic T1 scans of different people, in folders like those of OASIS-3, without any download.
 
     vqvae2 demo-scans --out demo_scans
     vqvae2 demo-scans --out demo_scans --subjects 60 --seed 1
 
-24 subjects (28 scans, every sixth subject has two sessions) take about a minute on two cores and 90 MB.
-The tree is that of OASIS-3 in BIDS, so `vqvae2 extract --scans demo_scans` reads it like the real one:
+24 subjects (28 scans, since every sixth subject has two sessions) take about a minute on two cores and 90 MB. The
+folders follow OASIS-3 in BIDS, so `vqvae2 extract --scans demo_scans` reads them like the real OASIS-3:
 
     demo_scans/dataset_description.json  README  participants.tsv (participant_id, age, sex)
     demo_scans/sub-OAS30001/ses-d0189/anat/sub-OAS30001_ses-d0189_T1w.nii.gz
 
-The scans are synthetic and good for trying the software only: nothing about people can be learned from them.
-Each is the template that nilearn carries (`pip install -e .[demo]`), bent by a diffeomorphism of its own, with
-folds, ventricles, atrophy, contrast, bias field and noise of its own, and stored with one of several axis
-orders, data types and voxel sizes. Equal seeds give equal files, and a subject does not depend on --subjects.
+The scans are synthetic and good for trying the software only: nothing about people can be learned from them. Each scan
+is the template that nilearn contains (`pip install -e .[demo]`), bent by its own diffeomorphism, with its own folds,
+ventricles, atrophy, contrast, bias field and noise, and stored with one of several axis orders, data types and voxel
+sizes. Equal seeds give equal files, and a subject does not depend on --subjects.
 """
 
 import gzip

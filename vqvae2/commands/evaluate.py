@@ -1,14 +1,14 @@
-"""A VQ-VAE, and its priors where given -> metrics.json and figures about one split.
+"""A VQ-VAE, and its priors if they are given -> metrics.json and figures about one split.
 
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report
 On the validation images, reconstructions only:
     python evaluate.py --vqvae brain-128 --split validate --out report-validate
-What the priors find unusual, as a map for each image (maps/likelihood/*.npy and *.png), and how well such maps find
-synthetic lesions beside an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
+Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.png), and how well these maps find
+synthetic lesions, compared with an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 
-What each figure means is defined in vqvae2/metrics/similarity.py; 95 % intervals are over subjects.
-What is in the maps is defined in vqvae2/evaluation/surprise.py, lesions and scores in vqvae2/evaluation/lesions.py.
+vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals are over subjects.
+vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores.
 """
 
 from vqvae2.evaluation import report, text

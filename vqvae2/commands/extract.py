@@ -6,22 +6,22 @@
     python extract_slices.py --scans ~/data/oasis --out slices-128 --size 128 --bits 16 --workers 8 --strict
     python extract_slices.py --scans /shared/oasis --out /shared/slices --shard 3/8      # on 8 machines, 1/8 to 8/8
 
-OASIS-1 to -4 as downloaded, BIDS trees, FreeSurfer subjects and folders of NIfTI, Analyze or MGH files
-are understood. Without --scans and --out, OASIS_PATH and SLICES_PATH are taken from the environment or
-from .env. Nothing in --scans is changed.
+The command reads OASIS-1 to -4 as downloaded, BIDS trees, FreeSurfer subjects and folders of NIfTI, Analyze or MGH
+files. Without --scans and --out, OASIS_PATH and SLICES_PATH are taken from the environment or from .env. Nothing in
+--scans is changed.
 
     <out>/train, validate, test    <subject>[_<session>][_run-N]_<plane>NNN.png, NNN the plane's index
     <out>/manifest.csv             one row an image; there only while every image is as it says
     <out>/rejected.csv             scans that cannot be used, each with its reason
     <out>/extraction.json          settings, versions and counts
 
-With --layout keras_png_slices also, as links to the same images:
+With --layout keras_png_slices there are also links to the same images:
 
     <out>/keras_png_slices_train, _validate, _test    case_001_slice_0.nii.png, a case for each subject
     <out>/cases.csv                                   case,subject,split,image,link
 
-Run it again to go on where it stopped, or after a change of scans or settings: only what is missing or
-stale is made anew. Slices of scans that are no longer there stay, until --prune. docs/slices.md says more.
+Run the command again to go on where it stopped, or after a change of scans or settings: only missing or stale slices
+are made anew. Slices of scans that are no longer there stay until you give --prune. docs/slices.md says more.
 """
 
 import signal

@@ -2,14 +2,14 @@
 
     python predict.py --vqvae vqvae-128 brain.png --out predicted
     python predict.py -m results/oasis/brain-128 photo.jpg slices/test more.tif --out predicted
-Scans (NIfTI, Analyze, MGH) and folders of them are cut into slices as extract_slices.py does it; 1 a scan unless told:
+Scans (NIfTI, Analyze, MGH) and folders of scans are cut into slices as by extract_slices.py, by default 1 per scan:
     python predict.py --vqvae vqvae-128 sub-01_T1w.nii.gz --out predicted
     python predict.py --vqvae vqvae-128 ~/data/oasis --out predicted --per-scan 5 --extent 0.4 0.7
-At another size than the model was trained on, which its factors must divide:
+At another size than in training; the model's downsampling factors must divide the size:
     python predict.py --vqvae vqvae-128 brain-256.png --out predicted --size 256
 
---vqvae is a folder that train_vqvae.py made, or a name in results/*/ or pretrained/; one or two levels. No manifest, no
-split and no training data are needed. It runs on CUDA or MPS where there is one, else on the CPU.
+--vqvae is a folder that train_vqvae.py made, or a name in results/*/ or pretrained/; the model may have one or two
+levels. No manifest, split or training data is needed. The command runs on CUDA or MPS if there is one, else on the CPU.
 
     <out>/reconstructions/<name>.png         what the codes alone give back
     <out>/originals/<name>.png               what the model was given, where it is not the file itself: slices of
@@ -22,13 +22,15 @@ split and no training data are needed. It runs on CUDA or MPS where there is one
     <out>/rejected.csv                       files in folders that cannot be read, with the reason
     <out>/predict.json                       settings and versions; says that this folder is predict.py's
 
-An image of another size is resized to the size that the model was trained on, in its proportions, with black borders
-where they differ (stretched or cropped, where the model was trained with --size). 16-bit images are read over their
-whole range; of a file with several pages the first is read. A folder is searched to any depth; one that holds scans
-is read for its scans. A file that is named and cannot be read is an error, before anything is written.
+An image of another size is resized to the size that the model was trained on. The image keeps its proportions and gets
+black borders if they differ (it is stretched or cropped if the model was trained with --size). 16-bit images are read
+over their whole range; of a file with several pages only the first page is read. A folder is searched to any depth; in
+a folder that holds scans, only the scans are read. If a file is named and cannot be read, that is an error before
+anything is written.
 
-The figures are no benchmark: nothing is known of whose images these are. evaluate.py judges a model on unseen subjects.
-An image that the model was trained on, and a scan of a subject of such a name, is warned about and counted.
+The metrics are no benchmark, since the subjects of the images are unknown; evaluate.py judges a model on unseen
+subjects. The command warns of images that the model was trained on, and of scans whose subject has the name of a
+training subject, and counts both.
 """
 
 from vqvae2.evaluation import prediction

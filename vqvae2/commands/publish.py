@@ -1,12 +1,12 @@
-"""A run's folder -> a folder that may be passed on: weights, settings, log, curves, card; without paths of the machine.
+"""A run's folder -> a folder to share: weights, settings, log, curves and model card, without paths of your machine.
 
     vqvae2 publish results/oasis/brain-128 pretrained/vqvae-128
 With 16-bit weights, half as large (the bits per code of the shipped priors changed by 0.0001 on validation images):
     vqvae2 publish results/oasis/brain-128-top pretrained/top-128 --bf16
 
-A prior belongs to its VQ-VAE by the hash of the VQ-VAE's weights: publish a VQ-VAE before its priors are trained if
-the VQ-VAE is to have 16-bit weights, else as it is. The folder has the layout of the Hugging Face hub, with a card in
-README.md, whose licence and data are yours to add; publishing again writes it anew:
+A prior is bound to its VQ-VAE by the hash of the VQ-VAE's weights. If the VQ-VAE is to have 16-bit weights, publish it
+before its priors are trained, else without --bf16. The folder has the layout of the Hugging Face hub, with a card in
+README.md; add the licence and the data to the card yourself. Publishing again writes the folder anew. To upload it:
     huggingface-cli upload NAME/vqvae-128 pretrained/vqvae-128
 """
 
@@ -58,7 +58,7 @@ class PublishSettings:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that receives model.safetensors, config.json, log.csv, curves.png and README.md."""
     bf16: bool = False
-    """Round the weights to 16 bit."""
+    """Round the weights to 16 bits."""
 
 
 def publish(run: Path, out: Path, bf16: bool = False) -> str:

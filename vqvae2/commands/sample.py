@@ -1,45 +1,47 @@
-r"""A VQ-VAE and its priors -> new images, or completions of images that are given, a grid of them, and their codes.
+r"""A VQ-VAE and its priors -> new images, or completions of given images, with a grid of the images, and their codes.
 
 New images:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --count 64 --out samples
-Likelier and less varied, the bottom level more so (one value serves both levels, two are top, bottom):
+Likelier and less varied images, with a stronger limit for the bottom level (one value is for both levels, two values
+are top, bottom):
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-cool \
         --count 16 --temperature 0.9 0.8 --top-k 0 100 --top-p 1 0.95
-Of women of 60 to 80 years, where the priors were trained with --condition age sex; twice as strictly as learned:
+Images of women of 60 to 80 years, from priors that were trained with --condition age sex, with twice the learned
+effect:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-women \
         --condition sex=F age=60..80 --guidance 2
 The likeliest of 4 candidates for each image, or the one whose codes survive decoding and encoding best:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-likely --reject 4
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out samples-stable \
         --reject 4 --reject-by agreement
-On 4 GPUs, or on 4 cores; the images are those of one process:
+On 4 GPUs, or on 4 cores; the images are the same as from one process:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=4 \
         sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --count 5000 --out samples
 
-The left half of each test picture (as it is seen: the subject's right) drawn anew, 4 times:
+The left half of each test picture (as it is seen: the subject's right) made anew, 4 times:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out completed \
         --inpaint data/oasis-2d/test --mask left
-What is white in a picture of the same size drawn anew, 8 times, with a seam of 4 pixels:
+The white part of a mask picture of the same size made anew, 8 times, with a seam of 4 pixels:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out completed-hole \
         --inpaint data/oasis-2d/test --mask hole.png --count 8 --blend 4
-The codes marked -1 in a code file:
+The codes marked -1 in a code file sampled anew:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out completed-codes \
         --inpaint codes.npz
 
---out receives images/NNNNNN.png (with --inpaint images/<name>-NNNNNN.png), grid.png, codes.npz (as
-codes/<split>.npz of a VQ-VAE) and sample.json. Images are written as they are finished. The same command goes on after
-Ctrl-C, a signal or a kill; one with a larger --count adds images, one with a smaller removes those beyond it.
-Another --batch or number of processes gives the same images.
+--out receives images/NNNNNN.png (with --inpaint images/<name>-NNNNNN.png), grid.png, codes.npz (as codes/<split>.npz of
+a VQ-VAE) and sample.json. Images are written as they are finished. The same command goes on after Ctrl-C, a signal or a
+kill. A larger --count adds images; a smaller --count removes the images beyond it. Another --batch or number of
+processes gives the same images.
 
-A mask hides pixels: they are 0 before the image is encoded, and every code above one of them is drawn anew, so that
-nothing of them can get into a completion. Visible pixels stay the original's; --blend fades beside the mask. Codes
-are drawn in raster order, from the top left: those of an upper or left part do not see what stays below them or at
-their right, and --reject 8, which counts how likely that then is, keeps completions that fit it. 16-bit images become
-8-bit ones.
+A mask hides pixels: hidden pixels are 0 before the image is encoded, and every code whose cell has a hidden pixel is
+sampled anew, so nothing of the hidden pixels can get into a completion. Visible pixels keep their original values;
+--blend fades beside the mask. Codes are sampled in raster order, from the top left: codes of a hidden upper or left
+part do not see the visible part below them or at their right. --reject 8 keeps completions that fit the visible part,
+since it counts how likely the visible codes then are. 16-bit images become 8-bit images.
 
---reject keeps the likeliest codes, which is not the same as the most typical image: likely images have small brains and
-much background, and many candidates cost variety, as a low temperature does. sample.json says what share was kept and
-how it compares with all.
+--reject keeps the likeliest codes, but the likeliest image is not the most typical: likely images have small brains and
+much background, and many candidates reduce variety, as a low temperature does. sample.json says which share was kept
+and compares the kept candidates with all.
 """
 
 

@@ -2,7 +2,7 @@
 
     vqvae2 status results/oasis/brain-128
 
-Exit status: 0 if the run has made all its epochs, 1 if not, 2 if that cannot be told.
+Exit status: 0 if the run has made all its epochs, 1 if not, 2 if the run's state cannot be read.
 """
 
 import sys

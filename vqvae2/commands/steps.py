@@ -1,4 +1,4 @@
-"""Commands and their arguments -> the same chain run step by step, each command printed so that it can be pasted."""
+"""Commands and their arguments -> the commands run one after the other, each printed so that it can be pasted."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-r"""Images -> a small feature network in results/<dataset>/<savename>/, in whose features samples are judged.
+r"""Images -> a small network in results/<dataset>/<savename>/, whose features serve to judge samples.
 
 One process, on the CPU or on one GPU:
     vqvae2 train-features --dataset oasis --batch 32 --epochs 20 --savename features
@@ -6,9 +6,10 @@ One machine with 8 GPUs:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 -m vqvae2 train-features \
         --dataset oasis --batch 4 --epochs 20 --savename features
 
-Train it on the images that your models are trained on, and give it to evaluate.py by --features; without that flag
-the one in vqvae2/evaluation/network judges. The same command goes on where a run was stopped. --batch is for each
-process. harms.csv shows what the network notices: MMD and Fréchet distance of validation images to which harm was done.
+Train the network on the images that your models are trained on, and give it to evaluate.py by --features; without this
+flag the network in vqvae2/evaluation/network is used. The same command goes on where a run was stopped. --batch counts
+the images of one process. harms.csv shows what the network notices: MMD and Fréchet distance of validation images after
+each kind of harm.
 """
 
 import dataclasses

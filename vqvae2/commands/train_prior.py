@@ -1,17 +1,17 @@
 r"""Codes of a trained VQ-VAE -> a trained PixelCNN prior in results/<dataset>/<savename>/.
 
-The top prior, then the bottom prior, which is conditioned on the top codes (either may be first):
+The top prior, then the bottom prior, which is conditioned on the top codes (in any order):
     python train_pixel_cnn.py --level top --vqvae brain-128 \
         --dataset oasis --batch 16 --epochs 100 --savename brain-128-top
     python train_pixel_cnn.py --level bottom --vqvae brain-128 \
         --dataset oasis --batch 16 --epochs 60 --savename brain-128-bottom
-Told where a slice was taken, and more training maps, of images that are mirrored, shifted and scaled:
+A prior conditioned on the position of a slice, with more code maps: of mirrored, shifted and scaled images:
     python train_pixel_cnn.py --level top --vqvae brain-128 --dataset oasis --batch 4 --epochs 30 \
         --savename brain-128-top-told --condition position_mm --copies 5
-The one level of a plain VQ-VAE, by a gated PixelCNN without attention:
+The single level of a plain VQ-VAE, with a gated PixelCNN without attention:
     python train_pixel_cnn.py --level top --vqvae brain-128-plain --network gated \
         --dataset oasis --batch 4 --epochs 30 --savename brain-128-plain-top
-The prior of a VQ-VAE that was trained as a preset says:
+The prior of a VQ-VAE that was trained with a preset:
     python train_pixel_cnn.py --preset own-images --level top --data ~/pictures
 One machine with 8 GPUs:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_pixel_cnn.py \
@@ -21,8 +21,8 @@ Two machines (run on both; HOST is the first one's address):
         --rdzv_endpoint=HOST:29500 train_pixel_cnn.py \
         --level bottom --vqvae brain-256 --dataset oasis --batch 16 --epochs 60 --savename brain-256-bottom
 
-The codes are extracted once into the VQ-VAE's folder and serve both levels. Losses are bits per code; beside
-them stand three reference models that only count. A prior that does not beat them has learned nothing.
+The codes are extracted once into the VQ-VAE's folder, for both levels. Losses are bits per code, and stand beside the
+bits of three reference models that only count. A prior that does not beat these models has learned nothing.
 """
 
 

@@ -9,11 +9,11 @@ Two machines with 8 GPUs each (run on both; HOST is the first one's address):
     python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \
         --rdzv_endpoint=HOST:29500 train_vqvae.py --dataset oasis --batch 16 --epochs 60 --savename brain-256
 
-A set-up by its name, on any folder of pictures (below is a list; flags beat it):
+A preset, on any folder of pictures (the presets are listed below; flags override them):
     python train_vqvae.py --preset own-images --data ~/pictures
 
-The same command goes on where a run was stopped. --batch is for each process.
-Watch each level's used codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
+The same command goes on where a run was stopped. --batch counts the images of one process. Watch each level's used
+codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing.
 """
 
 import dataclasses

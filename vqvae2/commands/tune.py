@@ -1,28 +1,28 @@
-r"""Images -> trainings with other settings, one after the other -> the best settings as a preset.
+r"""Images -> many trainings with different settings -> the best settings as a preset.
 
 A first search, ten short trainings of the smallest preset:
     vqvae2 tune --study first --preset vqvae2-tiny --trials 10 --epochs 5
-Forty trainings of ten epochs, two at a time (on a machine with several GPUs each has its own):
+Forty trainings of ten epochs, two at a time (with several GPUs each training has its own):
     vqvae2 tune --study brain-128 --dataset oasis --batch 16 --epochs 10 --trials 40 --workers 2
-Two settings alone, one in a range of yours and one of three values, on pictures of a folder:
+Only two settings, one in a range of yours and one of three values, on pictures of a folder:
     vqvae2 tune --study rate --dataset folder --data my-pictures --size 128 --batch 32 --epochs 10 \
         --search learning_rate=1e-4..1e-3 codebook_size=64,128,256 --trials 12
 
 Each trial is a training as train_vqvae.py makes it, of --epochs epochs, in a folder of its own in results/tune/NAME/.
-All flags of train_vqvae.py, and --preset, say what the trials have in common, and what the first trial tries; --search
-says what is searched, by default
+All flags of train_vqvae.py, and --preset, give the settings that the trials have in common, and all settings of the
+first trial; --search gives the settings that are searched, by default
     learning_rate=0.0001..0.003  codebook_size=128,256,512,1024  embedding_dim=16,32,64,128  commitment=0.05..1
     decay=0.9..0.999  ssim_weight=0.003..0.3  gradient_weight=0..0.1  prediction=0.05..1
 
-The score is the SSIM of the validation images, less what is missing in the use of the codes; docs/tuning.md has the
-formula. More codes would always buy SSIM, so codebooks of more than --bits-per-pixel raw bits per pixel (0.75) are not
+The score is the SSIM of the validation images, less a penalty for codes that are not used well; docs/tuning.md has the
+formula. More codes always raise SSIM, so codebooks of more than --bits-per-pixel raw bits per pixel (0.75) are not
 tried. A trial that is worse than half of the others at the same epoch is pruned.
 
-The same command goes on where a study was stopped, in the middle of a training too; more --trials make it longer.
+The same command goes on where a study was stopped, even in the middle of a training; a larger --trials adds trials.
     results/tune/NAME/best.toml     the best so far: python train_vqvae.py --preset results/tune/NAME/best.toml
     results/tune/NAME/trials.csv    all trials; trials.png shows them
     results/tune/NAME/study.db      Optuna's database, for its own viewers too
-It needs one more package: pip install -e '.[tune]'
+The command needs one more package: pip install -e '.[tune]'
 """
 
 import dataclasses

@@ -58,13 +58,13 @@ class FeatureSettings(TrainingSettings):
     """Settings of vqvae2 train-features."""
 
     dims: int = 32
-    """Features of an image. A Fréchet distance needs more unseen images, of many subjects, than features."""
+    """Number of features of an image. A Fréchet distance needs more unseen images, of many subjects, than features."""
     channels: int = 32
     """Width of the first convolution, a multiple of 4; the others are twice as wide."""
     redraw: float = 3.0
-    """Weight of redrawing the small picture from the features, beside telling the harm."""
+    """Weight of reconstructing a small picture from the features; the weight of recognising the harm is 1."""
     harm: float = 0.25
-    """Share of the training pictures that each kind of harm is done to; several may come together."""
+    """Share of the training pictures that each kind of harm changes; several kinds may come together."""
 
     learning_rate: float = 2e-3
     """Peak learning rate; it falls to 0 by a cosine over the epochs."""

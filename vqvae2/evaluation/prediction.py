@@ -66,30 +66,30 @@ class PredictSettings(Checked):
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
     out: Path
-    """Folder that receives everything. A folder that predict.py made before is replaced."""
+    """Folder that receives all results. A folder that predict.py made before is replaced."""
     size: Annotated[int | None, SAID] = None
-    """Height and width in pixels at which images go through the model. Without it: the size that the model was
-    trained on."""
+    """Height and width in pixels of the images that the model gets. Without it: the size that the model was trained
+    on."""
     batch: int = 32
     """Images at a time."""
     planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
-    """One or more anatomical planes, for scans. Without it: the planes of the model's own slices, where its config says
-    them, or axial."""
+    """One or more anatomical planes, for scans. Without it: the planes of the model's training slices, if its config
+    has them, else axial."""
     per_scan: int = 1
     """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
     extent: Annotated[tuple[float, float] | None, SAID] = None
-    """Part of the brain that planes come from, for scans: fractions from inferior, posterior or left. Without it:
-    the part of the model's own slices, where its config says it, or 0.3 0.8."""
+    """Part of the brain in which planes are chosen, for scans: fractions from inferior, posterior or left. Without it:
+    the part of the model's training slices, if its config has it, else 0.3 0.8."""
     field_of_view: Annotated[float | None, SAID] = None
-    """Height and width of a slice in mm, for scans. Without it: those of the model's own slices, where its config says
-    them, or 224."""
+    """Height and width of a slice in mm, for scans. Without it: the value of the model's training slices, if its config
+    has it, else 224."""
     assume_orientation: Annotated[str | None, SAID] = None
-    """Direction in which the indices of scans grow (RAS, LAS, …) where neither header nor known layout says it."""
+    """The directions in which a scan's three indices grow (RAS, LAS, …), if neither its header nor its layout says."""
     volume: Annotated[int | None, SAID] = None
-    """Number of the volume, from 0, that is taken from a series of volumes. Without it: a series is not read."""
+    """The volume, counted from 0, to take from a file that holds a series. Without it: such files are not read."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
-    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. The name of a
-    scan that is given itself may end in any way."""
+    """Endings of the names of scans in folders (T2w, FLAIR, …). Without it: T1-weighted scans. A scan that is given by
+    its own path may have any name."""
 
     RULES = (("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),)
 

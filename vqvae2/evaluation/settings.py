@@ -20,9 +20,9 @@ class EvaluateSettings(Checked):
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
     top: str | None = None
-    """The top prior, a folder or a name likewise: its bits per code are judged, and samples are drawn from it."""
+    """The top prior, also a folder or a name: its bits per code are judged, and images are sampled from it."""
     bottom: str | None = None
-    """The bottom prior, a folder or a name likewise."""
+    """The bottom prior, also a folder or a name."""
     out: Path
     """Folder that receives metrics.json and the figures."""
     split: Literal["train", "validate", "test"] = "test"
@@ -32,25 +32,25 @@ class EvaluateSettings(Checked):
     batch: int = 32
     """Images at a time."""
     samples: int = 64
-    """Images drawn from the priors, where they are given; 0 for none. More make the figures of samples surer."""
+    """Images sampled from the priors, if priors are given; 0 for none. More samples make their metrics more precise."""
     sampled: Annotated[Path | None, SAID] = None
-    """Judge the samples in this folder, such as OUT/images of sample.py, instead of drawing some. They are of the size
-    of the images, and may come from any model."""
+    """Judge the samples in this folder, such as OUT/images of sample.py, instead of new ones. The samples must have the
+    size of the images, and may come from any model."""
     temperature: tuple[float, ...] = (1.0,)
     """Temperature of the samples. One value for both levels, or two: top, bottom."""
     top_k: tuple[int, ...] = (0,)
-    """Samples are drawn from the K likeliest codes only; 0 for all. One value or two."""
+    """Sample only among the K likeliest codes; 0 for all. One value or two."""
     top_p: tuple[float, ...] = (1.0,)
-    """Samples are drawn from the likeliest codes that together have this probability. One value or two."""
+    """Sample only among the likeliest codes that together have this probability. One value or two."""
     features: Annotated[str | None, SAID] = None
-    """Network whose features Fréchet distance, MMD, precision and recall are taken of: a run of vqvae2 train-features,
-    or a TorchScript file such as an Inception of yours. Default: the small network in vqvae2/evaluation/network."""
+    """Network whose features Fréchet distance, MMD, precision and recall compare: a run of vqvae2 train-features, or a
+    TorchScript file such as an Inception of yours. Default: the small network in vqvae2/evaluation/network."""
     probe: bool = False
-    """Train a small classifier to tell samples from real images: its AUROC is 0.5 where it cannot."""
+    """Train a small classifier to tell samples from real images: an AUROC of 0.5 means that it cannot."""
     rates: bool = False
     """Compare bits per pixel, PSNR and SSIM with JPEG, WebP and JPEG 2000."""
     likelihood: bool = False
-    """Write for each image the NLL of its codes, brought up to pixels: <out>/likelihood/*.npy and *.png."""
+    """Write a map of the NLL of each image's codes, in the pixels of their cells: <out>/likelihood/*.npy and *.png."""
     lesions: bool = False
     """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
     seed: int = 0

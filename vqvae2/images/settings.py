@@ -22,19 +22,20 @@ class DataSettings(Checked):
     data: Path | None = None
     """Folder of the images. Default: SLICES_PATH."""
     size: int | None = None
-    """Resize images to this height and width in pixels; needed where they differ."""
+    """Resize images to this height and width in pixels; needed if their sizes differ."""
     fit: Literal["stretch", "crop"] = "stretch"
-    """How an image that is not square becomes --size by --size: stretch it, or crop its middle."""
+    """How an image that is not square becomes --size by --size: stretch the image, or crop its middle."""
     colours: Literal["auto", "grey", "rgb"] = "auto"
-    """auto: grey where all images are. grey and rgb turn all into that."""
+    """auto: grey if all images are grey, else rgb. grey and rgb convert all images."""
     split: tuple[float, float, float] = (64, 16, 20)
-    """Shares for train, validate and test where --dataset folder is not split yet."""
+    """Shares of train, validate and test, if --dataset folder has no folders for them."""
     subject_pattern: str | None = None
     """Regular expression whose first group is the subject in an image's name (--dataset folder)."""
     allow_leak: bool = False
-    """Go on where a subject is in two splits, as in some public data sets; every report then says so."""
+    """Accept data with a subject in two splits, as in some public data sets; every report then says so."""
     seed: int = 0
-    """Seed of the weights, the order of images and every draw, and of the split where --dataset folder has none."""
+    """Seed of the weights, the order of images and all random numbers, and of the split, if --dataset folder has
+    none."""
 
     RULES = (SPLIT, SEED, SUBJECT_PATTERN, ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "Try 128."))
 
@@ -50,11 +51,12 @@ class AugmentationSettings(Checked):
     """Whether a training sees another picture of each image in each epoch, and how far the pictures may differ."""
 
     augment: bool = False
-    """Train on another picture of each image in each epoch, within the bounds that follow; validation never does."""
+    """Change each training image at random in each epoch, within the bounds that follow; validation images stay."""
     no_mirror: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Mirror none. Otherwise half of the images are, left-right, except those that manifest.csv calls sagittal."""
+    """Mirror no images. Without it half of them are mirrored left-right, except slices that manifest.csv calls
+    sagittal."""
     rotate_degrees: float = 5.0
-    """Largest rotation either way; 0 for none, here and below."""
+    """Largest rotation either way; 0 for none, as for the bounds below."""
     shift_mm: float = 5.0
     """Largest shift across, and largest shift down."""
     scale_percent: float = 5.0
@@ -64,7 +66,7 @@ class AugmentationSettings(Checked):
     intensity_percent: float = 10.0
     """Largest change of the brightness, and of the contrast."""
     picture_mm: float | None = None
-    """Width of an image in mm, for these bounds. Default: what extraction.json says, or 224 where there is none."""
+    """Width of an image in mm, for these bounds. Default: the width in extraction.json, or 224 without this file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

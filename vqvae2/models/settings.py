@@ -28,8 +28,8 @@ class VqvaeSettings(Checked):
     norm: Literal["none", "group"] = "none"
     """group: GroupNorm after each convolution inside the networks."""
     standardise: bool = False
-    """Give the network images less their mean and divided by their standard deviation, both over all training images;
-    the reconstruction's error is divided by the variance likewise."""
+    """Subtract the mean of all training images from each image and divide by their standard deviation; the
+    reconstruction's error is divided by their variance."""
     levels: Literal[1, 2] = 2
     """2: VQ-VAE-2, a top and a bottom code map. 1: plain VQ-VAE, one code map, called top."""
     downsample: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class VqvaeSettings(Checked):
     codebook_size: int = 512
     """Embeddings in each codebook. With --quantizer fsq it becomes the product of --fsq-levels."""
     fsq_levels: tuple[int, ...] = ()
-    """Levels of each rounded number, --quantizer fsq alone, such as 8 6 5 for 240 codes. Default: the recommended
+    """Levels of each rounded number, only for --quantizer fsq, such as 8 6 5 for 240 codes. Default: the recommended
     levels whose product is nearest to --codebook-size."""
     embedding_dim: int = 64
     """Dimension of an embedding."""
@@ -51,19 +51,19 @@ class VqvaeSettings(Checked):
     commitment: float = 0.25
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3); --quantizer fsq has none."""
     decay: float = 0.99
-    """Share of its past that a codebook keeps at each step (gamma in its appendix A.1), or with --quantizer fsq the
-    mean and deviation of what is rounded. Not for --quantizer gradient."""
+    """Share of its past that a codebook keeps at each step (gamma in van den Oord 2017, appendix A.1); with --quantizer
+    fsq, share that the mean and deviation of the rounded numbers keep. Not for --quantizer gradient."""
     restart_every: int = 10
-    """Steps between restarts of embeddings that are not in use; 0 for none, and most of them will never be. Not for
+    """Steps between restarts of unused embeddings; 0 for no restarts, and most embeddings then stay unused. Not for
     --quantizer fsq."""
     start_steps: int = 100
     """Steps without quantising before k-means places the codebooks. Not for --quantizer fsq."""
     prediction: float = 0.25
-    """Weight of the error of what the top predicts of the bottom's features."""
+    """Weight of the error of the top's prediction of the bottom's features."""
     ssim_weight: float = 0.03
-    """Weight of 1 - SSIM of the reconstruction, beside its squared error."""
+    """Weight of 1 - SSIM of the reconstruction; the weight of its squared error is 1."""
     gradient_weight: float = 0.0
-    """Weight of the absolute error of neighbouring pixels' differences."""
+    """Weight of the absolute error of the differences between neighbouring pixels."""
 
     RULES = (
         ("downsample", lambda factors: all(f >= 2 and f & (f - 1) == 0 for f in factors), "powers of 2, from 2",

@@ -12,19 +12,20 @@ class PriorSettings(Checked):
     """The architecture of a prior."""
 
     level: Literal["top", "bottom"]
-    """The codes to learn: top, or bottom given top."""
+    """The level of the codes to learn: top, or bottom given the top codes."""
     channels: int = 128
     """Width of the network."""
     layers: int = 8
     """Gated residual layers."""
     network: Literal["snail", "gated"] = "snail"
-    """snail: PixelSNAIL, gated residual layers and, in the top prior, self-attention. gated: gated PixelCNN without."""
+    """snail: PixelSNAIL, gated residual layers and, in the top prior, self-attention. gated: gated PixelCNN, no
+    attention."""
     attention_every: int = 4
     """Layers between self-attention blocks in the top prior; 0 for none."""
     heads: int = 4
     """Attention heads."""
     condition: tuple[str, ...] = ()
-    """Columns of the manifest that the prior is told, such as age sex position_mm; a value may be unknown."""
+    """Columns of the manifest that the prior is conditioned on, such as age sex position_mm; a value may be unknown."""
     dropout: float = 0.2
     """Share of channels dropped in each layer while training."""
 

@@ -23,28 +23,28 @@ class RunSettings(Checked):
     accumulate: int = 1
     """Micro-batches per step, each of --batch images."""
     global_batch: int | None = None
-    """Images per step over all processes, in place of --accumulate: the same whatever the number of processes. Default:
-    what the first start makes of processes x batch x accumulation."""
+    """Images per step over all processes, in place of --accumulate; it stays the same for any number of processes.
+    Default: processes x batch x accumulation of the first start."""
     results: Path = Path("results")
     """Folder that holds all runs."""
     resume: Literal["auto", "never"] = "auto"
-    """auto goes on where the run of this name stopped; never refuses a folder that holds a run."""
+    """auto: go on where the run of this name stopped. never: refuse a folder that holds a run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto takes bf16 where the device computes it natively."""
+    """auto: bf16 if the device computes it natively, else fp32."""
     compile: Literal["auto", "never", "always"] = "auto"
-    """auto compiles convolutions (torch.compile) on CUDA, where a compiler works; on a CPU it does not pay."""
+    """auto: compile convolutions (torch.compile) on CUDA if a compiler works; on a CPU compiling does not pay."""
     learning_rate: float = 1e-3
     """Peak learning rate; it falls to 0 by a cosine over the epochs."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises from 0."""
     clip: float = 0.0
-    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
+    """Largest norm of the gradient; larger gradients are scaled down to this norm; 0 for no limit."""
     pictures_every: int = 1
     """Epochs between pictures."""
     checkpoint_minutes: float = 10
-    """Minutes between saves inside an epoch; the state is saved at the end of each epoch anyway."""
+    """Minutes between saves inside an epoch; the state is also saved at the end of each epoch."""
     timeout_minutes: float = 10
-    """Minutes that a process waits for the others before it gives up: a machine whose link is cut does not say so."""
+    """Minutes that a process waits for the others before it gives up; a machine whose link is cut sends no notice."""
     threads: int | None = None
     """CPU threads of each process. Default: the cores divided by the processes of this machine."""
 
@@ -80,8 +80,9 @@ class PresetSettings(Checked):
     """The setting that the trainings share for which a preset has tables."""
 
     preset: str | None = None
-    """Other defaults, listed above by their names, or a .toml file of yours; flags beat them. Then --savename is the
-    preset's name (a prior's with the level), and --vqvae likewise, if they are not given."""
+    """A preset of the list above, or a .toml file of yours: it sets other defaults, and flags override them. Without
+    --savename the run has the preset's name (a prior's also has the level); the default of --vqvae is the preset's name
+    too."""
 
 
 def as_before(old: dict) -> dict:

@@ -32,44 +32,46 @@ class SampleSettings(Checked):
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
     top: str
-    """The top prior, likewise."""
+    """The top prior, also a folder or a name."""
     bottom: str | None = None
-    """The bottom prior, likewise; a one-level VQ-VAE has none."""
+    """The bottom prior, also a folder or a name; a one-level VQ-VAE has none."""
     out: Path
-    """Folder that receives the images and a grid of them. One that holds some of them already is gone on with."""
+    """Folder that receives the images and a grid of them. A folder that already holds some of the images is
+    completed."""
     count: Annotated[int | None, SAID] = None
     """Number of images, 64 if not given; with --inpaint the number of completions of each image, 4 if not given."""
     temperature: tuple[float, ...] = (1.0,)
-    """One value for both levels, or two: top, bottom. Below 1 draws likelier codes."""
+    """One value for both levels, or two: top, bottom. Values below 1 give likelier codes."""
     top_k: tuple[int, ...] = (0,)
-    """Draw among the K likeliest codes only; 0 for all. One value or two."""
+    """Sample only among the K likeliest codes; 0 for all. One value or two."""
     top_p: tuple[float, ...] = (1.0,)
-    """Draw among the likeliest codes that together have this probability. One value or two."""
+    """Sample only among the likeliest codes that together have this probability. One value or two."""
     condition: tuple[str, ...] = ()
-    """Facts of the images, as NAME=VALUE of columns that the priors were told: age=70 sex=F. A range such as
-    position_mm=-20..30 gives each image its own value. What is not given is unknown."""
+    """Facts of the images, as NAME=VALUE of columns in the priors' own --condition: age=70 sex=F. A range such as
+    position_mm=-20..30 gives each image its own value. Columns that are not given are unknown."""
     guidance: tuple[float, ...] = (1.0,)
-    """How far --condition counts: 1 as learned, 2 twice as far (each code then costs two). One value or two."""
+    """Strength of --condition: 1 is as learned, 2 twice as strong (each code then takes twice the time). One value or
+    two."""
     inpaint: Annotated[Path | None, SAID] = None
-    """Complete these images instead of drawing new ones: a folder of images, with --mask; or a code file (.npz, like
-    codes/<split>.npz), whose codes marked -1 are drawn."""
+    """Complete these images instead of making new ones: a folder of images, with --mask; or a code file (.npz, like
+    codes/<split>.npz), whose codes marked -1 are sampled."""
     mask: Annotated[str | None, SAID] = None
-    """The part of each image of --inpaint that is drawn anew: left, right, upper or lower half of the picture as it
-    is seen, or an image file of the same size, white where it is to be drawn."""
+    """The part of each image of --inpaint that is made anew: left, right, upper or lower half of the picture as it is
+    seen, or an image file of the same size that is white in this part."""
     blend: int = 0
     """Pixels beside the mask over which a completion fades into the original; 0 leaves every visible pixel alone."""
     reject: int = 1
-    """Draw N candidates for each image and keep the best of them. The likeliest is not the most typical: see above."""
+    """Sample N candidates for each image and keep the best. The likeliest image is not the most typical: see above."""
     reject_by: Literal["likelihood", "agreement"] = "likelihood"
-    """The best has the likeliest codes (both levels, temperature 1), or has most of its codes back when it is encoded
-    again."""
+    """likelihood: the best candidate has the likeliest codes (both levels, temperature 1). agreement: the best
+    candidate has the most codes that are the same after decoding and encoding."""
     precision: Literal["auto", "fp32"] = "auto"
-    """auto draws in float64 where the device has it, so that no image depends on --batch; fp32 takes half the time, and
-    with another --batch about one image in 64 is then another one."""
+    """auto: sample in float64 if the device has it, so that no image depends on --batch. fp32: half the time, but about
+    one image in 64 changes with --batch."""
     seed: int = 0
-    """Image (or completion) N depends on (seed, N) only, not on the batch or the number of processes."""
+    """Image (or completion) N depends only on (seed, N), not on the batch or the number of processes."""
     batch: int = 16
-    """Images drawn at the same time by each process."""
+    """Images that each process samples at the same time."""
 
     RULES = (*FREEDOM, one_or_two("guidance", lambda value: value >= 0, "0 or more"), SEED,
              ("count batch reject", lambda value: value >= 1, "at least 1", "Give a larger number."),

@@ -32,22 +32,23 @@ class ExtractSettings(Checked):
     per_scan: int = 1
     """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
     extent: tuple[float, float] = (0.3, 0.8)
-    """Part of the brain that planes come from, from 0 (inferior, posterior, left) to 1 (superior, anterior, right)."""
+    """Part of the brain in which planes are chosen, from 0 (inferior, posterior, left) to 1 (superior, anterior,
+    right)."""
     size: int = 256
     """Height and width of a slice in pixels."""
     field_of_view: float = 224
-    """Height and width of a slice in mm, centred on the brain; what lies beyond is cut off."""
+    """Height and width of a slice in mm, centred on the brain; parts beyond are cut off."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the PNGs."""
     layout: Literal["oasis", "keras_png_slices"] = "oasis"
     """keras_png_slices: the slices also stand in keras_png_slices_train, _validate and _test, as links named
-    case_001_slice_0.nii.png; cases.csv says who is which case."""
+    case_001_slice_0.nii.png; cases.csv lists the subject of each case."""
     split: tuple[float, float, float] = (64, 16, 20)
     """Shares of the subjects for train, validate and test."""
     seed: int = 0
     """Seed of the split by subject."""
     assume_orientation: Annotated[str | None, SAID] = None
-    """The directions that a scan's three indices grow towards (RAS, LAS, …) where neither header nor layout says it."""
+    """The directions in which a scan's three indices grow (RAS, LAS, …), if neither its header nor its layout says."""
     volume: Annotated[int | None, SAID] = None
     """The volume, counted from 0, to take from each file that holds a series. Without it: such files are rejected."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
@@ -61,15 +62,15 @@ class ExtractSettings(Checked):
     subject_column: Annotated[str | None, SAID] = None
     """Column of --covariates that names the subject. Without it: participant_id, Subject ID, MRI ID and the like."""
     prune: bool = False
-    """Remove also the slices of scans that are no longer there."""
+    """Also remove the slices of scans that are no longer there."""
     list: bool = False
-    """Print what would be read, and as whom, judged by names alone; write nothing."""
+    """Print the scans that would be read and their subjects, found by names alone; write nothing."""
     shard: Annotated[str | None, SAID, tyro.conf.arg(metavar="I/N")] = None
     """Do the I-th of N parts, for many machines that share --out; the last machine to finish writes the manifest."""
     merge: bool = False
-    """Only write the manifest, when all parts are done but the last was ended before it could."""
+    """Only write the manifest, if all parts are done but the last part was ended before it wrote the manifest."""
     workers: int = CORES
-    """Worker processes; the slices do not depend on it."""
+    """Worker processes; their number does not change the slices."""
     strict: bool = False
     """End at the first scan that cannot be used, with exit status 2."""
 

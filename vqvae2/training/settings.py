@@ -34,15 +34,16 @@ class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
     condition_dropout: float = 0.1
-    """While training, this share of the images is told nothing, and of the others' values this share is unknown."""
+    """While training, this share of the images has no condition, and this share of the other images' values is
+    unknown."""
     copies: int = 0
     """Augmented copies (mirrored, shifted, scaled) of each training image whose codes are learned too."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
     ema: float = 0.999
-    """Decay of the averaged weights that are validated and saved; 0 keeps the plain ones."""
+    """Decay of the averaged weights that are validated and saved; 0 keeps the plain weights."""
     clip: float = 1.0
-    """Largest norm of the gradient, larger ones are scaled down to it; 0 for no limit."""
+    """Largest norm of the gradient; larger gradients are scaled down to this norm; 0 for no limit."""
 
     RULES = (
         ("copies weight_decay", lambda value: value >= 0, "0 or more", "See --help for defaults."),

@@ -101,20 +101,21 @@ class TuneSettings(TrainVqvae):
     out: Path | None = None
     """Another folder for the study's files."""
     trials: int = 40
-    """Trials in all. A study that has fewer, or was stopped, goes on until it has as many."""
+    """Total number of trials. A study with fewer trials, or a stopped study, goes on until it has this number."""
     workers: int = 1
-    """Trials trained at the same time, each in a process of its own, on several GPUs in turn."""
+    """Trials trained at the same time, each in its own process; several GPUs are used in turn."""
     search: tuple[str, ...] = ()
-    """The settings that are searched: names, or NAME=LOW..HIGH, or NAME=A,B,C for whole numbers. Default: all that the
-    manual names and the model has. The others stay as flags, preset or defaults say."""
+    """The settings that are searched: names, or NAME=LOW..HIGH, or NAME=A,B,C for whole numbers. Default: all settings
+    that the manual names and the model has. Other settings come from flags, preset or defaults."""
     bits_per_pixel: float = 0.75
-    """Most raw bits per pixel (log2 of the codebook's size for each code): more codes would always buy SSIM."""
+    """Largest number of raw bits per pixel (log2 of the codebook's size for each code): more codes always raise
+    SSIM."""
     pruner: Literal["median", "none"] = "median"
-    """median ends a trial whose best score so far is below the median of the others' at the same epoch."""
+    """median: end a trial whose best score so far is below the median of the others' scores at the same epoch."""
     unpruned: int = 5
-    """Trials that are trained to their end before any is pruned."""
+    """Number of trials that are trained to their end before any trial is pruned."""
     pictures_every: int = 1000
-    """Epochs between a trial's pictures; its last epoch is pictured in any case."""
+    """Epochs between a trial's pictures; the last epoch has pictures in any case."""
 
     RULES = (
         ("trials workers unpruned", lambda value: value >= 1, "at least 1", "See --help for defaults."),
