@@ -195,7 +195,7 @@ def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixe
     expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
            f"booleans of shape {list(shape[1:])}, at least one True",
            f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
-    incomplete = inpainting.Incomplete(
+    incomplete = inpainting.IncompleteImages(
         [str(number) for number in range(len(originals))], inpainting.encode_visible(originals, hidden, vqvae),
         inpainting.blend_weights(hidden[None], blend), originals, {})
     return _sample(vqvae, top, bottom, count, settings, incomplete)
@@ -247,7 +247,7 @@ def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> I
 
 
 def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
-            incomplete: inpainting.Incomplete | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            incomplete: inpainting.IncompleteImages | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Draw as the command does; see `sample`."""
     settings = {name: value if isinstance(value, tuple) or name not in LEVELLED else (value,)
                 for name, value in settings.items()}
@@ -256,9 +256,9 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
     priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
     expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
            " and ".join(priors), "Load them with load_prior.")
-    drawer = sampler.Drawer(vqvae, priors, chosen, incomplete)
+    image_sampler = sampler.ImageSampler(vqvae, priors, chosen, incomplete)
     with sampler.one_thread():  # with another number of threads the last bits might be others
-        made = list(drawer.draw(sampler.requests_of(chosen, incomplete)))
+        made = list(image_sampler.draw(sampler.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
 

@@ -242,7 +242,7 @@ def picture(samples: torch.Tensor, nearest: torch.Tensor, report: dict) -> Image
     difference = (samples.float() - nearest.float()).abs().mean(1) / 255
     title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
     return pictures.strip([("sample", samples), ("nearest slice", nearest),
-                           ("|difference|", pictures.Scaled(difference, pictures.DIFFERENCE_SCALE))],
+                           ("|difference|", pictures.ScaledMaps(difference, pictures.DIFFERENCE_SCALE))],
                           captions=[f"{pair['distance']:.3f} ({threshold:.3f})" for pair in closest], title=title)
 
 

@@ -76,7 +76,7 @@ class FeatureSettings(TrainingSettings):
         ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))
 
 
-class Answers(NamedTuple):
+class NetworkOutput(NamedTuple):
     """The answers of the network to n pictures."""
 
     features: torch.Tensor
@@ -114,7 +114,7 @@ class FeatureNet(nn.Module):
         self.register_buffer("mean", torch.zeros(settings.dims))
         self.register_buffer("covariance", torch.eye(settings.dims))
 
-    def forward(self, pictures: torch.Tensor) -> Answers:
+    def forward(self, pictures: torch.Tensor) -> NetworkOutput:
         """Return the answers to `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
         answers = [bands(pictures)]
         for convolution, norm in zip(self.convolutions, self.norms):
@@ -122,7 +122,7 @@ class FeatureNet(nn.Module):
         texture = [answer.mean((2, 3)) for answer in answers[:-1]]
         form = functional.avg_pool2d(answers[-1], SMALL_SIDE // 16).flatten(1)
         features = self.gather(torch.cat([*texture, form], 1))
-        return Answers(features, self.tell(features), self.redraw(features))
+        return NetworkOutput(features, self.tell(features), self.redraw(features))
 
 
 def bands(pictures: torch.Tensor) -> torch.Tensor:
