@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--more", default="", help="flags for every training, such as '--threads 1'")
     given = parser.parse_args()
-    folders = dict(one.split(":", 1) for one in given.slices)
+    folders = dict(pair.split(":", 1) for pair in given.slices)
     given.out.mkdir(parents=True, exist_ok=True)
     rows = []
     variants = [(group, what, flags) for group in given.only for what, flags in VARIANTS[group].items()]
@@ -82,8 +82,8 @@ def measure(given: argparse.Namespace, data: Path, judged: Path, group: str, wha
     full, brain = (figures["reconstruction"][area] for area in ("full", "brain"))
     cost = report / "processor_seconds.json"
     if not cost.is_file() and not given.table:
-        one, two = (epoch_seconds(data, flags, epochs, given.more) for epochs in (1, 2))
-        cost.write_text(json.dumps(1000 * (two - one) / len(list((data / "train").glob("*.png")))))
+        one_epoch, two_epochs = (epoch_seconds(data, flags, epochs, given.more) for epochs in (1, 2))
+        cost.write_text(json.dumps(1000 * (two_epochs - one_epoch) / len(list((data / "train").glob("*.png")))))
     return {"group": group, "what": what, "flags": flags, "seed": int(what.split()[1]) if group == "seed" else 0,
             "images_seen": int(files.read_rows(run / "log.csv")[-1]["images_seen"]),
             "processor_seconds_per_1000_images": json.loads(cost.read_text()) if cost.is_file() else None,

@@ -76,10 +76,10 @@ def main() -> None:
     given = parser.parse_args()
     folders = {size_of(folder): folder for folder in given.slices}
     given.out.mkdir(parents=True, exist_ok=True)
-    for one in trainings(given.only or presets.names()):
-        if one.size in folders and not given.table and not done(one, given.out):
-            train_and_judge(one, folders[one.size], given)
-    write({one: report for one in trainings(presets.names()) if (report := done(one, given.out))}, given)
+    for training in trainings(given.only or presets.names()):
+        if training.size in folders and not given.table and not done(training, given.out):
+            train_and_judge(training, folders[training.size], given)
+    write({training: report for training in trainings(presets.names()) if (report := done(training, given.out))}, given)
 
 
 def trainings(names: list[str]) -> list[Training]:
@@ -91,7 +91,8 @@ def trainings(names: list[str]) -> list[Training]:
                    Training(BEST, own["size"], presets.load(BEST, "vqvae")["batch"])}
         if own["batch"] >= LARGE_BATCH:
             wanted.add(Training(name, own["size"], SMALL_BATCH))
-    return sorted(wanted, key=lambda one: (one.size, one.preset == BEST, one.preset, -one.global_batch))
+    return sorted(wanted, key=lambda training: (
+        training.size, training.preset == BEST, training.preset, -training.global_batch))
 
 
 def size_of(folder: Path) -> int:
@@ -100,26 +101,26 @@ def size_of(folder: Path) -> int:
         return picture.height
 
 
-def done(one: Training, out: Path) -> dict | None:
+def done(training: Training, out: Path) -> dict | None:
     """Return what evaluate.py has written of a training; None where it is not done."""
-    path = one.report(out) / "metrics.json"
+    path = training.report(out) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def last_row(one: Training, out: Path) -> dict[str, str]:
+def last_row(training: Training, out: Path) -> dict[str, str]:
     """Return the last row of a training's log."""
-    return files.read_rows(one.run(out) / "log.csv")[-1]
+    return files.read_rows(training.run(out) / "log.csv")[-1]
 
 
-def train_and_judge(one: Training, slices: Path, given: argparse.Namespace) -> None:
+def train_and_judge(training: Training, slices: Path, given: argparse.Namespace) -> None:
     """Train a preset, or go on, and judge it."""
     epochs = max(1, given.images_seen // len(list((slices / "train").glob("*.png"))))
-    print(f"{one.label()} at {one.size} x {one.size}", flush=True)
-    script("train_vqvae.py", "--preset", one.preset, "--dataset", "oasis", "--data", slices, "--size", one.size,
-           "--savename", one.run(given.out).name, "--results", given.out, "--epochs", epochs, "--batch",
-           min(one.global_batch, MICRO_BATCH), "--global-batch", one.global_batch, "--pictures-every", epochs,
-           *given.more)
-    script("evaluate.py", "--vqvae", one.run(given.out), "--data", slices, "--out", one.report(given.out))
+    print(f"{training.label()} at {training.size} x {training.size}", flush=True)
+    script("train_vqvae.py", "--preset", training.preset, "--dataset", "oasis", "--data", slices,
+           "--size", training.size, "--savename", training.run(given.out).name, "--results", given.out,
+           "--epochs", epochs, "--batch", min(training.global_batch, MICRO_BATCH), "--global-batch",
+           training.global_batch, "--pictures-every", epochs, *given.more)
+    script("evaluate.py", "--vqvae", training.run(given.out), "--data", slices, "--out", training.report(given.out))
 
 
 def script(name: str, *arguments: object) -> None:
@@ -134,16 +135,16 @@ def write(found: dict[Training, dict], given: argparse.Namespace) -> None:
         return
     columns = ("preset", "size", "raw bits per pixel", "steps", "SSIM mean", "min", "max", "brain, mean",
                f"{BEST} at this size: SSIM mean", "codes used: top, bottom")
-    best = {one.size: f"{report['reconstruction']['full']['ssim']['mean']:.3f}" for one, report in found.items()
-            if one.preset == BEST}
+    best = {training.size: f"{report['reconstruction']['full']['ssim']['mean']:.3f}"
+            for training, report in found.items() if training.preset == BEST}
     rows = []
-    for one, report in found.items():
+    for training, report in found.items():
         full, brain = (report["reconstruction"][area]["ssim"] for area in ("full", "brain"))
-        rows.append((one.label(), str(one.size), f"{report['raw_bits_per_pixel']:.3f}",
-                     last_row(one, given.out)["step"], *(f"{full[key]:.3f}" for key in ("mean", "min", "max")),
-                     f"{brain['mean']:.3f}", "" if one.preset == BEST else best.get(one.size, "–"),
+        rows.append((training.label(), str(training.size), f"{report['raw_bits_per_pixel']:.3f}",
+                     last_row(training, given.out)["step"], *(f"{full[key]:.3f}" for key in ("mean", "min", "max")),
+                     f"{brain['mean']:.3f}", "" if training.preset == BEST else best.get(training.size, "–"),
                      ", ".join(f"{level['used']:.0f} of {level['size']}" for level in report["codes"].values())))
-    seen = sorted({int(last_row(one, given.out)["images_seen"]) for one in found})
+    seen = sorted({int(last_row(training, given.out)["images_seen"]) for training in found})
     judged = next(iter(found.values()))
     said = (f"{' or '.join(f'{number:,}' for number in seen)} images seen by each, one run, seed 0; {judged['images']} "
             f"test slices of {judged['subjects']} unseen subjects. {processor()}, no GPU, torch "

@@ -40,7 +40,7 @@ from common import processor
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.models.quantizer import EmaQuantizer, Place
+from vqvae2.models.quantizer import BatchPlace, EmaQuantizer
 from vqvae2.settings import checks, parsing
 
 try:
@@ -152,17 +152,17 @@ def make(name: str, settings: BenchmarkSettings) -> tuple[Callable, Callable]:
     if kind == "ours":
         return make_ours(settings)
     if kind == "textbook":
-        return Textbook(codes, dim).to(settings.place).train(), nothing
+        return Textbook(codes, dim).to(settings.place).train(), no_update
     if kind == "vector-quantize":
         layer = VectorQuantize(dim, codes, decay=DECAY, commitment_weight=1.0, kmeans_init=False,
                                threshold_ema_dead_code=0, rotation_trick=False).to(settings.place).train()
-        return lambda vectors: layer(vectors)[::2], nothing
+        return lambda vectors: layer(vectors)[::2], no_update
     layer = VectorQuantizer(EMAQuantizer(2, codes, dim, decay=DECAY, commitment_cost=1.0)).to(settings.place).train()
-    return lambda vectors: layer(vectors)[::-1], nothing
+    return lambda vectors: layer(vectors)[::-1], no_update
 
 
-def nothing() -> None:
-    """Update nothing: the forward has done it."""
+def no_update() -> None:
+    """Update nothing: the forward pass has updated the codebook."""
 
 
 def make_ours(settings: BenchmarkSettings, step: int = 0) -> tuple[Callable, Callable]:
@@ -176,7 +176,7 @@ def make_ours(settings: BenchmarkSettings, step: int = 0) -> tuple[Callable, Cal
     layer.started = True
     layer.to(settings.place)
     images = settings.vectors // SIDE**2
-    place = Place(torch.arange(images, device=settings.place), images, step)
+    place = BatchPlace(torch.arange(images, device=settings.place), images, step)
 
     def forward(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         made = layer(vectors, place)

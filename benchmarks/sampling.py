@@ -112,8 +112,8 @@ def make(kind: str, side: int, place: torch.device) -> PixelCNN:
     return PixelCNN(options, torch.randn(CODES, DIM), (side, side), *top).to(place).eval()
 
 
-class Ways:
-    """The ways to draw `batch` maps of a prior; each returns the seconds of a whole map, judged from a part of it."""
+class DrawingMethods:
+    """The ways to sample `batch` maps of a prior; each method returns the seconds of a whole map, timed on a part."""
 
     def __init__(self, prior: PixelCNN, batch: int):
         self.prior, self.batch, self.side, self.place = prior, batch, prior.shape[0], prior.bias.device
@@ -159,11 +159,11 @@ class Ways:
 
 def compare(name: str, prior: PixelCNN, batch: int, least_seconds: float) -> float:
     """Print seconds for an image by each way, and their ratios; return the cached way's for a code."""
-    ways, least, began, rounds = Ways(prior, batch), {}, time.perf_counter(), 0
+    methods, least, began, rounds = DrawingMethods(prior, batch), {}, time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - began < least_seconds:
         # A whole map of a large prior takes a minute: once is enough.
         late = rounds > 0 and time.perf_counter() - began > least_seconds
-        for way in (ways.cached, ways.half) if late else (ways.slow, ways.cached, ways.half):
+        for way in (methods.cached, methods.half) if late else (methods.slow, methods.cached, methods.half):
             least[way.__name__] = min(way(), least.get(way.__name__, math.inf))
         rounds += 1
     each = {way: took / batch for way, took in least.items()}
@@ -171,7 +171,7 @@ def compare(name: str, prior: PixelCNN, batch: int, least_seconds: float) -> flo
         f", {SLOW_AT_ONCE} of {batch} images" if batch > SLOW_AT_ONCE else "")
     print(f"{name}, batch {batch}, {rounds} round(s): seconds an image: slow {each['slow']:.4g} ({scaled}), "
           f"cached {each['cached']:.4g}, half {each['half']:.4g}; {1 / each['cached']:.3g} images/s; "
-          f"state and copied weights {ways.bytes / 1e6:.4g} MB")
+          f"state and copied weights {methods.bytes / 1e6:.4g} MB")
     print(f"ratio {name}, batch {batch}: slow / cached {each['slow'] / each['cached']:.1f}x")
     print(f"ratio {name}, batch {batch}: cached / half {each['cached'] / each['half']:.2f}x", flush=True)
     return least["cached"] / prior.shape[0] ** 2
@@ -187,11 +187,12 @@ def print_growth(kind: str, costs: dict[tuple[int, int], float]) -> None:
 
 def bound(kind: str, prior: PixelCNN, least_seconds: float) -> None:
     """Print how near one image at a time comes to reading each weight that a position needs once."""
-    ways, place, began, least = Ways(prior, 1), prior.bias.device, time.perf_counter(), {}
-    matrices = matrices_of(PixelCNNCursor(prior, 1, ways.top_codes))
+    methods, place, began, least = DrawingMethods(prior, 1), prior.bias.device, time.perf_counter(), {}
+    matrices = matrices_of(PixelCNNCursor(prior, 1, methods.top_codes))
     vectors = [matrix.new_ones(1, len(matrix)) for matrix in matrices]
     results = [matrix.new_empty(1, matrix.shape[1]) for matrix in matrices]
-    timed = {"cached": lambda: ways.cached() / prior.shape[0] ** 2, "half": lambda: ways.half() / prior.shape[0] ** 2,
+    timed = {"cached": lambda: methods.cached() / prior.shape[0] ** 2,
+             "half": lambda: methods.half() / prior.shape[0] ** 2,
              "matvecs": lambda: seconds(place, lambda: [torch.mm(vector, matrix, out=result) for vector, matrix, result
                                                         in zip(vectors, matrices, results)]),
              "reading": lambda: seconds(place, lambda: [matrix.sum() for matrix in matrices])}
@@ -239,7 +240,8 @@ def tensors_of(thing: object) -> list[torch.Tensor]:
     if isinstance(thing, torch.Tensor):
         return [thing]
     if isinstance(thing, (list, tuple, dict)):
-        return [one for part in (thing.values() if isinstance(thing, dict) else thing) for one in tensors_of(part)]
+        return [tensor for part in (thing.values() if isinstance(thing, dict) else thing)
+                for tensor in tensors_of(part)]
     return tensors_of(vars(thing)) if type(thing).__module__ == PixelCNNCursor.__module__ else []
 
 

@@ -453,8 +453,8 @@ def compare(task: Task, rounds: int) -> None:
     # A CPU that has no bf16 needs minutes for the product that another makes in a tenth of a second.
     precisions = ("fp32",) if fp32 is None else ("fp32", "bf16")
     for _ in range(rounds):
-        for one in filter(None, (ours, plain, fp32)):
-            one.measure("step", steps_at_once(task))
+        for timed in filter(None, (ours, plain, fp32)):
+            timed.measure("step", steps_at_once(task))
         ours.measure("load", 10)
         for precision in precisions:
             matmul.measure(precision, 1 if task.device == "cpu" else 10)
@@ -463,49 +463,50 @@ def compare(task: Task, rounds: int) -> None:
     print(f"\n{task.size} x {task.size} pixels, batches of {task.batch}; ours: {ours.report.how}\n"
           f"  loss {STEPS_BEFORE} steps after the codebooks were placed: ours {ours.loss:.5f}, plain {plain.loss:.5f}\n"
           "  matrix products, GFLOP/s: " + ", ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items()))
-    for kind, one in (("ours", ours), ("ours fp32", fp32), ("plain", plain)):
-        if one is not None:
-            print(f"  {kind:10s} {1000 * one.least('step'):8.1f} ms a step (median {1000 * one.median('step'):.1f}, "
-                  f"processor {1000 * one.least_cpu('step'):.1f}), {task.batch / one.least('step'):8.1f} images/s")
+    for kind, timed in (("ours", ours), ("ours fp32", fp32), ("plain", plain)):
+        if timed is not None:
+            print(f"  {kind:10s} {1000 * timed.least('step'):8.1f} ms a step "
+                  f"(median {1000 * timed.median('step'):.1f}, processor {1000 * timed.least_cpu('step'):.1f}), "
+                  f"{task.batch / timed.least('step'):8.1f} images/s")
     print(f"  loader     {1000 * ours.least('load'):8.1f} ms a batch, {task.batch / ours.least('load'):8.1f} images/s")
-    for kind, one in (("ours", ours), ("ours-fp32", fp32)):
-        if one is None:
+    for kind, timed in (("ours", ours), ("ours-fp32", fp32)):
+        if timed is None:
             continue
-        print(f"ratio plain/{kind}-{name} {plain.least('step') / one.least('step'):.2f}x "
-              f"(of processor time {plain.least_cpu('step') / one.least_cpu('step'):.2f}x)")
-        precision = "bf16" if one.report.how.startswith("bfloat16") else "fp32"
-        if math.isfinite(one.report.flops):
-            share = one.report.flops / one.least("step") / rates[precision]
+        print(f"ratio plain/{kind}-{name} {plain.least('step') / timed.least('step'):.2f}x "
+              f"(of processor time {plain.least_cpu('step') / timed.least_cpu('step'):.2f}x)")
+        precision = "bf16" if timed.report.how.startswith("bfloat16") else "fp32"
+        if math.isfinite(timed.report.flops):
+            share = timed.report.flops / timed.least("step") / rates[precision]
             print(f"ratio rate/{precision}-matmul-{kind}-{name} {share:.2f}x "
-                  f"({one.report.flops / task.batch / 1e9:.1f} GFLOP an image)")
+                  f"({timed.report.flops / task.batch / 1e9:.1f} GFLOP an image)")
     print(f"ratio step/loader-{name} {ours.least('step') / ours.least('load'):.1f}x")
-    memory = {kind: one.end() for kind, one in (("ours", ours), ("ours-fp32", fp32), ("plain", plain),
-                                                ("matmul", matmul)) if one is not None}
+    memory = {kind: timed.end() for kind, timed in (("ours", ours), ("ours-fp32", fp32), ("plain", plain),
+                                                    ("matmul", matmul)) if timed is not None}
     for kind in [kind for kind in memory if kind.startswith("ours")]:
         print(f"ratio memory-plain/{kind}-{name} {memory['plain'] / memory[kind]:.2f}x "
               f"({memory['plain'] / 1e6:.0f} MB, {memory[kind] / 1e6:.0f} MB)")
 
 
 def compare_processes(task: Task, rounds: int, cores: int) -> None:
-    """Time several processes beside one that has all cores, at the same global batch; on CUDA one a GPU beside one."""
+    """Time several processes beside a single process with all cores, at the same global batch; on CUDA one per GPU."""
     ranks = torch.cuda.device_count() if task.device == "cuda" else 2
     if ranks < 2 or (task.device == "cpu" and cores < 2):
         print(f"  several processes: not measured, there is 1 {'GPU' if task.device == 'cuda' else 'core'}")
         return
     threads = cores // ranks * ranks if task.device == "cpu" else task.threads
-    one = Processes(Task(**{**task.__dict__, "threads": threads}))
-    # Of GPUs, each has a batch as large as the one alone: that is what several are for.
+    single = Processes(Task(**{**task.__dict__, "threads": threads}))
+    # On GPUs, each of several processes has a batch as large as the single process: several GPUs are used for that.
     batch = task.batch * (ranks if task.device == "cuda" else 1)
     write_images(Path(task.images) / "train", BATCHES * batch, task.size)
     many = Processes(Task(**{**task.__dict__, "ranks": ranks, "threads": max(1, threads // ranks), "batch": batch}))
     for _ in range(rounds):
-        for processes in (one, many):
+        for processes in (single, many):
             processes.measure("step", steps_at_once(task))
-    rate = {processes: processes.task.batch / processes.least("step") for processes in (one, many)}
-    print(f"  1 process, {one.task.threads} thread(s) {rate[one]:8.1f} images/s (loss {one.loss:.5f}); "
+    rate = {processes: processes.task.batch / processes.least("step") for processes in (single, many)}
+    print(f"  1 process, {single.task.threads} thread(s) {rate[single]:8.1f} images/s (loss {single.loss:.5f}); "
           f"{ranks} processes, {many.task.threads} thread(s) each {rate[many]:8.1f} (loss {many.loss:.5f})")
-    print(f"ratio {ranks}-processes/1-process-{task.size} {rate[many] / rate[one]:.2f}x")
-    one.end()
+    print(f"ratio {ranks}-processes/1-process-{task.size} {rate[many] / rate[single]:.2f}x")
+    single.end()
     many.end()
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.models.quantizer import RESTART_EVERY, Place
+from vqvae2.models.quantizer import RESTART_EVERY, BatchPlace
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.settings import PriorSettings
@@ -43,7 +43,7 @@ def recorded() -> Iterator[list[int]]:
 
 def gradient_bytes(model: torch.nn.Module) -> int:
     """Return the bytes that DDP sums over ranks in each step: one gradient of each parameter."""
-    return sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
 
 
 def codebook_bytes(size: int) -> dict[str, int]:
@@ -53,7 +53,7 @@ def codebook_bytes(size: int) -> dict[str, int]:
     found = {}
     for kind, step in {"start": 0, "step": 1, "restart": RESTART_EVERY - 1}.items():
         with recorded() as given, torch.no_grad():
-            model(pixels, Place(positions, GLOBAL_BATCH, step))
+            model(pixels, BatchPlace(positions, GLOBAL_BATCH, step))
             model.update_codebooks()
         found[kind] = sum(given)
     return found

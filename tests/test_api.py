@@ -66,8 +66,8 @@ def untrained(channels=1, levels=1, **settings):
     return TrainedVqvae(model, {"settings": as_dict(given)}, "", Path())
 
 
-def equal(one, other):
-    return list(one) == list(other) and all(torch.equal(one[level], other[level]) for level in one)
+def equal(first, other):
+    return list(first) == list(other) and all(torch.equal(first[level], other[level]) for level in first)
 
 
 class TestLoading:
@@ -94,9 +94,9 @@ class TestEncode:
     def test_they_are_those_that_the_scripts_extract(self, batch, vqvae, split):
         found = api.encode(vqvae, split.pixels, batch)
         assert equal(found, code_maps.extract(vqvae.model, split, batch).levels)
-        assert {level: (one.dtype, tuple(one.shape)) for level, one in found.items()} == {
+        assert {level: (codes.dtype, tuple(codes.shape)) for level, codes in found.items()} == {
             "top": (torch.int64, (9, 4, 4)), "bottom": (torch.int64, (9, 8, 8))}
-        assert all(len(one.unique()) > 4 for one in found.values())
+        assert all(len(codes.unique()) > 4 for codes in found.values())
 
     def test_they_are_those_of_the_files_that_priors_are_trained_on(self, vqvae, tiny_run):
         stored = CodeMaps.load(tiny_run.vqvae / "codes" / "train.npz", vqvae.hash)

@@ -58,7 +58,7 @@ def circle(edges):
         if node in done:
             return []
         way.append(node)
-        found = next((one for other in sorted(edges.get(node, ())) if (one := visit(other))), [])
+        found = next((found_below for other in sorted(edges.get(node, ())) if (found_below := visit(other))), [])
         way.pop()
         done.add(node)
         return found

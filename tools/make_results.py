@@ -146,8 +146,8 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     masked = real.clone()
     masked[..., size // 2:] = 0
     return pictures.strip([("real, unseen", real), ("reconstruction", to_bytes(api.decode(vqvae, codes))),
-                           ("unusual, bits", pictures.Scaled(surprise.bits_per_pixel_maps(bits, real.shape[2:]),
-                                                             surprise.BITS_PER_PIXEL)),
+                           ("unusual, bits", pictures.ScaledMaps(surprise.bits_per_pixel_maps(bits, real.shape[2:]),
+                                                                 surprise.BITS_PER_PIXEL)),
                            ("half hidden", masked),
                            ("completed", _stacked([out / "completed" / "images" / f"{path.stem}-000000.png"
                                                    for path in paths])),

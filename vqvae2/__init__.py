@@ -1,7 +1,7 @@
 """Raw brain scans -> a hierarchical VQ-VAE-2, its PixelCNN priors, new images and figures.
 
-The names in `__all__` are the interface for programs and notebooks of your own; docs/in-python.md shows them at work.
-Each is loaded when it is first asked for, so that `import vqvae2` takes no time and loads no torch.
+The names in `__all__` are the interface for programs and notebooks of your own; docs/in-python.md has examples. Each
+name is imported at its first use, so that `import vqvae2` takes no time and does not load torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`python -m vqvae2 COMMAND …` -> the same as `vqvae2 COMMAND …`; torchrun starts it likewise, with -m."""
+"""`python -m vqvae2 COMMAND …` -> the same as `vqvae2 COMMAND …`; torchrun starts it in the same way, with -m."""
 
 from vqvae2.commands import main
 

@@ -12,13 +12,13 @@
 
 docs/in-python.md is a worked example. Keyword arguments that are not listed are the settings of the command of the
 same name, with _ for -: `extract_slices(scans, out, per_scan=4)` is `vqvae2 extract --scans … --out … --per-scan 4`.
-Tensors that are returned lie on the CPU, whatever device the model is on. What cannot be taken is a `UserError` that
-says what can be.
+Returned tensors are on the CPU, whatever device the model is on. An argument that cannot be used raises a `UserError`,
+which says what can be used.
 
-NOTE The last bits of what a network computes depend on the batch, and a vector may lie that close to two embeddings:
-of the codes of 240 slices, 1 in 50,000 was another one by one than 32 at a time (measured, float32 on a CPU). Images
-are dealt to batches as `encoding.extract` does it, so that with the same `batch` all codes are the same, bit for bit;
-`batch=1` gives those of `vqvae2 sample --inpaint`.
+NOTE The last bits of what a network computes depend on the batch, and a vector may be almost equally near to two
+embeddings: of the codes of 240 slices, 1 in 50,000 differed between batches of 1 and of 32 (measured, float32 on a
+CPU). Images are divided into batches as in `encoding.extract`, so that with the same `batch` all codes are the same,
+bit for bit; `batch=1` gives the codes of `vqvae2 sample --inpaint`.
 """
 
 import math
@@ -64,7 +64,7 @@ Codes = Mapping[str, torch.Tensor | np.ndarray]
 
 
 def extract_slices(scans: str | Path, out: str | Path, **settings: object) -> list[str]:
-    """Draw slices of the scans in the folder `scans` into the folder `out`; return the lines that the command prints.
+    """Write slices of the scans in the folder `scans` to the folder `out`; return the lines that the command prints.
 
     Raises: UserError if a folder or a setting cannot be used, and with `strict=True` at the first unusable scan.
     """
@@ -83,20 +83,20 @@ def load_images(data: str | Path, splits: Sequence[str] = SPLITS, **settings: ob
         data: folder that `extract_slices` made; with `dataset="folder"` any folder of pictures.
         splits: the names of the splits that are read: train, validate, test.
     `load_images(data).splits["test"].pixels` is an array `[n, channels, height, width]` that `encode` takes.
-    Raises: UserError if there are none, or a subject is in two splits.
+    Raises: UserError if the folder has no images, or a subject is in two splits.
     """
     return dataset.load_images(DataSettings(data=Path(data), **settings), tuple(splits))
 
 
 def load_vqvae(name: str | Path, device: torch.device | str | None = None, results: Path = Path("results"),
                ) -> TrainedVqvae:
-    """Return a trained VQ-VAE by its folder, the name of its run in <results>/*/ or pretrained/, or its hub id.
+    """Return a trained VQ-VAE by its folder, by the name of its run in <results>/*/ or pretrained/, or by its hub id.
 
     Args:
-        device: where it computes, such as "cpu". Default: a GPU, CUDA or MPS, where there is one.
-    `.model.settings` has `codebook_size`, `embedding_dim`, `downsample` and all else that the model is built from,
-    `.config` what it was trained with and on.
-    Raises: UserError if there is none, or more than one of this name, or it is a prior.
+        device: the device on which the model computes, such as "cpu". Default: a GPU (CUDA or MPS) if there is one.
+    `.model.settings` has `codebook_size`, `embedding_dim`, `downsample` and everything else that the model is built
+    from; `.config` has the settings and the data of its training.
+    Raises: UserError if no model has this name, several have it, or the model is a prior.
     """
     folder = find_model(str(name), "load_vqvae", results)
     return autoencoder.load_vqvae(str(folder), torch.device(device or distributed.pick_device()), "load_vqvae")
@@ -108,7 +108,7 @@ def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.
 
     Args:
         level: "top" or "bottom".
-    Raises: UserError if there is none, or it is of another level or learned from the codes of another VQ-VAE.
+    Raises: UserError if no prior has this name, or it belongs to another level or to another VQ-VAE.
     """
     folder = find_model(str(name), "load_prior", results)
     return pixel_cnn.load_prior(str(folder), level, vqvae.hash, torch.device(device or distributed.pick_device()))
@@ -120,9 +120,9 @@ def encode(vqvae: TrainedVqvae, images: Pixels, batch: int = BATCH) -> dict[str,
 
     Args:
         images: see `Pixels`.
-        batch: images at a time; see the module's note.
+        batch: number of images encoded at a time; see the NOTE at the top of this module.
     Example: `[8, 1, 128, 128]` with `downsample=(4, 2)` has top codes `[8, 16, 16]`, bottom codes `[8, 32, 32]`.
-    Raises: UserError, naming what was found, for all else.
+    Raises: UserError, which names what was found, for anything else.
     """
     pixels = _pixels(vqvae, images)
     _check_batch(batch)
@@ -135,8 +135,8 @@ def encode(vqvae: TrainedVqvae, images: Pixels, batch: int = BATCH) -> dict[str,
 def embeddings(vqvae: TrainedVqvae, codes: Codes) -> dict[str, torch.Tensor]:
     """Return the embedding of each code, float32 `[n, embedding_dim, height, width]` for each level.
 
-    The embeddings of the bottom are what the top's prediction of the features missed (see autoencoder.py), not the
-    features.
+    The bottom's embeddings stand for the difference between the features and the top's prediction of them (see
+    autoencoder.py), not for the features themselves.
     Raises: UserError for codes that this model cannot have.
     """
     return {level: vqvae.model.quantizers[level].lookup(maps.to(_device(vqvae))).float().cpu().contiguous()
@@ -150,7 +150,7 @@ def decode(vqvae: TrainedVqvae, codes: Codes, batch: int = BATCH) -> torch.Tenso
     Args:
         codes: as from `encode` or `sample`, or read from a code file that a command wrote.
         batch: images at a time.
-    The images of the codes of images are the reconstructions that evaluate judges.
+    The images decoded from the codes of `encode` are the reconstructions that evaluate judges.
     Raises: UserError for codes that this model cannot have.
     """
     levels = _codes(vqvae.model, codes)
@@ -162,12 +162,12 @@ def decode(vqvae: TrainedVqvae, codes: Codes, batch: int = BATCH) -> torch.Tenso
 
 def sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None = None, count: int = 16, **settings: object,
            ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return new images, uint8 `[count, channels, height, width]`, and their codes as `encode` has them.
+    """Return new images, uint8 `[count, channels, height, width]`, and their codes in the form that `encode` returns.
 
     Args:
         settings: `seed`, `temperature` and so on of `vqvae2 sample`. One value serves both levels, a tuple of two is
             (top, bottom).
-    The images are those of the command, bit for bit.
+    The images are the same as those of the command, bit for bit.
     Raises: UserError if a prior is missing or a setting cannot be used.
     """
     return _sample(vqvae, top, bottom, count, settings, None)
@@ -175,13 +175,14 @@ def sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None = None, count: 
 
 def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixels, mask: str | np.ndarray, *,
              count: int = 1, blend: int = 0, **settings: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return images with what `mask` hides drawn anew, uint8 `[n * count, channels, height, width]`, and their codes.
+    """Return images whose part under `mask` is sampled anew, uint8 `[n * count, channels, height, width]`, and their
+    codes.
 
     Args:
         images: see `Pixels`; of the height and width that the VQ-VAE was trained on.
         mask: "left", "right", "upper" or "lower" half of the picture, or booleans `[height, width]`, True where an
-            image is drawn anew.
-        count: number of completions of each image; they stand together.
+            image is sampled anew.
+        count: number of completions of each image; the completions of one image follow each other.
         blend: pixels beside the mask over which a completion fades into the original.
         settings: as for `sample`.
     Raises: UserError if images, mask or settings do not fit.
@@ -195,19 +196,20 @@ def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixe
     expect(hidden.dtype == torch.bool and hidden.shape == shape[1:] and bool(hidden.any()), "mask",
            f"booleans of shape {list(shape[1:])}, at least one True",
            f"{str(hidden.dtype).removeprefix('torch.')} of shape {list(hidden.shape)}", "True is drawn anew.")
-    incomplete = inpainting.Incomplete(
+    incomplete = inpainting.IncompleteImages(
         [str(number) for number in range(len(originals))], inpainting.encode_visible(originals, hidden, vqvae),
         inpainting.blend_weights(hidden[None], blend), originals, {})
     return _sample(vqvae, top, bottom, count, settings, incomplete)
 
 
 def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.Evaluation:
-    """Judge a VQ-VAE, with `top` and `bottom` its priors too; write metrics.json and figures to the folder `out`.
+    """Judge a VQ-VAE, and its priors if `top` and `bottom` are given; write metrics.json and figures to the folder
+    `out`.
 
     Args:
         vqvae: folder or name of the run, as `top` and `bottom`.
-    `.metrics` is what metrics.json says. The figures are those of `vqvae2 evaluate`.
-    Raises: UserError if something cannot be found or does not fit together.
+    `.metrics` has the content of metrics.json. The figures are the same as those of `vqvae2 evaluate`.
+    Raises: UserError if a model or the data cannot be found, or they do not belong together.
     """
     settings |= {name: Path(settings[name]) for name in ("data", "sampled") if settings.get(name)}
     return report.evaluate(EvaluateSettings(vqvae=str(vqvae), out=Path(out), **settings))
@@ -230,8 +232,8 @@ def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, colu
     """Return for each level a picture of its code maps, `columns` in a row; `.save("top.png")` writes it.
 
     Args:
-        grey: code k in grey, black for 0 to white for the last, as `imshow(codes, cmap="gray")` shows it. Codes have
-            no order, so that like greys mean nothing. Otherwise each code has a colour of its own, always the same.
+        grey: code k in grey, black for 0 to white for the last, as `imshow(codes, cmap="gray")` shows it. Codes have no
+            order, so similar greys mean nothing. Otherwise each code has a colour of its own, always the same.
     Raises: UserError for codes that this model cannot have.
     """
     size, levels = vqvae.model.settings.codebook_size, _codes(vqvae.model, codes)
@@ -242,13 +244,13 @@ def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, colu
 
 
 def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> Image.Image:
-    """Return images (see `Pixels`) as one picture that lies beside `code_pictures`."""
+    """Return images (see `Pixels`) as one picture, arranged as in `code_pictures`."""
     return plots.image_grid(plots.enlarged(dataset.to_bytes(_in_0_to_1(_pixels(vqvae, images)))), columns, GAP)
 
 
 def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
-            incomplete: inpainting.Incomplete | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Draw as the command does; see `sample`."""
+            incomplete: inpainting.IncompleteImages | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Sample as the command `vqvae2 sample` does; see `sample` above."""
     settings = {name: value if isinstance(value, tuple) or name not in LEVELLED else (value,)
                 for name, value in settings.items()}
     chosen = SampleSettings(vqvae="", top="", out=Path(), count=count, inpaint=None, mask=None, blend=0,
@@ -256,9 +258,9 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
     priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
     expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
            " and ".join(priors), "Load them with load_prior.")
-    drawer = sampler.Drawer(vqvae, priors, chosen, incomplete)
+    image_sampler = sampler.ImageSampler(vqvae, priors, chosen, incomplete)
     with sampler.one_thread():  # with another number of threads the last bits might be others
-        made = list(drawer.draw(sampler.requests_of(chosen, incomplete)))
+        made = list(image_sampler.draw(sampler.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
 
@@ -272,13 +274,14 @@ def _check_batch(batch: int) -> None:
 
 
 def _in_0_to_1(pixels: np.ndarray) -> torch.Tensor:
-    """Return some images as float32 in 0…1, laid out in memory as a data set has them."""
-    floats = np.array(pixels, np.float32, order="C")  # in another order a convolution may have other last bits
+    """Return images as float32 in 0…1, in the memory layout that a data set has."""
+    floats = np.array(pixels, np.float32, order="C")  # another layout may change the last bits
     return torch.from_numpy(floats).div_(WHITE.get(pixels.dtype.name, 1))
 
 
 def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
-    """Return images as `[n, channels, height, width]`, of the type that they have. Raises: UserError if none fit."""
+    """Return images as `[n, channels, height, width]`, without changing their type. Raises: UserError for anything that
+    is not a batch of images."""
     if isinstance(images, torch.Tensor):
         images = (images.float() if images.is_floating_point() else images).detach().cpu().numpy()
     elif isinstance(images, Sequence) and images and all(isinstance(path, str | Path) for path in images) \
@@ -289,7 +292,7 @@ def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
     pixels, channels = images, vqvae.model.image_channels
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels[:, None]
-    # No side of an image is 1 or 3, since a cell is a power of 2: both orders cannot fit at once.
+    # No side of an image is 1 or 3 pixels, since a cell is a power of 2: only one of the two orders can fit.
     elif pixels.ndim == 4 and pixels.shape[1] != channels and pixels.shape[3] == channels:
         pixels = pixels.transpose(0, 3, 1, 2)
     expect(pixels.ndim == 4 and pixels.shape[1] == channels, "images",
@@ -327,7 +330,7 @@ def _read(vqvae: TrainedVqvae, paths: Sequence[str | Path]) -> np.ndarray:
 
 
 def _codes(model: autoencoder.Vqvae, codes: Codes) -> dict[str, torch.Tensor]:
-    """Return each level's codes as int64 on the CPU. Raises: UserError for what this model cannot have made."""
+    """Return each level's codes as int64 on the CPU. Raises: UserError for codes that this model cannot have made."""
     levels, size = model.levels, model.settings.codebook_size
     found = " and ".join(map(str, codes)) or "none" if isinstance(codes, Mapping) else f"a {type(codes).__name__}"
     expect(isinstance(codes, Mapping) and set(codes) == set(levels), "codes",

@@ -68,7 +68,7 @@ class Training:
     @property
     def killed(self) -> int:
         """How many kills there were."""
-        return sum(self.counts[one.name] for one in set(SIGNALS))
+        return sum(self.counts[kind.name] for kind in set(SIGNALS))
 
     def start(self, results: Path, log: Path) -> subprocess.Popen:
         """Start the command as leader of a new process group, so that a Ctrl-C here does not reach it."""
@@ -139,19 +139,19 @@ class Training:
 def family(number: int) -> list[int]:
     """Return a process and all that descend from it."""
     children = Path(f"/proc/{number}/task/{number}/children")
-    below = [int(one) for one in children.read_text().split()] if children.exists() else []
-    return [number, *(deeper for one in below for deeper in family(one))]
+    below = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return [number, *(deeper for child in below for deeper in family(child))]
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(first: Path, second: Path) -> list[str]:
     """Return what differs between two runs: tensors of weights and state, rows of the log."""
     found = []
-    weights = [checkpoints.load_weights(run / checkpoints.WEIGHTS)[0] for run in (one, other)]
+    weights = [checkpoints.load_weights(run / checkpoints.WEIGHTS)[0] for run in (first, second)]
     found += [f"weights {name}" for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
-    states = [flat(run_state.load_state(run / run_state.STATE)) for run in (one, other)]
+    states = [flat(run_state.load_state(run / run_state.STATE)) for run in (first, second)]
     found += [f"state {name}" for name in states[0].keys() | states[1].keys()
               if not same(states[0].get(name), states[1].get(name))]
-    logs = [list(csv.DictReader((run / "log.csv").open())) for run in (one, other)]
+    logs = [list(csv.DictReader((run / "log.csv").open())) for run in (first, second)]
     found += [f"log row {number}: {name}" for number, rows in enumerate(zip(*logs, strict=True), 1) for name in rows[0]
               if name != "seconds" and rows[0][name] != rows[1][name]]
     return found
@@ -161,14 +161,14 @@ def flat(value: object, name: str = "") -> dict[str, object]:
     """Return a nested state as one level, without what names the run or tells the time."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: one for inner, part in items if inner not in ("run_id", "seconds")
-                for key, one in flat(part, f"{name}/{inner}").items()}
+        return {key: leaf for inner, part in items if inner not in ("run_id", "seconds")
+                for key, leaf in flat(part, f"{name}/{inner}").items()}
     return {name: value}
 
 
-def same(one: object, other: object) -> bool:
+def same(value: object, other: object) -> bool:
     """Return whether two values are the same, tensors bit for bit."""
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
 def main() -> None:
@@ -195,7 +195,7 @@ def main() -> None:
         def soak(training: Training) -> tuple[Training, list[str] | None]:
             training.folder.mkdir()
             whole, killed = training.undisturbed(), training.disturbed(began + asked.minutes * 60)
-            done = [one / "oasis" / "soak" for one in sorted(training.folder.glob("done-*"))]
+            done = [folder / "oasis" / "soak" for folder in sorted(training.folder.glob("done-*"))]
             stuck = [f"not ended {SECONDS_TO_END} s after {name}" for name in training.stuck]
             return training, None if killed is None else stuck + [
                 text for run in [*done, killed] for text in differences(whole, run)]

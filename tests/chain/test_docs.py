@@ -90,11 +90,11 @@ class TestHowItWorks:
     def test_its_diagrams_are_drawings_that_need_nothing_else_and_are_readable_on_any_background(self):
         for path in sorted(PICTURES.glob("how-it-works*.svg")):
             root = ElementTree.parse(path).getroot()
-            title, first = root[0], next(one for one in root if one.tag.endswith("rect"))
+            title, first = root[0], next(element for element in root if element.tag.endswith("rect"))
             assert title.tag.endswith("title")
             assert len(title.text) > 50
             assert (first.get("fill"), first.get("width")) == ("white", root.get("width"))
-            links = [value for one in root.iter() for name, value in one.attrib.items() if name.endswith("href")]
+            links = [value for part in root.iter() for name, value in part.attrib.items() if name.endswith("href")]
             assert all(link.startswith("data:image/png;base64,") for link in links)
             assert path.stat().st_size < 150_000
 

@@ -137,7 +137,7 @@ def test_slurm_is_told_what_the_requeueing_needs():
 def documents() -> dict[str, dict]:
     """The parts of launch/pytorchjob.yaml, by kind."""
     yaml = pytest.importorskip("yaml", reason="PyYAML reads the Kubernetes file; it is among the extras of dev")
-    return {one["kind"]: one for one in yaml.safe_load_all((ROOT / "launch" / "pytorchjob.yaml").read_text())}
+    return {part["kind"]: part for part in yaml.safe_load_all((ROOT / "launch" / "pytorchjob.yaml").read_text())}
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def pod(documents) -> dict:
 
 
 def test_a_pods_volumes_exist_and_decoded_images_have_room_in_shared_memory(documents, pod):
-    volumes = {one["name"]: one for one in pod["volumes"]}
-    mounted = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert set(mounted) == set(volumes)
     assert mounted["shm"] == "/dev/shm"
     assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
@@ -176,13 +176,13 @@ def test_a_pods_command_is_one_that_torchrun_and_the_script_take(documents, pod,
         assert int(launched.nproc_per_node) == container["resources"]["limits"]["nvidia.com/gpu"]
         settings = settings_of(words, monkeypatch)
         assert f"folder={settings.results}/{settings.dataset}/{settings.savename}\n" in container["args"][0]
-        mounts = [Path(one["mountPath"]).name for one in container["volumeMounts"]]
+        mounts = [Path(mount["mountPath"]).name for mount in container["volumeMounts"]]
         assert {str(settings.results), str(settings.data)} <= set(mounts)
 
 
 def container(fake: Path, pod: dict, training: str) -> Launched:
-    one = pod["containers"][0]
-    return Launched([*one["command"], *one["args"]], fake / "log.txt", PATH=path_with(fake), FAKE=str(fake),
+    container = pod["containers"][0]
+    return Launched([*container["command"], *container["args"]], fake / "log.txt", PATH=path_with(fake), FAKE=str(fake),
                     TRAINING=training)
 
 

@@ -44,8 +44,8 @@ def made(tmp_path_factory):
 def leaves(tree, name=""):
     """Every value of nested dicts and lists, with its path as name."""
     if isinstance(tree, (dict, list)):
-        for key, one in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from leaves(one, f"{name}/{key}")
+        for key, subtree in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves(subtree, f"{name}/{key}")
     else:
         yield name, tree
 
@@ -71,8 +71,8 @@ def test_the_figures_of_samples_are_all_there_and_those_that_few_samples_allow_a
 
 def test_the_stored_figures_are_of_unseen_subjects(made):
     report = json.loads(STORED.read_text())
-    for one in (report, made[1]):
-        assert (one["schema"], one["split"], one["seen_in_training"]) == (1, "test", {"images": 0, "subjects": 0})
+    for each in (report, made[1]):
+        assert (each["schema"], each["split"], each["seen_in_training"]) == (1, "test", {"images": 0, "subjects": 0})
     assert report["subjects"] == made[1]["subjects"] >= 1
 
 

@@ -46,7 +46,7 @@ def test_the_figures_in_a_head_are_those_of_metrics_json(folder):
         {"bits_per_code": report["priors"][what]["bits_per_code"]}
     (entry,) = head_of(folder)["model-index"]
     (result,) = entry["results"]
-    assert {one["type"]: one["value"] for one in result["metrics"]} == expected
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == expected
     assert (entry["name"], result["dataset"]["split"]) == (folder.name, report["split"])
 
 
@@ -70,7 +70,7 @@ def test_they_belong_together_and_draw_an_outline_on_black():
                                         torch.device("cpu"))
     rules = {"top": sampler.SamplingRule(0.9, top_p=0.9), "bottom": sampler.SamplingRule(0.7, top_p=0.9)}
     image, maps = sampler.draw_images(vqvae.model, priors, [0], 0, rules)
-    assert {level: tuple(one.shape) for level, one in maps.items()} == {"top": (1, 16, 16), "bottom": (1, 32, 32)}
+    assert {level: tuple(codes.shape) for level, codes in maps.items()} == {"top": (1, 16, 16), "bottom": (1, 32, 32)}
     assert 0.15 < (image > 0.05).float().mean().item() < 0.5
     assert image[..., :8].max() < 0.05
     assert image.max() > 0.7

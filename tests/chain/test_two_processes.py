@@ -22,7 +22,7 @@ class Recorded(VqvaeTrainer):
 
     def after_step(self):
         if self.step == 0:
-            self.gradient = {name: one.grad.clone() for name, one in self.model.named_parameters()}
+            self.gradient = {name: parameter.grad.clone() for name, parameter in self.model.named_parameters()}
         super().after_step()
 
 
@@ -38,7 +38,7 @@ def train(folder: str, data: str, batch: int, accumulate: int = 1, epochs: int =
 
 
 @pytest.fixture(scope="module")
-def one(tiny_slices, tmp_path_factory):
+def one_process(tiny_slices, tmp_path_factory):
     """One process, 8 images a step. 18 images: the last step of an epoch has 2, some ranks none. The codebooks are
     placed at step 3 and restarted at step 10."""
     return {kind: train(str(tmp_path_factory.mktemp("one")), str(tiny_slices), 8, kind=kind)
@@ -61,24 +61,24 @@ def test_ranks_hold_bitwise_equal_codebooks_and_parameters(shared_out):
             assert torch.equal(value, other["state"][name]), name
 
 
-def test_the_gradient_is_that_of_one_process(one, shared_out):
-    for name, value in one[shared_out[0]["kind"]]["gradient"].items():
+def test_the_gradient_is_that_of_one_process(one_process, shared_out):
+    for name, value in one_process[shared_out[0]["kind"]]["gradient"].items():
         torch.testing.assert_close(shared_out[0]["gradient"][name], value, atol=1e-6, rtol=1e-4,
                                    msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_model_is_that_of_one_process(one, shared_out):
+def test_the_model_is_that_of_one_process(one_process, shared_out):
     """Sums in another order differ in the last bits, and Adam's first steps, which divide by tiny numbers,
     enlarge that: parameters agree to 2e-3 after these steps (measured 2e-5), where learning moves them by 0.05."""
     assert shared_out[0]["state"]["quantizers.top.is_started"]
-    for name, value in one[shared_out[0]["kind"]]["state"].items():
+    for name, value in one_process[shared_out[0]["kind"]]["state"].items():
         torch.testing.assert_close(shared_out[0]["state"][name], value, atol=2e-3, rtol=2e-3,
                                    msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_figures_are_those_of_one_process(one, shared_out):
+def test_the_figures_are_those_of_one_process(one_process, shared_out):
     """Losses, used codes, perplexity and shuffle drop of every epoch; no validation image counts twice."""
-    for ours, theirs in zip(one[shared_out[0]["kind"]]["rows"], shared_out[0]["rows"], strict=True):
+    for ours, theirs in zip(one_process[shared_out[0]["kind"]]["rows"], shared_out[0]["rows"], strict=True):
         for name in set(ours) - {"seconds"}:
             assert theirs[name] == pytest.approx(ours[name], rel=0.02, abs=0.02), name
 
@@ -94,9 +94,9 @@ def train_with_empty_shares(folder: str, data: str) -> dict:
 
 
 def test_shares_without_an_image_neither_hang_nor_change_the_step(tiny_slices, tmp_path):
-    one = train_with_empty_shares(str(tmp_path), str(tiny_slices))
+    alone = train_with_empty_shares(str(tmp_path), str(tiny_slices))
     two = run_on_ranks(2, train_with_empty_shares, str(tmp_path), str(tiny_slices))
-    for name, value in one.items():
+    for name, value in alone.items():
         torch.testing.assert_close(two[0][name], value, atol=2e-3, rtol=2e-3)
         assert torch.equal(two[0][name], two[1][name]), name
 
@@ -183,13 +183,13 @@ def train_few_points(folder: str, kind: type = FewPoints, epochs: int = 3) -> li
 
 
 def test_a_data_set_smaller_than_the_number_of_processes_neither_hangs_nor_counts_an_image_twice(tmp_path):
-    one = train_few_points(str(tmp_path))
+    alone = train_few_points(str(tmp_path))
     for rows in run_on_ranks(4, train_few_points, str(tmp_path)):
-        for ours, theirs in zip(one, rows, strict=True):
+        for ours, theirs in zip(alone, rows, strict=True):
             assert theirs == pytest.approx(ours, rel=1e-5)
 
 
-class Astray(FewPoints):
+class DifferentWeight(FewPoints):
     """On rank 1 the last bit of a weight changes at the second step."""
 
     def after_step(self):
@@ -198,7 +198,7 @@ class Astray(FewPoints):
                 self.model.bias.view(torch.int32).add_(1)
 
 
-class AstrayForLong(Astray):
+class DifferentWeightInLongEpochs(DifferentWeight):
     """The same in epochs so long that the ranks compare themselves within them."""
 
     def count(self, split):
@@ -209,7 +209,7 @@ class AstrayForLong(Astray):
         return {"loss": (model(x) - (3 * x - 1)).square()[:, 0] * 0}
 
 
-@pytest.mark.parametrize("kind", [Astray, AstrayForLong])
+@pytest.mark.parametrize("kind", [DifferentWeight, DifferentWeightInLongEpochs])
 def test_a_rank_that_goes_astray_by_one_bit_stops_the_run_before_anything_is_saved(kind, tmp_path):
     for said in run_on_ranks(2, train_few_points, str(tmp_path), kind):
         assert said.startswith("bias: expected the same values on every rank, found a difference."), said

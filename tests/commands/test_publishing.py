@@ -41,7 +41,7 @@ def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_
         publish.publish(getattr(tiny_run, name), tmp_path / name, bf16=name != "vqvae")
     _, priors = sampler.load_models(*(str(tmp_path / name) for name in ("vqvae", "top", "bottom")),
                                     torch.device("cpu"))
-    assert all(one.dtype == torch.float32 for prior in priors.values() for one in prior.parameters())
+    assert all(parameter.dtype == torch.float32 for prior in priors.values() for parameter in prior.parameters())
     original, rounded = (weights(folder)[0] for folder in (tiny_run.top, tmp_path / "top"))
     for name, tensor in rounded.items():
         assert tensor.dtype == torch.bfloat16, name

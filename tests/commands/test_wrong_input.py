@@ -193,7 +193,7 @@ class TestGoingOn:
     def test_a_last_state_that_is_damaged_is_passed_over_with_a_warning_and_kept_aside(self, spoil, run, capfd):
         before = run_state.load_state(run.vqvae / run_state.STATE)["model"]
         spoil(run.vqvae / run_state.STATE)
-        train_vqvae.main([str(one) for one in train(run)])
+        train_vqvae.main([str(argument) for argument in train(run)])
         said = capfd.readouterr()
         assert "warning: " in said.err
         assert "state-before.pt, the one before it" in said.err
@@ -203,7 +203,7 @@ class TestGoingOn:
 
     def test_all_epochs_done_is_no_error_and_changes_no_result(self, run, capfd):
         before = files_in(run.vqvae)
-        train_vqvae.main([str(one) for one in train(run)])
+        train_vqvae.main([str(argument) for argument in train(run)])
         assert "all 10 epochs are done: nothing to do" in capfd.readouterr().out
         after = files_in(run.vqvae)
         for name in ("model.safetensors", "log.csv", "state.pt"):
@@ -232,7 +232,7 @@ class TestData:
     def test_a_split_without_an_image(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         manifest = (other / "manifest.csv").read_text().splitlines()
-        (other / "manifest.csv").write_text("\n".join(one for one in manifest if not one.startswith("test/")))
+        (other / "manifest.csv").write_text("\n".join(line for line in manifest if not line.startswith("test/")))
         check_refused(r"^--split test: expected at least 1 image, found 0 in .*other\. Choose another split",
                       evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
 

@@ -51,7 +51,8 @@ def judge(drawn, unseen, training, soft=None, features=None):
     given."""
     soft, rng = drawn[:1] if soft is None else soft, np.random.default_rng(0)
     sets = (drawn, unseen, training, soft)
-    return copies.judge(drawn, unseen, training, soft, features or [rng.normal(size=(len(one), 3)) for one in sets], 0)
+    return copies.judge(drawn, unseen, training, soft, features or [
+        rng.normal(size=(len(images), 3)) for images in sets], 0)
 
 
 def shifted(image, down, right):
@@ -63,7 +64,7 @@ def shifted(image, down, right):
 def slow_nearest(image, slices, reach):
     """Every slice, mirrored or not, at every shift, on a plane with room: (distance, item, mirrored, shift)."""
     room, found = ((reach, reach),) * 2, []
-    image, slices = (np.pad(one.astype(float), ((0, 0),) * (one.ndim - 2) + room) for one in (image, slices))
+    image, slices = (np.pad(pixels.astype(float), ((0, 0),) * (pixels.ndim - 2) + room) for pixels in (image, slices))
     for mirrored, down, right in itertools.product((False, True), *2 * [range(-reach, reach + 1)]):
         moved = np.roll(slices[..., ::-1] if mirrored else slices, (down, right), (2, 3))
         squared = ((image - moved)**2).sum((1, 2, 3))
@@ -139,7 +140,7 @@ def test_planted_copies_are_found_and_nothing_else_is(training, unseen):
     assert pixels["closer_share"] == pytest.approx(10 / 60, abs=1e-9)
     assert pixels["ci_low"] > 0.05
     exact = [3, 8, 20, 21, 30]
-    assert [(one["sample"], one["training"]) for one in pixels["closest"]] == [
+    assert [(pair["sample"], pair["training"]) for pair in pixels["closest"]] == [
         (sample, f"train/{planted[sample]}.png") for sample in exact]
     assert [pair["distance"] for pair in pixels["closest"]] == [0] * 5
     assert np.array_equal(nearest, drawn[exact])  # exact, moved and mirrored: each lies upon its sample
@@ -167,8 +168,8 @@ def test_copies_are_found_in_features_too(training, unseen):
     nearest = np.sqrt(((of_unseen[:, None] - of_training[None])**2).sum(2)).min(1)
     assert features["threshold"] == pytest.approx(np.percentile(nearest, 1))
     assert features["unseen_median"] == pytest.approx(np.median(nearest))
-    assert {(one["sample"], one["training"]) for one in features["closest"][:2]} == {(4, "train/17.png"),
-                                                                                      (9, "train/3.png")}
+    assert {(pair["sample"], pair["training"]) for pair in features["closest"][:2]} == {(4, "train/17.png"),
+                                                                                        (9, "train/3.png")}
     assert features["closer_share"] >= 2 / 40
 
 

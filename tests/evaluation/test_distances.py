@@ -57,7 +57,7 @@ def in_subjects(rng, subjects, each, dims, spread=1.0, shift=0.0):
     return (places + spread * rng.normal(size=(subjects, each, dims))).reshape(-1, dims), names
 
 
-class AsTheyAre(nn.Module):
+class FirstPixels(nn.Module):
     """A feature network for torchmetrics whose features are the first pixels' values."""
 
     num_features = 6
@@ -73,19 +73,19 @@ class TestFrechetDistance:
 
     def test_it_equals_the_formula_with_scipys_root_of_the_product(self, rng):
         first, second = rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)), rng.normal(0.5, 2, (30, 6))
-        one, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+        covariance, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
         slow = (np.square(first.mean(0) - second.mean(0)).sum()
-                + np.trace(one + other - 2 * scipy.linalg.sqrtm(one @ other).real))
+                + np.trace(covariance + other - 2 * scipy.linalg.sqrtm(covariance @ other).real))
         assert frechet_distance(first, second) == pytest.approx(slow, rel=1e-9)
         assert frechet_distance(second, first) == pytest.approx(slow, rel=1e-9)
 
     def test_it_equals_that_of_torchmetrics(self, rng):
         images = torch.from_numpy(rng.integers(0, 50, (40, 3, 8, 8))).to(torch.uint8)
         other = torch.from_numpy(rng.integers(0, 70, (30, 3, 8, 8))).to(torch.uint8)
-        theirs = FrechetInceptionDistance(feature=AsTheyAre(), input_img_size=(3, 8, 8)).set_dtype(torch.float64)
+        theirs = FrechetInceptionDistance(feature=FirstPixels(), input_img_size=(3, 8, 8)).set_dtype(torch.float64)
         theirs.update(images, real=True)
         theirs.update(other, real=False)
-        ours = frechet_distance(*(AsTheyAre()(one).double().numpy() for one in (images, other)))
+        ours = frechet_distance(*(FirstPixels()(pixels).double().numpy() for pixels in (images, other)))
         assert ours == pytest.approx(theirs.compute().item(), rel=1e-6)
 
     def test_equal_sets_are_0_apart_even_with_fewer_images_than_features(self, rng):
@@ -102,10 +102,10 @@ class TestKernelMmd:
     def test_it_equals_the_slow_one_and_torchmetrics_on_all_pairs(self, rng):
         images = torch.from_numpy(rng.integers(0, 5, (30, 3, 8, 8))).to(torch.uint8)
         other = torch.from_numpy(rng.integers(0, 7, (30, 3, 8, 8))).to(torch.uint8)
-        theirs = KernelInceptionDistance(feature=AsTheyAre(), subsets=1, subset_size=30)
+        theirs = KernelInceptionDistance(feature=FirstPixels(), subsets=1, subset_size=30)
         theirs.update(images, real=True)
         theirs.update(other, real=False)
-        first, second = (AsTheyAre()(one).double().numpy() for one in (images, other))
+        first, second = (FirstPixels()(pixels).double().numpy() for pixels in (images, other))
         assert kernel_mmd(first, second) == pytest.approx(slow_mmd(first, second), rel=1e-9)
         assert kernel_mmd(first, second) == pytest.approx(theirs.compute()[0].item(), rel=1e-3)
 
@@ -217,9 +217,9 @@ class TestVariety:
 
     def test_pairs_of_one_subject_do_not_count(self, rng):
         """Two subjects, each with one picture twice: a pair within would be 1."""
-        one, other = torch.from_numpy(rng.integers(0, 255, (2, 1, 1, 24, 24))).to(torch.uint8)
-        expected = similarity.image_figures(one, other)["full"]["ms_ssim"].item()
-        assert pairwise_ms_ssim(torch.cat([one, one, other, other]), list("aabb"), 0) == pytest.approx(expected)
+        image, other = torch.from_numpy(rng.integers(0, 255, (2, 1, 1, 24, 24))).to(torch.uint8)
+        expected = similarity.image_figures(image, other)["full"]["ms_ssim"].item()
+        assert pairwise_ms_ssim(torch.cat([image, image, other, other]), list("aabb"), 0) == pytest.approx(expected)
 
     def test_equal_images_have_1_and_a_single_one_nothing(self):
         image = torch.full((1, 1, 24, 24), 90, dtype=torch.uint8)
@@ -289,8 +289,8 @@ class TestJudge:
         unseen, training, drawn = slices(rng, 8, 3), slices(rng, 9, 3), slices(rng, 10, 1).bytes()
         far = Extractor("far", "", 4, lambda images: 1000 - 7 * mean_and_spread(images), config={})
         own = Extractor("near", "", 4, mean_and_spread, config={})
-        reports = [judge(drawn, unseen, training, one, 0) for one in (own, far, EXTRACTOR)]
-        assert [one["features"]["whitened_by"] for one in reports] == ["training slices"] * 2 + [None]
+        reports = [judge(drawn, unseen, training, extractor, 0) for extractor in (own, far, EXTRACTOR)]
+        assert [report["features"]["whitened_by"] for report in reports] == ["training slices"] * 2 + [None]
         for name in ("mmd", "frechet"):
             near, moved, plain = ([report[name][key] for key in ("value", "real_floor")] for report in reports)
             assert near == pytest.approx(moved, rel=1e-4)
@@ -334,7 +334,7 @@ def test_the_table_of_harms_has_a_floor_and_grows_for_a_network_that_sees_bright
 def test_the_shipped_network_tells_whole_people_from_blurred_ones(rng):
     """On noise around greys, which it has never seen: no more is asked than that the chain works, and sees a blur."""
     unseen, training = slices(rng, 6, 2), slices(rng, 6, 2)
-    large = [ImageSet(one.files, np.kron(one.pixels, np.ones((2, 2), np.uint8))) for one in (unseen, training)]
+    large = [ImageSet(small.files, np.kron(small.pixels, np.ones((2, 2), np.uint8))) for small in (unseen, training)]
     soft = torch.nn.functional.avg_pool2d(large[1].bytes().float(), 5, 1, 2).to(torch.uint8)
     report = judge(soft, *large, load_extractor(None, CPU), 0)
     assert report["mmd"]["value"] > 10 * abs(report["mmd"]["real_floor"])

@@ -134,17 +134,17 @@ class TestNetwork:
         """A rank without a share can take part in a step."""
         model = FeatureNet(SETTINGS)
         made = model(torch.zeros(0, 1, 128, 128))
-        assert [tuple(one.shape) for one in made] == [(0, 5), (0, 6), (0, 1024)]
-        sum(one.sum() for one in made[1:]).backward()
-        assert all(one.grad is not None for one in model.parameters())
+        assert [tuple(answer.shape) for answer in made] == [(0, 5), (0, 6), (0, 1024)]
+        sum(answer.sum() for answer in made[1:]).backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
     def test_batches_change_features_by_rounding_only(self, rng, shipped):
         images = brains(rng, 9, 64)
-        one, many = shipped(images, batch=1), shipped(images, batch=4)
-        assert one.dtype == np.float64
-        assert one.shape == (9, shipped.dims)
-        np.testing.assert_allclose(one, many, atol=1e-3)
-        assert np.abs(one[0] - one[1]).max() > 0.1
+        single, many = shipped(images, batch=1), shipped(images, batch=4)
+        assert single.dtype == np.float64
+        assert single.shape == (9, shipped.dims)
+        np.testing.assert_allclose(single, many, atol=1e-3)
+        assert np.abs(single[0] - single[1]).max() > 0.1
 
     def test_no_images_have_no_features(self, shipped):
         assert shipped(torch.zeros(0, 1, 64, 64, dtype=torch.uint8)).shape == (0, shipped.dims)

@@ -26,8 +26,8 @@ def split():
 
 
 def config(pictures=(), subjects=()):
-    return {"training_images": [pixel_hash(one) for one in pictures],
-            "training_subjects": [subject_hash(one) for one in subjects]}
+    return {"training_images": [pixel_hash(picture) for picture in pictures],
+            "training_subjects": [subject_hash(subject) for subject in subjects]}
 
 
 def test_what_any_of_the_models_has_seen_counts_once(split):
@@ -95,10 +95,10 @@ def test_after_allow_leak_config_reports_and_cards_say_what_is_shared(leaky, tmp
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written["warnings"] == report["warnings"]
     assert (written["data"]["shared_subjects"], written["seen_in_training"]) == (1, {"images": 1, "subjects": 1})
-    said = [one for one in report["warnings"] if one.startswith("LEAK (--allow-leak): 1 ")]
+    said = [warning for warning in report["warnings"] if warning.startswith("LEAK (--allow-leak): 1 ")]
     assert ["subject(s) are in more than one split" in said[0], "of 10 test images were trained on" in said[1]] == [
         True, True]
-    assert [("warning", one) for one in said] == [row for row in headline(report) if row[1].startswith("LEAK")]
+    assert [("warning", warning) for warning in said] == [row for row in headline(report) if row[1].startswith("LEAK")]
     for name in ("leaky", "leaky-top"):
         card = publish.card(leaky / name, "Made up.", {"": report}, "evaluate")
         assert card.count("**LEAK (--allow-leak): 1 subject(s) are in more than one split") == 2  # of data, of figures

@@ -35,10 +35,10 @@ def even_head(size=64):
 
 
 def scored(scores, masks, brain, subjects):
-    """A `Scored` of these scores; its images are black."""
+    """A `ScoredImages` of these scores; its images are black."""
     files = tuple(ImageFile(f"{number}.png", "test", subject, "") for number, subject in enumerate(subjects))
     pixels = np.zeros((len(files), 1, *masks.shape[1:]), np.uint8)
-    return lesions.Scored(torch.from_numpy(pixels), ImageSet(files, pixels), masks, brain, scores)
+    return lesions.ScoredImages(torch.from_numpy(pixels), ImageSet(files, pixels), masks, brain, scores)
 
 
 @pytest.mark.parametrize("kind", lesions.KINDS)

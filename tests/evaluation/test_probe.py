@@ -207,7 +207,7 @@ def test_fakes_of_the_context_model_are_decoded_from_codes_that_it_draws():
     train = CodeMaps(["a"], {"top": torch.arange(16).view(1, 4, 4) % 4, "bottom": torch.arange(64).view(1, 8, 8) % 4})
     fakes = probe.context_model_fakes(model, train, count=5, seed=3, batch=2)
     assert (fakes.dtype, tuple(fakes.shape)) == (torch.uint8, (5, 1, 32, 32))
-    maps = {level: context_model.draw(one, 4, 5, 3, level) for level, one in train.levels.items()}
+    maps = {level: context_model.draw(codes, 4, 5, 3, level) for level, codes in train.levels.items()}
     with torch.no_grad():
-        expected = model.decode({level: one[3:] for level, one in maps.items()}) * 255
+        expected = model.decode({level: codes[3:] for level, codes in maps.items()}) * 255
     assert (fakes[3:] - expected).abs().max() <= 0.51

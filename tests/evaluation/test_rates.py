@@ -52,7 +52,7 @@ def file_of(picture, options):
 
 
 def point_of(report, codec):
-    return next(one for one in report["codecs"][codec] if one["setting"] == SETTINGS[codec])
+    return next(point for point in report["codecs"][codec] if point["setting"] == SETTINGS[codec])
 
 
 def curve(*points):
@@ -207,8 +207,8 @@ class TestShown:
         for axis in figure.axes:
             assert axis.get_xscale() == "log"
             assert axis.get_xlabel() == "rate (bits per pixel, log scale)"
-            markers = [one for one in axis.get_legend_handles_labels()[0] if hasattr(one, "has_yerr")]
-            assert [one.lines[0].get_xdata()[0] for one in markers] == pytest.approx([0.5, 0.3, 0.15])
+            markers = [marker for marker in axis.get_legend_handles_labels()[0] if hasattr(marker, "has_yerr")]
+            assert [marker.lines[0].get_xdata()[0] for marker in markers] == pytest.approx([0.5, 0.3, 0.15])
         [legend] = figure.legends
         words = [text.get_text() for text in legend.get_texts()]
         assert {"JPEG, whole files", "JPEG 2000, without headers", "VQ-VAE, priors: 0.150"} <= set(words)
@@ -221,8 +221,8 @@ class TestShown:
 
 def test_the_figure_of_one_subject_is_drawn(split, made, tmp_path):
     """Its interval has no width, and lies beside the mean by rounding."""
-    one = dataclasses.replace(split, files=tuple(dataclasses.replace(file, subject="a") for file in split.files))
-    report = rates.measure(one, made, raw=0.5)
+    alone = dataclasses.replace(split, files=tuple(dataclasses.replace(file, subject="a") for file in split.files))
+    report = rates.measure(alone, made, raw=0.5)
     for name in ("psnr", "ssim", "brain_ssim"):
         report["model"][f"{name}_ci_low"] = report["model"][name] + 1e-16 * report["model"][name]
     rates.picture(report, tmp_path / "rates.png")

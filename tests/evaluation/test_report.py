@@ -46,7 +46,7 @@ def test_metrics_json_has_the_keys_of_the_schema_and_no_nan(report):
         assert set(area) == {"ssim", "ms_ssim", "psnr", "mae"}
         assert all(set(figures) == SUMMARY for figures in area.values())
     assert set(report["codes"]) == {"top", "bottom"}
-    assert all(set(one) == {"size", "used", "perplexity", "shuffle_drop"} for one in report["codes"].values())
+    assert all(set(figures) == {"size", "used", "perplexity", "shuffle_drop"} for figures in report["codes"].values())
     assert {"top", "bottom", "bits_per_pixel"} <= set(report["priors"])
     assert all({"bits_per_code", "context_model_bits", "histogram_bits", "position_histogram_bits", "condition",
                 "below_best_reference"} <= set(report["priors"][level]) for level in ("top", "bottom"))
@@ -150,7 +150,7 @@ def test_samples_are_not_compared_with_the_train_split_itself(tiny_run, tmp_path
     made = reports.evaluate(settings_for(tiny_run, tmp_path, split="train", probe=True)).metrics
     assert made["samples"] is None
     assert made["priors"]["top"]["context_model_bits"] is None
-    assert any("the train split would be compared with itself" in one for one in made["warnings"])
+    assert any("the train split would be compared with itself" in warning for warning in made["warnings"])
 
 
 def test_rates_are_measured_where_they_are_asked_for(tiny_run, tmp_path):

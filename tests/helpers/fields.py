@@ -17,7 +17,7 @@ NO_LEFT, NO_FAR, CODE = "x", "y", "z"
 
 
 @dataclass(frozen=True)
-class Place:
+class PlaceProbabilities:
     """The joint and conditional probabilities of one place of the field."""
 
     joint: np.ndarray
@@ -61,7 +61,7 @@ class Field:
                                    top.repeat(2, 1).repeat(2, 2), maps])
 
     @cached_property
-    def places(self) -> dict[tuple[int, int], Place]:
+    def places(self) -> dict[tuple[int, int], PlaceProbabilities]:
         """Every place in raster order, by (row, column)."""
         (height, width), found = self.shape, {}
         cells = width // 2
@@ -78,7 +78,7 @@ class Field:
                 seen = left + rows[column] + far + tops[column // 2]
                 before, state = rows + tops + NO_LEFT + NO_FAR, state[..., None, None]
                 joint = np.einsum(f"{before}->{seen}", state)[..., None] * given
-                found[row, column] = Place(joint, given)
+                found[row, column] = PlaceProbabilities(joint, given)
                 after = rows.replace(rows[column], CODE) + tops
                 state = np.einsum(f"{before},{seen}{CODE}->{after}", state, given)
         return found

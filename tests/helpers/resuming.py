@@ -38,5 +38,5 @@ def check_bitwise(trainer_class: type, settings_class: type, arguments: list[str
     again.run()
     for name, value in outcome(whole)[0].items():
         assert torch.equal(outcome(again)[0][name], value), name
-    tensors = [outcome(one)[1]["model.safetensors"][-1000:] for one in (whole, again)]
+    tensors = [outcome(results)[1]["model.safetensors"][-1000:] for results in (whole, again)]
     assert tensors[0] == tensors[1]  # the tensors end the file; the config before them names another folder

@@ -24,14 +24,14 @@ LOSSLESS = {"png": {}, "tif": {}, "bmp": {}, "webp": {"lossless": True}}
 @pytest.fixture
 def read(tmp_path):
     """Write a picture (an array, a Pillow image or bytes) to a file and return what is read of it."""
-    def one(picture, name: str = "a.png", size=None, fit="stretch", colours="auto", **options) -> np.ndarray:
+    def read_one(picture, name: str = "a.png", size=None, fit="stretch", colours="auto", **options) -> np.ndarray:
         path = tmp_path / name
         if isinstance(picture, bytes):
             path.write_bytes(picture)
         else:
             (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(path, **options)
         return read_picture(path, size, fit, colours)
-    return one
+    return read_one
 
 
 def png(values: np.ndarray, kind: int, extra: bytes = b"") -> bytes:

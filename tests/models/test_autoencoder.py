@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vqvae2.models.autoencoder import Enlarging, ResidualBlock, Vqvae
-from vqvae2.models.quantizer import EmaQuantizer, Place
+from vqvae2.models.autoencoder import ResidualBlock, Upsampling, Vqvae
+from vqvae2.models.quantizer import BatchPlace, EmaQuantizer
 from vqvae2.training.settings import TrainVqvae
 
 
@@ -22,7 +22,7 @@ def start(model: Vqvae, images: torch.Tensor) -> None:
     """Place the codebooks on these images."""
     for quantizer in model.quantizers.values():
         quantizer.start_steps = 0
-    model.train()(images, Place(torch.arange(len(images)), len(images), 0))
+    model.train()(images, BatchPlace(torch.arange(len(images)), len(images), 0))
     model.update_codebooks()
     model.eval()
 
@@ -34,7 +34,7 @@ def test_code_maps_have_the_size_that_the_factors_say_and_decode_to_the_image_si
     model, images = tiny(levels, downsample), torch.rand(4, 1, 32, 48)
     start(model, images)
     codes = model.encode(images)
-    assert {level: tuple(one.shape[1:]) for level, one in codes.items()} == shapes
+    assert {level: tuple(level_codes.shape[1:]) for level, level_codes in codes.items()} == shapes
     assert model.decode(codes).shape == images.shape
 
 
@@ -68,7 +68,7 @@ def without_shortcuts(model: Vqvae) -> Vqvae:
             module.inplace = False
         elif isinstance(module, ResidualBlock):
             module.__class__ = PlainBlock
-        elif isinstance(module, Enlarging):
+        elif isinstance(module, Upsampling):
             module.__class__ = nn.ConvTranspose2d
     return model
 
@@ -79,7 +79,7 @@ def output_and_gradients(model: Vqvae, images: torch.Tensor, bf16: bool) -> dict
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         made = model(images)
     (made.images.float().square().sum() + made.prediction.sum()).backward()
-    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {"images": made.images.detach().float(), **gradients}
 
 
@@ -109,7 +109,7 @@ def test_in_bf16_it_is_as_close_to_float32_as_the_plain_way():
 
 
 def test_weights_have_the_names_and_shapes_that_files_of_earlier_versions_have():
-    shapes = {name: tuple(one.shape) for name, one in tiny().state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny().state_dict().items()}
     assert shapes["encoder.5.layers.3.weight"] == (16, 8, 1, 1)
     assert shapes["decoder.4.weight"] == (16, 8, 4, 4)
     assert shapes["decoder.6.bias"] == (1,)
@@ -142,7 +142,7 @@ def trained(model: Vqvae, steps: int = 150) -> Vqvae:
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
     for step in range(steps):
         items = torch.randint(64, (16,), generator=generator)
-        made = model(images[items], Place(torch.arange(16), 16, step))
+        made = model(images[items], BatchPlace(torch.arange(16), 16, step))
         loss = (made.images - images[items]).square().mean() + 0.25 * (made.commitment + made.prediction).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -181,4 +181,4 @@ def test_a_picture_needs_its_own_map_of_either_level(ours):
 def test_codebooks_are_the_only_state_that_training_changes_without_gradient():
     model = tiny()
     assert {name.split(".")[0] for name, _ in model.named_buffers()} == {"quantizers"}
-    assert all(isinstance(one, EmaQuantizer) for one in model.quantizers.values())
+    assert all(isinstance(quantizer, EmaQuantizer) for quantizer in model.quantizers.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.models.quantizer import EmaQuantizer, GradientQuantizer, Place
+from vqvae2.models.quantizer import BatchPlace, EmaQuantizer, GradientQuantizer
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.trainer import Share
 from vqvae2.training.vqvae import VqvaeTrainer
@@ -61,7 +61,7 @@ def begun(layer: torch.nn.Module, codebook: np.ndarray) -> torch.nn.Module:
 
 def run(layer: torch.nn.Module, vectors: np.ndarray, weights: np.ndarray) -> tuple:
     given = torch.from_numpy(vectors).requires_grad_()
-    made = layer(given, Place(torch.arange(BATCH), BATCH, 0))
+    made = layer(given, BatchPlace(torch.arange(BATCH), BATCH, 0))
     loss = (made.vectors * torch.from_numpy(weights)).sum() + (made.codebook + BETA * made.commitment).sum()
     loss.backward()
     return made, loss.item(), given.grad.numpy()
@@ -124,10 +124,10 @@ def test_in_micro_batches_the_gradients_add_up_to_those_of_the_whole(kind):
     whole, parts = (begun(GradientQuantizer(SIZE, DIM) if kind == "gradient" else EmaQuantizer(SIZE, DIM), codebook)
                     for _ in range(2))
     given = [vectors.clone().requires_grad_() for _ in range(2)]
-    made = whole(given[0], Place(torch.arange(6), 6, 0))
+    made = whole(given[0], BatchPlace(torch.arange(6), 6, 0))
     (made.codebook + BETA * made.commitment).sum().backward()
     for share in (slice(0, 4), slice(4, 6)):
-        made = parts(given[1][share], Place(torch.arange(6)[share], 6, 0))
+        made = parts(given[1][share], BatchPlace(torch.arange(6)[share], 6, 0))
         (made.codebook + BETA * made.commitment).sum().backward()
     torch.testing.assert_close(given[0].grad, given[1].grad)
     if kind == "gradient":
@@ -139,17 +139,17 @@ def test_in_micro_batches_the_gradients_add_up_to_those_of_the_whole(kind):
 def test_a_gradient_codebook_has_a_gradient_of_0_before_its_start_and_without_images():
     """DDP wants one of every parameter, on every rank."""
     layer = GradientQuantizer(SIZE, DIM).train()
-    layer(torch.randn(2, DIM, 3, 3), Place(torch.arange(2), 2, 0)).codebook.sum().backward()
+    layer(torch.randn(2, DIM, 3, 3), BatchPlace(torch.arange(2), 2, 0)).codebook.sum().backward()
     assert torch.equal(layer.codebook.grad, torch.zeros(SIZE, DIM))
     layer = begun(GradientQuantizer(SIZE, DIM), np.ones((SIZE, DIM))).float()
-    layer(torch.randn(0, DIM, 3, 3), Place(torch.arange(0), 2, 0)).codebook.sum().backward()
+    layer(torch.randn(0, DIM, 3, 3), BatchPlace(torch.arange(0), 2, 0)).codebook.sum().backward()
     assert torch.equal(layer.codebook.grad, torch.zeros(SIZE, DIM))
 
 
 def test_a_gradient_codebook_starts_where_k_means_puts_it():
     layer = GradientQuantizer(4, 1, start_steps=1).train()
     vectors = torch.tensor([5.0, 7.0]).repeat(32).view(64, 1, 1, 1)
-    unquantised = layer(vectors, Place(torch.arange(64), 64, 0))
+    unquantised = layer(vectors, BatchPlace(torch.arange(64), 64, 0))
     assert torch.equal(unquantised.vectors, vectors)
     layer.update()
     assert layer.started
@@ -160,12 +160,12 @@ def test_a_gradient_codebook_starts_where_k_means_puts_it():
 def test_an_embedding_of_a_gradient_codebook_that_nothing_chooses_is_restarted_at_a_badly_served_vector():
     layer = begun(GradientQuantizer(3, 1, restart_every=1), np.array([[0.0], [10.0], [1e6]]))
     vectors = torch.tensor([0.0, 10.0, 20.0]).repeat(20).view(60, 1, 1, 1).double()
-    layer(vectors, Place(torch.arange(60), 60, 1))
+    layer(vectors, BatchPlace(torch.arange(60), 60, 1))
     layer.update()
     assert layer.codebook.detach().flatten().tolist() == [0.0, 10.0, 20.0]
 
 
-class Given:
+class TwoImages:
     """Stands in for the data: two images."""
 
     def __init__(self):
@@ -187,7 +187,7 @@ def losses_of(kind: str, beta: float) -> tuple[dict[str, torch.Tensor], Vqvae]:
         quantizer.is_started.fill_(True)
         quantizer.started = True
     trainer = types.SimpleNamespace(settings=settings, device=torch.device("cpu"), model=model,
-                                    images=types.SimpleNamespace(splits={"train": Given()}))
+                                    images=types.SimpleNamespace(splits={"train": TwoImages()}))
     items = torch.arange(2)
     figures = VqvaeTrainer.losses(trainer, model, Share(items, items, 2, 0, 0))
     figures["loss"].sum().backward()
@@ -197,10 +197,10 @@ def losses_of(kind: str, beta: float) -> tuple[dict[str, torch.Tensor], Vqvae]:
 @pytest.mark.parametrize("kind", ["ema", "gradient"])
 def test_beta_multiplies_the_commitment_term_and_nothing_else(kind):
     """In the loss, and in the gradients: the codebook's do not know it, the encoder's are linear in it."""
-    (none, at_0), (half, at_half), (one, at_1) = (losses_of(kind, beta) for beta in (0.0, 0.5, 1.0))
-    assert (one["commitment"] > 0).all()
-    torch.testing.assert_close(one["loss"] - none["loss"], one["commitment"])
-    torch.testing.assert_close(half["loss"] - none["loss"], 0.5 * one["commitment"])
+    (none, at_0), (half, at_half), (full, at_1) = (losses_of(kind, beta) for beta in (0.0, 0.5, 1.0))
+    assert (full["commitment"] > 0).all()
+    torch.testing.assert_close(full["loss"] - none["loss"], full["commitment"])
+    torch.testing.assert_close(half["loss"] - none["loss"], 0.5 * full["commitment"])
     of_encoder = [model.to_top.weight.grad for model in (at_0, at_half, at_1)]
     torch.testing.assert_close(2 * (of_encoder[1] - of_encoder[0]), of_encoder[2] - of_encoder[0])
     assert not torch.equal(of_encoder[0], of_encoder[2])

@@ -31,7 +31,7 @@ def image_set(pixels):
     return ImageSet(tuple(ImageFile(f"{i}.png", "train", str(i), "") for i in range(len(pixels))), pixels)
 
 
-class Known(nn.Module):
+class CodesOfPixels(nn.Module):
     """Bottom codes are an image's 16 x 16 pixels in 16 greys; top codes are its mean, and used only if asked."""
 
     levels = LEVELS
@@ -115,7 +115,7 @@ class TestStored:
 class TestExtraction:
     @pytest.mark.parametrize("batch", [1, 5, 12, 100])
     def test_codes_are_those_of_each_image_whatever_the_batch(self, batch, noise):
-        model, done = Known(uses_top=False), []
+        model, done = CodesOfPixels(uses_top=False), []
         maps = encoding.extract(model, noise, batch, done.append)
         assert maps.names == [f"{i}.png" for i in range(12)]
         np.testing.assert_array_equal(maps.levels["bottom"], noise.pixels[:, 0] // 17)
@@ -127,17 +127,18 @@ class TestExtraction:
         def darken_odd_ones(pixels, items):
             return pixels * torch.from_numpy(1 - items % 2)[:, None, None, None]
 
-        bottom = encoding.extract(Known(uses_top=False), noise, 5, change=darken_odd_ones).levels["bottom"]
+        bottom = encoding.extract(CodesOfPixels(uses_top=False), noise, 5, change=darken_odd_ones).levels["bottom"]
         np.testing.assert_array_equal(bottom[::2], noise.pixels[::2, 0] // 17)
         assert not bottom[1::2].any()
 
     def test_no_image_gives_no_map(self):
-        assert encoding.extract(Known(uses_top=False), image_set(np.zeros((0, 1, 16, 16), np.uint8)), 4).names == []
+        assert encoding.extract(
+            CodesOfPixels(uses_top=False), image_set(np.zeros((0, 1, 16, 16), np.uint8)), 4).names == []
 
 
 class TestFigures:
     def figures(self, noise, uses_top):
-        model = Known(uses_top)
+        model = CodesOfPixels(uses_top)
         maps = encoding.extract(model, noise, 5)
         return encoding.code_figures(model, noise, maps, 5), maps
 
@@ -150,15 +151,15 @@ class TestFigures:
         """Its reconstructions are exact (SSIM 1); after the exchange, each is some other image or, rarely, itself."""
         figures, _ = self.figures(noise, uses_top=False)
         pictures = noise.pixels[:, 0]
-        between = np.array([[structural_similarity(one, other, data_range=255, gaussian_weights=True, sigma=1.5,
+        between = np.array([[structural_similarity(picture, other, data_range=255, gaussian_weights=True, sigma=1.5,
                                                    use_sample_covariance=False) for other in pictures]
-                            for one in pictures])
+                            for picture in pictures])
         off_diagonal = between[~np.eye(12, dtype=bool)]
         assert 9 / 12 * (1 - off_diagonal.max()) < figures["bottom"]["shuffle_drop"] < 1 - off_diagonal.min()
 
     def test_a_level_that_the_decoder_needs_has_a_drop(self, noise):
         even, odd = noise.pixels[0, 0] // 17, noise.pixels[1, 0] // 17
-        model = Known(uses_top=True)
+        model = CodesOfPixels(uses_top=True)
         maps = CodeMaps(noise.names, {"top": torch.tensor([0, 1] * 6)[:, None, None], "bottom": torch.from_numpy(
             np.stack([even if i % 2 == 0 else 15 - odd for i in range(12)]).astype(np.int64))})
         pictures = image_set(np.stack([even if i % 2 == 0 else odd for i in range(12)])[:, None] * 17)
@@ -166,7 +167,7 @@ class TestFigures:
         assert figures["top"]["shuffle_drop"] > 0.3
 
     def test_figures_are_the_same_whatever_the_batch(self, noise):
-        model = Known(uses_top=True)
+        model = CodesOfPixels(uses_top=True)
         maps = encoding.extract(model, noise, 12)
         assert encoding.code_figures(model, noise, maps, 12)["bottom"]["shuffle_drop"] == pytest.approx(
             encoding.code_figures(model, noise, maps, 1)["bottom"]["shuffle_drop"], abs=1e-9)
@@ -180,7 +181,7 @@ class TestFigures:
         assert figures["bottom"]["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
     def test_the_drop_is_left_out_where_it_is_not_wanted(self, noise):
-        model = Known(uses_top=False)
+        model = CodesOfPixels(uses_top=False)
         figures = encoding.code_figures(model, noise, encoding.extract(model, noise, 5), 5, with_shuffle_drop=False)
         assert set(figures["top"]) == {"size", "used", "perplexity"}
 

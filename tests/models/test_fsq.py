@@ -16,7 +16,7 @@ from vqvae2 import api
 from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.models.quantizer import QUANTIZERS, FiniteScalarQuantizer, Place, Quantizer
+from vqvae2.models.quantizer import QUANTIZERS, BatchPlace, FiniteScalarQuantizer, Quantizer
 from vqvae2.models.settings import FSQ_LEVELS, QUANTIZER_NAMES, VqvaeSettings
 from vqvae2.settings.parsing import from_dict
 from vqvae2.training.settings import TrainVqvae
@@ -110,7 +110,7 @@ class TestTheRule:
         for step in range(60):
             vectors = torch.randn(5, 6, 2, 3, dtype=torch.float64) * (step + 1)
             for share in (torch.arange(0, 5, 2), torch.arange(1, 5, 2)):
-                layer(vectors[share], Place(share, 5, step))
+                layer(vectors[share], BatchPlace(share, 5, step))
             scalars = layer.to_scalars(vectors.movedim(1, -1)).detach().flatten(0, 2).numpy()
             layer.update()
             share = max(0.1, 1 / (1 + 0.2 * step))
@@ -120,7 +120,7 @@ class TestTheRule:
 
     def test_vectors_of_any_spread_use_all_levels_after_one_step(self):
         layer, vectors = layer_of((5, 5, 5)).train(), torch.randn(64, 6, 8, 8, dtype=torch.float64) * 1e-3 + 7
-        layer(vectors, Place(torch.arange(64), 64, 0))
+        layer(vectors, BatchPlace(torch.arange(64), 64, 0))
         layer.update()
         digits = layer.grid[layer.eval()(vectors).codes.flatten()]
         for column in digits.T:
@@ -131,14 +131,14 @@ class TestTheRule:
     def test_eval_mode_changes_no_state(self):
         layer = layer_of((5, 3)).eval()
         before = {name: value.clone() for name, value in layer.state_dict().items()}
-        layer(torch.randn(4, 6, 2, 2, dtype=torch.float64), Place(torch.arange(4), 4, 0))
+        layer(torch.randn(4, 6, 2, 2, dtype=torch.float64), BatchPlace(torch.arange(4), 4, 0))
         layer.update()
         assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
     def test_an_empty_share_gives_gradients_of_zero(self):
         layer = layer_of((5, 3))
         layer(torch.randn(0, 6, 2, 2, dtype=torch.float64)).vectors.sum().backward()
-        assert all(one.grad is not None and one.grad.eq(0).all() for one in layer.parameters())
+        assert all(parameter.grad is not None and parameter.grad.eq(0).all() for parameter in layer.parameters())
 
     def test_autocast_changes_no_code(self):
         layer, vectors = layer_of((8, 6, 5)).float(), torch.randn(2, 6, 8, 8)
@@ -186,7 +186,7 @@ def test_the_codes_of_an_image_decode_to_its_reconstruction(levels):
     model, images = model.eval(), torch.rand(3, 1, 32, 32)
     with torch.no_grad():
         made = model(images)
-        assert all(torch.equal(one, made.codes[level]) for level, one in model.encode(images).items())
+        assert all(torch.equal(codes, made.codes[level]) for level, codes in model.encode(images).items())
         assert torch.equal(model.decode(made.codes), made.images.clamp(0, 1))
     assert model.is_quantising()
 

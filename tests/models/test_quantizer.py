@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vqvae2.models import nearest as nearest_module
 from vqvae2.models import quantizer
 from vqvae2.models.nearest import kmeans, nearest
-from vqvae2.models.quantizer import EmaQuantizer, Place
+from vqvae2.models.quantizer import BatchPlace, EmaQuantizer
 
 
 def started(codebook: torch.Tensor, decay: float = 0.9, count: float = 1.0) -> EmaQuantizer:
@@ -24,8 +24,8 @@ def started(codebook: torch.Tensor, decay: float = 0.9, count: float = 1.0) -> E
     return made
 
 
-def place(batch: int, step: int = 0) -> Place:
-    return Place(torch.arange(batch), batch, step)
+def place(batch: int, step: int = 0) -> BatchPlace:
+    return BatchPlace(torch.arange(batch), batch, step)
 
 
 @given(rows=st.integers(1, 40), codes=st.integers(2, 30), dim=st.integers(1, 8), seed=st.integers(0, 99))
@@ -62,7 +62,7 @@ def test_micro_batches_are_one_update():
     whole, parts = started(codebook).train(), started(codebook).train()
     whole(vectors, place(8))
     for share in (torch.arange(0, 8, 2), torch.arange(1, 8, 2)):
-        parts(vectors[share], Place(share, 8, 0))
+        parts(vectors[share], BatchPlace(share, 8, 0))
     whole.update()
     parts.update()
     torch.testing.assert_close(parts.codebook, whole.codebook, atol=1e-6, rtol=0)
@@ -329,7 +329,7 @@ def test_under_autocast_and_for_bf16_vectors_it_computes_in_float32():
 
 def test_no_image_at_all_is_quantised_and_counted_as_nothing():
     layer, vectors = started(torch.randn(7, 3)).train(), torch.zeros(0, 3, 4, 4, requires_grad=True)
-    made = layer(vectors, Place(torch.arange(0), 4, 0))
+    made = layer(vectors, BatchPlace(torch.arange(0), 4, 0))
     (made.vectors.sum() + made.commitment.sum()).backward()
     assert made.codes.shape == (0, 4, 4)
     assert vectors.grad.shape == vectors.shape

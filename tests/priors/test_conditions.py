@@ -16,7 +16,7 @@ from vqvae2.priors import conditions
 from vqvae2.priors.conditions import Column
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.stepping import PixelCNNCursor
-from vqvae2.sampling.sampler import SamplingRule, choose, draw_codes, known_of
+from vqvae2.sampling.sampler import SamplingRule, choose, condition_values, draw_codes
 from vqvae2.training.settings import TrainPrior
 
 AGE = Column("age", (), 60.0, 10.0, 40.0, 80.0)
@@ -124,7 +124,7 @@ class TestColumns:
 
 class TestCommandLine:
     def numbers(self, *texts: str, draws: torch.Tensor | None = None, columns: tuple[Column, ...] = (AGE, SEX)):
-        return conditions.given(columns, texts, torch.zeros(3, len(columns)) if draws is None else draws)
+        return conditions.from_texts(columns, texts, torch.zeros(3, len(columns)) if draws is None else draws)
 
     def test_values_stand_for_what_they_stand_for_in_the_manifest_and_the_rest_is_unknown(self):
         rows = [{"age": "70", "sex": "M"}] * 3
@@ -238,9 +238,9 @@ class TestPrior:
         """The derivative of what is not chosen, where a value is NaN, must not get into the weights."""
         codes, top = maps_for(told, 2)
         told(codes, top, torch.tensor([[NAN, NAN], [0.5, 1.0]])).square().mean().backward()
-        for name, one in told.named_parameters():
-            assert one.grad is not None, name
-            assert one.grad.isfinite().all(), name
+        for name, parameter in told.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
         age, sex = told.known.tables
         assert age.weight.grad.abs().sum() > 0
         assert sex.weight.grad.abs().sum(1).gt(0).tolist() == [False, True, True]  # F is nowhere in it
@@ -295,12 +295,12 @@ class TestGuidance:
 class TestBothLevels:
     def test_each_level_is_told_its_own_columns_in_its_own_order_and_a_drawn_value_is_the_same(self):
         priors = {"top": prior_of("top", (SEX, AGE)), "bottom": prior_of("bottom", (AGE,))}
-        found = known_of(priors, ["age=50..70", "sex=M"], [3, 1, 4], seed=5)
+        found = condition_values(priors, ["age=50..70", "sex=M"], [3, 1, 4], seed=5)
         assert found["top"][:, 0].tolist() == [1, 1, 1]
         assert torch.equal(found["top"][:, 1:], found["bottom"])
         assert (found["bottom"].abs() <= 1).all()
         assert len(found["bottom"].unique()) == 3
-        alone = known_of(priors, ["age=50..70"], [4], seed=5)
+        alone = condition_values(priors, ["age=50..70"], [4], seed=5)
         assert torch.equal(alone["bottom"], found["bottom"][2:])
         assert alone["top"].isnan().tolist() == [[True, False]]
 
@@ -308,20 +308,20 @@ class TestBothLevels:
         """The top is told "x" and the bottom "x=y"."""
         priors = {"top": prior_of("top", (Column("x", ("y=1", "z")),)),
                   "bottom": prior_of("bottom", (Column("x=y", ("1", "2")),))}
-        found = known_of(priors, ["x=y=2", "x=z"], [0], seed=5)
+        found = condition_values(priors, ["x=y=2", "x=z"], [0], seed=5)
         assert (found["top"].item(), found["bottom"].item()) == (1, 1)
 
     def test_a_level_that_is_told_nothing_may_stand_beside_one_that_is(self):
         priors = {"top": prior_of("top", ()), "bottom": prior_of("bottom", (SEX,))}
-        found = known_of(priors, ["sex=M"], [0, 1], seed=5)
+        found = condition_values(priors, ["sex=M"], [0, 1], seed=5)
         assert (found["top"].shape, found["bottom"].tolist()) == ((2, 0), [[1], [1]])
         with pytest.raises(UserError, match=r"--condition age=5: .* with, sex \(F, M\), found age\. Correct it"):
-            known_of(priors, ["age=5"], [0, 1], seed=5)
+            condition_values(priors, ["age=5"], [0, 1], seed=5)
 
     def test_a_value_is_in_each_priors_own_unit_where_they_have_learned_from_other_images(self):
         """60 years are the mean of the ages that the top has learned from, and one spread above the bottom's."""
         priors = {"top": prior_of("top", (AGE,)), "bottom": prior_of("bottom", (replace(AGE, mean=50.0),))}
-        found = known_of(priors, ["age=60"], [0], seed=5)
+        found = condition_values(priors, ["age=60"], [0], seed=5)
         assert (found["top"].item(), found["bottom"].item()) == (0, 1)
 
 
@@ -329,5 +329,5 @@ class TestBothLevels:
 def test_a_value_far_outside_the_training_images_is_refused_and_tells_their_range(value):
     """Ages of 40 to 80 in training: up to 40 years outside of them is taken, 7000 is another unit."""
     with pytest.raises(UserError, match=rf"age={value}: .*40 to 80 in training, found {value}\. Look at its unit"):
-        conditions.given((AGE,), [f"age={value}"], torch.zeros(1, 1))
-    assert conditions.given((AGE,), ["age=119"], torch.zeros(1, 1)).item() == pytest.approx(5.9)
+        conditions.from_texts((AGE,), [f"age={value}"], torch.zeros(1, 1))
+    assert conditions.from_texts((AGE,), ["age=119"], torch.zeros(1, 1)).item() == pytest.approx(5.9)

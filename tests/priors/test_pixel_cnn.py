@@ -43,7 +43,7 @@ def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in():
     together = draw_codes(model, [0, 1, 2, 3], 5, "top")
     alone = torch.cat([draw_codes(model, [number], 5, "top") for number in range(4)])
     assert torch.equal(together, alone)
-    assert len({tuple(one.flatten().tolist()) for one in together}) == 4
+    assert len({tuple(code_map.flatten().tolist()) for code_map in together}) == 4
 
 
 def test_known_codes_stay_and_the_rest_is_drawn():
@@ -86,7 +86,7 @@ def test_a_rank_without_images_reaches_every_parameter(level):
     model = prior(level)
     codes, top = random_codes(model, batch=2)
     model(codes[:0], None if top is None else top[:0]).sum().backward()
-    assert [name for name, one in model.named_parameters() if one.grad is None] == []
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_features_of_a_cell_are_spread_as_pixel_shuffle_does():

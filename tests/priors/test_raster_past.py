@@ -25,11 +25,11 @@ SHAPES = [(4, 6), (6, 4), (2, 8), (2, 2)]
 PRIORS = list(product(["top", "bottom"], ["snail", "gated"], [(), COLUMNS]))
 NAMES = [f"{level} {network}{' told' * bool(columns)}" for level, network, columns in PRIORS]
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 Makes = Callable[[torch.Tensor], torch.Tensor]
 
 
-def by_gradient(make: Makes, x: torch.Tensor) -> dict[Place, set[Place]]:
+def by_gradient(make: Makes, x: torch.Tensor) -> dict[Position, set[Position]]:
     """For each output position of `make(x)` the positions of `x` `[1, channels, height, width]` that it depends on."""
     x = x.clone().requires_grad_()
     out = make(x)
@@ -42,7 +42,7 @@ def by_gradient(make: Makes, x: torch.Tensor) -> dict[Place, set[Place]]:
     return found
 
 
-def by_nan(make: Makes, x: torch.Tensor) -> dict[Place, set[Place]]:
+def by_nan(make: Makes, x: torch.Tensor) -> dict[Position, set[Position]]:
     """The same by putting NaN into one position after the other."""
     found = {place: set() for place in places_of(make(x))}
     for row, column in places_of(x):
@@ -55,28 +55,28 @@ def by_nan(make: Makes, x: torch.Tensor) -> dict[Place, set[Place]]:
     return found
 
 
-def places_of(x: torch.Tensor) -> list[Place]:
+def places_of(x: torch.Tensor) -> list[Position]:
     return list(product(*map(range, x.shape[2:])))
 
 
-def raster_past(shape: Place, itself: bool = False) -> dict[Place, set[Place]]:
+def raster_past(shape: Position, itself: bool = False) -> dict[Position, set[Position]]:
     """What each position may know: all before it in raster order, and no more."""
     places = list(product(*map(range, shape)))
     return {place: {other for other in places if other < place or (itself and other == place)} for place in places}
 
 
-def near(shape: Place, *offsets: Place) -> dict[Place, set[Place]]:
+def near(shape: Position, *offsets: Position) -> dict[Position, set[Position]]:
     """The positions at these (row, column) offsets, where they are inside."""
     places = list(product(*map(range, shape)))
     return {(r, c): {(r + down, c + across) for down, across in offsets} & set(places) for r, c in places}
 
 
-def features(shape: Place, seed: int = 0) -> torch.Tensor:
+def features(shape: Position, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, CHANNELS, *shape, dtype=torch.float64, generator=generator)
 
 
-def prior(level: str, network: str, columns: tuple[Column, ...], shape: Place) -> PixelCNN:
+def prior(level: str, network: str, columns: tuple[Column, ...], shape: Position) -> PixelCNN:
     """Deep enough that every corner reaches every other one."""
     torch.manual_seed(0)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=CHANNELS, heads=2,

@@ -141,8 +141,8 @@ def p_of_pairs(field: Field, maps: np.ndarray, neighbour: str) -> float:
     each from the next place; what is expected is the mean over these places."""
     places = [place for place in field.places if min(place) > 0]
     seen, expected = np.zeros((CODES, CODES)), np.zeros((CODES, CODES))
-    for number, one in enumerate(maps):
+    for number, code_map in enumerate(maps):
         row, column = places[number % len(places)]
-        seen[one[(row, column - 1) if neighbour == "left" else (row - 1, column)], one[row, column]] += 1
+        seen[code_map[(row, column - 1) if neighbour == "left" else (row - 1, column)], code_map[row, column]] += 1
         expected += field.pairs(row, column)[neighbour]
     return chisquare(seen.ravel(), expected.ravel()).pvalue

@@ -156,8 +156,8 @@ class TestHash:
         assert checkpoints.weights_hash({**TENSORS, **change}) != checkpoints.weights_hash(TENSORS)
 
     def test_changes_when_two_tensors_change_names(self):
-        one, two = torch.zeros(2), torch.ones(2)
-        assert checkpoints.weights_hash({"a": one, "b": two}) != checkpoints.weights_hash({"a": two, "b": one})
+        zeros, two = torch.zeros(2), torch.ones(2)
+        assert checkpoints.weights_hash({"a": zeros, "b": two}) != checkpoints.weights_hash({"a": two, "b": zeros})
 
 
 def state_at(step: int, run_id: str = "this run") -> dict:

@@ -36,8 +36,8 @@ def hub(monkeypatch, tmp_path):
     return client
 
 
-def equal(one, other):
-    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+def equal(model, other):
+    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_model_comes_back_from_the_hub_as_it_was_pushed(hub, tiny_run, apart):

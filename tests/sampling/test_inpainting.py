@@ -17,7 +17,7 @@ from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.sampling import inpainting, writing
-from vqvae2.sampling.inpainting import Incomplete, encode_visible
+from vqvae2.sampling.inpainting import IncompleteImages, encode_visible
 from vqvae2.training.settings import TrainVqvae
 
 SIDE = 32
@@ -52,7 +52,7 @@ def models(tiny_run):
 def complete(models, apart):
     """Run sample.py --inpaint; return its folder."""
     def run(given, *more, out="out"):
-        sample.main([str(one) for one in [*models, "--inpaint", given, "--out", out, *more]])
+        sample.main([str(argument) for argument in [*models, "--inpaint", given, "--out", out, *more]])
         return Path(out)
     return run
 
@@ -99,7 +99,7 @@ class TestWhatIsDrawn:
         """Completion k has the random numbers of image k."""
         mask = save(np.full((SIDE, SIDE), 255, np.uint8), apart / "all.png")
         out = complete(pictures, "--mask", mask, "--count", 2)
-        sample.main([str(one) for one in [*models, "--count", 2, "--out", "new"]])
+        sample.main([str(argument) for argument in [*models, "--count", 2, "--out", "new"]])
         for path in pictures.glob("*.png"):
             for number in range(2):
                 assert np.array_equal(picture(out / "images" / f"{path.stem}-{number:06d}.png"),
@@ -129,12 +129,12 @@ class TestWhatIsDrawn:
     def test_one_level_has_cells_of_its_own(self):
         settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                                  residual_channels=4, codebook_size=16, downsample=(8,))
-        one = TrainedVqvae(Vqvae(settings).eval(), {"image_shape": [1, SIDE, SIDE]}, "", Path())
+        one_level = TrainedVqvae(Vqvae(settings).eval(), {"image_shape": [1, SIDE, SIDE]}, "", Path())
         hidden = torch.from_numpy(hidden_by("right"))
-        found = encode_visible(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8), hidden, one)
+        found = encode_visible(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8), hidden, one_level)
         assert set(found) == {"top"}
         assert (found["top"] == -1).tolist() == [4 * [[False, False, True, True]]]
-        assert inpainting.vqvae_grids(one) == {"top": (4, 4)}
+        assert inpainting.vqvae_grids(one_level) == {"top": (4, 4)}
 
     def test_what_is_white_or_nearly_so_in_a_file_is_drawn(self, complete, pictures, apart):
         """A mask in colour with a grey edge: more than half of white counts."""
@@ -180,9 +180,9 @@ class TestSeam:
         hidden = torch.tensor([[[True, True, False, False, False, False]]])
         weight = inpainting.blend_weights(hidden, 2)
         assert weight[0, 0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0])
-        one = Incomplete(["a"], {}, weight, torch.zeros(1, 1, 1, 6, dtype=torch.uint8), {})
+        incomplete = IncompleteImages(["a"], {}, weight, torch.zeros(1, 1, 1, 6, dtype=torch.uint8), {})
         white = torch.full((1, 1, 6), 255, dtype=torch.uint8)
-        assert one.completed(0, white).flatten().tolist() == [255, 255, 170, 85, 0, 0]
+        assert incomplete.completed(0, white).flatten().tolist() == [255, 255, 170, 85, 0, 0]
 
     def test_what_is_hidden_does_not_shine_through(self, complete, pictures):
         plain = complete(pictures, "--mask", "left", "--count", 1, out="plain")
@@ -197,7 +197,7 @@ class TestSeam:
 
 class TestCodeFiles:
     def test_codes_marked_minus_1_are_drawn_and_all_others_stay(self, complete, models, vqvae, apart):
-        sample.main([str(one) for one in [*models, "--count", 3, "--out", "new"]])
+        sample.main([str(argument) for argument in [*models, "--count", 3, "--out", "new"]])
         maps = CodeMaps.load(Path("new/codes.npz"), vqvae.hash)
         maps.levels["bottom"][:2, 5:] = -1
         maps.levels["top"][0, 3] = -1
@@ -214,10 +214,11 @@ class TestCodeFiles:
         assert np.array_equal(whole, picture(Path("new/images/000002.png")))
 
     @pytest.mark.parametrize(("spoil", "said"), [
-        (lambda one: one.levels["bottom"].clamp_(min=0), r"expected at least one code marked -1, found none\. What"),
-        (lambda one: one.levels["top"].add_(16), r"expected top codes of 0 to 15, or -1, found \d+ to \d+\. Make"),
-        (lambda one: one.levels.update(top=one.levels["top"][:, :2]), r"top codes of shape \(3, 4, 4\), found \(3, 2"),
-        (lambda one: one.levels.pop("bottom"), r"expected bottom codes of shape \(3, 8, 8\), found none\. Make")])
+        (lambda maps: maps.levels["bottom"].clamp_(min=0), r"expected at least one code marked -1, found none\. What"),
+        (lambda maps: maps.levels["top"].add_(16), r"expected top codes of 0 to 15, or -1, found \d+ to \d+\. Make"),
+        (lambda maps: maps.levels.update(top=maps.levels["top"][:, :2]),
+         r"top codes of shape \(3, 4, 4\), found \(3, 2"),
+        (lambda maps: maps.levels.pop("bottom"), r"expected bottom codes of shape \(3, 8, 8\), found none\. Make")])
     def test_a_file_that_does_not_fit_is_refused(self, spoil, said, models, vqvae, refusal, apart):
         maps = CodeMaps(list("abc"), {"top": torch.zeros(3, 4, 4).long(), "bottom": torch.full((3, 8, 8), -1)})
         spoil(maps)

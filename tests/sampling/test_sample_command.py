@@ -49,7 +49,7 @@ def priors(tiny_run, vqvae):
 def draw(models, apart):
     """Run sample.py; return its folder."""
     def run(*more, out="out"):
-        sample.main([str(one) for one in [*models, "--out", out, *more]])
+        sample.main([str(argument) for argument in [*models, "--out", out, *more]])
         return Path(out)
     return run
 
@@ -160,7 +160,7 @@ class TestGoingOn:
         shutil.copytree(tiny_run.top, apart / "top")
         arguments = ["--vqvae", tiny_run.vqvae, "--top", "top", "--bottom", tiny_run.bottom, "--count", 1]
         arguments += ["--out", "out"]
-        sample.main([str(one) for one in arguments])
+        sample.main([str(argument) for argument in arguments])
         tensors, config = weights.load_weights(apart / "top" / weights.WEIGHTS)
         tensors["bias"][0] += 1
         weights.save_weights(apart / "top" / weights.WEIGHTS, tensors, config)
@@ -306,9 +306,9 @@ class TestRejection:
 
     def test_an_image_does_not_depend_on_the_others_or_on_the_batch(self, draw):
         """3 candidates in batches of 4: some batches hold parts of two images."""
-        one, many = (draw("--count", count, "--reject", 3, "--batch", batch, out=f"{count}")
+        few, many = (draw("--count", count, "--reject", 3, "--batch", batch, out=f"{count}")
                      for count, batch in ((2, 1), (5, 4)))
-        assert files_in(one / "images").items() <= files_in(many / "images").items()
+        assert files_in(few / "images").items() <= files_in(many / "images").items()
 
     def test_completions_are_chosen_by_how_well_they_fit_what_stays(self, draw, vqvae, priors, tiny_slices):
         """Candidate 0 is the completion that is drawn without --reject, so that the kept ones are no less likely."""

@@ -77,7 +77,7 @@ class TestCandidates:
         model = prior("top")
         together = draw_codes(model, [3, 3, 3], 7, "top", candidates=[0, 1, 2])
         assert torch.equal(together[:1], draw_codes(model, [3], 7, "top"))
-        assert len({tuple(one.flatten().tolist()) for one in together}) == 3
+        assert len({tuple(code_map.flatten().tolist()) for code_map in together}) == 3
 
     def test_a_candidate_has_the_same_random_numbers_whatever_it_is_drawn_with(self):
         model = prior("top")
@@ -115,7 +115,7 @@ def test_bits_per_code_of_an_image_do_not_depend_on_its_batch():
     maps = torch.randint(CODES, (5, 4, 6))
     nothing = torch.zeros(5, 0)
     together = bits_per_code(models, {"top": maps}, {"top": nothing})
-    alone = torch.cat([bits_per_code(models, {"top": one[None]}, {"top": nothing[:1]}) for one in maps])
+    alone = torch.cat([bits_per_code(models, {"top": code_map[None]}, {"top": nothing[:1]}) for code_map in maps])
     assert torch.equal(together, alone)
 
 

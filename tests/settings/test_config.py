@@ -261,6 +261,6 @@ def test_a_run_of_before_a_setting_is_not_gone_on_with_under_its_new_default():
     ("colours", "rgb", "--colours rgb (was auto)"), ("allow_leak", True, "--allow-leak True (was False)")])
 def test_a_run_of_before_there_was_a_choice_does_not_go_on_with_another(name, value, said):
     new = TrainVqvae(**RUN)
-    old = {key: one for key, one in parsing.as_dict(new).items() if key != name}
+    old = {key: setting for key, setting in parsing.as_dict(new).items() if key != name}
     assert settings_module.changed_settings(new, old) == []
     assert settings_module.changed_settings(dataclasses.replace(new, **{name: value}), old) == [said]

@@ -80,8 +80,8 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
     text = presets.path_of(name).read_text(encoding="utf-8")
     commands = commands_in("\n".join(line[1:] for line in text.splitlines() if line.startswith("#")))
     given = [settings_of(words, monkeypatch) for words in commands]
-    assert [one.preset for one in given if isinstance(one, TrainVqvae)] == [name]
-    levels = [(one.preset, one.level) for one in given if isinstance(one, TrainPrior)]
+    assert [settings.preset for settings in given if isinstance(settings, TrainVqvae)] == [name]
+    levels = [(settings.preset, settings.level) for settings in given if isinstance(settings, TrainPrior)]
     assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
     assert 20 < len(presets.about(name)) <= 100
 
@@ -102,10 +102,12 @@ def test_what_python_3_10_lacks_to_read_a_preset_is_installed_with_the_project()
 
 
 def test_what_the_issue_says_of_each_set_up_is_in_its_preset():
-    one = vqvae_of("--preset", "vqvae-256")
-    assert (one.size, one.levels, one.downsample, one.codebook_size, one.embedding_dim) == (256, 1, (8,), 256, 32)
-    assert (one.quantizer, one.commitment, one.learning_rate, one.batch) == ("gradient", 0.2, 5e-4, 128)
-    assert (one.norm, one.standardise, one.dataset) == ("group", True, "folder")
+    settings = vqvae_of("--preset", "vqvae-256")
+    assert (settings.size, settings.levels, settings.downsample, settings.codebook_size, settings.embedding_dim) == (
+        256, 1, (8,), 256, 32)
+    assert (settings.quantizer, settings.commitment, settings.learning_rate, settings.batch) == (
+        "gradient", 0.2, 5e-4, 128)
+    assert (settings.norm, settings.standardise, settings.dataset) == ("group", True, "folder")
     assert prior_of("--preset", "vqvae-256", "--level", "top").network == "gated"
     keras = vqvae_of("--preset", "keras-oasis-256")
     assert (keras.dataset, keras.size, keras.levels, keras.batch, keras.epochs) == ("keras_png_slices", 256, 1, 128, 30)
@@ -301,5 +303,5 @@ def test_a_normalised_network_makes_of_an_image_the_same_whatever_its_batch():
     model = Vqvae(settings.TrainVqvae(savename="x", epochs=1, batch=1, norm="group", channels=16,
                                                    residual_channels=6, embedding_dim=8)).train()
     images = torch.rand(3, 1, 32, 32)
-    alone = torch.cat([model(one[None]).images for one in images])
+    alone = torch.cat([model(image[None]).images for image in images])
     torch.testing.assert_close(model(images).images, alone, rtol=1e-4, atol=1e-5)

@@ -413,7 +413,7 @@ def runs_killed_at_each_step(start: Path, out: Path, run: Callable[[], object]) 
         yield number
 
 
-def nothing(scans: Path) -> None:
+def leave_scans_alone(scans: Path) -> None:
     """Leave the scans as they are."""
 
 
@@ -443,14 +443,14 @@ def spoil_one(scans: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "change", "killed", "then"), [
-    (None, nothing, [], None),
-    (None, nothing, ["--size", 24], []),
-    ([], nothing, ["--size", 24], None),
-    ([], nothing, ["--size", 24], []),
-    ([], nothing, ["--planes", "axial", "coronal"], None),
-    (["--planes", "axial", "coronal"], nothing, [], None),
-    ([], nothing, ["--seed", 3, "--split", 40, 30, 30], None),
-    ([], nothing, ["--seed", 3, "--split", 40, 30, 30], []),
+    (None, leave_scans_alone, [], None),
+    (None, leave_scans_alone, ["--size", 24], []),
+    ([], leave_scans_alone, ["--size", 24], None),
+    ([], leave_scans_alone, ["--size", 24], []),
+    ([], leave_scans_alone, ["--planes", "axial", "coronal"], None),
+    (["--planes", "axial", "coronal"], leave_scans_alone, [], None),
+    ([], leave_scans_alone, ["--seed", 3, "--split", 40, 30, 30], None),
+    ([], leave_scans_alone, ["--seed", 3, "--split", 40, 30, 30], []),
     ([], remove_one, ["--prune"], None),
     ([], remove_one, ["--size", 24, "--prune"], None),
     ([], replace_one, [], None),

@@ -87,9 +87,9 @@ class TestLayout:
 
     def test_both_layouts_of_the_folder_load_as_the_same_images_in_the_same_splits(self, scans, out):
         extract(scans, out, *KERAS)
-        one, other = (load_images(DataSettings(data=out, dataset=name)) for name in ("oasis", "keras_png_slices"))
+        original, other = (load_images(DataSettings(data=out, dataset=name)) for name in ("oasis", "keras_png_slices"))
         subject_of = {row["case"]: row["subject"] for row in rows_of(out / "cases.csv")}
-        for split, images in one.splits.items():
+        for split, images in original.splits.items():
             found = other.splits[split]
             pictures = [{(subject, picture.tobytes()) for subject, picture in zip(subjects, of.pixels)}
                         for of, subjects in ((images, images.subjects), (found, map(subject_of.get, found.subjects)))]

@@ -144,30 +144,30 @@ class TestDropoutOfWhatIsTold:
 
     def test_what_is_dropped_depends_on_seed_epoch_and_image_alone(self, trainer):
         """However a step is shared out over ranks and micro-batches, an image is told the same in it."""
-        whole = trainer._known(share_of(range(40), epoch=3), True)
+        whole = trainer._known_facts(share_of(range(40), epoch=3), True)
         for ranks in (1, 2, 3, 8):
             for rank in range(ranks):
                 items = list(range(40))[rank::ranks]
-                part = trainer._known(share_of(items, epoch=3), True)
+                part = trainer._known_facts(share_of(items, epoch=3), True)
                 assert torch.equal(part.nan_to_num(-1), whole[items].nan_to_num(-1))
-        assert trainer._known(share_of([]), True).shape == (0, 3)
+        assert trainer._known_facts(share_of([]), True).shape == (0, 3)
         other_seed = PriorTrainer(dataclasses.replace(trainer.settings, seed=1))
         other_seed.columns, other_seed.device, other_seed.known = trainer.columns, CPU, trainer.known
-        for other in (trainer._known(share_of(range(40), epoch=4), True),
-                      other_seed._known(share_of(range(40), epoch=3), True)):
+        for other in (trainer._known_facts(share_of(range(40), epoch=4), True),
+                      other_seed._known_facts(share_of(range(40), epoch=3), True)):
             assert not torch.equal(other.isnan(), whole.isnan())
 
     def test_a_share_of_the_values_and_of_the_images_as_a_whole_is_dropped(self, trainer):
         """0.2 of the images; of the others 0.2 of each value, so that in all 0.36 of each, and 0.2 + 0.8 0.2³ of the
         images have none. 5000 images: four standard errors are 0.027."""
-        dropped = torch.cat([trainer._known(share_of(range(1000), epoch), True).isnan() for epoch in range(5)])
+        dropped = torch.cat([trainer._known_facts(share_of(range(1000), epoch), True).isnan() for epoch in range(5)])
         assert dropped.float().mean(0).tolist() == pytest.approx([0.36] * 3, abs=0.027)
         assert dropped.all(1).float().mean().item() == pytest.approx(0.2 + 0.8 * 0.2**3, abs=0.027)
 
     def test_what_is_not_dropped_is_told_as_it_is_and_validation_drops_nothing(self, trainer):
-        told = trainer._known(share_of(range(1000)), True)
+        told = trainer._known_facts(share_of(range(1000)), True)
         assert torch.equal(told[~told.isnan()], trainer.known["train"][~told.isnan()])
-        assert torch.equal(trainer._known(share_of([5, 2]), False), trainer.known["validate"][[5, 2]])
+        assert torch.equal(trainer._known_facts(share_of([5, 2]), False), trainer.known["validate"][[5, 2]])
 
 
 def train_told(arguments: list[str], batch: int, accumulate: int) -> dict:
@@ -182,13 +182,13 @@ def test_two_processes_of_two_micro_batches_are_one_process(told, apart):
     """What is told, dropout and copies are each image's own. Adam's first steps enlarge the last bits of sums in
     another order: parameters agree to 1e-4, where learning moves them by 0.01."""
     arguments = [*told, *CONDITION, "--data", str(apart / "slices"), "--results", str(apart / "results")]
-    one = train_told(arguments, 8, 1)
+    alone = train_told(arguments, 8, 1)
     ranks = run_on_ranks(2, train_told, arguments, 2, 2)
-    for name, value in one["state"].items():
+    for name, value in alone["state"].items():
         assert torch.equal(ranks[0]["state"][name], ranks[1]["state"][name]), name
         torch.testing.assert_close(ranks[0]["state"][name], value, atol=1e-4, rtol=1e-4,
                                    msg=lambda text, name=name: f"{name}: {text}")
-    for ours, theirs in zip(one["rows"], ranks[0]["rows"], strict=True):
+    for ours, theirs in zip(alone["rows"], ranks[0]["rows"], strict=True):
         for name in set(ours) - {"seconds"}:
             assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
 
@@ -219,8 +219,9 @@ class TestCopies:
         counts = torch.zeros(3)
         for epoch in range(30):
             maps = trainer._maps(share_of(range(18), epoch), True)
-            same = torch.stack([torch.stack([(maps[level] == one.levels[level]).all((1, 2)) for level in maps]).all(0)
-                                for one in sources])
+            same = torch.stack([
+                torch.stack([(maps[level] == source.levels[level]).all((1, 2)) for level in maps]).all(0)
+                for source in sources])
             assert same.any(0).all()
             counts += (same & (same.sum(0) == 1)).sum(1)
         assert (counts / counts.sum()).tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
@@ -241,9 +242,9 @@ class TestWeights:
         assert not torch.equal(prior.bias, trainer.model.bias)
         codes = trainer.maps["validate"].levels["top"]
         # Ages 45 and unknown, a woman and a man, at 0, 1 and 2 mm: standardised by hand.
-        position = [one / math.sqrt(2 / 3) for one in (-1, 0, 1)]
-        known = torch.tensor([[-15 / math.sqrt(200), 0, one] for one in position] + [
-            [math.nan, 1, one] for one in position])
+        position = [index / math.sqrt(2 / 3) for index in (-1, 0, 1)]
+        known = torch.tensor([[-15 / math.sqrt(200), 0, place] for place in position] + [
+            [math.nan, 1, place] for place in position])
         with torch.no_grad():
             nats = functional.cross_entropy(prior(codes, known=known), codes)
         assert trainer.rows[0]["validate_bits_per_code"] == pytest.approx(nats.item() / math.log(2), rel=1e-5)
@@ -260,7 +261,7 @@ class TestWeights:
                                                        figures["loss"] * 0 + abs(self.epoch - 1)}
 
             def pictures(self, epoch):
-                self.states[epoch] = {name: one.clone() for name, one in self.best_model.state_dict().items()}
+                self.states[epoch] = {name: tensor.clone() for name, tensor in self.best_model.state_dict().items()}
 
         trainer = Worse(parse(TrainPrior, "", [*told, "--epochs", "4", "--pictures-every", "1"]))
         trainer.run()
@@ -274,6 +275,6 @@ class TestWeights:
         for trainer.step in range(101):
             rates.append(trainer.learning_rate())
         cosine = [0.005 * (1 + math.cos(math.pi * step / 100)) for step in range(101)]
-        assert rates[:5] == pytest.approx([share * one for share, one in zip((0.2, 0.4, 0.6, 0.8, 1), cosine)])
+        assert rates[:5] == pytest.approx([share * factor for share, factor in zip((0.2, 0.4, 0.6, 0.8, 1), cosine)])
         assert rates[5:] == pytest.approx(cosine[5:])
         assert rates[100] == 0

@@ -195,7 +195,7 @@ def test_the_accumulation_that_the_run_began_with_may_be_given_again(line):
 
 
 def test_what_follows_an_epoch_sees_its_saved_row_and_may_end_the_run(line):
-    class Enough(Exception):
+    class EnoughEpochs(Exception):
         pass
 
     class Watched(Line):
@@ -203,10 +203,10 @@ def test_what_follows_an_epoch_sees_its_saved_row_and_may_end_the_run(line):
             saved = run_state.load_state(self.folder / "state.pt")
             seen.append((self.epoch, saved["epoch"], saved["rows"][-1] == self.rows[-1]))
             if self.epoch == 2:
-                raise Enough("after epoch 2")
+                raise EnoughEpochs("after epoch 2")
 
     seen = []
-    with pytest.raises(Enough, match="after epoch 2"):
+    with pytest.raises(EnoughEpochs, match="after epoch 2"):
         line(Watched).run()
     assert seen == [(1, 1, True), (2, 2, True)]
     again = line(epochs=3)

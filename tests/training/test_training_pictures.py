@@ -73,10 +73,10 @@ def test_reconstructions_are_of_the_same_images_each_epoch_and_say_which_epoch(r
     pictures = [np.array(Image.open(run[0] / "reconstructions" / f"{epoch:04d}.png")).astype(int)
                 for epoch in (1, 2, 3, 4)]
     above = pictures[0].shape[0] - (3 * 130 - 2)
-    for one, other in pairwise(pictures):
-        np.testing.assert_array_equal(one[above:above + 128], other[above:above + 128])
-        assert (one[above + 130:above + 258] != other[above + 130:above + 258]).any()
-        assert (one[:above] != other[:above]).any()
+    for before, other in pairwise(pictures):
+        np.testing.assert_array_equal(before[above:above + 128], other[above:above + 128])
+        assert (before[above + 130:above + 258] != other[above + 130:above + 258]).any()
+        assert (before[:above] != other[:above]).any()
 
 
 def test_the_gif_has_a_frame_for_each_epoch_so_far_those_before_a_stop_too_and_none_of_later_ones(run):
@@ -94,11 +94,11 @@ def test_the_gif_has_a_frame_for_each_epoch_so_far_those_before_a_stop_too_and_n
 def test_tensorboard_has_the_same_pictures_and_how_codes_are_used(run):
     board = board_of(run[0])
     tags = ("reconstructions", "code_images/top", "code_images/bottom", "code_histograms")
-    assert {tag: [one.step for one in board.Images(tag)] for tag in board.Tags()["images"]} == {
+    assert {tag: [event.step for event in board.Images(tag)] for tag in board.Tags()["images"]} == {
         tag: [1, 2, 3, 4] for tag in tags}
     assert set(board.Tags()["histograms"]) == {"use_of_codes_percent/top", "use_of_codes_percent/bottom"}
     for tag in board.Tags()["histograms"]:
-        assert [one.step for one in board.Histograms(tag)] == [1, 2, 3, 4]
+        assert [event.step for event in board.Histograms(tag)] == [1, 2, 3, 4]
         value = board.Histograms(tag)[-1].histogram_value
         assert value.num == 16, "one value for each code of the codebook"
         assert value.sum == pytest.approx(100)
@@ -222,7 +222,7 @@ class TestRunLog:
         log.close()
         np.testing.assert_array_equal(np.array(Image.open(tmp_path / "odd" / "0007_top.png")), np.array(SMALL))
         board = board_of(tmp_path)
-        assert {tag: [one.step for one in board.Images(tag)] for tag in board.Tags()["images"]} == {
+        assert {tag: [event.step for event in board.Images(tag)] for tag in board.Tags()["images"]} == {
             "odd": [7], "odd/top": [7]}
 
     @pytest.mark.parametrize(("width", "shown"), [(800, 800), (801, 401), (2180, 727)])
@@ -241,8 +241,8 @@ class TestRunLog:
                 log.histogram("use", epoch, torch.arange(4))
             log.close()
         board = board_of(tmp_path)
-        assert [one.step for one in board.Images("odd")] == [1, 2]
-        assert [one.step for one in board.Histograms("use")] == [1, 2]
+        assert [event.step for event in board.Images("odd")] == [1, 2]
+        assert [event.step for event in board.Histograms("use")] == [1, 2]
 
     def test_pictures_until_an_epoch_come_in_order_and_without_those_of_a_part(self, tmp_path):
         for name in ("0010", "0002", "0002_top", "0011", "10000", "note"):
@@ -297,6 +297,6 @@ class TestRunLog:
         log = RunLog(tmp_path, 0)
         log.histogram("use", 1, torch.linspace(0, 1, 5000))
         log.close()
-        (one,) = board_of(tmp_path).Histograms("use")
-        assert len(one.histogram_value.bucket) <= run_log.BOARD_BINS + 1
-        assert sum(one.histogram_value.bucket) == 5000
+        (histogram,) = board_of(tmp_path).Histograms("use")
+        assert len(histogram.histogram_value.bucket) <= run_log.BOARD_BINS + 1
+        assert sum(histogram.histogram_value.bucket) == 5000

@@ -1,7 +1,7 @@
 """vqvae2 tune: what is searched and scored; studies go on after a stop or a kill; the best is a preset.
 
-Most studies here train nothing: `Pretended` writes the log that a training with these settings would have, so that the
-best settings are known. The last class trains for real.
+Most studies here train nothing: `PretendedTrainer` writes the log that a training with these settings would have, so
+that the best settings are known. The last class trains for real.
 """
 
 import csv
@@ -186,7 +186,7 @@ class TestPreset:
         assert max(map(len, text.splitlines())) <= 120
 
 
-class Pretended(tuning.TrialTrainer):
+class PretendedTrainer(tuning.TrialTrainer):
     """Trains nothing: SSIM rises over the epochs to 1 less the distance of the learning rate from BEST_RATE in powers
     of ten. In the first epoch no codes are in use.
 
@@ -227,7 +227,7 @@ def table(folder):
 def run_study(monkeypatch, slices, folder, *flags, **kind_of_training):
     """Run a study of pretended trainings in a folder; return its table. Charts take longer than all else: none."""
     monkeypatch.setattr(tuning, "START_METHOD", "fork")  # the copy has the pretended trainer, and is there at once
-    monkeypatch.setattr(tuning, "TrialTrainer", partial(Pretended, **kind_of_training))
+    monkeypatch.setattr(tuning, "TrialTrainer", partial(PretendedTrainer, **kind_of_training))
     monkeypatch.setattr(tuning, "draw", lambda *_: None)
     monkeypatch.setattr(tuning, "AT_RANDOM", 3)
     tune.main([*map(str, ("--study", "s", "--data", slices, "--out", folder, "--epochs", 4, "--batch", 8,

@@ -62,4 +62,4 @@ def main(arguments: list[str] | None = None) -> None:
     expect(best is not None, f"--savename {settings.savename}", "a trial whose codes are fit for a prior",
            f"none of {len(rows)}", f"{settings.folder / 'trials.csv'} says what they had: give more --epochs, or "
            "raise --trials.")
-    print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.told(best, settings)}")
+    print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.summary_line(best, settings)}")

@@ -1,4 +1,4 @@
-"""Values of one process -> values of all of them. The only module that names torch.distributed.
+"""Values of one process -> values of all processes. Only this module uses torch.distributed.
 
 Every function here works without a process group (one process): rank 0 of 1, and a collective
 returns its input. Every rank must call each collective, in the same order.
@@ -54,11 +54,11 @@ def pick_device() -> torch.device:
 
 
 def start(device: torch.device, minutes: float = 10) -> None:
-    """Join the processes that torchrun launched, by NCCL on CUDA and gloo elsewhere; alone, do nothing.
+    """Join the processes that torchrun launched, by NCCL on CUDA and gloo elsewhere; a single process does nothing.
 
     Args:
-        minutes: how long a collective waits for the other ranks before it fails; a machine whose link is cut
-            does not say so.
+        minutes: how long a collective waits for the other ranks before it fails. A machine whose network link is cut
+            sends no error, so only this limit ends the wait.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -72,10 +72,11 @@ def start(device: torch.device, minutes: float = 10) -> None:
 def _store_of_this_start(timeout: timedelta) -> dist.Store:
     """Return a part of torchrun's store that nobody has used before, the same on all ranks.
 
-    torchrun keeps its store when it starts workers again, and nothing that it tells them is new each time on every
-    host: rank 1 would find the address of a rank 0 that is dead (pytorch issue 135712). So each rank asks rank 0
-    under a name of its own making, which only a living rank 0 can answer, with the part's name. Not used where
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun give each start a store of its own (the launch files do).
+    torchrun keeps its store when it restarts workers, and none of the variables that it gives them is new at each
+    restart on every host: rank 1 would find the address of a dead rank 0 (pytorch issue 135712). So each rank asks rank
+    0 under a name that the rank has just made up; only a living rank 0 can answer, with the name of the part. This
+    function is not used where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun give each start a store of its own
+    (the launch files do).
     """
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     if launched_rank() != 0:
@@ -100,7 +101,7 @@ def _store_of_this_start(timeout: timedelta) -> dist.Store:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one. Drop what `wrap` has returned first.
+    """Leave the process group, if there is one. Delete the model that `wrap` returned before calling this.
 
     The group's threads need Python's lock to let go of a tensor. Whoever holds the last reference to the group waits
     for these threads; a wrapped model does so while holding that lock: a deadlock, or at the end of the interpreter
@@ -121,9 +122,9 @@ def barrier() -> None:
 
 
 def wait_for_all(seconds_between_looks: float = 0.05) -> None:
-    """Wait until every rank is here, while signals are heard; in a collective as such a process is deaf to them.
+    """Wait until every rank is here, and react to signals meanwhile, which a process inside a collective cannot do.
 
-    It may take as long as the `minutes` that `start` was given.
+    The wait may last as long as the `minutes` that were given to `start`.
     """
     if world_size() > 1:
         work = dist.barrier(async_op=True)
@@ -133,7 +134,7 @@ def wait_for_all(seconds_between_looks: float = 0.05) -> None:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum of all ranks' `values` (same shape on each); the same bits on every rank."""
+    """Return the sum of `values` over all ranks (the same shape on each); every rank gets the same bits."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -165,10 +166,10 @@ def gather_objects(value: object) -> list:
 
 
 def together(work: Callable[[], Value]) -> Value:
-    """Return `work()`; if it raises UserError on a rank, raise the first such rank's on all.
+    """Return `work()`; if it raises a UserError on some ranks, raise the error of the first of them on all ranks.
 
-    A rank that raised alone would leave the others waiting for it. Every rank must call this; while it waits for
-    the others, it hears signals.
+    If only one rank raised, the others would wait for it. Every rank must call this; a rank that waits for the others
+    reacts to signals.
     """
     value, found = None, None
     try:
@@ -190,15 +191,15 @@ def on_rank_0(work: Callable[[], Value]) -> Value | None:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` with its gradients averaged over ranks; bare for one process.
+    """Return `model` with its gradients averaged over ranks; with one process, the model itself.
 
     Buffers are not broadcast: rank 0's codebook on every rank would hide that it was learned from
-    one rank's share of the data. The codebook keeps itself equal by summing its statistics.
+    one rank's share of the data. The codebooks stay equal because their statistics are summed over the ranks.
     """
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    # Of 1 x 1 kernels, whose layout in memory is ambiguous: their gradients are copied, which costs nothing.
+    # The warning is about 1 x 1 kernels, whose layout in memory is ambiguous: copying their gradients costs nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.6 does not know
         warnings.simplefilter("ignore", FutureWarning)
@@ -207,14 +208,14 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def without_gradient_exchange(model: nn.Module) -> AbstractContextManager:
-    """Return a context in which a backward pass keeps its gradients local (all micro-batches but the last)."""
+    """Return a context in which a backward pass keeps its gradients local: for all micro-batches but the last."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def check_same_on_ranks(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Raise RuntimeError, on all ranks, with the name of the first tensor whose bits differ between ranks.
 
-    Every rank passes the same names and shapes, in the same order. Only two numbers a tensor are exchanged.
+    Every rank passes the same names and shapes, in the same order. Only two numbers per tensor are exchanged.
     """
     if world_size() == 1:
         return

@@ -1,8 +1,8 @@
 """A failure -> one line that its user can act on, and the exit status that scripts rely on.
 
-Exit status: 0 done; 2 a user's error; 75 stopped by a signal with everything saved (requeue me). torchrun makes 1 of
-any but 0.
-Anything else that is raised is our bug and keeps its traceback.
+Exit status: 0 done; 2 an error of the user; 75 stopped by a signal with everything saved (start the same command
+again). torchrun turns every status except 0 into 1. Every other exception is a bug of this project and keeps its
+traceback.
 """
 
 import os
@@ -18,7 +18,7 @@ EXIT_STOPPED = 75
 
 
 class UserError(Exception):
-    """The one error that a user is meant to read.
+    """An error that the user can mend, and whose text is written for the user.
 
     Its text is `<file, flag or parameter>: expected <rule>, found <value>. <What to do now.>`
     """
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class Unreadable(UserError):
-    """A file that cannot be read now, though it may be good: the disk, not the file, is to be seen to."""
+    """A file cannot be read now, although it may be good: the fault may lie with the disk."""
 
 
 def expect(ok: bool, what: str, rule: str, found: object, advice: str) -> None:
@@ -50,14 +50,14 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         line = " ".join(str(error).split())
-        # Rank 0 speaks. torchrun ends all processes when the first one ends, so the others wait for rank 0 to have
-        # spoken; a process that is still alive after that has met an error of its own.
+        # Only rank 0 prints. torchrun ends all processes when the first process ends, so the others wait until rank 0
+        # has printed; a process that is still alive after that has met an error of its own.
         if launched_rank() != 0:
             time.sleep(5)
         print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
-    except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 speaks for them
+    except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 prints the line
         if launched_rank() == 0:
             print(str(stop) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
@@ -67,16 +67,16 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def launched_rank() -> int:
-    """Return the rank that torchrun gave this process; known before the process group starts."""
+    """Return the rank that torchrun gave this process; it is known before the process group starts."""
     return int(os.environ.get("RANK", 0))
 
 
 def _tell_launcher(line: str) -> None:
-    """See to it that an error which only the user can mend is not met again and again.
+    """Keep torchrun from repeating a command whose error only the user can mend.
 
-    `torchrun --max-restarts` starts again whatever the exit status was; a SIGTERM ends it, and all its processes, for
-    good. Its own status is 1 for any failure: a batch script that is to tell them apart names a file in
-    VQVAE2_USER_ERROR_FILE, which then holds the line.
+    `torchrun --max-restarts` restarts the processes whatever their exit status was; a SIGTERM ends torchrun and all its
+    processes for good. Its own status is 1 for any failure, so a batch script that must recognise a user error sets
+    VQVAE2_USER_ERROR_FILE to the name of a file, into which this function writes the line.
     """
     if path := os.environ.get("VQVAE2_USER_ERROR_FILE"):
         with suppress(OSError), open(path, "w", encoding="utf-8") as file:

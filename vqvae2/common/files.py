@@ -1,7 +1,7 @@
-"""Values -> files that are there whole or not at all; tables and JSON.
+"""Values -> files that are either complete or absent; tables and JSON.
 
-A file is written under a temporary name beside its own, synced and renamed: a kill at any moment leaves the last good
-one.
+A file is written under a temporary name beside its own, synced and renamed: if the process is killed, the last good
+file remains.
 """
 
 import csv
@@ -21,12 +21,12 @@ LEFT_OVERS = ".*.tmp*"
 
 def write_atomically(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
                      *, synced: bool = True) -> None:
-    """Write a file, and the folders that it lies in: all of the file or none of it.
+    """Write a file, and its folders: after this the file is either complete or unchanged.
 
     Args:
-        content: the file's bytes, or a function that writes them to the path that it is called with, whose suffix is
-            that of `path`.
-        keep: where the file that was at `path` before is kept, if this is given.
+        content: the bytes of the file, or a function that writes them to the path given as its argument; that path has
+            the same suffix as `path`.
+        keep: if given, the previous file at `path` is renamed to this.
         synced: whether to wait until the disk has the file. Without it a power cut may leave a torn file.
     Raises: UserError if the file cannot be written.
     """
@@ -39,11 +39,12 @@ def write_atomically(path: Path, content: bytes | memoryview | Callable[[Path], 
 
 def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
                   *, synced: bool = True) -> None:
-    """Do what `write_atomically` does, for a caller with its own words for what goes wrong. Raises: OSError.
+    """Do the same as `write_atomically`, but raise OSError, for a caller that writes its own error message.
 
-    A kill leaves at most a file beside `path` that the pattern LEFT_OVERS finds.
+    If the process is killed, at most one more file remains beside `path`; the pattern LEFT_OVERS finds it.
     """
-    # The name is random, so that two processes never write one file, and short, since that of `path` may be long.
+    # The name is random, so that two processes never write the same file, and short, since the name of `path` may be
+    # long.
     temporary = path.with_name(f".{uuid.uuid4().hex[:16]}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,8 @@ def write_json(path: Path, values: object) -> None:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV, atomically; a column stands where it first appears, and is empty where a row lacks it."""
+    """Write rows as CSV, atomically; columns are in order of first appearance, and a cell is empty where a row lacks
+    it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -87,7 +89,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file, such as a run's log.csv; none where there is no file.
 
-    Raises: UserError if it is none.
+    Raises: UserError if the file is not a CSV file.
     """
     if not path.is_file():
         return []
@@ -100,7 +102,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def in_brief(error: Exception) -> str:
-    """Return what an error says, in at most 120 characters."""
+    """Return the message of an error, shortened to at most 120 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())

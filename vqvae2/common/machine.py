@@ -30,10 +30,11 @@ def set_threads(threads: int | None) -> None:
 
 
 def keep_memory() -> bool:
-    """Let this process keep freed memory for its next allocations, where the C library can (glibc); return whether.
+    """Make the C library keep freed memory for the next allocations; return whether it can (only glibc can).
 
-    By default glibc gives a tensor of some megabytes back at once, and the system clears its pages again for the
-    next one: a twentieth of a training step on the CPU. The peak stays what it is; call it before the first step.
+    By default glibc returns the memory of a tensor of some megabytes to the system at once, and the system clears the
+    pages again for the next tensor: a twentieth of a training step on the CPU. The peak of memory does not change. Call
+    this before the first step.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -64,7 +65,7 @@ def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str
 
 
 def in_words(device: torch.device, precision: tuple[torch.dtype, str], compiled: tuple[bool, str]) -> str:
-    """Return what was chosen, and why, for the line with which a run begins."""
+    """Return the chosen device, precision and compilation, and the reasons, for the first line of a run."""
     name = str(precision[0]).removeprefix("torch.")
     is_lent_no_gpu = device.type == "cpu" and torch.backends.mps.is_available()
     return (f"{device.type}, {name} ({precision[1]}), {'compiled' if compiled[0] else 'not compiled'} ({compiled[1]})"
@@ -76,9 +77,9 @@ BF16_UNITS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16", "bf16": "ARM
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Return what the system says that this CPU can do; nothing where it does not say (not Linux).
+    """Return the abilities of this CPU as the system lists them; nothing where there is no list (not Linux).
 
-    torch's own questions are private and differ between versions: torch 2.11 cannot be asked about AMX-BF16 or ARM.
+    torch's own functions for this are private and differ between versions: torch 2.11 has none for AMX-BF16 or ARM.
     """
     lines = path.read_text().splitlines() if path.is_file() else []
     return {flag for line in lines if line.split(":")[0].strip() in ("flags", "Features")
@@ -86,11 +87,11 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Module]) -> tuple[bool, str]:
-    """Compile the networks `parts` with torch.compile where it pays; return whether it was done, and why.
+    """Compile the networks `parts` with torch.compile where it pays; return whether they were compiled, and why.
 
     "auto" compiles on CUDA alone: on a CPU the convolutions of an autoencoder take nine tenths of a step, which
-    compiling leaves as they are (docs/benchmarks.md). A tiny function is compiled first: a run never fails for want of
-    a compiler.
+    compiling leaves as they are (docs/benchmarks.md). A tiny function is compiled first, so that a run never fails
+    because no compiler is installed.
     """
     if not parts:
         return False, "no part of this model is for it"
@@ -100,8 +101,8 @@ def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Modul
         return False, f"does not pay on {device.type}"
     if failure := why_not_compiled(device):
         return False, f"torch.compile does not work here: {failure}"
-    # The shapes of a part are those of a full and a last batch, in training and in validation. Beyond this limit, which
-    # is 8 otherwise, torch does not compile.
+    # A part meets the shapes of a full batch and of the last batch, in training and in validation. Beyond this limit,
+    # by default 8 shapes, torch does not compile.
     torch._dynamo.config.recompile_limit = 64
     for part in parts:
         # Not part.compile(): for an nn.Sequential that compiles only those layers that are not torch's own.
@@ -110,8 +111,8 @@ def compile_where_it_pays(asked: str, device: torch.device, parts: list[nn.Modul
 
 
 def why_not_compiled(device: torch.device) -> str:
-    """Compile, run and differentiate something tiny on `device`; return what went wrong in one line, or nothing."""
-    # Another number each time: a kernel that an earlier run left must not answer for a compiler that is gone.
+    """Compile, run and differentiate something tiny on `device`; return the error in one line, if there is one."""
+    # The number differs each time: otherwise a cached kernel of an earlier run would hide that the compiler is gone.
     number = 2 + time.time_ns() % 10**6
 
     def tiny(x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +123,7 @@ def why_not_compiled(device: torch.device) -> str:
         torch.compile(tiny, dynamic=False)(x).backward()
         if x.grad is None or x.grad.ne(number).any():
             return "it computes something else"
-    except Exception as error:  # whatever a compiler's absence may raise: the run goes on without
+    except Exception as error:  # a missing compiler may raise anything; the run continues without compilation
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}{': ' + lines[0][:150] if lines else ''}"
     return ""
@@ -136,9 +137,8 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Signals:
-    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead.
-
-    Where nothing is lost by it, `stopping_at_once` makes them end the run there and then.
+    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead. Around
+    work that may be interrupted without loss, use `stopping_at_once`: then a signal ends the run immediately.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Signals:
 
     @contextmanager
     def stopping_at_once(self, message: str) -> Iterator[None]:
-        """Within, raise Stopped with `message` as soon as a signal comes, or at once if one has come before."""
+        """Inside this context, raise Stopped with `message` when a signal comes, or at once if a signal came before."""
         self._message = message
         try:
             if self.came:

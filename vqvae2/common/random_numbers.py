@@ -1,8 +1,8 @@
 """(seed, what, number) -> uniform numbers, the same on every machine, rank and batch.
 
-Training and sampling draw what they need for one image from that image's own numbers, and not from
-a generator whose state depends on who drew before. So a run needs no random state in its checkpoint,
-and neither ranks nor batch size change a result. The hash is SplitMix64 (Steele, Lea and Flood 2014).
+Training and sampling take the random numbers of an image from that image's own number, and not from a generator whose
+state depends on what was drawn before. So a checkpoint needs no random state, and neither the number of ranks nor the
+batch changes a result. The hash is SplitMix64 (Steele, Lea and Flood 2014).
 """
 
 import numpy as np
@@ -34,5 +34,5 @@ def uniform(seed: int, purpose: str, *numbers: int | np.ndarray) -> torch.Tensor
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """Return a CPU generator for draws of (seed, purpose, numbers…) that need many numbers at once."""
+    """Return a CPU generator for (seed, purpose, numbers…), where many random numbers are needed at once."""
     return torch.Generator().manual_seed(int(keys(seed, purpose, *numbers)) >> 1)

@@ -1,4 +1,4 @@
-"""Numbers of some images or subjects -> means, intervals, AUROC, and how a report writes a number.
+"""Numbers per image or subject -> means, intervals, AUROC, and numbers as text for reports.
 
 1. Efron, Tibshirani 1993, An introduction to the bootstrap.
 2. Hanley, McNeil 1982, The meaning and use of the area under a receiver operating characteristic curve.
@@ -16,11 +16,11 @@ def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resample
     """Return mean, min, max, q05, median, q95, and the mean's 95 % interval ci_low, ci_high, in the values' unit.
 
     Args:
-        values: `[n]`, one per image; nan values are left out. All figures are None if nothing is left.
-        subjects: the subject of each image. Images of one subject resemble each other, so that the interval comes from
+        values: `[n]`, one per image; nan values are left out. All results are None if no value is left.
+        subjects: the subject of each image. Images of one subject resemble each other, so the interval comes from
             drawing whole subjects with replacement and taking the mean over their images (percentile bootstrap,
-            reference 1, chapter 13). One subject gives an interval of no width.
-        seed: of the draws; the order of the images changes nothing.
+            reference 1, chapter 13). With one subject the interval has no width.
+        seed: seed of the random draws; the order of the images changes nothing.
     Raises: ValueError if `values` and `subjects` differ in length.
     """
     array = values.detach().cpu().double().numpy()
@@ -40,14 +40,14 @@ def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resample
 
 def bootstrap(figure: Callable[..., np.ndarray], numbers: Sequence[int], seed: int | np.random.Generator,
               resamples: int = RESAMPLES) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % percentile interval of a figure over subjects that are drawn with replacement (reference 1).
+    """Return the 95 % percentile interval of a metric over subjects drawn with replacement (reference 1).
 
     Args:
-        figure: takes for each set of subjects how often each of them is drawn, float `[resamples, subjects]`, and
-            returns the figure of every draw, `[resamples]`; nan where a draw has none.
+        figure: function from the number of times that each subject is drawn, one float `[resamples, subjects]` per set
+            of subjects, to the metric of each draw, `[resamples]`; nan where the metric is not defined.
         numbers: the number of subjects in each set. The sets are drawn independently of each other.
         seed: of the draws, or a generator.
-    Returns: (None, None) where no draw has a figure.
+    Returns: (None, None) if the metric is not defined for any draw.
     """
     generator = np.random.default_rng(seed)
     with np.errstate(invalid="ignore"):
@@ -64,15 +64,16 @@ def auroc(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray], seed: int
     """Return {"auroc", "ci_low", "ci_high"}: 1 if every score inside is above every score outside, 0.5 is guessing.
 
     Args:
-        inside: the scores of what is to be found, an array for each subject, possibly empty.
+        inside: the scores of the pixels or images to be found, an array for each subject, possibly empty.
         outside: the other scores, likewise.
         seed: of the draws of subjects.
-        comparable: bool `[subjects inside, subjects outside]`, whose scores have a common scale; None: all.
+        comparable: bool `[subjects inside, subjects outside]`, True where the scores of the two subjects have a common
+            scale; None: all have.
         same_subjects: whether both lists are of the same subjects, who are then drawn once for both.
 
     AUROC is the Mann-Whitney statistic over its largest value, ties counting one half (reference 2): a sum over pairs
-    of a score inside and one outside. With the pairs counted once by their two subjects, each draw of subjects is a
-    weighted sum of these counts, exact and without another look at the scores.
+    of a score inside and one outside. The pairs are counted once for each two subjects; the AUROC of a draw of subjects
+    is then exactly a weighted sum of these counts, and the scores are not needed again.
     """
     ranked = [np.sort(scores) for scores in outside]
     wins = np.array([[(np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")).sum() / 2
@@ -101,18 +102,18 @@ def evenly(number: int, most: int) -> np.ndarray:
 
 
 def as_text(value: float | None, digits: int) -> str:
-    """Return a number with so many digits behind the point; a dash for a figure that is not defined."""
+    """Return a number with `digits` digits after the point; a dash for a number that is not defined."""
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
 
 
 def with_interval(figures: Mapping[str, float | None] | None, key: str, digits: int, *, before: str = "",
                   of: str = "") -> str:
-    """Return a figure as text, and in brackets its 95 % interval `ci_low` to `ci_high` where there is one.
+    """Return a metric as text, followed in brackets by its 95 % interval `ci_low` to `ci_high` where there is one.
 
     Args:
-        figures: a dictionary with the figure and its interval; None is a dash.
+        figures: a dictionary with the metric and its interval; None becomes a dash.
         before: the first words within the brackets.
-        of: the beginning of the names of the interval's ends.
+        of: prefix of the keys of the interval's ends.
     """
     text = as_text(figures and figures[key], digits)
     ends = [as_text(figures and figures.get(f"{of}{end}"), digits) for end in ("ci_low", "ci_high")]

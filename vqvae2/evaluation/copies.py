@@ -1,19 +1,21 @@
-"""Samples, unseen and training slices -> whether samples are copies: how far each is from its nearest training slice.
+"""Samples, unseen slices and training slices -> whether samples are copies: their distance to the nearest training
+slice.
 
-A number alone says nothing: slices of one plane are all alike. So the same distance is measured for slices of people
-whom the model never saw. `closer_share` is the share of samples that are nearer to training than the 1st percentile of
-the unseen slices: about 0.01 where samples are as far from the training slices as unseen people are, much more where
-some are copies. Its 95 % interval starts above 0.01 only if that is neither chance nor the choice of the few unseen
-subjects.
+A distance alone says nothing, because all slices of one plane are alike. So the same distance is measured for slices of
+subjects whom the model never saw. `closer_share` is the share of samples whose distance is below the 1st percentile of
+the unseen slices' distances: about 0.01 if samples are as far from the training slices as unseen subjects are, much
+more if some samples are copies. Its 95 % interval starts above 0.01 only if neither chance nor the choice of the few
+unseen subjects explains the share.
 
 How to read the report: first the share, then the five closest pairs (`picture`), which a person has to look at. Samples
-are softer than slices, and what is soft is nearer to everything in pixels: a share above 0.01 whose pairs differ in
-their folds is softness, not memory. The report of the reconstructions of the unseen slices has the share that softness
-alone makes. A low share does not prove the absence of copies of parts, or of copies that were bent or turned.
+are blurrier than slices, and a blurred image is nearer to every other image in pixels: if the share is above 0.01 but
+the pairs differ in their folds, the cause is blur, not memorisation. The part of the report on the reconstructions of
+the unseen slices has the share that blur alone causes. A low share does not exclude copies of parts, or copies that
+were bent or rotated.
 
-- pixels: root mean square difference, images 0…1, on a black plane without end, so that what a shift moves beyond the
-  border still counts; the least over all training slices, mirrored or not, and all shifts by whole pixels up to REACH
-  of the width both ways. The distance is symmetric. It is exact: see `Gallery`.
+- pixels: root mean square difference, images 0…1, on an infinite black plane, so that pixels that a shift moves beyond
+  the border still count; the minimum over all training slices, mirrored or not, and all shifts by whole pixels up to
+  REACH of the width both ways. The distance is symmetric. It is exact: see `Gallery`.
 - features: Euclidean distance of feature vectors, without registration.
 
 References
@@ -52,7 +54,7 @@ SLACK = 1e-5
 
 
 class Match(NamedTuple):
-    """The training slice nearest to an image, and what lays it upon the image."""
+    """The training slice nearest to an image, and the mirroring and shift that register it to the image."""
 
     distance: float
     """Root mean square difference, images 0…1."""
@@ -65,30 +67,31 @@ class Match(NamedTuple):
 
 
 class Gallery:
-    """Training slices in which the nearest slice to an image is found, exactly, without comparing all of them.
+    """Training slices, among which the slice nearest to an image is found exactly, without comparing all of them.
 
-    The squared distance of two images is the sum over their Fourier coefficients (Parseval). A shift turns phases: the
-    low frequencies' part is found for every shift by a small product of matrices. The high frequencies' part is at
-    least (|a| - |b|)² of their norms, whatever the shift (triangle inequality). The sum of both is a lower bound. Pairs
-    are gone through from the lowest bound upwards, all shifts of a pair at once by cross-correlation [2], until the
-    next bound is above the best distance: no other pair can be nearer.
+    The squared distance of two images is the sum over their Fourier coefficients (Parseval). A shift rotates phases:
+    the part of the low frequencies is computed for every shift by a small product of matrices. The part of the high
+    frequencies is at least (|a| - |b|)² of their norms, whatever the shift (triangle inequality). The sum of both is a
+    lower bound. Pairs are compared in order of their bounds, from the lowest, all shifts of a pair at once by
+    cross-correlation [2], until the next bound is above the best distance: then no other pair can be nearer.
 
-    Float32 decides only what is further than SLACK; the nearest of what is left is found in whole numbers.
+    Float32 is used only to exclude pairs that are further than SLACK; among the remaining pairs the nearest is found in
+    whole numbers.
     """
 
     def __init__(self, pixels: np.ndarray):
         """Take training slices, uint8 `[n, channels, height, width]`, n at least 1. They are not copied."""
         self.pixels, self.reach = pixels, max(1, round(REACH * pixels.shape[3]))
-        # Zeros enough that a shifted picture does not come in again on the other side.
+        # Enough zeros that a shifted picture does not reappear on the other side.
         self.padded = [fft.next_fast_len(side + self.reach, real=True) for side in pixels.shape[2:]]
         self.cycles = min(CYCLES, (min(self.padded) - 1) // 2)
         self.weights = torch.full((self.cycles + 1,), 2 / (self.padded[0] * self.padded[1]))
-        self.weights[0] /= 2  # the others stand for their mirror images too, which rfft2 leaves out
+        self.weights[0] /= 2  # the other columns also stand for their mirror images, which rfft2 leaves out
         shifts = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
         down, right = (torch.exp(2j * torch.pi / side * shifts[:, None] * torch.arange(first, self.cycles + 1))
                        for side, first in zip(self.padded, (-self.cycles, 0)))
         self.right = (right * self.weights).to(torch.complex64).T.contiguous()
-        # Of the second product only the real part is wanted: it is a product of real matrices.
+        # Only the real part of the second product is needed, so it is a product of real matrices.
         self.down = torch.view_as_real(down.conj().to(torch.complex64)).flatten(1).T.contiguous()
         self.energy = torch.from_numpy(_energy(pixels))
         self.low = torch.cat([self._low(self._spectra(some)) for some in np.array_split(pixels, len(pixels) // 64 + 1)])
@@ -97,7 +100,7 @@ class Gallery:
 
     def nearest(self, image: np.ndarray) -> Match:
         """Return the nearest training slice of an image, uint8 `[channels, height, width]`; the first of equals."""
-        forms = np.stack([image, image[..., ::-1]])  # to mirror the image is as good as to mirror all slices
+        forms = np.stack([image, image[..., ::-1]])  # mirroring the image is equivalent to mirroring all slices
         spectra, total, number = self._spectra(forms), _energy(forms[:1])[0], len(self.pixels)
         bounds = torch.cat([self._bounds(low, total) for low in self._low(spectra)])
         seen = torch.empty(0, 5, dtype=torch.float64)
@@ -114,7 +117,7 @@ class Gallery:
         return Match(float((squared / image.size) ** 0.5 / 255), item, bool(form), (down, -right if form else right))
 
     def registered(self, match: Match) -> np.ndarray:
-        """Return the slice of a match as it lies upon the image, uint8 `[channels, height, width]`."""
+        """Return the slice of a match, registered to the image, uint8 `[channels, height, width]`."""
         found = self.pixels[match.item]
         return ndimage.shift(found[..., ::-1] if match.mirrored else found, (0, *match.shift), order=0)
 
@@ -126,7 +129,8 @@ class Gallery:
         return spectra[..., torch.arange(-self.cycles, self.cycles + 1), :self.cycles + 1]
 
     def _energy_within(self, low: torch.Tensor) -> torch.Tensor:
-        """Return the sum of squares of what low frequencies `[…, channels, rows, columns]` make, float64."""
+        """Return the sum of squares of the images that the low frequencies `[…, channels, rows, columns]` describe,
+        float64."""
         return (torch.view_as_real(low).square().sum(-1) * self.weights).sum((-3, -2, -1)).double()
 
     def _bounds(self, low: torch.Tensor, total: float) -> torch.Tensor:
@@ -143,8 +147,8 @@ class Gallery:
                 - SLACK * (total + self.energy))
 
     def _distances(self, spectra: torch.Tensor, total: float, forms: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Return for each pair the least squared distance, at most the slack too large, the slice, the form of the
-        image and the shift: `[pairs, 5]`, float64."""
+        """Return for each pair the least squared distance (too large by at most the slack), the slice, the mirroring of
+        the image and the shift: `[pairs, 5]`, float64."""
         overlap = torch.fft.irfft2((spectra[forms] * self._spectra(self.pixels[items.numpy()]).conj()).sum(1),
                                    s=self.padded)
         shifts = torch.arange(-self.reach, self.reach + 1)
@@ -160,19 +164,18 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, reconstruct
 
     Args:
         drawn: samples, uint8 `[m, channels, height, width]`, m at least 1.
-        unseen: slices of people who were not trained on, of the same shape.
-        training: slices that were trained on, of the same shape, at least 1.
-        reconstructions: of unseen slices, uint8 as `drawn`: a soft image is nearer to every other, and the figures of
-            the reconstructions are what softness alone comes to.
+        unseen: slices of subjects that the model was not trained on, of the same shape.
+        training: slices that the model was trained on, of the same shape, at least 1.
+        reconstructions: of unseen slices, uint8 as `drawn`: a blurred image is nearer to every other image, and the
+            metrics of the reconstructions show the effect of blur alone.
         features: of `drawn`, `unseen`, `training` and `reconstructions`, float `[number of images, d]`.
         seed: of the bootstrap.
     Returns: {"samples", "unseen", "unseen_subjects", "training", "shift_pixels", "percentile", "pixels", "features",
         "reconstructions"}. pixels and features are {"samples_median", "samples_min", "unseen_median", "threshold",
-        "closer_share", "ci_low", "ci_high", "closest"} (see `compare`); closest names for each of the closest pairs
-        sample, training image and distance, in pixels also whether the training image is mirrored and how far it is
-        shifted. reconstructions: {"samples", "pixels", "features"} likewise.
-        The slices are uint8 `[pairs, channels, height, width]`, mirrored and moved onto the samples of
-        pixels["closest"], in the same order.
+        "closer_share", "ci_low", "ci_high", "closest"} (see `compare`); closest has for each of the closest pairs the
+        sample, the training image and the distance; in pixels also whether the training image is mirrored and how far
+        it is shifted. reconstructions: {"samples", "pixels", "features"}, with the same keys. The slices are uint8
+        `[pairs, channels, height, width]`, mirrored and moved onto the samples of pixels["closest"], in the same order.
 
     Cost: 50 ms an image on one core for 2,040 training slices of 128².
     """
@@ -188,7 +191,7 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, reconstruct
     closest = [(i, matches[i]) for i in own.argsort(kind="stable")[:PICTURED].tolist()]
     pixels["closest"] = [{"sample": i, "training": training.names[match.item], "distance": match.distance,
                           "mirrored": match.mirrored, "shift": list(match.shift)} for i, match in closest]
-    # The interval of the reconstructions is not known: they are many slices of the very people who make the threshold.
+    # The reconstructions have no interval: they are slices of the same subjects who determine the threshold.
     unknown = {"ci_low": None, "ci_high": None}
     report = {"samples": len(drawn), "unseen": len(chosen), "unseen_subjects": len(set(subjects)),
               "training": len(training), "shift_pixels": gallery.reach, "percentile": PERCENTILE, "pixels": pixels,
@@ -202,7 +205,8 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, reconstruct
 
 
 def compare(samples: np.ndarray, unseen: np.ndarray, subjects: Sequence[str], seed: int) -> dict:
-    """Return how near samples are to training beside unseen slices, from the distances of both, `[m]` and `[n]`.
+    """Return how near samples are to training slices, compared with unseen slices, from the distances of both, `[m]`
+    and `[n]`.
 
     Args:
         subjects: the subject of each unseen slice. seed: of the draws of subjects.
@@ -211,10 +215,10 @@ def compare(samples: np.ndarray, unseen: np.ndarray, subjects: Sequence[str], se
             in the distances' unit.
         closer_share: share of samples below the threshold, 0…1, about 0.01 without copies.
         ci_low, ci_high: its 95 % interval; None for fewer than two unseen subjects. Both sources of chance are in it.
-            The threshold hangs on the few slices of perhaps one person: it is taken anew from subjects drawn with
+            The threshold may depend on a few slices of one subject, so it is computed again for subjects drawn with
             replacement. Samples are independent: given a threshold the share has a Beta distribution (Jeffreys, [3]).
-            Samples drawn with replacement would say the same where some are closer, but where none of 100 is they
-            would claim to know that none ever will be.
+            Drawing samples with replacement would give the same interval where some are closer; but if none of 100 is
+            closer, its interval would be 0 to 0.
     """
     samples, generator = np.sort(samples), np.random.default_rng(seed)
     names, subject = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
@@ -234,15 +238,15 @@ def compare(samples: np.ndarray, unseen: np.ndarray, subjects: Sequence[str], se
 def picture(samples: torch.Tensor, nearest: torch.Tensor, report: dict) -> Image.Image:
     """Return the closest pairs side by side: sample, nearest training slice laid upon it, |difference|.
 
-    The distance stands under each, and in brackets the 1st percentile of unseen people's slices. `samples` are all
-    that were judged; `nearest` and `report` are what `judge` returned.
+    The distance is below each pair, with the 1st percentile of the unseen slices' distances in brackets. `samples` are
+    all judged samples; `nearest` and `report` were returned by `judge`.
     """
     closest, threshold = report["pixels"]["closest"], report["pixels"]["threshold"]
     samples = samples[[pair["sample"] for pair in closest]]
     difference = (samples.float() - nearest.float()).abs().mean(1) / 255
     title = "The samples nearest to a training slice: RMS distance (1st percentile of unseen slices), images 0…1"
     return pictures.strip([("sample", samples), ("nearest slice", nearest),
-                           ("|difference|", pictures.Scaled(difference, pictures.DIFFERENCE_SCALE))],
+                           ("|difference|", pictures.ScaledMaps(difference, pictures.DIFFERENCE_SCALE))],
                           captions=[f"{pair['distance']:.3f} ({threshold:.3f})" for pair in closest], title=title)
 
 
@@ -264,12 +268,12 @@ class CopiesJudge(Judge):
         return report
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
-        """Return the shares that are closer."""
+        """Return the shares of samples that are closer than the threshold."""
         return [(f"closer to training than 99 % of unseen slices, by {what}", share)
                 for what, *_, share in self.table(figures, report)]
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
-        """Return a row for each distance, of samples and of reconstructions."""
+        """Return a row for each kind of distance of the samples and of the reconstructions."""
         judged = [(f"{who}, {what}", found[name]) for name, what in (
             ("pixels", "pixels (RMS, images 0…1)"), ("features", "features (Euclidean)"))
             for who, found in (("samples", figures), ("reconstructions", figures["reconstructions"]))]

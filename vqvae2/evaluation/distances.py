@@ -1,14 +1,13 @@
 """Features of samples and of real slices -> kernel MMD, Fréchet distance, precision, recall, variety.
 
-Samples are compared with slices of unseen subjects. A figure means something only beside what real slices reach: so
-each has its floor, the same figure with slices of the training subjects in the place of the samples. Samples as good
-as the floor are as close to unseen people as other people are, and a figure clearly better than the floor asks for a
-look at copies of training slices.
+Samples are compared with slices of unseen subjects. A metric has a meaning only beside the value that real slices
+reach. So each metric has a floor: the same metric for slices of the training subjects instead of the samples. Samples
+that reach the floor are as close to unseen subjects as other subjects are; if a metric is clearly better than its
+floor, look for copies of training slices.
 
-Slices of one subject resemble each other, which all figures of this kind are blind to: they take every image for an
-independent one. Here a set may have the subject of each image as its groups, and pairs of one subject then count
-nowhere as if two people had been compared. Without groups, or with one image a subject, the figures are those of the
-papers.
+Slices of one subject resemble each other, which these metrics ignore: they assume that all images are independent. Here
+a set may have groups, the subject of each image; pairs of images of one subject are then left out everywhere. Without
+groups, or with one image per subject, the metrics are those of the papers.
 
 1. Bińkowski, Sutherland, Arbel, Gretton 2018, Demystifying MMD GANs.
 2. Heusel et al. 2017, GANs trained by a two time-scale update rule converge to a local Nash equilibrium.
@@ -42,12 +41,12 @@ STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Return the squared Fréchet distance of two Gaussians with the means and covariances of the features.
 
-    |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), 0 or more; 0 for equal ones (reference 2, equation 6).
+    |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), 0 or more; 0 for equal Gaussians (reference 2, equation 6).
 
     Args:
         first: float64 `[n, dims]`, n at least 2; second: `[m, dims]` likewise.
-    The distance is biased: two sets of one distribution are further apart the smaller they are, and where n is not well
-    above dims the covariances say little. Compare figures of equal n only.
+    The distance is biased: two sets from one distribution are further apart the smaller they are, and the covariances
+    are unreliable unless n is well above dims. Compare only distances of equal n.
     """
     covariances = [np.atleast_2d(np.cov(points, rowvar=False)) for points in (first, second)]
     values, vectors = np.linalg.eigh(covariances[0])
@@ -68,8 +67,8 @@ def kernel_mmd(first: np.ndarray, second: np.ndarray, first_groups: Sequence[str
     Args:
         first: float64 `[n, dims]`; second: `[m, dims]`.
         first_groups: the subject of each image; each image is its own group if None. Pairs of one group are left out,
-            as an image beside itself always is: else two sets of slices would differ because either has several slices
-            of its own subjects.
+            just as an image is never paired with itself: otherwise two sets of slices would differ merely because each
+                has several slices of its own subjects.
     Returns: None where a set has fewer than two groups.
     """
     groups = [_groups(first, first_groups), _groups(second, second_groups)]
@@ -82,11 +81,11 @@ def mmd_interval(first: np.ndarray, second: np.ndarray, first_groups: Sequence[s
                  resamples: int = RESAMPLES) -> tuple[float, float] | tuple[None, None]:
     """Return the 95 % interval of `kernel_mmd` by bootstrap over groups, of both sets at the same time.
 
-    Whole groups are drawn with replacement; copies of one group make no pair, as in the figure itself. Returns
-    (None, None) where the figure is None. With few subjects the interval is too narrow rather than too wide.
+    Whole groups are drawn with replacement; copies of one group form no pair, as in `kernel_mmd`. Returns (None, None)
+    where `kernel_mmd` is None. With few subjects the interval is too narrow rather than too wide.
     """
     groups = [_groups(first, first_groups), _groups(second, second_groups)]
-    # A draw of two subjects may be the same subject twice: such a draw has no figure.
+    # A draw of two subjects may be the same subject twice: then the MMD is not defined.
     return bootstrap(lambda *drawn: _mmd(first, second, *drawn, *groups),
                      [len(set(numbers)) for numbers in groups], seed, resamples)
 
@@ -101,9 +100,10 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = NEIGH
 
     Args:
         real: float64 `[n, dims]`; made: `[m, dims]`.
-        neighbours: which neighbour the ball reaches to. No image of the same group counts as a neighbour: with slices
-            of one subject a millimetre apart the balls would else hold that subject alone.
-    Both depend on the sizes of the sets: compare figures of equal n and m only.
+        neighbours: the number of the neighbour that the ball reaches to. Images of the same group do not count as
+            neighbours: otherwise, with slices of one subject a millimetre apart, each ball would contain only that
+            subject.
+    Both depend on the sizes of the sets: compare them only for equal n and m.
     Returns: (None, None) where an image has fewer neighbours than `neighbours`.
     """
     shares = (_share_inside(made, real, _groups(real, real_groups), neighbours),
@@ -112,13 +112,13 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = NEIGH
 
 
 def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: int, pairs: int = PAIRS) -> float | None:
-    """Return the mean MS-SSIM of random pairs of different groups, 0…1; near 1 all images are alike.
+    """Return the mean MS-SSIM of random pairs of different groups, 0…1; a value near 1 means that all images are alike.
 
     Args:
         images: uint8 `[n, channels, height, width]`.
         groups: the subject of each image; each image is its own group if None.
         pairs: the largest number of pairs; no pair counts twice.
-    Returns: None without a pair, or where MS-SSIM is not defined (images under 11 pixels).
+    Returns: None if there is no pair, or where MS-SSIM is not defined (images under 11 pixels).
     """
     names = np.arange(len(images)) if groups is None else np.asarray(groups)
     everything = len(images) * (len(images) - 1) // 2
@@ -133,26 +133,26 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int,
           drawn_subjects: Sequence[str] | None = None) -> dict:
-    """Return the part `samples` of metrics.json, each figure beside its floor of real slices.
+    """Return the part `samples` of metrics.json, each metric beside its floor, the value that real slices reach.
 
     Args:
         drawn: the samples, uint8 `[m, channels, height, width]`.
         unseen: slices of subjects that no model was trained on, with which samples are compared.
-        training: slices of the training subjects, for the floors; it may be empty. Where there are enough of them (two
-            a feature), features of a network of this project are made white by their mean and covariance, so that
-            neither the size of the images nor the study decides on the scale of the kernel. Features of other networks
-            stay as they are.
+        training: slices of the training subjects, for the floors; it may be empty. If there are enough of them (two per
+            feature), features of this project's network are whitened by their mean and covariance, so that the scale of
+            the kernel depends neither on the size of the images nor on the study. Features of other networks are not
+            changed.
         seed: of the bootstrap and of the draws.
-        drawn_subjects: the subject of each image in `drawn`, if these are images of people; samples have none.
+        drawn_subjects: the subject of each image in `drawn`, if the images are of subjects; samples have no subject.
 
-    mmd: the headline, with a 95 % interval by bootstrap over samples and over unseen subjects. MMD has no bias, so that
-        its floor is taken from all training slices.
-    frechet, precision, recall: they depend on the number of images, so that the floors are of as many training slices
-        as there are samples, drawn without regard to the subject. Where there are fewer training slices, the figures
-        are of that many samples too. `compared` is the number. Each figure is the mean over 5 draws. Fréchet is None
+    mmd: the headline, with a 95 % interval by bootstrap over samples and over unseen subjects. MMD has no bias, so its
+        floor comes from all training slices.
+    frechet, precision, recall: they depend on the number of images, so the floors are computed from as many training
+        slices as there are samples, chosen at random whatever the subject. If there are fewer training slices, only as
+        many samples are used. `compared` is this number. Each metric is the mean over 5 random choices. Fréchet is None
         unless both sets have more images than there are features.
     pairwise_ms_ssim: the variety of samples; real pairs are of different unseen subjects.
-    None stands where a figure is not defined.
+    A metric that is not defined is None.
     """
     generator = np.random.default_rng(seed)
     kept = np.arange(len(training)) if len(training) <= MOST_TRAINING else np.sort(
@@ -164,7 +164,7 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
     draws = [tuple(np.sort(generator.permutation(len(points))[:compared]) for points in (made, known))
              for _ in range(DRAWS)]
     values = [_biased_figures(made[ours], real, drawn_subjects and [drawn_subjects[i] for i in ours], subjects)
-              for ours, _ in draws[:1 if compared == len(made) else DRAWS]]  # all samples at once need no draws
+              for ours, _ in draws[:1 if compared == len(made) else DRAWS]]  # all samples: one draw
     floors = [_biased_figures(known[theirs], real, [known_subjects[i] for i in theirs], subjects)
               for _, theirs in draws if len(known)]
     return {"count": len(drawn), "seed": seed,
@@ -182,13 +182,13 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
 
 def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[str], seed: int,
                  strengths: Sequence[float] = STRENGTHS) -> list[dict]:
-    """Return MMD and Fréchet distance for harm that was done to real slices: a feature network must see the harm.
+    """Return MMD and Fréchet distance of real slices that were harmed: a good feature network notices the harm.
 
     Args:
         images: uint8 `[n, channels, height, width]`, 32 pixels or more. subjects: of each image, at least two.
-    Returns: rows of {harm, strength, mmd, frechet}. Harmed slices of every other subject stand beside slices of the
-        others as they are, and the other way round; the mean of both counts. The first row, of strength 0, is how
-        much people differ without any harm. frechet is None where there are not more images than features.
+    Returns: rows of {harm, strength, mmd, frechet}. Harmed slices of every second subject are compared with unharmed
+    slices of the other subjects, and the other way round; the result is the mean of both. The first row, of strength 0,
+    shows how much subjects differ without harm. frechet is None unless there are more images than features.
     """
     pictures = features.as_seen(images.float() / 255)
     names = np.asarray(subjects)
@@ -205,9 +205,9 @@ def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[
 
 
 def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np.ndarray]:
-    """Return the sets `[n, dims]` of features made white by the mean and covariance of `by`, of training slices.
+    """Return sets `[n, dims]` of features, whitened by the mean and covariance of `by`, features of training slices.
 
-    The very arrays that were given are returned for a network of others, or fewer than two slices for each feature.
+    For networks from outside this project, or fewer than two slices per feature, the arrays are returned unchanged.
     """
     if extractor.config is None or len(by) < 2 * extractor.dims:
         return list(sets)
@@ -280,7 +280,7 @@ def _mean_within(images: np.ndarray, weights: np.ndarray, groups: np.ndarray) ->
 
 def _mmd(first: np.ndarray, second: np.ndarray, first_weights: np.ndarray, second_weights: np.ndarray,
          first_groups: np.ndarray, second_groups: np.ndarray) -> np.ndarray:
-    """Return the figure for each row of weights, `[resamples, groups]`; nan where a set is left with one group."""
+    """Return the MMD for each row of weights, `[resamples, groups]`; nan where only one group of a set is left."""
     across = _weighted_sums(first, second, first_weights[:, first_groups], second_weights[:, second_groups])
     pairs = first_weights[:, first_groups].sum(1) * second_weights[:, second_groups].sum(1)
     return (_mean_within(first, first_weights, first_groups) + _mean_within(second, second_weights, second_groups)

@@ -1,4 +1,4 @@
-"""Slices -> the feature network that judges samples: the part of its training that is not the Trainer's."""
+"""Slices -> the feature network that judges samples: what its training needs beyond `Trainer`."""
 
 import numpy as np
 import torch
@@ -17,15 +17,16 @@ JUDGED = 400
 
 
 class FeatureTrainer(Trainer):
-    """Trains a network to tell which harm was done to a picture, and to redraw it small, from a few features.
+    """Trains a network to recognise how a picture was harmed, and to redraw it small, from a few features.
 
-    The loss is the squared error of the strengths told plus --redraw times that of the pixels redrawn.
+    The loss is the squared error of the estimated strengths of the harms plus --redraw times that of the redrawn
+    pixels.
     """
 
     kind = features.KIND
 
     def start(self) -> None:
-        """Read the images, and make them the pictures that the network sees."""
+        """Read the images, and convert them to the pictures that the network sees."""
         self.images = dataset.load_images(self.settings, ("train", "validate"))
         # float16: 8 bits of grey are exact to a tenth of a step, in half of the memory.
         self.pictures_of = {name: torch.cat([features.as_seen(split.batch(items)).half()
@@ -45,7 +46,7 @@ class FeatureTrainer(Trainer):
         return features.FeatureNet(self.settings)
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
-        """Return loss, squared error of the harms told and of the pixels redrawn, of each image."""
+        """Return for each image the loss and the squared errors of the harms' strengths and of the redrawn pixels."""
         pictures, harms = (machine.to_device(values, self.device) for values in self._harmed(share, model.training))
         answers = model(pictures)
         told = (answers.harms.float() - harms).square().mean(1)
@@ -56,7 +57,7 @@ class FeatureTrainer(Trainer):
     def _harmed(self, share: Share, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return pictures `[n, 1, 128, 128]` with harm done to them, and how much of each harm, `[n, 6]`.
 
-        What becomes of an image depends on (seed, epoch, its number) only, in validation not even on the epoch.
+        The harm of an image depends only on (seed, epoch, its number), and in validation not even on the epoch.
         """
         split, kinds = self.pictures_of["train" if training else "validate"], len(features.HARMS)
         purpose, epoch = ("harm", share.epoch) if training else ("validation harm", 0)
@@ -94,7 +95,7 @@ class FeatureTrainer(Trainer):
         model.train()
 
     def pictures(self, epoch: int) -> None:
-        """Plot the curves; in the end write what the best weights make of harm that is done to validation images."""
+        """Plot the curves; at the end write how the best weights respond to harmed validation images."""
         charts.curves(self.rows, self.folder / "losses.png")
         if self.count("validate") == 0 or epoch < self.settings.epochs:
             return

@@ -1,22 +1,23 @@
 """Images -> features: a few numbers for each image, in which sets of images are compared.
 
 The network of this project needs no download: `vqvae2 train-features` trains it in minutes on the training subjects,
-and a trained network stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each more or less (HARMS).
-From its features alone, by one linear layer each, the network is to tell how much of each harm was done, and to redraw
-the picture on 32 by 32 pixels. The first task makes features see whether a picture is real, the second what
-anatomy it shows; and since both layers are linear, what they read lies open to a kernel or a Gaussian.
+and a trained network stands in vqvae2/evaluation/network. Pictures are harmed in six ways, each with a strength
+(HARMS). From its features alone, by one linear layer for each task, the network estimates the strength of each harm and
+redraws the picture on 32 by 32 pixels. The first task makes the features depend on whether a picture is real, the
+second on the anatomy that it shows; since both layers are linear, a kernel or a Gaussian can use this information too.
 
 Features are whitened by mean and covariance of the training pictures: 1 is one standard deviation of real slices in
-every direction, so that the scale of a kernel means something, and no direction counts more than another. Pictures of
-another study, or of 64² pixels, which look soft to the network, lie far from that mean: a report whitens anew, by the
-training slices of the models that it judges (`distances.judge`).
+every direction, so that the scale of a kernel has a meaning, and no direction counts more than another. Pictures of
+another study, or of 64² pixels, which look blurred to the network, lie far from that mean; so a report whitens again,
+by the training slices of the models that it judges (`distances.judge`).
 
 NOTE: the network sees pictures of SIDE by SIDE pixels, and nothing finer: larger pictures are averaged over areas,
 smaller ones interpolated, and a picture that is not square is made square. Features of sets of one size can be
 compared.
 
-A network of others serves as well, as a TorchScript file: Inception as NVIDIA publishes it for the usual Fréchet
-distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns `[n, dims]`.
+A network from outside this project can be used too, as a TorchScript file: Inception as NVIDIA publishes it for the
+usual Fréchet distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns
+`[n, dims]`.
 """
 
 import hashlib
@@ -76,8 +77,8 @@ class FeatureSettings(TrainingSettings):
         ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))
 
 
-class Answers(NamedTuple):
-    """The answers of the network to n pictures."""
+class NetworkOutput(NamedTuple):
+    """The outputs of the network for n pictures."""
 
     features: torch.Tensor
     """`[n, dims]`, not whitened."""
@@ -90,13 +91,13 @@ class Answers(NamedTuple):
 class FeatureNet(nn.Module):
     """Fixed band-pass filters, three small convolutions, and a linear layer to the features.
 
-    128² pictures -> 13 channels on 32² (`bands`) -> 16² -> 8² -> 8² -> features. They are taken from the answers of the
-    last convolution on a 4 by 4 grid, for what is where, and from the means of all others over the whole picture, for
-    texture.
+    128² pictures -> 13 channels on 32² (`bands`) -> 16² -> 8² -> 8² -> features. The features come from the output of
+    the last convolution on a 4 by 4 grid, which tells where things are, and from the means of all other outputs over
+    the whole picture, which tell the texture.
 
-    NOTE: the filters are not learned. A network of about this size that learned its filters from the pixels told noise
-    and ghosts much worse after 16,000 pictures (share of variance explained 0.11 and 0.29, here 0.89 and 0.62), the
-    other harms alike, and took longer.
+    NOTE: the filters are not learned. A network of about this size that learned its filters from the pixels recognised
+    noise and ghosts much worse after 16,000 pictures (share of variance explained 0.11 and 0.29, here 0.89 and 0.62)
+    and the other harms equally well, and took longer.
     """
 
     def __init__(self, settings: FeatureSettings):
@@ -114,22 +115,23 @@ class FeatureNet(nn.Module):
         self.register_buffer("mean", torch.zeros(settings.dims))
         self.register_buffer("covariance", torch.eye(settings.dims))
 
-    def forward(self, pictures: torch.Tensor) -> Answers:
-        """Return the answers to `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
+    def forward(self, pictures: torch.Tensor) -> NetworkOutput:
+        """Return the outputs for `pictures`, float `[n, 1, 128, 128]` in 0…1 (see `as_seen`)."""
         answers = [bands(pictures)]
         for convolution, norm in zip(self.convolutions, self.norms):
             answers.append(functional.silu(norm(convolution(answers[-1]))))
         texture = [answer.mean((2, 3)) for answer in answers[:-1]]
         form = functional.avg_pool2d(answers[-1], SMALL_SIDE // 16).flatten(1)
         features = self.gather(torch.cat([*texture, form], 1))
-        return Answers(features, self.tell(features), self.redraw(features))
+        return NetworkOutput(features, self.tell(features), self.redraw(features))
 
 
 def bands(pictures: torch.Tensor) -> torch.Tensor:
-    """Return what lies in a picture at which fineness and in which direction, `[n, 13, 32, 32]`.
+    """Return the detail of pictures by scale and direction, `[n, 13, 32, 32]`.
 
-    Three times the picture itself; then, for details of about 2, 4 and 8 pixels, second differences across, down and
-    along both diagonals: log(1 + 100 |difference|) / 2 of the mean over each cell. `pictures` is `[n, 1, 128, 128]`.
+    The first three channels are the picture itself; then, for details of about 2, 4 and 8 pixels, second differences
+    across, down and along both diagonals: log(1 + 100 |difference|) / 2 of the mean over each cell. `pictures` is
+    `[n, 1, 128, 128]`.
     """
     kernels = torch.tensor(FILTERS, dtype=pictures.dtype, device=pictures.device).view(-1, 1, 3, 3)
     found = [3 * functional.avg_pool2d(pictures, SIDE // SMALL_SIDE)]
@@ -160,7 +162,7 @@ class Extractor:
         """Return float64 `[n, dims]` of uint8 images `[n, channels, height, width]`, `batch` of them at a time.
 
         An image's features do not depend on the others, nor, beyond rounding, on `batch`.
-        Raises: UserError for images that the network cannot take, or features that are no numbers.
+        Raises: UserError for images that the network cannot take, or features that are not finite.
         """
         features = np.concatenate([np.zeros((0, self.dims)), *(
             self.embed(some).double().cpu().numpy() for some in images.split(batch) if len(some))])
@@ -177,7 +179,7 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
             in, `[n, dims]` out, called with return_features=True where its forward has such an argument. A file is a
             program: load only what you trust.
         shape: (height, width) of the images, with which a TorchScript file is tried: some take one size only.
-    Raises: UserError if there is none, or it is something else.
+    Raises: UserError if the network is not found, or the file or folder holds something else.
     """
     path = Path(os.path.expanduser(spec or SHIPPED))
     if path.is_file() or path.suffix == ".pt":
@@ -199,15 +201,15 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
 def as_seen(images: torch.Tensor) -> torch.Tensor:
     """Return images `[n, channels, height, width]` in 0…1 as the network sees them: grey, `[n, 1, 128, 128]`.
 
-    Colours become their mean. Averaged over areas when shrinking, linear when enlarging. On the CPU, since MPS does
-    not average over areas of broken size.
+    Colours become their mean. Averaged over areas when shrinking, linear when enlarging. On the CPU, since MPS cannot
+    average over areas whose size is not a whole number.
     Raises: UserError for images under 32 pixels high or wide.
     """
     height, width = images.shape[2:]
     expect(min(height, width) >= SMALLEST, "images", f"at least {SMALLEST} pixels high and wide for the feature "
            "network", f"{height} by {width}", "Extract larger ones, or give --features another network.")
     grey = images.mean(1, keepdim=True)
-    for side, shape in ((height, (SIDE, width)), (width, (SIDE, SIDE))):  # one direction may shrink, the other grow
+    for side, shape in ((height, (SIDE, width)), (width, (SIDE, SIDE))):  # one side may shrink, the other grow
         mode = {"mode": "area"} if side >= SIDE else {"mode": "bilinear", "align_corners": False}
         grey = functional.interpolate(grey, shape, **mode)
     return grey
@@ -215,7 +217,7 @@ def as_seen(images: torch.Tensor) -> torch.Tensor:
 
 def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Generator,
            other: torch.Tensor) -> torch.Tensor:
-    """Return a picture to which harm was done.
+    """Return a picture, harmed in one way.
 
     Args:
         picture: float `[128, 128]` in 0…1.
@@ -224,7 +226,7 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
 
     blur: Gaussian of up to 2.5 pixels. noise: Gaussian, up to 0.12. warp: a smooth field of displacements, up to 4
     pixels (standard deviation). swap: four pairs of squares change places, up to 24 pixels wide. intensity: gamma up
-    to 2, or its inverse. ghost: up to half of the other picture laid over it, as somebody who cannot decide draws.
+    to 2, or its inverse. ghost: up to half of the other picture laid over it, as if two samples had been mixed.
     """
     if strength == 0:
         return picture
@@ -238,7 +240,7 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
 def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) -> torch.Tensor:
     """Return pictures `[n, 1, 128, 128]`, each harmed by the same strength, for judging a network.
 
-    The ghost is the picture halfway round the set; intensity makes every other picture brighter.
+    For ghost, the other picture is half of the set away; intensity makes every second picture brighter.
     """
     strengths = [-strength if kind == "intensity" and i % 2 else strength for i in range(len(pictures))]
     return torch.stack([harmed(picture, kind, strengths[i], random_numbers.generator(
@@ -279,7 +281,7 @@ def _swap(picture: torch.Tensor, strength: float, draws: torch.Generator) -> tor
 def whitening(covariance: np.ndarray) -> np.ndarray:
     """Return the symmetric matrix `[dims, dims]`, float64, that makes features of this covariance white (ZCA).
 
-    A symmetric matrix is the same on every machine: eigenvectors alone are known up to their sign.
+    A symmetric matrix is the same on every machine, while the signs of eigenvectors may differ.
     """
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0) + LEAST_VARIANCE * values.mean() + 1e-12
@@ -290,7 +292,7 @@ def _torch_script(path: Path, device: torch.device, shape: tuple[int, int]) -> E
     what = f"--features {path}"
     expect(path.is_file(), what, "a TorchScript file", "no such file", f"Give {NEED}.")
     try:
-        with warnings.catch_warnings():  # that TorchScript is old; files of the past are what it is for here
+        with warnings.catch_warnings():  # TorchScript is deprecated; here it reads old files
             warnings.simplefilter("ignore")
             module = torch.jit.load(path, map_location=device).eval()
         has_choice = any(argument.name == "return_features" for argument in module.forward.schema.arguments)
@@ -316,5 +318,5 @@ def _torch_script(path: Path, device: torch.device, shape: tuple[int, int]) -> E
 
 
 def _last_line(error: Exception) -> str:
-    """Return the last line of an error, where TorchScript says what is wrong, in at most 150 characters."""
+    """Return the last line of an error, in which TorchScript states the cause, in at most 150 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]

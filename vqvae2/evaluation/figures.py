@@ -1,8 +1,8 @@
 """A VQ-VAE, its priors and a split -> figures and pictures of reconstructions, of codes, and of their NLL.
 
-Bits per code are each level's own. Both levels together are given in bits per pixel, which is an upper bound on the
-code length of the decoded image (see `surprise.py`), and is called that. Where a prior is told something of the
-image, its bits are given that; the models that count are told nothing.
+Bits per code are given for each level separately. Both levels together are given in bits per pixel, which is an upper
+bound on the code length of the decoded image (see `surprise.py`), and is called that. Where a prior is given facts
+about the image, its bits are conditional on them; the counting models are given none.
 """
 
 import math
@@ -21,7 +21,7 @@ FIGURES = (("ssim", "SSIM", 4), ("ms_ssim", "MS-SSIM", 4), ("psnr", "PSNR in dB"
            ("mae", "mean absolute error, images 0…1", 4))  # key, name, digits behind the point
 QUANTILES = (("min", "minimum"), ("q05", "5th percentile"), ("median", "median"), ("q95", "95th percentile"),
              ("max", "maximum"))
-# The models that only count: the name in text, the key in metrics.json, the key in `context_model_bits`.
+# The counting models: the name in text, the key in metrics.json, the key in `context_model_bits`.
 COUNTING = (("neighbours", "context_model_bits", "context"), ("place", "position_histogram_bits", "position_histogram"),
             ("frequency", "histogram_bits", "histogram"))
 BOUND = "upper bound on the code length of the decoded image"
@@ -75,14 +75,14 @@ class ReconstructionJudge(Judge):
 
 
 class CodesJudge(Judge):
-    """This judge computes how many codes of each level are in use, their perplexity, and the SSIM that depends on the
-    level."""
+    """This judge computes how many codes of each level are in use, their perplexity, and the shuffle drop, the SSIM
+    that is lost without the level."""
 
     name = "codes"
     columns = ("level", "used", "perplexity", "shuffle drop (SSIM)")
 
     def compute(self, evaluation: Evaluation) -> dict:
-        """Return level -> {"size", "used", "perplexity", "shuffle_drop"}; None stands for what is not defined."""
+        """Return level -> {"size", "used", "perplexity", "shuffle_drop"}; None where a metric is not defined."""
         figures = encoding.code_figures(evaluation.vqvae.model, evaluation.images, evaluation.code_maps,
                                         evaluation.settings.batch, evaluation.settings.seed)
         return {level: {name: value if math.isfinite(value) else None for name, value in of_level.items()}
@@ -114,12 +114,10 @@ class CodesJudge(Judge):
 class PriorsJudge(Judge):
     """This judge computes the bits of the codes under their priors.
 
-    below_best_reference: by which share the prior's bits are below the best reference's; negative if they are above.
-    condition: columns of the manifest that the prior is told.
-    condition_known: share of these values that are known.
-    untold_bits_per_code: what the codes cost if nothing is known, as the references know nothing; None for a prior that
-    is told nothing anyway.
-    bits_per_pixel: of all levels together, where each level has a prior.
+    below_best_reference: share by which the prior's bits are below those of the best counting model; negative if above.
+    condition: columns of the manifest that the prior is given. condition_known: share of these values that are known.
+    untold_bits_per_code: bits per code if the prior is given no facts, as the counting models are given none; None for
+    a prior without a condition. bits_per_pixel: of all levels together, where each level has a prior.
     """
 
     name = "priors"
@@ -197,9 +195,9 @@ class LikelihoodJudge(Judge):
 
 
 def below_best(bits: float, references: Mapping[str, float | None]) -> float | None:
-    """Return by which share of it `bits` lie below the least of the references: 0.25 for 6 beside 8 and 9.
+    """Return the share by which `bits` is below the smallest reference: 0.25 for 6 and the references 8 and 9.
 
-    Below 0 where they lie above it; None where there is no reference, or it costs nothing.
+    The share is negative where `bits` is larger; None where there is no reference, or the smallest is 0.
     """
     best = min((bits for bits in references.values() if bits is not None), default=None)
     return 1 - bits / best if best else None

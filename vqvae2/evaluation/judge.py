@@ -1,7 +1,7 @@
-"""Models and a split -> what every judge of a report is given, and what a judge has to offer.
+"""Models and a split -> `Evaluation`, which every judge of a report gets, and `Judge`, the methods of a judge.
 
 A judge computes figures of one kind, such as the use of the codes. To add a metric, write a class with a name and
-`compute`, and add a row to JUDGES in `report.py`: its figures then stand in metrics.json and in the printed report.
+`compute`, and add a row to JUDGES in `report.py`: its metrics then appear in metrics.json and in the printed report.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from vqvae2.priors.base import Prior
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Models and images that are judged; what several judges need is computed once, when the first asks for it."""
+    """Models and images that are judged; results that several judges need are computed once, at the first use."""
 
     settings: EvaluateSettings
     vqvae: TrainedVqvae
@@ -74,13 +74,14 @@ class Evaluation:
 
     @cached_property
     def untold_code_bits(self) -> dict[str, torch.Tensor]:
-        """Return `code_bits` under priors that are told nothing of the images."""
+        """Return `code_bits` under priors that are given no facts about the images."""
         told = {level: prior for level, prior in self.priors.items() if prior.columns}
         return self.code_bits | self._code_bits(told, [{}] * len(self.images))
 
     @cached_property
     def training_codes(self) -> CodeMaps | None:
-        """Return the codes of the train split; None where it was not read, is empty, or is itself judged."""
+        """Return the codes of the train split; None where that split was not read, is empty, or is the split that is
+        judged."""
         train = self.data.splits.get("train")
         if not train or self.settings.split == "train":
             return None
@@ -112,7 +113,7 @@ class Judge(Protocol):
     def compute(self, evaluation: Evaluation) -> dict | None:
         """Return the figures as JSON values, None where they are not defined.
 
-        A judge may also write pictures of what `picture` cannot know to `evaluation.out`.
+        A judge may also write pictures here, of results that `picture` does not get, to `evaluation.out`.
         """
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:

@@ -1,9 +1,10 @@
-"""Hashes of training images, and the images that are judged -> how many of them the models have seen.
+"""Hashes of training images, and the images that are judged -> how many judged images the models have seen.
 
-A run keeps hashes of its training images (of their pixels, so that another name or file format hides nothing) and of
-its training subjects' names. An image that was trained on makes a test worthless, and `--split test` is refused. A
-subject's name alone proves less, since two studies may both have a sub-01: that is a warning. Where a public split
-shares images or subjects for good, figures can be made after --allow-leak of train_vqvae.py, each with a warning.
+A run keeps hashes of its training images (of the pixels, so that renaming or converting a file does not hide it) and of
+its training subjects' names. A test on images that a model was trained on is worthless, so `--split test` is refused
+for such images. A subject's name alone proves less, since two studies may both have a sub-01: that is a warning. If the
+splits of a public data set share images or subjects, train_vqvae.py --allow-leak allows such a report; it then contains
+a warning.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ def trained_on(configs: Iterable[dict], split: ImageSet) -> ImageSet:
 
 
 def shared(subjects: int) -> list[str]:
-    """Return a warning about subjects that are in more than one split; none without."""
+    """Return a warning if subjects are in more than one split, else no warning."""
     return [] if not subjects else [
         f"{LEAK}: {subjects} subject(s) are in more than one split of this data set. Figures of one split "
         "are partly about people of another, and are no evidence of how good a model is on others."]
@@ -44,7 +45,7 @@ def check(seen: Mapping[str, int], split: ImageSet, name: str, models: Iterable[
     Args:
         models: flags of the models, for the message.
         allowed: --allow-leak of the VQ-VAE's training.
-    Raises: UserError if the split is "test" and one of its images was trained on, unless that is allowed.
+    Raises: UserError if the split is "test" and a model was trained on one of its images, unless that is allowed.
     """
     who, images = " and ".join(models), f"{seen['images']} of {len(split)}"
     expect(allowed or name != "test" or not seen["images"], "--split test",

@@ -69,7 +69,7 @@ class Lesion(NamedTuple):
     mask: np.ndarray
 
 
-class Scored(NamedTuple):
+class ScoredImages(NamedTuple):
     """These are images with a lesion each, and their scores.
 
     Attributes:
@@ -178,7 +178,7 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
 
 
 def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
-          seed: int) -> Scored | None:
+          seed: int) -> ScoredImages | None:
     """Put a lesion of one kind into the images of a split and score them; None where no image has a place for a lesion.
 
     Args:
@@ -198,10 +198,11 @@ def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet
     images = ImageSet(tuple(split.files[item] for item in chosen), pixels)
     with tqdm(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image", leave=False) as bar:
         scores = _scores(model, priors, images, brain, batch, bar)
-    return Scored(to_bytes(split.batch(chosen)), images, np.stack([lesion.mask for lesion in found]), brain, scores)
+    return ScoredImages(to_bytes(split.batch(chosen)), images, np.stack([lesion.mask for lesion in found]), brain,
+                        scores)
 
 
-def judge(scored: Mapping[str, Scored], seed: int) -> dict:
+def judge(scored: Mapping[str, ScoredImages], seed: int) -> dict:
     """Return for each kind, and for "all", {"images", "subjects", "share", and for each of SCORES its figures}.
 
     share: how much of the brain is lesion. Figures are {"auroc", "ci_low", "ci_high", "form", "forms"}: form is the
@@ -247,7 +248,7 @@ def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: Ima
     return (one_way(as_it_is) + one_way(encoding.extract(model, mirrored, batch, on_batch))[..., ::-1]) / 2
 
 
-def picture(scored: Mapping[str, Scored], each: int) -> Image.Image:
+def picture(scored: Mapping[str, ScoredImages], each: int) -> Image.Image:
     """Return labelled rows of `each` evenly chosen images of each kind, the kind under each.
 
     The rows are the healthy image, the image with its lesion, where the lesion is, the NLL, the reconstruction error.
@@ -262,8 +263,8 @@ def picture(scored: Mapping[str, Scored], each: int) -> Image.Image:
                       *(torch.from_numpy(values[chosen]) for values in maps)))
     healthy, images, masks, bits, error = map(torch.cat, zip(*parts))
     return pictures.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
-                           ("bits per pixel", pictures.Scaled(bits, surprise.BITS_PER_PIXEL)),
-                           ("|difference|", pictures.Scaled(error, pictures.DIFFERENCE_SCALE))],
+                           ("bits per pixel", pictures.ScaledMaps(bits, surprise.BITS_PER_PIXEL)),
+                           ("|difference|", pictures.ScaledMaps(error, pictures.DIFFERENCE_SCALE))],
                           captions=[kind for kind, part in zip(scored, parts) for _ in part[0]],
                           title="Synthetic lesions, and what two scores make of them")
 

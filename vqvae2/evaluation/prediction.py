@@ -99,7 +99,7 @@ class PredictSettings(Checked):
                "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
         self.cutting({}, 256)
 
-    def given(self) -> dict:
+    def given_flags(self) -> dict:
         """Return those of OF_SLICES that a flag says."""
         return {name: value for name in OF_SLICES if (value := getattr(self, name, None)) not in (None, ())}
 
@@ -113,8 +113,8 @@ class PredictSettings(Checked):
         """
         own = {name: tuple(value) if isinstance(value := recorded[name], list) else value
                for name in OF_SLICES if name in recorded}
-        return ExtractSettings(**(own | self.given()), per_scan=self.per_scan, volume=self.volume, suffix=self.suffix,
-                               size=size if self.size is None else self.size,
+        return ExtractSettings(**(own | self.given_flags()), per_scan=self.per_scan, volume=self.volume,
+                               suffix=self.suffix, size=size if self.size is None else self.size,
                                assume_orientation=self.assume_orientation)
 
 
@@ -176,7 +176,7 @@ def predict(settings: PredictSettings) -> dict:
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
     files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
-    values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given(), "flag")
+    values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given_flags(), "flag")
     slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
         "per_scan": {"value": settings.per_scan, "from": "flag"}}
     report = summary(vqvae, given, maps, figures, rejected) | {

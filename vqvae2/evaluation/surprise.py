@@ -116,7 +116,7 @@ def rows_of(split: ImageSet, bits: Mapping[str, torch.Tensor],
     """Return rows for `pictures.strip` of the images with these numbers: image, bits per code by level, their sum."""
     size = tuple(split.pixels.shape[2:])
     chosen = {level: codes[items] for level, codes in bits.items()}
-    levels = [(f"{level}, bits per code", pictures.Scaled(maps, BITS_PER_CODE))
+    levels = [(f"{level}, bits per code", pictures.ScaledMaps(maps, BITS_PER_CODE))
               for level, maps in zip(chosen, pixel_maps(chosen, size).unbind(1))]
-    total = pictures.Scaled(bits_per_pixel_maps(chosen, size), BITS_PER_PIXEL)
+    total = pictures.ScaledMaps(bits_per_pixel_maps(chosen, size), BITS_PER_PIXEL)
     return [("original", to_bytes(split.batch(items))), *levels, ("sum, bits per pixel", total)]

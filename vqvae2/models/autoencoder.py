@@ -38,9 +38,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vqvae2.models.quantizer import QUANTIZERS, Place, Quantized
+from vqvae2.models.quantizer import QUANTIZERS, BatchPlace, Quantized
 from vqvae2.models.settings import VqvaeSettings
-from vqvae2.runs.weights import Pretrained, Trained, load_model
+from vqvae2.runs.weights import Pretrained, TrainedModel, load_model
 from vqvae2.settings.parsing import from_dict
 
 
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
         return self.layers(x).add_(x)
 
 
-class Enlarging(nn.ConvTranspose2d):
+class Upsampling(nn.ConvTranspose2d):
     """A transposed convolution that doubles `[b, channels_in, h, w]`, put together from parts that are fast on a CPU.
 
     oneDNN needs as long for the bias's gradient in bf16 as for the layer's other two: as the sum that autograd makes
@@ -137,7 +137,7 @@ def decoder(channels_in: int, channels_out: int, factor: int, settings: VqvaeSet
     layers: list[nn.Module] = [nn.Conv2d(channels_in, full, 3, padding=1), *residual_stack(settings)]
     for i in range(halvings(factor)):
         is_last = i == halvings(factor) - 1  # an image, or what is to be features, is not normalised
-        layers += [Enlarging(widths[i], widths[i + 1]),
+        layers += [Upsampling(widths[i], widths[i + 1]),
                    *([] if is_last else [*normalised(widths[i + 1], settings.norm), nn.ReLU(inplace=True)])]
     return nn.Sequential(*layers)
 
@@ -177,7 +177,7 @@ class Vqvae(Pretrained, nn.Module):
         if settings.levels == 2:
             self.top_encoder = encoder(width, settings.downsample[1], settings)
             self.top_decoder = decoder(dim, dim, settings.downsample[1], settings)
-            self.top_upsample = nn.Sequential(*(Enlarging(dim, dim) for _ in range(halvings(settings.downsample[1]))))
+            self.top_upsample = nn.Sequential(*(Upsampling(dim, dim) for _ in range(halvings(settings.downsample[1]))))
             self.to_bottom = nn.Conv2d(width, dim, 1)
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
@@ -192,7 +192,7 @@ class Vqvae(Pretrained, nn.Module):
         """Return a model of a run's config, whose weights are still to be loaded."""
         return cls(from_dict(VqvaeSettings, config["settings"]), config["image_shape"][0])
 
-    def forward(self, images: torch.Tensor, place: Place | None = None) -> Reconstruction:
+    def forward(self, images: torch.Tensor, place: BatchPlace | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
 
         Args:
@@ -205,7 +205,7 @@ class Vqvae(Pretrained, nn.Module):
                               sum(made.commitment for made in levels.values()),
                               sum(made.codebook for made in levels.values()), missed)
 
-    def _quantise(self, images: torch.Tensor, place: Place | None,
+    def _quantise(self, images: torch.Tensor, place: BatchPlace | None,
                   ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
         """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
         features = self.encoder((images - self.mean) / self.deviation)
@@ -247,7 +247,7 @@ class Vqvae(Pretrained, nn.Module):
         return all(quantizer.started for quantizer in self.quantizers.values())
 
 
-TrainedVqvae = Trained
+TrainedVqvae = TrainedModel
 """A `Vqvae` read from its folder."""
 
 

@@ -29,7 +29,7 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
     for items in np.array_split(mine, max(1, -(-len(mine) // batch))) if len(mine) else ():
         pixels = images.batch(items)
         codes = model.encode((pixels if change is None else change(pixels, items)).to(device))
-        parts.append({level: one.cpu().numpy().astype(np.int16) for level, one in codes.items()})
+        parts.append({level: level_codes.cpu().numpy().astype(np.int16) for level, level_codes in codes.items()})
         on_batch(len(items))
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
     shares, levels = distributed.gather_objects(own), {}

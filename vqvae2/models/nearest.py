@@ -27,7 +27,7 @@ def mean_squares(rows: torch.Tensor, others: torch.Tensor, batch: int, cells: in
     numbers = cells * rows.shape[1]
     ours, theirs = rows.reshape(batch, numbers), others.reshape(batch, numbers)
     images = max(1, block_size(rows.device) // max(1, numbers))
-    return torch.cat([(one - other).square_().mean(1) for one, other in zip(ours.split(images), theirs.split(images))])
+    return torch.cat([(row - other).square_().mean(1) for row, other in zip(ours.split(images), theirs.split(images))])
 
 
 def block_size(device: torch.device) -> int:

@@ -76,7 +76,7 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchPlace:
     """The place of a share of images in the global batch of one step; whichever rank holds them.
 
     Args:
@@ -126,7 +126,7 @@ class Quantizer(nn.Module):
         """
         raise AssertionError("a rule provides from_settings()")
 
-    def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
+    def forward(self, vectors: torch.Tensor, place: BatchPlace | None = None) -> Quantized:
         """Quantise `vectors` `[batch, dim, height, width]`, of any floating type; nothing here waits for other ranks.
 
         Args:
@@ -145,8 +145,8 @@ class Quantizer(nn.Module):
 class LearnedCodebook(Quantizer):
     """A codebook that k-means places and restarts keep in use: what `ema` and `gradient` have in common.
 
-    In training mode, `forward` with a `Place` only *collects* statistics; `update()` applies them once a step, on all
-    ranks. In eval mode no state changes.
+    In training mode, `forward` with a `BatchPlace` only *collects* statistics; `update()` applies them once a step, on
+    all ranks. In eval mode no state changes.
 
     Args:
         codebook_size: number of embeddings. dim: their dimension. The subclass registers `codebook`, as a buffer or as
@@ -168,7 +168,7 @@ class LearnedCodebook(Quantizer):
         self.register_buffer("gathered", torch.zeros(0, dim), persistent=False)  # saved while it holds anything
         self._candidates: torch.Tensor | None = None
         self._wanted: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._place: Place | None = None
+        self._place: BatchPlace | None = None
         self._cells = 0
         self.started = False  # is_started as a Python value: asking a GPU would make every step wait
 
@@ -211,7 +211,7 @@ class LearnedCodebook(Quantizer):
         super()._load_from_state_dict(state_dict, prefix, *more)
         self.started = bool(self.is_started)
 
-    def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
+    def forward(self, vectors: torch.Tensor, place: BatchPlace | None = None) -> Quantized:
         """Quantise `vectors` `[batch, dim, height, width]`; collect statistics if training with a `place`.
 
         Vectors of any floating type and layout; what is computed has the codebook's type (float32), whatever
@@ -223,7 +223,7 @@ class LearnedCodebook(Quantizer):
             return torch.compiler.disable(self._quantise)(vectors, place)
         return self._quantise(vectors, place)
 
-    def _quantise(self, vectors: torch.Tensor, place: Place | None) -> Quantized:
+    def _quantise(self, vectors: torch.Tensor, place: BatchPlace | None) -> Quantized:
         if vectors.shape[1] != self.dim:
             raise ValueError(f"vectors: expected dimension {self.dim}, found {vectors.shape[1]}")
         batch, _, height, width = vectors.shape
@@ -236,7 +236,7 @@ class LearnedCodebook(Quantizer):
             made, commitment, term = _StraightThrough.apply(vectors, rows, codes, self.codebook, self.started)
             return Quantized(made, codes.view(batch, height, width), commitment, term)
 
-    def _collect(self, rows: torch.Tensor, codes: torch.Tensor, place: Place, cells: int) -> None:
+    def _collect(self, rows: torch.Tensor, codes: torch.Tensor, place: BatchPlace, cells: int) -> None:
         """Add this share's counts, sums and drawn candidates (`cells` rows an image) to those of the step."""
         if self.started:
             self._count(rows, codes)
@@ -251,7 +251,7 @@ class LearnedCodebook(Quantizer):
             found = rows[held.int().argmax(1) * cells + cell] * held.any(1, keepdim=True)
             self._candidates = found if self._candidates is None else self._candidates + found
 
-    def _draw_wanted(self, place: Place, cells: int, device: torch.device) -> tuple | None:
+    def _draw_wanted(self, place: BatchPlace, cells: int, device: torch.device) -> tuple | None:
         starting = not self.started and place.step + 1 >= self.start_steps
         restarting = self.started and self.restart_every > 0 and (place.step + 1) % self.restart_every == 0
         if not (starting or restarting):
@@ -288,7 +288,7 @@ class LearnedCodebook(Quantizer):
                 self.gathered = self.gathered[:0].clone()
         self._place = self._wanted = self._candidates = None
 
-    def _start(self, candidates: torch.Tensor, place: Place) -> None:
+    def _start(self, candidates: torch.Tensor, place: BatchPlace) -> None:
         generator = random_numbers.generator(self.seed, "start", place.step)
         codebook, counts = kmeans(candidates.cpu(), self.codebook_size, generator)
         # Rank 0's result for all: k-means takes yes-or-no decisions, which another CPU may take differently.
@@ -298,7 +298,7 @@ class LearnedCodebook(Quantizer):
         self.is_started.fill_(True)
         self.started = True
 
-    def _restart(self, candidates: torch.Tensor, place: Place) -> None:
+    def _restart(self, candidates: torch.Tensor, place: BatchPlace) -> None:
         """Move dead embeddings to candidates, drawn with probability proportional to squared error [3]."""
         dead = self.recent < RESTART_BELOW * self.recent.mean()
         order = dead.cumsum(0) - 1
@@ -411,7 +411,7 @@ class FiniteScalarQuantizer(Quantizer):
         """`[codebook_size, dim]`: the embedding of every code."""
         return self.from_scalars(self.grid / self.middle)
 
-    def forward(self, vectors: torch.Tensor, place: Place | None = None) -> Quantized:
+    def forward(self, vectors: torch.Tensor, place: BatchPlace | None = None) -> Quantized:
         """Quantise `vectors` `[batch, dim, height, width]`; computed in the weights' type whatever autocast says."""
         batch, _, height, width = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):

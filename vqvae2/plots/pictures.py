@@ -76,7 +76,7 @@ def save_picture(image: Image.Image, path: Path | str) -> None:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledMaps:
     """This is a row of maps in the perceptually even colours `inferno`, whose scale stands beside them.
 
     Attributes:
@@ -88,7 +88,7 @@ class Scaled:
     scale: float
 
 
-Row = tuple[str, torch.Tensor | Scaled]
+Row = tuple[str, torch.Tensor | ScaledMaps]
 
 
 def strip(rows: Sequence[Row], *, captions: Sequence[str] = (), header: Sequence[str] = (),
@@ -104,7 +104,7 @@ def strip(rows: Sequence[Row], *, captions: Sequence[str] = (), header: Sequence
     """
     parts = []
     for label, images in rows:
-        scale = images.scale if isinstance(images, Scaled) else None
+        scale = images.scale if isinstance(images, ScaledMaps) else None
         pictures = enlarged(images if scale is None else torch.from_numpy(
             _inferno(images.values.cpu().numpy() / scale)).permute(0, 3, 1, 2))
         parts.append(_label(image_grid(pictures, len(pictures)), label, scale))
@@ -127,7 +127,7 @@ def compared(originals: torch.Tensor, reconstructions: torch.Tensor) -> list[Row
     """
     distance = (originals.cpu().float() - reconstructions.cpu().float()).abs().mean(1) / 255
     return [("original", originals), ("reconstruction", reconstructions),
-            ("|difference|", Scaled(distance, DIFFERENCE_SCALE))]
+            ("|difference|", ScaledMaps(distance, DIFFERENCE_SCALE))]
 
 
 def code_colours(codes: torch.Tensor | np.ndarray, size: int) -> torch.Tensor:

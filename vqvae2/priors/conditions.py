@@ -98,7 +98,7 @@ def numbers(columns: Sequence[Column], facts: Sequence[Mapping[str, str]]) -> to
                         dtype=torch.float32).view(len(facts), len(columns))
 
 
-def given(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) -> torch.Tensor:
+def from_texts(columns: Sequence[Column], texts: Sequence[str], draws: torch.Tensor) -> torch.Tensor:
     """Return float32 `[images, columns]` from a command line's NAME=VALUE, unknown where no value is given.
 
     Args:

@@ -122,7 +122,7 @@ def _ask_hub(name: str, question: Callable[[ModuleType], object]) -> object:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model read from its folder.
 
     Args:
@@ -138,7 +138,7 @@ class Trained:
 
 
 def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
-               results: Path = Path("results"), *, words: str, advice: str) -> Trained:
+               results: Path = Path("results"), *, words: str, advice: str) -> TrainedModel:
     """Return the model in the folder `name`, or of that name in <results>/*/ or pretrained/, on the CPU.
 
     Args:
@@ -158,7 +158,7 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
         raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
                         f"({in_brief(error)}). Train the model again.") from None
     model.config = config
-    return Trained(model.eval(), config, weights_hash(tensors), folder)
+    return TrainedModel(model.eval(), config, weights_hash(tensors), folder)
 
 
 class Pretrained:

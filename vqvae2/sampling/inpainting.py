@@ -32,7 +32,7 @@ TO_DRAW = -1
 
 
 @dataclass(frozen=True)
-class Incomplete:
+class IncompleteImages:
     """Images that are to be completed.
 
     Args:
@@ -56,7 +56,7 @@ class Incomplete:
         weight = self._weight(item)
         return (weight * decoded + (1 - weight) * self.originals[item]).round().to(torch.uint8)
 
-    def given(self, item: int, decoded: torch.Tensor) -> list[torch.Tensor]:
+    def inputs(self, item: int, decoded: torch.Tensor) -> list[torch.Tensor]:
         """Return what there was of an image, each uint8 `[channels, height, width]`: original and masked.
 
         Of codes alone there is no original, and what is not hidden is shown from `decoded`.
@@ -79,7 +79,7 @@ def check(settings: SampleSettings) -> None:
            f"--mask {settings.mask}", f"{', '.join(HALVES)} or an image file", "neither", "Correct the path.")
 
 
-def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
+def load(settings: SampleSettings, vqvae: TrainedVqvae) -> IncompleteImages:
     """Return what --inpaint and --mask name, encoded. Images are encoded one by one: none depends on the others.
 
     Raises: UserError if files cannot be read, do not fit the VQ-VAE, or leave nothing to be drawn.
@@ -91,8 +91,9 @@ def load(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
     folder = settings.inpaint if settings.inpaint.is_dir() else settings.inpaint.parent
     names = unique_names([path.relative_to(folder).as_posix() for path in paths])
     hidden = mask_of(settings.mask, originals.shape[2:])
-    return Incomplete(names, encode_visible(originals, hidden, vqvae), blend_weights(hidden[None], settings.blend),
-                      originals, {"images_hash": _hash(names, originals), "mask_hash": _hash([], hidden)})
+    return IncompleteImages(names, encode_visible(originals, hidden, vqvae),
+                            blend_weights(hidden[None], settings.blend), originals,
+                            {"images_hash": _hash(names, originals), "mask_hash": _hash([], hidden)})
 
 
 @torch.no_grad()
@@ -150,7 +151,7 @@ def mask_of(mask: str, shape: tuple[int, int]) -> torch.Tensor:
     return hidden
 
 
-def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
+def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> IncompleteImages:
     """Return the maps of a code file, and which pixels have a code that is to be drawn above them.
 
     Raises: UserError if the file is another, has codes of another VQ-VAE, or leaves nothing to be drawn.
@@ -184,8 +185,8 @@ def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> Incomplete:
             for maps in codes.values()]
     hidden = torch.stack(gaps).amax(0) > 0
     expect(bool(hidden.any()), what, "at least one code marked -1", "none", "What is -1 is drawn.")
-    return Incomplete(unique_names(names), codes, hidden.float(), None,
-                      {"images_hash": _hash(names, *codes.values())})
+    return IncompleteImages(unique_names(names), codes, hidden.float(), None,
+                            {"images_hash": _hash(names, *codes.values())})
 
 
 def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:

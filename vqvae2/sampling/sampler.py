@@ -40,7 +40,7 @@ from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
-from vqvae2.sampling.inpainting import Incomplete
+from vqvae2.sampling.inpainting import IncompleteImages
 from vqvae2.sampling.settings import SampleSettings, of_level
 
 
@@ -128,7 +128,7 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
         level: "top" or "bottom"; its draws differ from the other level's.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
         stay: `[batch, height, width]`: codes that stay; -1 where one is to be drawn.
-        known: `[batch, columns]`: what is known of each image, NaN where it is not (see `conditions.given`).
+        known: `[batch, columns]`: what is known of each image, NaN where it is not (see `conditions.from_texts`).
         on_code: called after each position.
         cached: False computes a whole map for each position: the reference that the fast way must equal.
         candidates: for each image which of its candidates it is, each with random numbers of its own; 0 if not given.
@@ -177,7 +177,7 @@ def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, ru
     """Return each level's code maps `[batch, height, width]`, the bottom's drawn given the top's.
 
     Args:
-        facts: for each level `[batch, columns]`, what its prior is told (see `known_of`).
+        facts: for each level `[batch, columns]`, what its prior is told (see `condition_values`).
         stay, candidates: for each level, and for each image, as for `draw_codes`.
     """
     maps: dict[str, torch.Tensor] = {}
@@ -193,13 +193,13 @@ def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed
                 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `Drawer` has all that sample.py
+    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `ImageSampler` has all that sample.py
     offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
-    maps = draw_maps(own, numbers, seed, rules, facts or known_of(priors, (), numbers, seed), on_code)
+    maps = draw_maps(own, numbers, seed, rules, facts or condition_values(priors, (), numbers, seed), on_code)
     # One by one: the last bits of a decoded image depend on the batch too, and so might its bytes.
-    return torch.cat([vqvae.decode({level: one[i:i + 1] for level, one in maps.items()})
+    return torch.cat([vqvae.decode({level: codes[i:i + 1] for level, codes in maps.items()})
                       for i in range(len(numbers))]), maps
 
 
@@ -223,8 +223,8 @@ def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor],
     return total / sum(math.prod(prior.shape) for prior in priors.values())
 
 
-def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[int], seed: int,
-             ) -> dict[str, torch.Tensor]:
+def condition_values(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[int], seed: int,
+                     ) -> dict[str, torch.Tensor]:
     """Return for each level `[batch, columns]`: what its prior is told of the images with these `numbers`.
 
     A value drawn from a range is the same for both levels.
@@ -235,7 +235,7 @@ def known_of(priors: dict[str, Prior], texts: Sequence[str], numbers: Sequence[i
 
     def table(told: Sequence[conditions.Column], texts: Sequence[str]) -> torch.Tensor:
         own = [draws[column.name] for column in told]
-        return conditions.given(told, texts, torch.stack(own, 1) if own else torch.zeros(len(numbers), 0))
+        return conditions.from_texts(told, texts, torch.stack(own, 1) if own else torch.zeros(len(numbers), 0))
 
     table(tuple(columns.values()), texts)  # raises for a column that no prior was told
     # Each prior has its own unit: priors that were trained on other images have other means.
@@ -263,7 +263,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedImage:
     """One image that has been drawn.
 
     Args:
@@ -280,7 +280,7 @@ class Finished:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list[Request]:
+def requests_of(settings: SampleSettings, incomplete: IncompleteImages | None) -> list[Request]:
     """Return all images that the settings ask for; the completions of one image stand together."""
     if incomplete is None:
         return [Request(f"{number:06d}", number) for number in range(settings.count)]
@@ -288,7 +288,7 @@ def requests_of(settings: SampleSettings, incomplete: Incomplete | None) -> list
             for number in range(settings.count)]
 
 
-class Drawer:
+class ImageSampler:
     """Draws the images that are requested.
 
     Args:
@@ -297,7 +297,7 @@ class Drawer:
     """
 
     def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
-                 incomplete: Incomplete | None = None):
+                 incomplete: IncompleteImages | None = None):
         self.model, self.settings, self.incomplete = vqvae.model, settings, incomplete
         own = {level: priors[level] for level in vqvae.model.levels}
         self.priors = in_float64(own) if settings.precision == "auto" else own
@@ -305,13 +305,13 @@ class Drawer:
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
 
     def draw(self, requests: Sequence[Request],
-             on_codes: Callable[[int], object] = lambda _: None) -> Iterator[Finished]:
+             on_codes: Callable[[int], object] = lambda _: None) -> Iterator[FinishedImage]:
         """Yield each image as soon as it is finished, in order.
 
         `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
         """
         tries = [(request, candidate) for request in requests for candidate in range(self.settings.reject)]
-        candidates: list[Finished] = []
+        candidates: list[FinishedImage] = []
         for first in range(0, len(tries), self.settings.batch):
             batch = tries[first:first + self.settings.batch]
             for (request, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
@@ -321,10 +321,11 @@ class Drawer:
                     candidates = []
 
     @torch.no_grad()
-    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Finished]:
+    def _draw_batch(self, batch: Sequence[tuple[Request, int]],
+                    on_codes: Callable[[int], object]) -> list[FinishedImage]:
         """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
         numbers = [request.number for request, _ in batch]
-        facts = known_of(self.priors, self.settings.condition, numbers, self.settings.seed)
+        facts = condition_values(self.priors, self.settings.condition, numbers, self.settings.seed)
         stay = None if self.incomplete is None else {
             level: maps[[request.item for request, _ in batch]] for level, maps in self.incomplete.codes.items()}
         maps = draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
@@ -337,10 +338,10 @@ class Drawer:
                       if self.settings.reject_by == "likelihood" else
                       [agreement(self.model, image, codes) for image, codes in zip(images, alone)])
             scores = [{SCORES[self.settings.reject_by]: value} for value in values]
-        return [Finished(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
+        return [FinishedImage(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
                 for (request, _), image, codes, score in zip(batch, images, alone, scores)]
 
-    def _finish(self, request: Request, candidates: Sequence[Finished]) -> Finished:
+    def _finish(self, request: Request, candidates: Sequence[FinishedImage]) -> FinishedImage:
         """Return the best candidate, the first one of equals, as the finished image."""
         pick, score = min if self.settings.reject_by == "likelihood" else max, SCORES[self.settings.reject_by]
         best = candidates[0]

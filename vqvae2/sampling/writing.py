@@ -27,7 +27,7 @@ from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.sampling import inpainting, sampler
-from vqvae2.sampling.sampler import Drawer, Finished
+from vqvae2.sampling.sampler import FinishedImage, ImageSampler
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import as_dict, changes
 
@@ -80,7 +80,7 @@ class SampleFolder:
         pictures = {path.stem for path in (self.out / IMAGES).glob("*.png")}
         return [name for name in names if name not in coded or name not in pictures]
 
-    def keep(self, finished: Finished) -> None:
+    def keep(self, finished: FinishedImage) -> None:
         """Write an image and its codes."""
         picture = _picture(finished.name)
         plots.save_picture(plots.image_grid(finished.image[None], 1, gap=0), self.out / picture)
@@ -155,11 +155,12 @@ class SampleFolder:
 
 def changed_settings(new: dict, old: dict) -> list[str]:
     """Return what differs from the settings with which images were drawn, such as `--seed 5 (was 0)`."""
-    def meant(settings: dict, name: str) -> object:  # one value for both levels is the same as two equal ones
+    def levels_of(settings: dict, name: str) -> object:  # one value for both levels is the same as two equal ones
         value = settings[HASHED.get(name, name)]
         return value * 2 if isinstance(value, list) and len(value) == 1 else value
 
-    changed = [name for name in new if name in old and name not in MAY_DIFFER and meant(new, name) != meant(old, name)]
+    changed = [name for name in new if name in old and name not in MAY_DIFFER
+               and levels_of(new, name) != levels_of(old, name)]
     return [*changes({name: new[name] for name in changed}, old),
             *(f"{flag(name)} {new[name]} (was {old[name]}, which has changed)" for name in changed
               if new[name] == old[name])]
@@ -179,7 +180,7 @@ def run(settings: SampleSettings) -> None:
     for level in vqvae.model.levels:
         expect(level in priors, f"--{level}", f"the {level} prior of --vqvae {settings.vqvae}, which has "
                f"{len(vqvae.model.levels)} levels", "none", f"Give --{level} NAME.")
-    sampler.known_of(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
+    sampler.condition_values(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
@@ -189,15 +190,15 @@ def run(settings: SampleSettings) -> None:
     # A process that has drawn its share waits for the others, for a week at most; if one fails, torchrun ends them all.
     distributed.start(device, minutes=7 * 24 * 60)
     try:
-        write_samples(Drawer(vqvae, priors, settings, incomplete), folder)
+        write_samples(ImageSampler(vqvae, priors, settings, incomplete), folder)
     finally:
         distributed.stop()
 
 
-def write_samples(drawer: Drawer, folder: SampleFolder) -> None:
+def write_samples(image_sampler: ImageSampler, folder: SampleFolder) -> None:
     """Draw and write what is not there yet, shared out over the processes; then the grid, the codes, the settings."""
-    settings = drawer.settings
-    requests = sampler.requests_of(settings, drawer.incomplete)
+    settings = image_sampler.settings
+    requests = sampler.requests_of(settings, image_sampler.incomplete)
     names = [request.name for request in requests]
     distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
@@ -206,25 +207,25 @@ def write_samples(drawer: Drawer, folder: SampleFolder) -> None:
     mine = [request for request in requests if request.name in missing][distributed.rank()::distributed.world_size()]
 
     def draw() -> None:  # progress is rank 0's own
-        codes = sum(math.prod(prior.shape) for prior in drawer.priors.values()) * settings.reject
+        codes = sum(math.prod(prior.shape) for prior in image_sampler.priors.values()) * settings.reject
         with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,
                   disable=distributed.rank() != 0) as bar:
-            for image in drawer.draw(mine, bar.update):
+            for image in image_sampler.draw(mine, bar.update):
                 folder.keep(image)
 
     distributed.together(draw)
-    distributed.on_rank_0(lambda: finish(drawer, folder, names))
+    distributed.on_rank_0(lambda: finish(image_sampler, folder, names))
 
 
-def finish(drawer: Drawer, folder: SampleFolder, names: list[str]) -> None:
+def finish(image_sampler: ImageSampler, folder: SampleFolder, names: list[str]) -> None:
     """Write what shows or says something of all images, and print where it is. For rank 0 alone."""
     maps = folder.collect(names)
-    report = sampler.rejection_report(drawer.settings, maps)
-    if drawer.incomplete is None:
+    report = sampler.rejection_report(image_sampler.settings, maps)
+    if image_sampler.incomplete is None:
         images = torch.stack([folder.picture(name) for name in names[:MOST_IN_GRID]])
         grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)))
     else:
-        grid = completions(folder, drawer)
+        grid = completions(folder, image_sampler)
     folder.finish(maps, grid, report)
     for rejection in report.values():
         print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
@@ -232,12 +233,12 @@ def finish(drawer: Drawer, folder: SampleFolder, names: list[str]) -> None:
     print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
 
 
-def completions(folder: SampleFolder, drawer: Drawer) -> Image.Image:
+def completions(folder: SampleFolder, image_sampler: ImageSampler) -> Image.Image:
     """Return a row for each of the first MOST_ROWS images: what was given, and its first MOST_COMPLETIONS."""
-    number, rows = min(drawer.settings.count, MOST_COMPLETIONS), []
-    for item, name in enumerate(drawer.incomplete.names[:MOST_ROWS]):
+    number, rows = min(image_sampler.settings.count, MOST_COMPLETIONS), []
+    for item, name in enumerate(image_sampler.incomplete.names[:MOST_ROWS]):
         made = [folder.picture(f"{name}-{completion:06d}") for completion in range(number)]
-        given = drawer.incomplete.given(item, made[0])
+        given = image_sampler.incomplete.inputs(item, made[0])
         rows.append((name, torch.stack([*given, *made])))
     columns = ["original", "masked"][-len(given):] + [f"completion {completion}" for completion in range(number)]
     return plots.strip(rows, header=columns)

@@ -137,7 +137,7 @@ def read_table(path: Path, subject_column: str | None, taken: Collection[str] = 
     people = defaultdict(list)
     for row, cells in zip(rows, covariates):
         subject, session = _subject_and_session(row.get(whose, subject_of_file))
-        own = _known(row.get(visit, ""))
+        own = _cell_value(row.get(visit, ""))
         people[subject].append((_subject_and_session(own)[1] or re.sub("^sess?-", "", own) or session, cells))
     return _Table(tuple(covariates[0]), dict(people))
 
@@ -197,17 +197,17 @@ def _with_age_and_sex(rows: list[dict[str, str]], names: list[str], taken: Colle
     """Return age, sex and the columns `names` of each row."""
     age = next((name for name in names if name.lower() == "age"), "")
     sexes = [name for name in names if name.lower() in SEX_COLUMNS]
-    result = [{"age": _known(row.get(age, "")),
+    result = [{"age": _cell_value(row.get(age, "")),
                "sex": next((SEX[row[name].lower()] for name in sexes if row[name].lower() in SEX), "")} for row in rows]
     # 1 and 2 may mean either sex: a column of them stays, for someone who knows.
-    said = {name for name in sexes if all(_known(row[name]) == "" or SEX.get(row[name].lower()) == new["sex"]
+    said = {name for name in sexes if all(_cell_value(row[name]) == "" or SEX.get(row[name].lower()) == new["sex"]
                                           for row, new in zip(rows, result))}
     for name in (name for name in names if name not in said | {age}):
         column = name
         while column in taken or column in result[0]:
             column = f"table_{column}"
         for row, new in zip(rows, result):
-            new[column] = _known(row[name])
+            new[column] = _cell_value(row[name])
     return result
 
 
@@ -218,7 +218,7 @@ def _subject_and_session(name: str) -> tuple[str, str]:
     return subject, session
 
 
-def _known(cell: str) -> str:
+def _cell_value(cell: str) -> str:
     return "" if cell.lower() in UNKNOWN else cell
 
 

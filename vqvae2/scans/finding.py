@@ -59,7 +59,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundScans:
     """The scans of a folder, and what else is in it."""
 
     scans: list[Scan]
@@ -73,7 +73,7 @@ class Found:
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
-               all_runs: bool = False) -> Found:
+               all_runs: bool = False) -> FoundScans:
     """Return one scan of every session below `folder`, at any depth; links to folders are followed.
 
     Segmentations, masks, other contrasts, derivatives, previews and hidden files are left out.
@@ -100,8 +100,8 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
                                    "Change the pattern, or move the file out of the folder of scans."))
     chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = sum(map(len, sessions.values())) - len(chosen)
-    return Found(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
-                 other)
+    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
+                      other)
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan], dict[str, list[Path]], int]:

@@ -35,7 +35,7 @@ from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
-from vqvae2.scans.finding import Found, Scan, find_scans
+from vqvae2.scans.finding import FoundScans, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import READERS, same_voxels
 from vqvae2.settings import parsing
@@ -75,7 +75,7 @@ NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "pru
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
 
-def find_and_check(folder: Path, settings: ExtractSettings) -> Found:
+def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
     """Return the scans in `folder`.
 
     Raises: UserError if there is none, or if --covariates cannot be used.
@@ -101,7 +101,7 @@ def check_out(folder: Path, out: Path) -> None:
            f"one inside {folder}", "Raw scans stay as they are: name another folder.")
 
 
-def listed(found: Found) -> list[str]:
+def listed(found: FoundScans) -> list[str]:
     """Return what --list prints: a table with tabs between its columns, then the counts."""
     rows = [(scan.subject, scan.session, scan.run, scan.name, f"rejected: {scan.refused}" if scan.refused else "")
             for scan in found.scans]
@@ -114,7 +114,7 @@ def listed(found: Found) -> list[str]:
         f"{found.other} files whose names are not of T1-weighted scans (--suffix)"]
 
 
-def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
+def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
     """Draw the slices of this run's part of the scans, and finish if all scans are done; return the lines for the user.
 
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
@@ -127,10 +127,10 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
     with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
-        if changes := changes_said(out, settings):
+        if changes := changed_settings(out, settings):
             print(f"changed since the last run: {changes}; what that touches is made anew")
         plan, pixels = plan_hash(found, settings), pixels_hash(settings)
-        tasks = [(dataclasses.replace(scan, prefix=untaken(scan, taken)), settings, out, plan, pixels)
+        tasks = [(dataclasses.replace(scan, prefix=own_prefix(scan, taken)), settings, out, plan, pixels)
                  for scan in found.scans[number - 1::parts]]
         rejected = 0
         with (tqdm(total=len(tasks), unit="scan", desc="extracting", leave=False) as bar,
@@ -154,7 +154,7 @@ def extract(found: Found, folder: Path, settings: ExtractSettings, out: Path) ->
             f"written when all are done, not yet: {', '.join(map(str, waits)) or 'others are at work'}"]
 
 
-def merge(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
+def merge(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
     """Finish an extraction whose parts are all done; return the lines for the user.
 
     Raises: UserError if a scan is not done, or was done with other settings.
@@ -202,7 +202,7 @@ def pixels_hash(settings: ExtractSettings) -> str:
     return hashlib.sha256(json.dumps([RECIPE, values], sort_keys=True).encode()).hexdigest()
 
 
-def plan_hash(found: Found, settings: ExtractSettings) -> str:
+def plan_hash(found: FoundScans, settings: ExtractSettings) -> str:
     """Return a hash of what all parts of one extraction must agree on: settings and scans."""
     scans = [(scan.name, scan.prefix, scan.refused) for scan in found.scans]
     return hashlib.sha256(json.dumps([RECIPE, _reported(settings), scans]).encode()).hexdigest()
@@ -218,7 +218,7 @@ def manifest_before(out: Path) -> dict[str, list[dict]]:
     return manifest
 
 
-def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> dict[str, list[dict]]:
+def slices_to_keep(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> dict[str, list[dict]]:
     """Return the rows, by scan, of the last manifest's scans whose files are gone; none with --prune.
 
     Raises: UserError if their images would have to be drawn anew, because of other settings, or as they were damaged.
@@ -237,7 +237,8 @@ def slices_to_keep(found: Found, folder: Path, settings: ExtractSettings, out: P
     return kept
 
 
-def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: Path) -> tuple[list[str], list[str]]:
+def finish_if_done(found: FoundScans, folder: Path, settings: ExtractSettings,
+                   out: Path) -> tuple[list[str], list[str]]:
     """Finish an extraction if all scans are done; return the lines for the user, or the names of scans not done.
 
     Whoever calls this holds the lock of `out`.
@@ -251,14 +252,14 @@ def finish_if_done(found: Found, folder: Path, settings: ExtractSettings, out: P
         taken = prefixes_of(gone)
         for scan in found.scans:
             outcome = outcomes.pop(scan.name)
-            there = in_place(out, outcome.rows, *map(prefix_of, outcome.rows[:1]), untaken(scan, taken), scan.prefix)
+            there = in_place(out, outcome.rows, *map(prefix_of, outcome.rows[:1]), own_prefix(scan, taken), scan.prefix)
             if len(there) == len(outcome.rows):
                 outcomes[scan.name] = dataclasses.replace(outcome, rows=there)
     missing = [scan.name for scan in found.scans if scan.name not in outcomes]
     return ([], missing) if missing else (finish(found, settings, out, outcomes, gone), [])
 
 
-def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[str, Outcome],
+def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: dict[str, Outcome],
            gone: dict[str, list[dict]]) -> list[str]:
     """Write manifest and reports, and move and remove images accordingly; return the lines for the user.
 
@@ -280,7 +281,7 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     splits, lent = split_subjects([*(scan.subject for scan in used), *(rows[0]["subject"] for rows in gone.values())],
                                   settings.split, settings.seed)
     people = covariates.join(used, found.tables, settings.covariates, settings.subject_column, COLUMNS)
-    prefixes = {scan.name: untaken(scan, taken) for scan in used} | {
+    prefixes = {scan.name: own_prefix(scan, taken) for scan in used} | {
         name: prefix_of(rows[0]) for name, rows in gone.items()}
     rows = [{**row, "subject": scan.subject, "session": scan.session, "run": scan.run, **people.values[scan.name]}
             for scan in used for row in outcomes[scan.name].rows] + [row for rows in gone.values() for row in rows]
@@ -301,7 +302,7 @@ def finish(found: Found, settings: ExtractSettings, out: Path, outcomes: dict[st
     with writing(out):
         for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
             path.unlink(missing_ok=True)
-    return [*said, *_said(report["counts"], used, outcomes, people, removed, out)]
+    return [*said, *_summary(report["counts"], used, outcomes, people, removed, out)]
 
 
 def refuse_rejected(outcomes: Iterable[Outcome]) -> None:
@@ -310,7 +311,7 @@ def refuse_rejected(outcomes: Iterable[Outcome]) -> None:
         raise UserError(f"{rejected.scan}: {rejected.reason} Without --strict it is skipped.")
 
 
-def untaken(scan: Scan, taken: set[str]) -> str:
+def own_prefix(scan: Scan, taken: set[str]) -> str:
     """Return how the names of the scan's images begin, not as those of a scan that is gone and whose slices stay."""
     if scan.prefix.casefold() not in taken:
         return scan.prefix
@@ -322,7 +323,7 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
     return {prefix_of(rows[0]).casefold() for rows in rows_by_scan.values()}
 
 
-def changes_said(out: Path, settings: ExtractSettings) -> str:
+def changed_settings(out: Path, settings: ExtractSettings) -> str:
     """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
     now, before = _reported(settings), {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -336,7 +337,7 @@ def _words(value: object) -> str:
     return text if text not in ("", "None", "False") else "not given"
 
 
-def _without_duplicates(found: Found, outcomes: dict[str, Outcome], out: Path,
+def _without_duplicates(found: FoundScans, outcomes: dict[str, Outcome], out: Path,
                         number: int | None) -> dict[str, Outcome]:
     """Reject each scan that has the same voxels as one before it; the CRC is compared first, then every voxel."""
     first: dict[str, list[Scan]] = defaultdict(list)
@@ -383,7 +384,7 @@ def _place(out: Path, places: dict[str, str]) -> int:
     return len(stale)
 
 
-def _report(settings: ExtractSettings, found: Found, manifest: list[dict], rejected: int, gone: int,
+def _report(settings: ExtractSettings, found: FoundScans, manifest: list[dict], rejected: int, gone: int,
             splits: dict[str, str], lent: dict[str, str]) -> dict:
     """Return what extraction.json holds: no time, host, worker count or path, so that equal work gives equal bytes."""
     images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
@@ -404,8 +405,8 @@ def _reported(settings: ExtractSettings) -> dict:
     return json.loads(json.dumps(values), parse_float=lambda text: int(text[:-2]) if text[-2:] == ".0" else float(text))
 
 
-def _said(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
-          out: Path) -> list[str]:
+def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
+             out: Path) -> list[str]:
     """Return the lines that the user is told at the end; the last line counts."""
     orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
                            for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)

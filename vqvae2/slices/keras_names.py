@@ -47,7 +47,7 @@ def links_of(manifest: Sequence[dict]) -> list[dict]:
 
 def refuse_foreign(out: Path) -> None:
     """Raise UserError if there are pictures in the folders of this layout that are not known as links."""
-    known = _known(out)
+    known = _known_links(out)
     foreign = sorted(f"{folder}/{path.name}" for folder in FOLDERS.values() for path in (out / folder).glob("[!.]*")
                      if (path.suffix.lower() in SUFFIXES or path.is_dir()) and f"{folder}/{path.name}" not in known)
     expect(not foreign, f"--out {out}", f"nothing but its own links, which {CASES} names, in {FOLDERS['train']} and "
@@ -60,7 +60,7 @@ def link(out: Path, links: Sequence[dict]) -> list[str]:
 
     Raises: UserError if `out` cannot be written.
     """
-    known, table, copies = _known(out), csv_bytes(COLUMNS, links), 0
+    known, table, copies = _known_links(out), csv_bytes(COLUMNS, links), 0
     if not known and not links:
         return []
     with writing(out):
@@ -98,7 +98,7 @@ def _make(out: Path, new: dict) -> bool:
     return True
 
 
-def _known(out: Path) -> set[str]:
+def _known_links(out: Path) -> set[str]:
     """Return the names of all links that this or an earlier run has made, or was about to make."""
     return {row["link"] for table in (CASES, CASES_UNFINISHED) for row in read_table(out / table)
             if re.fullmatch(LINK_NAME, row.get("link") or "")}

@@ -128,7 +128,7 @@ class PriorTrainer(Trainer):
         """Return each map's mean NLL, in nats ("loss") and in bits per code."""
         maps = self._maps(share, model.training)
         given = maps["top"] if self.settings.level == "bottom" else None
-        logits = model(maps[self.settings.level], given, self._known(share, model.training),
+        logits = model(maps[self.settings.level], given, self._known_facts(share, model.training),
                        self._keep(share) if model.training else None)
         nats = nn.functional.cross_entropy(logits.float(), maps[self.settings.level], reduction="none")
         nats = nats.flatten(1).mean(1)
@@ -145,7 +145,7 @@ class PriorTrainer(Trainer):
                     codes[i] = self.copies[number[i]].levels[level][share.items[i]]
         return {level: machine.to_device(codes, self.device) for level, codes in chosen.items()}
 
-    def _known(self, share: Share, training: bool) -> torch.Tensor | None:
+    def _known_facts(self, share: Share, training: bool) -> torch.Tensor | None:
         """Return the facts that the prior is told; in training some values, and all of some images, are unknown."""
         if not self.columns:
             return None

@@ -471,7 +471,7 @@ def search(settings: TuneSettings, study: optuna.Study, space: Space, data: dict
                         row = study.trials[trial.number].user_attrs["row"]
                         tqdm.write("; ".join(filter(None, [
                             f"trial {row['trial']}: {row['state']} after {row['epochs']} epochs", row["reason"],
-                            told(row, settings)])))
+                            summary_line(row, settings)])))
                         bar.update()
         finally:  # the trainings save and stop; they go on at the next start
             for process, *_ in running.values():
@@ -483,7 +483,7 @@ def search(settings: TuneSettings, study: optuna.Study, space: Space, data: dict
 
 # What is written ----------------------------------------------------------------------------------------
 
-def told(row: Row, settings: TuneSettings) -> str:
+def summary_line(row: Row, settings: TuneSettings) -> str:
     """Return a trial's score and figures in one line, which is empty where it has none."""
     levels = [f"{level} {used:.0f} of {row.get('codebook_size', settings.codebook_size)} codes used, perplexity "
               f"{perplexity:.0f}, shuffle drop {drop:.3f}"
@@ -509,7 +509,7 @@ def preset_text(best: Row, rows: Sequence[Row], settings: TuneSettings, space: S
         f"Data: {settings.dataset}, {images['train']} training and {images['validate']} validation images of "
         f"{height} x {width} pixels, hash {data['data_hash'][:12]}.",
         f"On the validation images after {settings.epochs} epochs, with at most {settings.bits_per_pixel:g} raw bits "
-        f"per pixel: {told(best, settings)}.",
+        f"per pixel: {summary_line(best, settings)}.",
         f"Searched: {', '.join(in_words(*searched) for searched in space.items())}.", "",
         "    python train_vqvae.py --preset best.toml --savename NAME", "",
         "More --epochs make it better. The score is that of the best of several, on the images by which it was chosen: "

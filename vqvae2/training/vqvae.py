@@ -10,7 +10,7 @@ from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
 from vqvae2.models.autoencoder import Vqvae
-from vqvae2.models.quantizer import QUANTIZERS, Place
+from vqvae2.models.quantizer import QUANTIZERS, BatchPlace
 from vqvae2.plots import charts, pictures
 from vqvae2.training.trainer import Share, Trainer
 
@@ -61,7 +61,7 @@ class VqvaeTrainer(Trainer):
         pixels = self.images.splits["train" if training else "validate"].batch(share.items, self.device)
         if training and self.settings.augment:
             pixels = self.augmentation(pixels, share.items, share.epoch)
-        place = Place(share.positions, share.global_batch, share.step) if training else None
+        place = BatchPlace(share.positions, share.global_batch, share.step) if training else None
         made = model(pixels.contiguous(memory_format=torch.channels_last), place)
         reconstruction = made.images.float()
         mse = losses.error_of_clipped(reconstruction, pixels).square().flatten(1).mean(1)
