@@ -115,9 +115,11 @@ class PriorsJudge(Judge):
     """This judge computes the bits of the codes under their priors.
 
     below_best_reference: share by which the prior's bits are below those of the best counting model; negative if above.
-    condition: columns of the manifest that the prior is given. condition_known: share of these values that are known.
+    condition: columns of the manifest that the prior is given.
+    condition_known: share of these values that are known.
     untold_bits_per_code: bits per code if the prior is given no facts, as the counting models are given none; None for
-    a prior without a condition. bits_per_pixel: of all levels together, where each level has a prior.
+        a prior without a condition.
+    bits_per_pixel: of all levels together, where each level has a prior.
     """
 
     name = "priors"
