@@ -19,7 +19,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -47,21 +46,32 @@ class DemoSettings(Checked):
     RULES = (("subjects", lambda subjects: subjects >= 3, "at least 3, one for each split", "The default is 24."),)
 
 
-# A recipe has the arguments that make a demonstration small, for each command, and the number of samples.
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments that make a demonstration small, for each command, and the number of samples."""
+
+    slices: str
+    vqvae: str
+    top: str
+    bottom: str
+    count: int
+
+
 # About six minutes on two cores without native bf16; nearly all of it is training.
-SMALL = SimpleNamespace(slices="--size 64 --per-scan 16",
-               vqvae="--epochs 60 --channels 64 --codebook-size 256 --start-steps 200 --learning-rate 6e-4 "
-                     "--pictures-every 10",
-               top="--epochs 40 --channels 64 --layers 6 --pictures-every 10",
-               bottom="--epochs 36 --channels 64 --layers 6 --pictures-every 10", count=16)
-TINY = SimpleNamespace(slices="--size 32 --per-scan 12",
-              vqvae="--epochs 12 --channels 16 --residual-channels 8 --embedding-dim 8 --codebook-size 16 "
-                    "--start-steps 6 --learning-rate 0.01 --pictures-every 12",
-              top="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2",
-              bottom="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2", count=4)
+SMALL = Recipe(
+    slices="--size 64 --per-scan 16",
+    vqvae="--epochs 60 --channels 64 --codebook-size 256 --start-steps 200 --learning-rate 6e-4 --pictures-every 10",
+    top="--epochs 40 --channels 64 --layers 6 --pictures-every 10",
+    bottom="--epochs 36 --channels 64 --layers 6 --pictures-every 10", count=16)
+TINY = Recipe(
+    slices="--size 32 --per-scan 12",
+    vqvae="--preset vqvae2-tiny --size 32 --epochs 12 --channels 16 --residual-channels 8 --embedding-dim 8 "
+          "--codebook-size 16 --start-steps 6 --learning-rate 0.01 --pictures-every 12",
+    top="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2",
+    bottom="--epochs 2 --channels 8 --layers 2 --heads 2 --pictures-every 2", count=4)
 
 
-def make_steps(settings: DemoSettings, recipe: SimpleNamespace, processes: int) -> list[Step]:
+def make_steps(settings: DemoSettings, recipe: Recipe, processes: int) -> list[Step]:
     """Return the whole chain, in order; training runs on `processes`, which divide GLOBAL_BATCH."""
     out = shlex.quote(str(settings.out))
     run = f"--results {out}/results --dataset oasis --data {out}/slices --batch {GLOBAL_BATCH // processes}"
