@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
@@ -52,6 +51,8 @@ class TensorBoard:
 
     def __init__(self, folder: Path, epochs: int):
         """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""
+        from torch.utils.tensorboard import SummaryWriter  # loads TensorFlow too where there is one, with lines on stderr
+
         self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
 
     def row(self, epoch: int, row: dict[str, float]) -> None:
