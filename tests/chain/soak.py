@@ -41,7 +41,7 @@ SECONDS_TO_END = 20
 """Within which a run must have ended after a signal."""
 TORN = 0.1
 """Share of the kills after which the last state is cut short as well."""
-COMMON = ("--threads 1 --precision fp32 --pictures-every 1000 --checkpoint-minutes 0.004 --batch {batch} "
+COMMON = ("--threads 1 --precision fp32 --pictures-every 0 --checkpoint-minutes 0.004 --batch {batch} "
           "--data {slices} --results {results} --savename soak")
 VQVAE = ("train_vqvae.py --epochs 150 --channels 16 --embedding-dim 8 --residual-channels 8 --codebook-size 16 "
          "--start-steps 6 --learning-rate 0.003")

@@ -27,7 +27,7 @@ SECONDS = 90
 GLOBAL_BATCH = 8
 STEPS_PER_EPOCH, EPOCHS = 30, 4
 TINY = ["--dataset", "oasis", "--epochs", str(EPOCHS), "--threads", "1", "--precision", "fp32",
-        "--pictures-every", "99", "--channels", "8", "--residual-channels", "8", "--embedding-dim", "8",
+        "--pictures-every", "0", "--channels", "8", "--residual-channels", "8", "--embedding-dim", "8",
         "--codebook-size", "16", "--start-steps", "6", "--warmup-steps", "2", "--learning-rate", "1e-4",
         "--timeout-minutes", "0.25", "--checkpoint-minutes", "0.001"]
 QUICK_RENDEZVOUS = ("join_timeout=60,last_call_timeout=1,close_timeout=2,read_timeout=20,"

@@ -266,7 +266,7 @@ def test_nan_is_left_out_and_nothing_left_is_null_in_json():
     assert set(json.loads(json.dumps(nothing)).values()) == {None}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcde")), min_size=1, max_size=30), st.randoms())
 def test_a_summary_does_not_depend_on_the_order_of_images(images, shuffler):
     shuffled = list(images)

@@ -29,7 +29,7 @@ def place(batch: int, step: int = 0) -> BatchPlace:
 
 
 @given(rows=st.integers(1, 40), codes=st.integers(2, 30), dim=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_code_is_the_number_of_the_nearest_embedding(rows, codes, dim, seed):
     rng = np.random.default_rng(seed)
     vectors, codebook = rng.normal(size=(rows, dim)), rng.normal(size=(codes, dim))

@@ -30,7 +30,7 @@ def lines_of(axis):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(n=st.integers(1, 7), columns=st.integers(1, 8), gap=st.integers(0, 3), channels=st.sampled_from([1, 3]))
 def test_a_grid_has_each_image_in_its_place_and_white_elsewhere(n, columns, gap, channels):
     images = random_images(n, channels, height=3, width=5)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqvae2.common import random_numbers
@@ -82,7 +82,6 @@ class TestColumns:
         assert math.isnan(AGE.number("old"))
 
     @given(st.lists(words, min_size=1, max_size=20))
-    @settings(deadline=None)
     def test_every_known_value_has_a_number_and_every_other_none(self, texts):
         if not any(text.strip().lower() not in conditions.UNKNOWN for text in texts):
             texts = [*texts, "x"]

@@ -182,7 +182,7 @@ class TestModels:
             assert (changed > 0).all(), other
 
     @given(kind=st.sampled_from(PRIORS), shape=st.sampled_from(SHAPES[:2]), seed=st.integers(0, 999), data=st.data())
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_codes_that_come_later_change_no_logit(self, kind, shape, seed, data):
         """Real codes go all the way through the network: everything from one position on is another's."""
         model = prior(*kind, shape)

@@ -54,7 +54,7 @@ FACTS = st.lists(st.tuples(st.sampled_from(AGES), st.sampled_from(SEXES)), min_s
 
 
 @given(model=PRIORS, facts=FACTS, nothing=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, seed):
     """Over sizes, levels, networks, batches, and what is known: a number, a category, NaN, or nothing at all."""
     torch.manual_seed(seed)
@@ -67,7 +67,7 @@ def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, s
 
 
 @given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_in_float32_logits_agree_to_1e_4_and_draws_differ_only_at_a_boundary(model, facts, seed):
     """A draw may differ where its uniform number is nearer than 1e-4 to where one code ends and the next begins."""
     torch.manual_seed(seed)

@@ -182,7 +182,7 @@ class TestCommandLine:
     (DataSettings, {"subject_pattern": "case_("}, r"--subject-pattern: expected a regular .* case_\( \(.*For example"),
     (DataSettings, {"subject_pattern": "case"}, r"--subject-pattern: expected a group in brackets .* case\. For"),
     (TrainVqvae, {**RUN, "epochs": 0}, r"--epochs: expected at least 1, found 0\. Give"),
-    (TrainVqvae, {**RUN, "pictures_every": 0}, r"--pictures-every: expected at least 1, found 0\. Give"),
+    (TrainVqvae, {**RUN, "pictures_every": -1}, r"--pictures-every: expected 0 or more, found -1\. See"),
     (TrainVqvae, {**RUN, "savename": "../up"}, r"--savename: expected letters, .* found '\.\./up'\. It names"),
     (TrainVqvae, {**RUN, "savename": ""}, r"--savename: expected letters, .* found ''\. It names"),
     (TrainVqvae, {**RUN, "warmup_steps": -1}, r"--warmup-steps: expected 0 or more, found -1\. See"),

@@ -235,8 +235,10 @@ def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_p
     common = ["--preset", name, "--data", str(tiny_folders.get(name, tiny_folders[dataset])), "--results",
               str(tmp_path / "results")]
     runs = tmp_path / "results" / dataset
+    drawn = ["--pictures-every", "10"] if name in ("own-images", "vqvae-256") else []  # in colour; of one level
     train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "9"])
-    train_vqvae.main([*common, *SMALL_VQVAE, "--epochs", "10"])
+    train_vqvae.main([*common, *SMALL_VQVAE, *drawn, "--epochs", "10"])
+    assert (runs / name / "reconstructions.gif").exists() == bool(drawn)
     rows = files.read_rows(runs / name / "log.csv")
     assert [int(row["epoch"]) for row in rows] == list(range(1, 11))
     assert all(np.isfinite(float(row["train_loss"])) for row in rows)

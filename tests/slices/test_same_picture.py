@@ -84,14 +84,14 @@ def assert_same_pictures(kind: type, extension: str, storage: str, number_type: 
         np.testing.assert_allclose(found[name].astype(int), picture, atol=1 if any(angles) else 0, err_msg=name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(TYPES), extension=st.sampled_from(list(FORMATS)),
        sizes=zooms)
 def test_order_flips_type_format_and_zooms_change_no_pixel(storage, number_type, extension, sizes):
     assert_same_pictures(FORMATS[extension], extension, storage, number_type, sizes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(storage=st.sampled_from(STORAGES), extension=st.sampled_from([".nii", ".nii.gz"]), sizes=zooms,
        angles=st.tuples(*3 * [st.floats(-0.3, 0.3)]))
 def test_an_oblique_scan_is_drawn_along_its_closest_axes(storage, extension, sizes, angles):
@@ -99,14 +99,14 @@ def test_an_oblique_scan_is_drawn_along_its_closest_axes(storage, extension, siz
     assert_same_pictures(nib.Nifti1Image, extension, storage, "<i2", sizes, angles)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(["<i2", ">i4", "<u2", "<f4", "<f8"]),
        slope=st.sampled_from([0.25, 0.5, 2.0]), inter=st.sampled_from([0.0, -16.0]), sizes=zooms)
 def test_scale_factors_change_no_pixel(storage, number_type, slope, inter, sizes):
     assert_same_pictures(nib.Nifti1Image, ".nii", storage, number_type, sizes, slope=slope, inter=inter)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(storage=st.sampled_from(STORAGES), number_type=st.sampled_from(MGH_TYPES), sizes=zooms,
        extension=st.sampled_from([".mgh", ".mgz"]))
 def test_mgh_gives_the_same_pictures(storage, number_type, sizes, extension):

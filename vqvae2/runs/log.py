@@ -51,7 +51,9 @@ class TensorBoard:
 
     def __init__(self, folder: Path, epochs: int):
         """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""
-        from torch.utils.tensorboard import SummaryWriter  # loads TensorFlow too where there is one, with lines on stderr
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # loads TensorFlow too where there is one, with lines on stderr
+        )
 
         self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
 

@@ -40,7 +40,7 @@ class RunSettings(Checked):
     clip: float = 0.0
     """Largest norm of the gradient; larger gradients are scaled down to this norm; 0 for no limit."""
     pictures_every: int = 1
-    """Epochs between pictures."""
+    """Epochs between pictures; the last epoch has them too; 0 for none."""
     checkpoint_minutes: float = 10
     """Minutes between saves inside an epoch; the state is also saved at the end of each epoch."""
     timeout_minutes: float = 10
@@ -49,8 +49,8 @@ class RunSettings(Checked):
     """CPU threads of each process. Default: the cores divided by the processes of this machine."""
 
     RULES = (
-        ("epochs batch accumulate pictures_every", lambda value: value >= 1, "at least 1", "Give a larger number."),
-        ("warmup_steps clip", lambda value: value >= 0, "0 or more", "See --help for defaults."),
+        ("epochs batch accumulate", lambda value: value >= 1, "at least 1", "Give a larger number."),
+        ("warmup_steps clip pictures_every", lambda value: value >= 0, "0 or more", "See --help for defaults."),
         ("checkpoint_minutes timeout_minutes", lambda value: value > 0, "more than 0", "The default is 10."),
         ("learning_rate", lambda value: value > 0, "a positive number", "Try 1e-3."),
         ("threads", lambda value: value >= 1, "at least 1", "Or leave it out."))

@@ -286,7 +286,8 @@ class Trainer:
         if distributed.any_rank(self.signals.came, self.device):
             self._stop()
         with self.signals.stopping_at_once(self._stopped()):
-            if distributed.rank() == 0 and (self.epoch % self.settings.pictures_every == 0 or is_last):
+            every = self.settings.pictures_every
+            if every and distributed.rank() == 0 and (self.epoch % every == 0 or is_last):
                 self.pictures(self.epoch)
             distributed.barrier()
 

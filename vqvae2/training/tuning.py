@@ -115,7 +115,7 @@ class TuneSettings(TrainVqvae):
     unpruned: int = 5
     """Number of trials that are trained to their end before any trial is pruned."""
     pictures_every: int = 1000
-    """Epochs between a trial's pictures; the last epoch has pictures in any case."""
+    """Epochs between a trial's pictures; the last epoch has them too; 0 for none."""
 
     RULES = (
         ("trials workers unpruned", lambda value: value >= 1, "at least 1", "See --help for defaults."),
