@@ -94,3 +94,12 @@ def test_torchrun_is_ended_where_it_would_try_a_users_error_again(restarts, made
     monkeypatch.setattr(errors.os, "kill", lambda number, what: sent.append((number, what)))
     assert status_of(raiser(UserError("a line"))) == 2
     assert sent == ([(os.getppid(), signal.SIGTERM)] if ended else [])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_name_that_the_terminal_cannot_write_is_escaped(encoding):
+    code = ("from vqvae2.common.errors import UserError, run_script\ndef main():\n    print('\\u60a3')\n"
+            "    raise UserError('\\u8005')")
+    done = subprocess.run([sys.executable, "-c", f"{code}\nrun_script(main)"], check=False, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"\\u60a3\n", b"\\u8005\n")

@@ -19,7 +19,7 @@ from vqvae2.settings.parsing import parse
 from vqvae2.training.trainer import Share
 
 CPU = torch.device("cpu")
-SMALL = [*TINY, "--epochs", "2", "--channels", "4", "--dims", "4"]
+SMALL = [*TINY, "--pictures-every", "10", "--epochs", "2", "--channels", "4", "--dims", "4"]
 
 
 def arguments(data: Path, *more: str) -> list[str]:

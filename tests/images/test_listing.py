@@ -305,3 +305,22 @@ class TestBrokenImages:
         with pytest.raises(UserError, match=r"found 13 of 13 that cannot: train/00\.png .*train/09\.png [^;]*; and "
                                             r"3 more\. Delete"):
             load_folder(tmp_path)
+
+
+def jpeg(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(RAMP).save(path)
+
+
+class TestArchivesPictures:
+    def test_slices_of_a_head_of_the_oasis_jpegs_are_one_subject(self, tmp_path):
+        for who in (1, 2, 4, 28):
+            for number in range(100, 106):
+                jpeg(tmp_path / "Non Demented" / f"OAS1_{who:04d}_MR1_mpr-1_{number}.jpg")
+        assert {file.subject for file in listed(tmp_path, "folder")} == {f"OAS1_{who:04d}" for who in (1, 2, 4, 28)}
+
+    def test_a_head_in_two_splits_is_refused(self, tmp_path):
+        for split in ("train", "test"):
+            jpeg(tmp_path / split / f"OAS1_0028_MR1_mpr-1_{len(split)}.jpg")
+        with pytest.raises(UserError, match="each subject in one split, found subject OAS1_0028 in train and test"):
+            listed(tmp_path, "folder")

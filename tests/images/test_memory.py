@@ -95,9 +95,10 @@ def folder(tmp_path_factory) -> Path:
     (folder / "bad-last" / "train" / "OAS1_0006_axial072.png").write_bytes(b"no picture")
     for name in ("OAS1_0002_axial071", "OAS1_0006_axial072"):
         (folder / "bad-both" / "train" / f"{name}.png").write_bytes(b"no picture")
-    for number, pixels in enumerate((RAMP, np.stack([RAMP, 255 - RAMP, RAMP // 2], -1), RAMP, RAMP.astype(np.uint16) * 200)):
+    colours = np.stack([RAMP, 255 - RAMP, RAMP // 2], -1)
+    for number, pixels in enumerate((RAMP, colours, RAMP, RAMP.astype(np.uint16) * 200)):
         save(folder / "mixed" / "train" / f"{number}.png", pixels)
-    save(folder / "mixed" / "val" / "a.png", np.stack([RAMP, 255 - RAMP, RAMP // 2], -1))
+    save(folder / "mixed" / "val" / "a.png", colours)
     for number, side in enumerate((16, 16, 8, 16)):
         save(folder / "sizes" / "train" / f"{number}.png", RAMP[:side])
     for number in range(3):

@@ -203,3 +203,19 @@ def test_a_scan_stays_as_it_is_stored_and_is_not_copied():
     find_brain(scan)
     assert scan.voxels is voxels
     assert scan.voxels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("stray", [np.s_[1, 1, 1], np.s_[0, :, 0]])
+def test_a_stray_voxel_or_a_line_at_the_edge_does_not_move_the_box(stray):
+    voxels = ellipsoid((60, 60, 60), (12, 14, 12)).astype(np.float32) * 100
+    whole = find_brain(volume_of(voxels))
+    voxels[stray] = 90
+    moved = find_brain(volume_of(voxels))
+    assert (moved.start, moved.stop) == (whole.start, whole.stop)
+
+
+def test_two_large_pieces_are_both_in_the_box():
+    voxels = np.zeros((60, 40, 40), np.float32)
+    voxels[5:15, 10:30, 10:30], voxels[40:50, 10:30, 10:30] = 100, 90
+    brain = find_brain(volume_of(voxels))
+    assert (brain.start[0], brain.stop[0]) == (5, 50)

@@ -412,3 +412,22 @@ def test_a_new_format_is_one_function_and_one_row_of_the_table(tmp_path, monkeyp
     (tmp_path / "c.npz").mkdir()
     with pytest.raises(UnusableScan, match=r"found not a regular file"):
         read_volume(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("name", ["p.hdr.gz", "p.img.gz"])
+def test_a_compressed_pair_is_read_by_either_name(tmp_path, name):
+    voxels = block()
+    nib.save(nib.Nifti1Pair(voxels, np.eye(4)), tmp_path / "p.img.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / name).voxels, voxels)
+    assert [scan.name for scan in find_scans(tmp_path).scans] == ["p.hdr.gz"]
+
+
+def test_a_quaternion_rounded_a_hair_above_1_is_a_half_turn(tmp_path):
+    image = nib.Nifti1Image(block(), None)
+    image.set_qform(np.diag([-1, -1, 1, 1]), 1)
+    content = bytearray(image.to_bytes())
+    content[252:256] = np.array([1, 0], "<i2").tobytes()  # the codes of qform and sform
+    content[256:268] = np.array([0, 0, 1.0000003], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    volume = read_volume(tmp_path / "a.nii")
+    assert (volume.orientation, volume.orientation_from) == ("LPS", "qform")

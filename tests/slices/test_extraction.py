@@ -268,7 +268,7 @@ def test_strict_leaves_the_manifest_where_a_new_scan_is_bad(scans, apart, refusa
 
 def test_a_series_gives_the_volume_that_is_asked_for_and_another_one_touches_nothing_else(scans, apart):
     for number in (1, 2):
-        save_series(scans / f"series {number}.nii", number + 20, number + 30)
+        save_series(scans / f"volker {number}.nii", number + 20, number + 30)
     assert len(extract(scans, apart / "out")) == 10
     assert [reason[:58] for reason in reasons(apart / "out").values()] == [
         "expected one 3-D volume, found shape (12, 14, 10, 2). It l"] * 2
@@ -276,17 +276,17 @@ def test_a_series_gives_the_volume_that_is_asked_for_and_another_one_touches_not
     for volume in (0, 1):
         rows = extract(scans, apart / "out", "--volume", volume)
         assert {(row["volume"], row["scan"][:6]) for row in rows} == {("", "sub-01"), ("", "sub-02"), ("", "sub-03"), (
-            "", "sub-04"), ("", "sub-05"), (str(volume), "series")}
+            "", "sub-04"), ("", "sub-05"), (str(volume), "volker")}
         for number in (1, 2):
-            save(apart / f"alone/series {number}.nii", block(seed=number + (20, 30)[volume]))
+            save(apart / f"alone/volker {number}.nii", block(seed=number + (20, 30)[volume]))
         alone = {(row["scan"], row["sha256"]) for row in extract(apart / "alone", apart / "alone-out")}
         assert {(row["scan"], row["sha256"]) for row in rows if row["volume"]} == alone
         after = pictures(apart / "out")
         drawn = {name for name in after if after[name] != before.get(name)}
-        assert {Path(name).name[:8] for name in drawn} == {"series-1", "series-2"}
+        assert {Path(name).name.partition("_")[0] for name in drawn} == {"volker-1", "volker-2"}
         before = after
     assert extract(scans, apart / "out", "--volume", 2)[-1]["scan"].startswith("sub-05")
-    assert reasons(apart / "out")["series 1.nii"] == (
+    assert reasons(apart / "out")["volker 1.nii"] == (
         "expected a volume 2 (--volume), found 2 volumes, 0 to 1. Give a smaller number.")
 
 

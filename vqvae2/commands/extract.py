@@ -27,6 +27,7 @@ are made anew. Slices of scans that are no longer there stay until you give --pr
 import signal
 
 from vqvae2.common.errors import Stopped
+from vqvae2.scans import archives
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
 from vqvae2.slices.extraction import check_out, extract, find_and_check, listed, merge
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     before = signal.signal(signal.SIGTERM, end)
     try:
         settings = parsing.parse(ExtractSettings, __doc__, arguments)
+        if settings.archives:
+            print(archives.table())
+            return
         folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
         if settings.list:
             print("\n".join(listed(find_and_check(folder, settings))))

@@ -5,6 +5,7 @@ again). torchrun turns every status except 0 into 1. Every other exception is a 
 traceback.
 """
 
+import io
 import os
 import signal
 import sys
@@ -45,6 +46,9 @@ def flag(name: str) -> str:
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot write is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()

@@ -233,7 +233,7 @@ def _named_scan(path: Path) -> Scan:
     """Return a scan that may have any name; its layout and its subject are told by where it lies."""
     header = files_of(path)[0]
     header = header if header.exists() else path
-    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")], None)
+    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")])[0]
     return Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
 
 

@@ -22,6 +22,7 @@ from vqvae2.common.errors import UserError, expect, launched_rank
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
 from vqvae2.images.reading import pictures_in
 from vqvae2.images.settings import DataSettings
+from vqvae2.scans.archives import first_match
 from vqvae2.settings.parsing import path_from_environment
 
 FOLDER_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate",
@@ -77,6 +78,9 @@ def subject_in_name(name: str | PurePath, settings: DataSettings) -> str | None:
     """
     pattern = settings.subject_pattern or (CASE if settings.dataset == "keras_png_slices" else None)
     path = PurePath(name)
+    if pattern is None and settings.dataset == "folder":  # such as Kaggle's OAS1_0028_MR1_mpr-1_100.jpg
+        known = first_match(path.as_posix())
+        return known and known[1].groupdict().get("subject")
     match = pattern and (re.search(pattern, path.name) or re.search(pattern, path.as_posix()))
     return match[1] if match else None
 

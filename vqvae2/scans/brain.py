@@ -21,6 +21,8 @@ PERCENTILES = (0.5, 99.5)
 VOXELS_FOR_STATISTICS = 500_000
 DARKEST_OUTSIDE_OF_A_BRAIN = 0.12
 """Relative brightness of the outermost voxels: 0.28 and more in 56 stripped brains, 0.05 and less in heads in air."""
+SMALLEST_PIECE = 0.05
+"""Share of the largest piece of a stripped brain; what is smaller, such as a stray voxel, does not move the box."""
 MOST_NOT_FINITE = 0.01
 """Share of the brain that may be NaN or infinite."""
 
@@ -59,7 +61,8 @@ class Brain:
 class _Head:
     """The largest piece above a threshold."""
 
-    threshold: float
+    threshold: float | None
+    """None for all that is not background."""
     step: int
     """`near` has every n-th voxel."""
     near: np.ndarray
@@ -87,7 +90,9 @@ def find_brain(volume: Volume) -> Brain:
                   "Leave the scan out.")
     head, inside = None, sample != 0
     threshold = _threshold_of_air(volume, start, stop, sample)
-    if threshold is not None:
+    if threshold is None:
+        start, stop = _box_of_what_is_large(volume, sample, step, start, stop)
+    else:
         pieces, _ = ndimage.label(sample > threshold)
         inside = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
         head = _Head(threshold, step, ndimage.binary_dilation(inside, np.ones((3, 3, 3))))
@@ -121,7 +126,8 @@ def _bounding_box(volume: Volume, head: _Head | None) -> tuple[tuple[int, int, i
         here = volume.is_not_background(plane)
         if head is not None:
             coarse = [indices[axis] // head.step for axis in order]
-            here = (volume.scaled(plane) > head.threshold) & head.near.transpose(order)[coarse[0][number]][
+            bright = here if head.threshold is None else volume.scaled(plane) > head.threshold
+            here = bright & head.near.transpose(order)[coarse[0][number]][
                 np.ix_(*coarse[1:])]
         together |= here
         hit.append(here.any())
@@ -130,6 +136,20 @@ def _bounding_box(volume: Volume, head: _Head | None) -> tuple[tuple[int, int, i
                   "Leave the scan out, or copy it again.")
     found = [indices[axis][lines[axis]] for axis in range(3)]
     return tuple(int(each.min()) for each in found), tuple(int(each.max()) + 1 for each in found)
+
+
+def _box_of_what_is_large(volume: Volume, sample: np.ndarray, step: int, start: tuple, stop: tuple) -> tuple:
+    """Return the box without stray voxels: that of all large pieces of a stripped brain."""
+    pieces, number = ndimage.label(sample != 0, np.ones((3, 3, 3)))
+    if not number:  # smaller than the grid of the sample
+        return start, stop
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    near = ndimage.binary_dilation((sizes >= SMALLEST_PIECE * sizes.max())[pieces], np.ones((3, 3, 3)))
+    box = [np.flatnonzero(near.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if all(first >= each[0] * step and last <= (each[-1] + 1) * step for first, last, each in zip(start, stop, box)):
+        return start, stop
+    return _bounding_box(volume, _Head(None, step, near))
 
 
 def _threshold_of_air(volume: Volume, start: tuple, stop: tuple, sample: np.ndarray) -> float | None:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vqvae2.scans.identities import FREESURFER_BEST_FIRST, T1_WORDS, TABLE_NAME, File, identify, stem_of, words_of
+from vqvae2.scans.archives import FREESURFER_BEST_FIRST
+from vqvae2.scans.identities import T1_WORDS, TABLE_NAME, Doubt, File, Identity, identify, stem_of, words_of
 
 SEGMENTATIONS = frozenset(re.findall(r"\w+", """
     seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
@@ -23,13 +24,23 @@ NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
     t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
     angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
     mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield t1wdividedbyt2w localizer scout"""))
-NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm pve ribbon aparc ct uni"))
-SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts)?|seg|segmentations?", re.IGNORECASE)
+NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
+NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
+    |(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
+SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts|va)?|seg|segmentations?|.+\.anat",
+                                 re.IGNORECASE)
 """Searched only for suffixes that name such a file."""
 CONTRAST_FOLDER = re.compile(r"(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*", re.IGNORECASE)
 """Searched only for suffixes."""
 OTHER_FOLDER = re.compile(r"sourcedata|t4_files|mninonlinear|fsaverage\w*|__macosx|previews?|thumbnails?|lost\+found",
                           re.IGNORECASE)
+MADE_FROM = re.compile(r"(?=.*[a-z])(?:s\d{0,2})?(?:m?[wr]{0,2}[cp]?[0-6]?|i?y_|u_rc\d|v_|msk_)")
+"""What SPM and CAT12 put before a scan's name for what they make from it: c1, mwp1, y_, wm, …"""
+MAPS = re.compile(r"(?:s\d{0,2})?(?:m?wp|rp|m?wc|rc)[1-6].{3}|c[1-6]sub-|i?y_sub-")
+SHORTEST_NAME = 3
+UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm",
+              ".ima", ".par", ".brik", ".brik.gz")
+"""Endings of scans that are not read."""
 UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
 """The text that stands in a name for a byte that is not UTF-8."""
 LONGEST_PREFIX = 150
@@ -54,6 +65,10 @@ class Scan:
     """The directions that its indices grow towards by its layout, such as LAS, if the header does not say it."""
     prefix: str = ""
     """The beginning of its images' names; no two scans share it, also not in upper and lower case."""
+    archive: str = ""
+    """The row of archives.py by which the file's subject was told, "plain" or "pattern"."""
+    instead_of: tuple[str, ...] = ()
+    """The names of the session's other scans, which are not used."""
     refused: str = ""
     """The reason, if its name or place say already that it cannot be used: expected …, found …. What to do."""
 
@@ -70,10 +85,14 @@ class FoundScans:
     """Tables about people, by the folder that holds them (its name below the searched one, which itself is ".")."""
     other: int
     """The number of files with a scan's extension whose name is of something else, such as a mask."""
+    unreadable: tuple[str, ...] = ()
+    """The names of scans in formats that are not read."""
+    doubt: Doubt | None = None
+    """What has to be confirmed before people can be told apart."""
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
-               all_runs: bool = False) -> FoundScans:
+               all_runs: bool = False, archive: str | None = None) -> FoundScans:
     """Return one scan of every session below `folder`, at any depth; links to folders are followed.
 
     Segmentations, masks, other contrasts, derivatives, previews and hidden files are left out.
@@ -87,29 +106,58 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
         subject_pattern: regular expression, searched in a scan's name. Its group `subject`, or its first, is the
             subject; its group `session`, or its second, the session, which else is that of the layout.
         all_runs: take every scan of a session that is of its best kind; of two formats of one scan still the first.
+        archive: the row of archives.py that describes all paths, or "plain:N" where the N-th folder of each path is
+            the person, or "plain:file" where the file's name is.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables, other = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
-    sessions: dict[tuple, list[tuple[int, Scan]]] = defaultdict(list)
-    for file, who in identify(files, subject_pattern):
-        if who.subject:
-            scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage)
-            sessions[who.root, who.subject, who.session, file.suffix].append((who.rank, scan))
+    files, refused, tables, other, unreadable = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
+    sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
+    identified, doubt = identify(files, subject_pattern, archive)
+    for file, who in identified:
+        if not suffixes and who.series and _is_other_series(who.series):
+            other += 1
+        elif who.subject:
+            scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage, archive=who.archive)
+            rank = (who.rank, not suffixes and not _says_t1(file.name, who))
+            sessions[who.root, who.subject, who.session, file.suffix].append((rank, scan))
         else:
-            refused.append(_refuse(file.path, file.name, "a name in which --subject-pattern finds a subject", file.name,
+            rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
+                    f"a path as --archive {archive} describes")
+            refused.append(_refuse(file.path, file.name, rule, file.name,
                                    "Change the pattern, or move the file out of the folder of scans."))
+    _leave_copies_out(sessions)
     chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = sum(map(len, sessions.values())) - len(chosen)
     return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
-                      other)
+                      other, tuple(unreadable), doubt)
 
 
-def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan], dict[str, list[Path]], int]:
-    """Return files that are scans by name, what is refused already, tables by folder, and the number of others."""
+def _is_other_series(series: str) -> bool:
+    return bool(NOT_SCANS_IN_A_WORD.search(series.lower()) or not NOT_SCANS.isdisjoint(words_of(series)))
+
+
+def _says_t1(name: str, who: Identity) -> bool:
+    """Return whether the file, its folder or its series is called T1-weighted."""
+    return not T1_WORDS.isdisjoint([*words_of(who.series), *words_of("/".join(name.split("/")[-2:]))])
+
+
+def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]) -> None:
+    """Count FreeSurfer's copies of a session, wherever they lie, as further files of the session's own scan."""
+    owners = {key[1:]: key for key, candidates in sessions.items()
+              if any("/mri/" not in scan.name for _, scan in candidates)}
+    for key in [key for key, candidates in sessions.items() if key[1:] in owners and key != owners[key[1:]]
+                and all("/mri/" in scan.name and scan.name.endswith((".mgz", ".mgh")) for _, scan in candidates)]:
+        sessions[owners[key[1:]]] += [((len(FREESURFER_BEST_FIRST) + 1, True), scan) for _, scan in sessions.pop(key)]
+
+
+def _walk(folder: Path,
+          suffixes: Sequence[str]) -> tuple[list[File], list[Scan], dict[str, list[Path]], int, list[str]]:
+    """Return scans by name, what is refused already, tables by folder, the number of others, and unreadable names."""
     found: list[File] = []
     refused: list[Scan] = []
     tables: dict[str, list[Path]] = {}
-    seen, other = set(), 0
+    seen, other, unreadable = set(), 0, []
+    stems: dict[str, set[str]] = {}
 
     def refuse_folder(error: OSError) -> None:
         refused.append(_refuse(Path(error.filename), _name(Path(error.filename), folder), "a folder that can be read",
@@ -123,21 +171,27 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan]
         seen.add(real)
         folders[:] = sorted(each for each in folders if _is_searched(each, suffixes))
         there = {each.lower() for each in files}
+        stems[here] = {stem_of(each) or "" for each in files} if not suffixes else set()
+        near = stems[here], stems.get(os.path.dirname(here), set())
         for each in sorted(files):
             path = Path(here, each)
             name = _name(path, folder)
             if TABLE_NAME.fullmatch(each):
                 tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
-            if each.lower().endswith(".img") and f"{each[:-4].lower()}.hdr" in there:
+            image = re.fullmatch(r"(.*)\.img(\.gz)?", each.lower()) if ".img" in each.lower() else None
+            if image and not there.isdisjoint((f"{image[1]}.hdr", f"{image[1]}.hdr.gz")):
                 continue  # the .hdr stands for the pair
-            if (suffix := _asked_by(name, suffixes)) is None:
+            if each.lower().endswith(UNREADABLE) and not each.startswith("."):
+                unreadable.append(name)
+            suffix = _asked_by(name, suffixes)
+            if suffix is None or (not suffixes and _is_made_from(stem_of(each) or "", near)):
                 other += stem_of(each) is not None and not each.startswith(".")
                 continue
             if instead := _instead_of_a_file(path):
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
                 found.append(File(path, name, suffix))
-    return found, refused, tables, other
+    return found, refused, tables, other, unreadable
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
@@ -155,7 +209,7 @@ def _says_more_than_contrast(suffix: str) -> bool:
 
 def _asked_by(name: str, suffixes: Sequence[str]) -> str | None:
     """Return the suffix that asks for a file; "" where there is none and it may be T1-weighted; else None."""
-    *folders, last = PurePosixPath(name).parts
+    *folders, last = name.split("/")
     stem = stem_of(name)
     if stem is None or last.startswith("."):
         return None
@@ -167,10 +221,19 @@ def _asked_by(name: str, suffixes: Sequence[str]) -> str | None:
     return max(ends, key=len, default=None)
 
 
+def _is_made_from(stem: str, near: tuple[set[str], set[str]]) -> bool:
+    """Return whether a program made the file from a scan that lies near: its name is that scan's behind a prefix."""
+    return bool(MAPS.match(stem)) or any(
+        (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length])
+        for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1)))
+
+
 def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
         return folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
     words = words_of(stem)
+    if NOT_SCANS_IN_A_WORD.search(stem.lower()):
+        return False
     if not NOT_SCANS.isdisjoint(words) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
         return False
     if stem.startswith("sub-"):
@@ -192,14 +255,17 @@ def _refuse(path: Path, name: str, rule: str, found: str, advice: str) -> Scan:
     return Scan(path, name, "", refused=" ".join(f"expected {rule}, found {found}. {advice}".split()))
 
 
-def _choose(candidates: list[tuple[int, Scan]], all_runs: bool) -> list[Scan]:
+def _choose(candidates: list[tuple[tuple[int, bool], Scan]], all_runs: bool) -> list[Scan]:
     """Return the session's first scan, or all of the best rank; two formats of one scan are one."""
     best = min(rank for rank, _ in candidates)
     # An .img stands here only where its .hdr is missing: whatever else there is comes before it.
     ordered = sorted((scan for rank, scan in candidates if rank == best),
-                     key=lambda scan: (scan.name.lower().endswith(".img"), _natural(scan.name)))
+                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), _natural(scan.name)))
     first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name)): scan for scan in reversed(ordered)}
-    return list(first_formats.values()) if all_runs else ordered[:1]
+    chosen = list(first_formats.values()) if all_runs else ordered[:1]
+    used = {scan.name for scan in chosen}
+    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=_natural))
+    return [replace(chosen[0], instead_of=beaten), *chosen[1:]]
 
 
 def _with_prefixes(scans: list[Scan]) -> list[Scan]:

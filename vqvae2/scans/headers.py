@@ -31,6 +31,7 @@ ANALYZE_ORIENT = {1: "LSA", 2: "ASL", 3: "LPS", 4: "LIA", 5: "AIL"}
 ANALYZE_ORIENT_AT = 252
 MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
 FIRST_VOXEL_AT = {nib.Nifti1Image: 352, nib.Nifti2Image: 544}
+LONGEST_QUATERNION = 1.001
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes for metres and micrometres; 2 is mm, and 0, unknown, is mm in practice."""
 
@@ -137,7 +138,7 @@ def _kind(path: Path, beginning: bytes) -> type:
     if path.suffix.lower() in (".mgh", ".mgz"):
         return nib.MGHImage
     header_size = {int.from_bytes(beginning[:4], order) for order in ("little", "big")}
-    pair = path.suffix.lower() in (".hdr", ".img")
+    pair = path.name.lower().removesuffix(".gz").endswith((".hdr", ".img"))
     if 540 in header_size:
         return nib.Nifti2Pair if pair else nib.Nifti2Image
     if 348 not in header_size:
@@ -154,6 +155,10 @@ def _parse_analyze(kind: type, beginning: bytes) -> Header:
     slope, inter = header.get_slope_inter()
     affines: dict[str, np.ndarray | None] = {}
     is_nifti = kind is not nib.AnalyzeImage
+    if is_nifti:  # b, c and d, rounded, may be a hair longer than 1, where the fourth number is 0
+        length = math.sqrt(sum(float(header[f"quatern_{each}"]) ** 2 for each in "bcd"))
+        for each in "bcd" if 1 < length <= LONGEST_QUATERNION else "":
+            header[f"quatern_{each}"] /= length
     for name in ("sform", "qform") if is_nifti else ():
         if int(header[f"{name}_code"]) > 0:
             affines[name] = None

@@ -1,43 +1,59 @@
-"""Names of scan files -> whose each is: subject, session, run, and which of a session's files come first.
+"""Names of scan files -> whose each is: subject, session, run, by which archive, and which of a session's come first.
 
-Layouts: OASIS-1 and -2 (`OAS1_0001_MR1/RAW`, `…/PROCESSED/MPRAGE/T88_111`), OASIS-3 and -4 (BIDS, and as
-downloaded, `OAS30001_MR_d0129/anat2/NIFTI`), any BIDS tree [1], FreeSurfer's `<subject>/mri`, ADNI's names, and
-any other folder, in which a subject is a file, or a folder that its files are named after, or where names repeat.
-A visit in a name (`p01_visit2`) is a session, never a part of the subject: two visits must not be in two splits.
+archives.py has the archives whose names are known. In any other tree ("plain") the person is the one part of the paths
+that differs from person to person, once visits, runs, series, kinds of scans and groups of people are taken away:
 
-[1] Gorgolewski et al. 2016, The brain imaging data structure, doi 10.1038/sdata.2016.44.
+1. Names that differ in nothing but a visit, a run or a series (`p01_visit2`, `p01_run-1_T1w`, `p01/M12`) are one
+   person.
+2. What stands below several others (`left`, `followup`, `a.nii`) is no person.
+3. Where two parts are left that would tell people apart differently, the files are in doubt; the part that makes fewer
+   people counts meanwhile, since merging costs a subject where splitting ruins a study.
 """
 
+import math
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.scans.archives import ARCHIVES, BY_NAME, DATE, FREESURFER_BEST_FIRST, Archive, first_match
 from vqvae2.scans.volumes import suffix_of
 
 TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
 """Whole names of the files that are tables without being named by `--covariates`."""
-FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
-OASIS_BEST_FIRST = (
-    (re.compile(r"_t88_masked_gfc$"), "LAS"),
-    (re.compile(r"/T88_111/|_t88_gfc$"), "LAS"),
-    (re.compile(r"/SUBJ_111/|_sbj_111$"), "ASL"),
-    (re.compile(r"/RAW/|_mpr-\d+_anon$"), "ASL"),
-    (re.compile(""), None),
-)
-"""Names in a session of OASIS-1 or -2, and what the three indices of such a file of OASIS-1 grow towards, since its
-Analyze header does not say. SUBJ_111 (256 x 256 x 160, 1 mm) as in clinica's oasis_to_bids.py, whose affine is that of
-FreeSurfer's converter; RAW (256 x 256 x 128, 1 x 1 x 1.25 mm) is stored likewise. T88_111 (176 x 208 x 176, 1 mm) is in
-Analyze's default order, transverse unflipped. No source is known for OASIS-2."""
-T1_WORDS = frozenset(("t1w", "t1", "mprage", "mpr", "t1mprage"))
+PLAIN = "plain"
+"""The archive of a path that no row of the table describes."""
+T1_WORDS = frozenset(re.findall(r"\w+", """
+    t1w t1 mprage mpr t1mprage spgr fspgr irfspgr bravo mp2rage memprage rage mdeft 3dt1 tfl t1n t1weighted t1tfe
+    3dtfe"""))
 GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
-    anat anatomical brain head scan scans image images img volume vol struct structural raw nifti mri orig nu norm anon
-    defaced masked stripped skullstripped acpc dc restore"""))
-GENERIC_END = re.compile(rf"([-_. ]+({'|'.join(sorted(GENERIC_WORDS, key=len, reverse=True))}))+$", re.IGNORECASE)
-SESSION = re.compile(r"(?:sess?(?:ion)?|visit|timepoint|tp)[-_ ]?\w+|baseline|follow[-_]?up\w*", re.IGNORECASE)
-VISIT_AT_THE_END = re.compile(r"(.+?)[-_. ]+((?:sess?(?:ion)?|visit|time[-_]?point|tp|v)[-_ ]?\d+"
-                              r"|baseline|follow[-_]?up[-_ ]?\d*)", re.IGNORECASE)
+    anat anatomical anatomy brain head scan scans image images img volume vol struct structural raw nifti nii mri mr
+    orig original nu norm anon anonymized defaced masked stripped skullstripped acpc dc restore data dataset files
+    resources t2 t2w flair pd pdw t1ce t1gd dwi pre sag sagittal axial coronal 3d iso reg registered native processed
+    preprocessed n3 n4 dicom accelerated"""))
+GENERIC_END = re.compile(rf"([-_. ]+(?:{'|'.join(sorted(map(re.escape, GENERIC_WORDS), key=len, reverse=True))}))+$",
+                         re.IGNORECASE)
+T1_AT_THE_START = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, T1_WORDS), key=len, reverse=True))})[-_. ]+(?=.*\d)",
+                             re.IGNORECASE)
+SURE_VISIT = (r"(?:sess?(?:ion)?|visit|time[-_ ]?point|tp|wave|run|mpr|exam)(?:[-_ ]\w+|[a-z]?\d+[a-z]?)"
+              rf"|follow[-_]?up[-_ ]?\w*|(?:baseline|screening|retest)[-_ ]?\d*|{DATE}")
+SHORT_VISIT = (r"(?:time|scan|mri?|m|mo|month|v|t|w|wk|week|y|yr|year|d|day|fu|acq|series|ser|echo|rep|repeat|age)"
+               r"[-_ ]?\d{1,4}|bl|sc|fu|pre|post")
+VISIT = re.compile(f"{SURE_VISIT}|{SHORT_VISIT}", re.IGNORECASE)
+"""A whole folder's name, or what ends a name."""
+SURE_END = re.compile(rf"(?P<person>.+?)[-_. ]+(?P<visit>{SURE_VISIT})", re.IGNORECASE)
+SHORT_END = re.compile(rf"(?P<person>.*\d.*?)[-_. ]+(?P<visit>{SHORT_VISIT})", re.IGNORECASE)
+WEAK_END = re.compile(r"(?P<person>.*\d.*?)[-_. ](?P<visit>\d{1,2}|[A-Za-z])")
+"""p01_2 and p01_b may be a second scan of p01 or another person, so both are p01's."""
+GROUP = re.compile(r"""(?x)(?i:training|train|validation|validate|val|testing|test|patients?|controls?|healthy|normals?
+    |hc|nc|cn|ad|e?mci|lmci|smc|mild|moderate|demented|non.?demented|hgg|lgg|males?|females?|men|women|cases?|subjects?
+    |participants?|(?:site|cent(?:er|re)|group|disc|disk|part|batch|scanner|cohort|fold|release|phase)[-_ ]?\w{0,3})""")
+"""A folder of people, such as controls or site2."""
+MOST_VISITS = 6
+"""More files than these that a weak rule takes for one person are in doubt."""
+
+
 MOST_SCANS_OF_A_SUBJECT = 20
 """A folder with more, all named after it, is a data set or a site."""
 
@@ -64,118 +80,267 @@ class Identity:
     rank: int = 0
     """If a session has several files, those of the lowest rank are taken."""
     storage: str | None = None
+    archive: str = PLAIN
+    """The row of the table, "plain" or, with --subject-pattern, "pattern"."""
+    series: str = ""
+    """What the path calls the scan's series, such as MPRAGE; mostly empty."""
 
 
-def identify(files: list[File], subject_pattern: str | None) -> Iterator[tuple[File, Identity]]:
-    """Yield each file and whose it is; a subject is empty where `subject_pattern` finds none."""
-    by_layout = [_identify_by_layout(file.name) for file in files]
-    plain = [file for file, who in zip(files, by_layout) if who is None]
-    whose_folder, named_after = _folders_that_are_subjects(plain), _folders_that_files_are_named_after(plain)
-    for file, who in zip(files, by_layout):
-        if subject_pattern is None:
-            yield file, who or _identify_plain(file, whose_folder, named_after)
-        else:
-            yield file, _identify_by_pattern(subject_pattern, file.name, who or Identity("", "", _visit(file)))
+@dataclass(frozen=True)
+class Choice:
+    """One way to tell people apart in a tree that is in doubt."""
+
+    archive: str
+    """The value of --archive that confirms it: plain:2 takes the second folder's name, plain:file the file's own."""
+    people: int
+    examples: tuple[tuple[str, str], ...]
+    """Paths, each with the subject that it would be of."""
 
 
-def _identify_by_layout(name: str) -> Identity | None:
-    """Return what a name says by its layout; None if it follows no known layout."""
-    above, _, last = name.rpartition("/")
-    stem = stem_of(name) or ""
-    run = _first_group(r"(?:^|_)run-(\w+?)(?=[_.]|$)", stem)
-    best_first = FREESURFER_BEST_FIRST if above.rpartition("/")[2] == "mri" else ()
-    rank, storage = best_first.index(stem) + 1 if stem in best_first else 0, None
-    if match := re.search(r"(?:^|[/_-])(OAS[12]_\d{4})_(MR\d+)", name):
-        subject, session = match.groups()
-        run = run or _first_group(r"(?:^|_)mpr-(\d+)", stem)
-        below = f"{above[match.start(1):]}/{stem}"
-        kind, storage = next((i, storage) for i, (where, storage) in enumerate(OASIS_BEST_FIRST) if where.search(below))
-        rank += kind
-        storage = storage if subject.startswith("OAS1") else None
-    elif match := re.search(r"(?:^|[/_-])(OAS[34]\d{4})_\w+?_(d\d{4})", name):
-        subject, session = match.groups()
-    elif match := re.search(r"(?:^|[/_-])(\d{3}_S_\d{4,5})(?=[/_.])", name):  # ADNI
-        # Its folders say the day; its file names only the series, the number between S and the image's I.
-        session = _first_group(r"/(\d{4}-\d\d-\d\d)_[\d_.]+/", name) or _first_group(r"_(S\d+)_I\d+", last)
-        subject = match[1]
-    elif match := re.search(r"(?:^|[/_])sub-([^_/.]+)", name):
-        subject = re.findall(r"(?:^|[/_])sub-([^_/.]+)", name)[-1]
-        session = (re.findall(r"[/_]sess?-([^_/.]+)", name) or [""])[-1]
-    elif rank and (match := re.search(r"([^/]+)/mri/[^/]+$", name)):
-        visit, _, base = match[1].partition(".long.")  # FreeSurfer's longitudinal stream
-        subject, session = _without_visit(visit)
-        subject = base or subject
-    elif rank:
-        return Identity("", "mri", "", run, rank)
+@dataclass(frozen=True)
+class Doubt:
+    """A tree whose paths could be read in several ways."""
+
+    files: int
+    """The number of files whose person is in doubt."""
+    choices: tuple[Choice, ...]
+
+
+def identify(files: Sequence[File], subject_pattern: str | None = None,
+             archive: str | None = None) -> tuple[list[tuple[File, Identity]], Doubt | None]:
+    """Return each file and whose it is, and the doubt that remains; a subject is empty where none is found.
+
+    Args:
+        files: of one tree.
+        subject_pattern: as find_scans has it; then nothing is in doubt.
+        archive: the only archive to look for, plain:N or plain:file; then nothing is in doubt either.
+    """
+    if archive is not None and archive.startswith(f"{PLAIN}:"):
+        level = -1 if archive == f"{PLAIN}:file" else int(archive.partition(":")[2]) - 1
+        known = [_at_level(file, level) for file in files]
     else:
+        rows = ARCHIVES if archive is None else (BY_NAME[archive],)
+        known = [_by_archive(file.name, rows) for file in files]
+    if subject_pattern is not None:
+        return [(file, _identify_by_pattern(subject_pattern, file.name, who or Identity("", "", _visit(file))))
+                for file, who in zip(files, known)], None
+    if archive is not None:
+        return [(file, who or Identity("", "")) for file, who in zip(files, known)], None
+    plain = [file for file, who in zip(files, known) if who is None]
+    told, doubt = _identify_plain(plain)
+    return [(file, who or told[file.name]) for file, who in zip(files, known)], doubt
+
+
+def _by_archive(name: str, rows: Sequence[Archive]) -> Identity | None:
+    """Return what a name says by the first row that describes it; None if none does."""
+    if (found := first_match(name, rows)) is None:
         return None
-    return Identity(name[: match.start(1)].rpartition("/")[0], subject, session, run, rank, storage)
+    row, match = found
+    said = {key: value or "" for key, value in match.groupdict().items()}
+    above, stem = name.rpartition("/")[0], stem_of(name) or ""
+    start = min((match.start(key) for key in ("subject", "label") if said.get(key)), default=0)
+    below = f"{above[start:]}/{stem}"
+    subject, session = said.get("subject", ""), said.get("session", "")
+    if "label" in said:
+        person, visit = split_visit(said["label"])
+        session = session or visit or (said["label"] if subject else "")  # FreeSurfer's time1.long.p01
+        subject = subject or person or "mri"
+    session = session or _first_group(row.session, name)
+    run = said.get("run") or _first_group(r"(?:^|_)run-(\w+?)(?=[_.]|$)", stem) or _first_group(row.run, stem)
+    kind = next((i for i, each in enumerate(row.best_first) if re.search(each, below)), len(row.best_first))
+    if stem in FREESURFER_BEST_FIRST and above.rpartition("/")[2] == "mri":
+        kind = FREESURFER_BEST_FIRST.index(stem) + 1
+    storage = row.storage[kind] if kind < len(row.storage) else None
+    root = name[:start].rpartition("/")[0] if start or row.name != "freesurfer" else ""
+    return Identity(root, subject.replace("/", "_"), session, run, kind, storage, row.name, said.get("series", ""))
 
 
-def _identify_by_pattern(pattern: str, name: str, by_layout: Identity) -> Identity:
+def _identify_by_pattern(pattern: str, name: str, known: Identity) -> Identity:
     """Return the identity with the pattern's subject, empty where it finds none, and its session if it has a group."""
     if (match := re.search(pattern, name)) is None:
         return Identity("", "")
     groups, named = match.re.groups, match.re.groupindex
     subject = named.get("subject") or (2 if named.get("session") == 1 and groups > 1 else 1)
     session = named.get("session") or (2 if subject != 2 and groups > 1 else None)
-    found = by_layout.session if session is None else re.sub(r"^sess?-", "", match[session] or "")
-    return replace(by_layout, root="", subject=(match[subject] or "").removeprefix("sub-").strip(), session=found)
+    found = known.session if session is None else re.sub(r"^sess?-", "", match[session] or "")
+    return replace(known, root="", subject=(match[subject] or "").removeprefix("sub-").strip(), session=found,
+                   archive="pattern")
 
 
-def _identify_plain(file: File, whose_folder: set[str], named_after: set[str]) -> Identity:
-    """Take a file for a subject, or for a visit if its folder is a subject, or one above that it is named after."""
+def split_visit(text: str) -> tuple[str, str]:
+    """Return the person in a folder's or file's name, "" if it says none, and the visit: p01_visit2 -> p01, visit2."""
+    visits: list[str] = []
+    text = T1_AT_THE_START.sub("", text)
+    while True:
+        text = GENERIC_END.sub("", text)
+        if _is_generic(text) or GROUP.fullmatch(text):
+            return "", "_".join(visits)
+        if VISIT.fullmatch(text):
+            return "", "_".join([text, *visits])
+        if not (match := SURE_END.fullmatch(text) or SHORT_END.fullmatch(text)):
+            return text, "_".join(visits)
+        text, visits = match["person"], [match["visit"], *visits]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a path that may be the person: the index of its folder, -1 for the file's own name."""
+
+    level: int
+    person: str
+
+
+def _at_level(file: File, level: int) -> Identity | None:
+    """Return the identity if the person is the folder of this index, or with -1 the file; None if there is none."""
+    folders = PurePosixPath(file.name).parts[:-1]
+    if level >= len(folders):
+        return None
+    part = folders[level] if level >= 0 else _label(file)
+    person, visit = split_visit(part)
+    person = person or stem_of(part) or part
+    if level < 0:
+        return Identity("/".join(folders), person, visit or _visit(file, whole=False))
+    return Identity("/".join(folders[:level]), stem_of(person) or person, _visit_below(file, level, person, visit))
+
+
+def _visit_below(file: File, level: int, person: str, visit: str) -> str:
+    """Return the session of a file whose person is the folder of this index: what calls itself a visit, or the rest."""
+    below = PurePosixPath(file.name).parts[level + 1:-1]
+    label = _label(file)
+    if label.lower().startswith(person.lower()):
+        label = label[len(person):].strip("-_. ")
+    rest, of_label = split_visit(label) if label else ("", "")
+    told = [visit, *(part for part in below if VISIT.fullmatch(part)), *(split_visit(part)[1] for part in below
+                                                                      if not VISIT.fullmatch(part)), of_label]
+    found = next(filter(None, told), "")
+    return found or rest
+
+
+def _identify_plain(files: Sequence[File]) -> tuple[dict[str, Identity], Doubt | None]:
+    """Return whose each file of a plain tree is, by its name, and the doubt about it."""
+    parts = {file.name: _parts_that_may_be_people(file) for file in files}
+    _drop(parts, lambda level, of_level: len(of_level) > 1 and len({part.person for part in of_level.values()}) == 1)
+    _drop(parts, lambda level, of_level: _is_a_data_set(level, of_level, parts))
+    for name, found in parts.items():
+        parts[name] = [part for i, part in enumerate(found) if not any(_begins(part, above) for above in found[:i])]
+    _drop(parts, lambda level, of_level: _stands_below_several(level, of_level, parts))
+    levels = sorted({part.level for found in parts.values() for part in found}, key=_depth)
+    told = {level: {file.name: _person_at(parts[file.name], level) or _label(file) for file in files}
+            for level in levels}
+    choices = {level: _partition(people) for level, people in told.items()}
+    by_file = {file.name: file for file in files}
+    certain = len(set(choices.values())) <= 1
+    level = levels[-1] if certain and levels else min(levels, key=lambda level: len(choices[level]), default=-1)
+    identities = {}
+    weak: dict[str, set[str]] = defaultdict(set)
+    for name, file in by_file.items():
+        own = [part.level for part in parts[name]] or [-1]
+        who = _at_level(file, level if level in own else own[-1]) or Identity("", _label(file))
+        if match := WEAK_END.fullmatch(who.subject):
+            weak[match["person"]].add(match["visit"])
+            who = replace(who, subject=match["person"], session="_".join(filter(None, (match["visit"], who.session))))
+        identities[name] = who
+    nobody = [name for name, found in parts.items() if not found]
+    crowded = [person for person, visits in weak.items() if len(visits) > MOST_VISITS]
+    if certain and not crowded and not (len(nobody) > 1 and _is_same_for_several(nobody, by_file)):
+        return identities, None
+    ways = [f"{PLAIN}:file" if level < 0 else f"{PLAIN}:{level + 1}" for level in
+            (sorted({*levels, -1}, key=_depth) if not certain else levels or [-1])]
+    return identities, Doubt(len(files), tuple(_choice(way, files) for way in ways))
+
+
+def _is_same_for_several(nobody: Sequence[str], by_file: dict[str, File]) -> bool:
+    labels = [(_label(by_file[name]).lower()) for name in nobody]
+    return len(set(labels)) < len(labels) or any(VISIT.fullmatch(label) for label in labels)
+
+
+def _choice(archive: str, files: Sequence[File]) -> Choice:
+    told = [(file.name, who.subject if who else "") for file, who in
+            ((file, _at_level(file, -1 if archive.endswith("file") else int(archive.partition(":")[2]) - 1))
+             for file in files)]
+    people = {subject for _, subject in told} - {""}
+    firsts = {subject: name for name, subject in reversed(told) if subject}
+    return Choice(archive, len(people), tuple((name, subject) for subject, name in list(firsts.items())[-2:]))
+
+
+def _parts_that_may_be_people(file: File) -> list[_Part]:
+    """Return the parts of a path that are no visit, kind or group."""
+    found: list[_Part] = []
     *folders, _ = PurePosixPath(file.name).parts
-    above, label = "/".join(folders), _label(file)
-    for i, folder in enumerate(folders):
-        if "/".join(folders[: i + 1]) in named_after:
-            return Identity("/".join(folders[:i]), folder, _visit(file) or label[len(folder):].strip("-_. "))
-    owners = [i for i, part in enumerate(folders) if not SESSION.fullmatch(part) and not _is_generic(part)
-              and part.lower() != file.suffix.lower()]
-    if above not in whose_folder or not owners:
-        subject, session = _without_visit(label or stem_of(file.name) or file.name)
-        return Identity(above, subject, session)
-    session = _visit(file) or ("" if _is_generic(label) else label)
-    return Identity("/".join(folders[: owners[-1]]), stem_of(folders[owners[-1]]) or folders[owners[-1]], session)
+    for level, part in [*enumerate(folders), (-1, _label(file))]:
+        if level >= 0 and part.lower() == file.suffix.lower():
+            continue
+        person = split_visit(part)[0]
+        if person:
+            found.append(_Part(level, person))
+    if not found:  # scan1.nii, brain_002.nii: the number is the person's
+        numbered = [(level, part) for level, part in [*enumerate(folders), (-1, _label(file))]
+                    if part[-1:].isdigit() and not VISIT.fullmatch(part) and part.lower() not in T1_WORDS]
+        found = [_Part(*numbered[-1])] if numbered else []
+    return found
 
 
-def _without_visit(label: str) -> tuple[str, str]:
-    """p01_visit2 -> p01, visit2."""
-    match = VISIT_AT_THE_END.fullmatch(label)
-    return (match[1], match[2]) if match else (label, "")
+def _drop(parts: dict[str, list[_Part]], is_nobody: Callable[[int, dict[str, _Part]], bool]) -> None:
+    """Take the levels away that are no people, while a file keeps one that may be."""
+    levels = sorted({part.level for found in parts.values() for part in found}, key=_depth)
+    for level in levels:
+        of_level = {name: part for name, found in parts.items() if len(found) > 1
+                    for part in found if part.level == level}
+        if of_level and is_nobody(level, of_level):
+            for name in of_level:
+                parts[name] = [part for part in parts[name] if part.level != level]
 
 
-def _visit(file: File) -> str:
+def _begins(part: _Part, above: _Part) -> bool:
+    """Return whether a name begins with the name of a folder above it: p01_a of p01."""
+    return re.match(rf"{re.escape(above.person)}(?![^\W_])", part.person, re.IGNORECASE) is not None
+
+
+def _is_a_data_set(level: int, of_level: dict[str, _Part], parts: dict[str, list[_Part]]) -> bool:
+    """Return whether a folder of a level has more files named after it than a person has scans."""
+    named_after = Counter(part.person for name, part in of_level.items()
+                          if any(_begins(other, part) for other in parts[name] if _depth(other.level) > _depth(level)))
+    return max(named_after.values(), default=0) > MOST_SCANS_OF_A_SUBJECT
+
+
+def _stands_below_several(level: int, of_level: dict[str, _Part], parts: dict[str, list[_Part]]) -> bool:
+    """Return whether each name of a level stands below several others, a few of them below each."""
+    above: dict[str, set] = defaultdict(set)
+    below: dict[tuple, set] = defaultdict(set)
+    for name, part in of_level.items():
+        parents = tuple(other.person for other in parts[name] if _depth(other.level) < _depth(level))
+        above[part.person].add(parents)
+        below[parents].add(part.person)
+    return all(len(parents) > 1 and () not in parents for parents in above.values()) and all(
+        len(names) <= MOST_VISITS for names in below.values())
+
+
+def _depth(level: int) -> float:
+    """Return a key that sorts the file's own name, -1, after all folders."""
+    return level if level >= 0 else math.inf
+
+
+def _person_at(found: list[_Part], level: int) -> str:
+    return next((part.person for part in found if part.level == level), found[-1].person if found else "")
+
+
+def _partition(people: dict[str, str]) -> frozenset[frozenset[str]]:
+    """Return the files that are of one person each, whatever the persons' names."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name, person in people.items():
+        groups[person.casefold()].add(name)
+    return frozenset(map(frozenset, groups.values()))
+
+
+def _visit(file: File, whole: bool = True) -> str:
     """Return the first part of the path that calls itself a session, such as visit1 or session_2."""
-    parts = (*PurePosixPath(file.name).parts[:-1], _label(file))
-    return next(filter(SESSION.fullmatch, parts), "")
-
-
-def _folders_that_are_subjects(plain: list[File]) -> set[str]:
-    """Return folders in which a file has a name that says nothing (T1.nii.gz) or that stands in another folder too."""
-    labels = [(file.name.rpartition("/")[0], file.suffix, _label(file)) for file in plain]
-    places = Counter((suffix, label) for _, suffix, label in set(labels))
-    return {folder for folder, suffix, label in labels
-            if places[suffix, label] > 1 or label.lower() in T1_WORDS
-            or (_is_generic(label) and not label[-1:].isdigit())}
-
-
-def _folders_that_files_are_named_after(plain: list[File]) -> set[str]:
-    """Return folders such as p01 of p01/p01_a.nii and p01/x/p01_b.nii, each file's highest, if there are several."""
-    named_after: Counter[str] = Counter()
-    for file in plain:
-        folders, label = PurePosixPath(file.name).parts[:-1], _label(file)
-        highest = next((i for i, folder in enumerate(folders)
-                        if re.match(rf"{re.escape(folder)}([-_. ]|$)", label)), None)
-        if highest is not None:
-            named_after["/".join(folders[: highest + 1])] += 1
-    subjects = {folder for folder, files in named_after.items() if files <= MOST_SCANS_OF_A_SUBJECT}
-    return subjects if len(subjects) > 1 else set()
+    parts = (*PurePosixPath(file.name).parts[:-1], *([_label(file)] if whole else []))
+    return next(filter(VISIT.fullmatch, parts), "")
 
 
 def stem_of(name: str) -> str | None:
     """Return a file's name without the end that says its format; None if the format is not known."""
-    last = PurePosixPath(name).name
+    last = name.rpartition("/")[2]
     suffix = suffix_of(last)
     return last[: -len(suffix)].removesuffix(".nifti") if suffix else None
 
@@ -194,10 +359,11 @@ def words_of(text: str) -> list[str]:
 
 def _is_generic(text: str) -> bool:
     """Return whether the words say only what kind of file it is: T1, anat_1, mprage."""
+    words = words_of(text)
     return all(word.rstrip("0123456789") in GENERIC_WORDS or word in GENERIC_WORDS or word.isdigit()
-               for word in words_of(text)) and not text.isdigit()
+               for word in words) and not all(map(str.isdigit, words))
 
 
 def _first_group(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    return match[1] if match else ""
+    match = re.search(pattern, text) if pattern else None
+    return next(filter(None, match.groups()), "") if match else ""

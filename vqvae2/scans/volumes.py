@@ -213,7 +213,7 @@ the voxels [i, j, k] in the file's own order and number type, unscaled; of a ser
 `headers.check_shape` refuses where it cannot be told. What cannot be used is an `UnusableScan`; an OSError may pass.
 """
 READERS: dict[str, Reader] = {".nii.gz": read_image, ".nii": read_image, ".hdr": read_image, ".img": read_image,
-                              ".mgz": read_image, ".mgh": read_image}
+                              ".hdr.gz": read_image, ".img.gz": read_image, ".mgz": read_image, ".mgh": read_image}
 """The reader of each format, by the end of its files' names in lower case."""
 
 
@@ -236,13 +236,17 @@ def _memory(size: int) -> np.ndarray:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return the files that a scan consists of: itself, or the header and the voxels of a pair .hdr and .img."""
-    if path.suffix.lower() not in (".hdr", ".img"):
+    suffix = suffix_of(path.name) or ""
+    if not suffix.startswith((".hdr", ".img")):
         return (path,)
 
-    def beside(suffix: str) -> Path:
-        names = path.with_suffix(suffix), path.with_suffix(suffix.upper())
-        return names[1] if names[1].exists() and not names[0].exists() else names[0]
-    return (path, beside(".img")) if path.suffix.lower() == ".hdr" else (beside(".hdr"), path)
+    def beside(kind: str) -> Path:
+        stem = path.name[: -len(suffix)]
+        packed = suffix.removeprefix(suffix[:4])
+        names = [path.with_name(stem + each + end) for end in dict.fromkeys((packed, "", ".gz"))
+                 for each in (kind, kind.upper())]
+        return next((name for name in names if name.exists()), names[0])
+    return (path, beside(".img")) if suffix.startswith(".hdr") else (beside(".hdr"), path)
 
 
 @contextlib.contextmanager

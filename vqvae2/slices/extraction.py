@@ -67,11 +67,11 @@ from vqvae2.slices.splits import split_subjects
 
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
            "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
-           "voxels")
+           "voxels", "archive")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
 NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
-NOT_IN_THE_REPORT = ("scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
+NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
 
@@ -85,12 +85,19 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
     if settings.covariates is not None:
         covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
-                       all_runs=settings.all_runs)
+                       all_runs=settings.all_runs, archive=settings.archive)
     expect(bool(found.scans), f"--scans {folder}",
                   f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
                   "Check the folder; segmentations, masks and other contrasts are not scans." if not settings.suffix
                   else "Check --suffix.")
+    if found.doubt is not None:
+        ways = "; ".join(f"--archive {way.archive} makes {_number(way.people, 'subject')} ("
+                         f"{', '.join(f'{path} -> {subject}' for path, subject in way.examples)})"
+                         for way in found.doubt.choices)
+        raise UserError(f"--scans {folder}: expected paths that name each person beyond doubt, found "
+                        f"{_number(found.doubt.files, 'file')} of no known archive that can be read as: {ways}. "
+                        "Confirm one of these, or give --subject-pattern; --archives lists the known archives.")
     return found
 
 
@@ -103,15 +110,17 @@ def check_out(folder: Path, out: Path) -> None:
 
 def listed(found: FoundScans) -> list[str]:
     """Return what --list prints: a table with tabs between its columns, then the counts."""
-    rows = [(scan.subject, scan.session, scan.run, scan.name, f"rejected: {scan.refused}" if scan.refused else "")
-            for scan in found.scans]
+    rows = [(scan.subject, scan.session, scan.run, scan.name, f"rejected: {scan.refused}" if scan.refused else
+             f"instead of {', '.join(scan.instead_of)}" if scan.instead_of else "") for scan in found.scans]
     used = [scan for scan in found.scans if not scan.refused]
     lines = ["\t".join(re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], cell) for cell in row)
              for row in (("subject", "session", "run", "scan"), *rows)]
     return [line.rstrip("\t") for line in lines] + [
         f"scans that would be read: {len(used)} of {len({scan.subject for scan in used})} subjects; rejected: "
         f"{len(rows) - len(used)}; skipped: {found.further} further scans of the same sessions (--all-runs), "
-        f"{found.other} files whose names are not of T1-weighted scans (--suffix)"]
+        f"{found.other} files whose names are not of T1-weighted scans (--suffix)",
+        *([f"not read: {_number(len(found.unreadable), 'file')} in a format that is not supported, such as "
+           f"{found.unreadable[0]}"] if found.unreadable else [])]
 
 
 def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -283,7 +292,8 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     people = covariates.join(used, found.tables, settings.covariates, settings.subject_column, COLUMNS)
     prefixes = {scan.name: own_prefix(scan, taken) for scan in used} | {
         name: prefix_of(rows[0]) for name, rows in gone.items()}
-    rows = [{**row, "subject": scan.subject, "session": scan.session, "run": scan.run, **people.values[scan.name]}
+    rows = [{**row, "subject": scan.subject, "session": scan.session, "run": scan.run, "archive": scan.archive,
+             **people.values[scan.name]}
             for scan in used for row in outcomes[scan.name].rows] + [row for rows in gone.values() for row in rows]
     places = {row["image"]: f"{splits[row['subject']]}/{image_name(prefixes[row['scan']], row['plane'], row['index'])}"
               for row in rows}

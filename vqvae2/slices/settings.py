@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vqvae2.common.errors import expect
+from vqvae2.scans.archives import BY_NAME
 from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -53,6 +54,11 @@ class ExtractSettings(Checked):
     """The volume, counted from 0, to take from each file that holds a series. Without it: such files are rejected."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
     """The ends of the names of wanted scans (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
+    archive: Annotated[str | None, SAID] = None
+    """How paths below --scans name people: a row of --archives, plain:2 (the second folder is the person), plain:file.
+    Without it: the row that fits, or what tells people apart beyond doubt."""
+    archives: bool = False
+    """Print the table of archives whose paths are known, and end."""
     all_runs: bool = False
     """Use every run of a session, not the first alone."""
     subject_pattern: Annotated[str | None, SAID] = None
@@ -85,6 +91,8 @@ class ExtractSettings(Checked):
         ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."),
         ("assume_orientation", lambda letters: sorted(letters.upper().translate(ONE_OF_EACH_PAIR)) == ["A", "R", "S"],
          "one letter each of R/L, A/P and S/I", "For example RAS, LAS or ASL."),
+        ("archive", lambda name: name in BY_NAME or re.fullmatch(r"plain:([1-9]\d?|file)", name) is not None,
+         "a row of --archives, plain:N or plain:file", "See vqvae2 extract --archives."),
         ("volume", lambda volume: volume >= 0, "0 or more", "0 is the first volume."),
         ("suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name",
          "For example T2w."))
