@@ -1,7 +1,9 @@
 """Whose a scan is: every row of the table of archives, and trees that no row describes."""
 
+import os
 import random
 import re
+from pathlib import Path
 
 import pytest
 from test_scans import tree
@@ -13,7 +15,7 @@ from vqvae2.scans.finding import find_scans
 
 # Archive -> two visits of two people where it has visits, with what stands beside them: path -> (subject, session), or
 # None for a path that must not be taken.
-ID = "20190312101500"
+ROOT = Path(__file__).parents[2]
 TREES = {
     "oasis-1": {"OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.hdr": ("OAS1_0001", "MR1"),
                 "OAS1_0001_MR2/RAW/OAS1_0001_MR2_mpr-1_anon.hdr": ("OAS1_0001", "MR2"),
@@ -163,6 +165,16 @@ def test_an_archive_that_is_not_known_is_refused(refusal, tmp_path):
         extract.main, "--scans", tmp_path, "--list", "--archive", "plain:0")
 
 
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "slices.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| `(\S+)` \| ([\d, ]+) \| ([\d, ]+) \|$", page, re.MULTILINE)
+    assert [(name, example) for name, example, _, _ in rows] == [(each.name, each.example) for each in ARCHIVES]
+    for name, _, expected, found in rows:
+        taken = {path: who for path, who in TREES[name].items() if who}
+        counts = [len({who for who, _ in taken.values()}), len({*taken.values()}), len(taken)]
+        assert [*map(int, expected.split(", "))][:3] == counts == [*map(int, found.split(", "))][:3]
+
+
 def test_the_table_is_printed(capsys):
     extract.main(["--archives"])
     assert capsys.readouterr().out.count("\n") == 2 * len(ARCHIVES)
@@ -195,6 +207,7 @@ def test_a_list_says_which_files_a_scan_was_taken_instead_of(tmp_path, capsys):
 
 # Trees made at random
 
+NUMBER_OF_TREES = int(os.environ.get("VQVAE2_RANDOM_TREES", 300))
 VISIT_FORMS = ("ses-{}", "visit{}", "M{}", "V{}", "2019010{}", "wave{}", "tp{}", "baseline_{}", "run-{}")
 
 
@@ -206,11 +219,12 @@ def tree_of(random_numbers: random.Random) -> dict[str, str]:
     shape = pick(("{g}{p}/{v}/{k}", "{g}{p}_{v}/{k}", "{g}{p}/{p}_{v}_{k}", "{g}{p}_{v}_{k}", "{v}/{p}_{k}",
                   "{v}/{p}/{k}", "{g}{p}/{v}/anat/{p}_{v}_{k}", "{p}/{p}_{v}/{k}", "T1_{p}_{v}", "{p}/{k}_{v}"))
     people = random_numbers.sample(range(1, 90), pick((3, 5, 9)))
-    return {shape.format(g=group.format(who % 3), p=form.format(who), v=visit.format(number),
-                         k=kind or "scan") + ".nii": str(who) for who in people for number in range(1, pick((1, 2, 3)) + 1)}
+    visits = [(who, number) for who in people for number in range(1, pick((1, 2, 3)) + 1)]
+    return {shape.format(g=group.format(who % 3), p=form.format(who), v=visit.format(number), k=kind or "scan")
+            + ".nii": str(who) for who, number in visits}
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(NUMBER_OF_TREES))
 def test_no_person_of_a_tree_made_at_random_is_two_subjects(tmp_path, seed):
     people = tree_of(random.Random(seed))
     found = find_scans(tree(tmp_path, *people))

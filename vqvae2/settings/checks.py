@@ -11,7 +11,7 @@ from vqvae2.common.errors import UserError, expect, flag
 SAID = tyro.conf.arg(help_behavior_hint="")
 """The mark of a field whose sentence says what happens without it: `--help` adds no (default: None)."""
 SEED = ("seed", lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "The default is 0.")
-SPLIT = ("split", lambda split: min(split) >= 0 < split[0], "three shares, the first above 0",
+SPLIT = ("split", lambda split: min(split) >= 0 < sum(split), "three shares of 0 or more, one above 0",
          "The default is 64 16 20.")
 
 
