@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from scan_files import ellipsoid, volume_of
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from vqvae2.scans import brain as brain_module
-from vqvae2.scans.brain import find_brain, otsu_threshold
+from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, otsu_threshold, share_of_equal_neighbours
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.slices.planes import DARKEST_BRAIN, draw_plane
 
@@ -219,3 +220,11 @@ def test_two_large_pieces_are_both_in_the_box():
     voxels[5:15, 10:30, 10:30], voxels[40:50, 10:30, 10:30] = 100, 90
     brain = find_brain(volume_of(voxels))
     assert (brain.start[0], brain.stop[0]) == (5, 50)
+
+
+@pytest.mark.parametrize(("levels", "is_map"), [(1, True), (3, True), (50, False), (255, False)])
+def test_a_label_map_has_equal_neighbours_and_a_scan_in_few_grey_levels_has_not(levels, is_map):
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(40, 40, 40)), 2)
+    voxels = np.ceil((smooth - smooth.min()) / np.ptp(smooth) * levels + 1e-6) * ellipsoid((40, 40, 40), (16, 16, 16))
+    volume = volume_of(voxels.astype(np.uint8))
+    assert (share_of_equal_neighbours(volume, find_brain(volume)) > MOST_EQUAL_NEIGHBOURS) == is_map

@@ -1096,3 +1096,14 @@ def test_merge_waits_for_whoever_is_at_work(scans, apart):
         assert not (apart / "out/manifest.csv").exists()
     assert merging.communicate()[0].startswith("used 5 scans")
     assert slices_in(apart / "out") == one_run(scans, apart / "fresh")
+
+
+def test_a_label_map_is_told_by_its_voxels_and_drawn_where_it_is_asked_for(apart):
+    save(apart / "maps" / "p1_T1.nii", (block(seed=3) > 0).astype(np.uint8) * 7)
+    save(apart / "maps" / "p2_T1.nii", block(seed=4))
+    extract(apart / "maps", apart / "out")
+    [(name, reason)] = reasons(apart / "out").items()
+    assert name == "p1_T1.nii"
+    assert reason.startswith("expected a scan, found a label map, an atlas or a mask: 100% of neighbouring voxels are")
+    asked = extract(apart / "maps", apart / "asked", "--suffix", "T1")
+    assert {row["subject"] for row in asked} == {"p1", "p2"}

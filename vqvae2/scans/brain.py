@@ -23,6 +23,9 @@ DARKEST_OUTSIDE_OF_A_BRAIN = 0.12
 """Relative brightness of the outermost voxels: 0.28 and more in 56 stripped brains, 0.05 and less in heads in air."""
 SMALLEST_PIECE = 0.05
 """Share of the largest piece of a stripped brain; what is smaller, such as a stray voxel, does not move the box."""
+PLANES_FOR_PLATEAUS = 12
+MOST_EQUAL_NEIGHBOURS = 0.6
+"""Share; a volume with more is a label map, an atlas or a mask."""
 MOST_NOT_FINITE = 0.01
 """Share of the brain that may be NaN or infinite."""
 
@@ -102,6 +105,18 @@ def find_brain(volume: Volume) -> Brain:
         start, stop = _bounding_box(volume, head)
     brain = Brain(start, stop, *_low_and_high(volume, sample[inside], start, stop), head=head)
     return brain if volume.not_finite is None else replace(brain, not_finite=_count_not_finite(volume, brain))
+
+
+def share_of_equal_neighbours(volume: Volume, brain: Brain) -> float:
+    """Return how many neighbours left and right inside the brain have the same stored number, 0…1, from a few planes.
+
+    T1-weighted scans have at most 0.04, and 0.05 to 0.22 in 255 to 50 grey levels; label maps and masks have nearly 1.
+    """
+    box = volume.voxels[tuple(map(slice, brain.start, brain.stop))]
+    planes = box[:, :, box.shape[2] // 3:box.shape[2] * 2 // 3 + 1:max(1, box.shape[2] // PLANES_FOR_PLATEAUS)]
+    one, other = planes[1:], planes[:-1]
+    inside = volume.is_not_background(one) & volume.is_not_background(other)
+    return float((one == other)[inside].mean()) if inside.any() else 0.0
 
 
 def _low_and_high(volume: Volume, sample: np.ndarray, start: tuple, stop: tuple) -> tuple[float, float]:

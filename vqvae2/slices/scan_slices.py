@@ -25,7 +25,7 @@ import numpy as np
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import replace_whole
 from vqvae2.common.names import SPLITS
-from vqvae2.scans.brain import find_brain
+from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, share_of_equal_neighbours
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.volumes import file_sha256, files_of, read_volume
@@ -182,6 +182,10 @@ def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndar
     """
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
     brain = find_brain(volume)
+    equal = 0 if settings.suffix else share_of_equal_neighbours(volume, brain)
+    expect_usable(equal <= MOST_EQUAL_NEIGHBOURS, scan.path.name, "a scan",
+                  f"a label map, an atlas or a mask: {equal:.0%} of neighbouring voxels are equal",
+                  "Leave it out, or ask for it by the end of its name (--suffix).")
     for plane in settings.planes:
         axis = NORMAL[plane]
         for index in plane_indices(brain, axis, settings.per_scan, settings.extent):
