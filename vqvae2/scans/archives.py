@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
-DATE = r"(?:19|20)\d\d-?[01]\d-?[0-3]\d"
+DATE = r"(?:(?:19|20)\d\d[-_.]?[01]?\d[-_.]?[0-3]?\d|[0-3]?\d[-_.][01]?\d[-_.](?:19|20)\d\d)(?:[-_T]?\d{6})?"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ ARCHIVES = (
             r"(?:^|/)(?P<subject>[^/]+)/(?P<series>[^/]+)/(?P<session>\d{4}-\d\d-\d\d)_\d\d_\d\d_\d\d[^/]*/[SI]\d+/[^/]+$",
             "https://ida.loni.usc.edu: PPMI, AIBL, NIFD and other studies", ("/S", "/I")),
     Archive("hcp", "100307/T1w/T1w_acpc_dc_restore_brain.nii.gz",
-            r"(?:^|/)(?P<subject>\d{6}|HC[AD]\d{7})(?:_(?P<session>V\d+(?:_[A-Z]+)?))?/(?:T1w|unprocessed)/",
+            r"(?:^|/)(?P<subject>\d{6}|HC[AD]\d{7})(?:_(?P<session>V\d+(?:_[A-Z]+)?))?/(?:T1w/T1w_|unprocessed/)",
             "WU-Minn HCP 1200 subjects data release, reference manual; Lifespan HCP release 2.0",
             ("/T1w/", "/unprocessed/"),
             best_first=(r"/T1w/T1w_acpc_dc_restore_brain$", r"/T1w/T1w_acpc_dc_restore$", r"/T1w/T1w_acpc_dc$",

@@ -23,10 +23,12 @@ SEGMENTATIONS = frozenset(re.findall(r"\w+", """
 NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
     t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
     angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
-    mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield t1wdividedbyt2w localizer scout"""))
+    ct1 t1wks truth contrast postcontrast stir b0map mtsat lesionseg segmented tissueseg thickness prob tumor tumour
+    wholebrainmask t2flair flair3d pdt2 av45 fdg mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield
+    t1wdividedbyt2w localizer scout"""))
 NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
 NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
-    |(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
+    |[a-z]mask(?![a-z])|(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
 SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts|va)?|seg|segmentations?|.+\.anat",
                                  re.IGNORECASE)
 """Searched only for suffixes that name such a file."""
@@ -238,7 +240,9 @@ def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
         return False
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
-        return "part-phase" not in stem and (not suffixes or not T1_WORDS.isdisjoint(map(str.lower, suffixes)))
+        is_channel = suffixes[-1:] and suffixes[-1].isdigit()  # of nnU-Net
+        return "part-phase" not in stem and bool(
+            not suffixes or is_channel or not T1_WORDS.isdisjoint(map(str.lower, suffixes)))
     return True
 
 

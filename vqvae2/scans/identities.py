@@ -31,27 +31,30 @@ GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
     anat anatomical anatomy brain head scan scans image images img volume vol struct structural raw nifti nii mri mr
     orig original nu norm anon anonymized defaced masked stripped skullstripped acpc dc restore data dataset files
     resources t2 t2w flair pd pdw t1ce t1gd dwi pre sag sagittal axial coronal 3d iso reg registered native processed
-    preprocessed n3 n4 dicom accelerated"""))
+    preprocessed n3 n4 dicom accelerated freesurfer fs"""))
 GENERIC_END = re.compile(rf"([-_. ]+(?:{'|'.join(sorted(map(re.escape, GENERIC_WORDS), key=len, reverse=True))}))+$",
                          re.IGNORECASE)
-T1_AT_THE_START = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, T1_WORDS), key=len, reverse=True))})[-_. ]+(?=.*\d)",
-                             re.IGNORECASE)
-SURE_VISIT = (r"(?:sess?(?:ion)?|visit|time[-_ ]?point|tp|wave|run|mpr|exam)(?:[-_ ]\w+|[a-z]?\d+[a-z]?)"
-              rf"|follow[-_]?up[-_ ]?\w*|(?:baseline|screening|retest)[-_ ]?\d*|{DATE}")
+SURE_VISIT = (r"(?:sess?(?:ion)?|visit|time[-_ ]?point|tp|wave|run|mpr|exam)(?:[-_ ](?:\d\w*|[a-z]+)|[a-z]?\d+[a-z]?)"
+              rf"|ses-\w+|(?:baseline|follow[-_]?up|screening|retest)[-_ ]?\d*|base|template|{DATE}")
 SHORT_VISIT = (r"(?:time|scan|mri?|m|mo|month|v|t|w|wk|week|y|yr|year|d|day|fu|acq|series|ser|echo|rep|repeat|age)"
-               r"[-_ ]?\d{1,4}|bl|sc|fu|pre|post")
+               r"[-_ ]?\d{1,4}(?:-\d)?[a-z]?|bl|sc|fu|pre|post|(?:19|20)\d\d")
 VISIT = re.compile(f"{SURE_VISIT}|{SHORT_VISIT}", re.IGNORECASE)
 """A whole folder's name, or what ends a name."""
+AT_THE_START = re.compile(rf"({'|'.join(sorted(map(re.escape, T1_WORDS), key=len, reverse=True))}|[vt]\d|{SURE_VISIT})"
+                          r"[-_. ]+(?=.*\d)", re.IGNORECASE)
 SURE_END = re.compile(rf"(?P<person>.+?)[-_. ]+(?P<visit>{SURE_VISIT})", re.IGNORECASE)
 SHORT_END = re.compile(rf"(?P<person>.*\d.*?)[-_. ]+(?P<visit>{SHORT_VISIT})", re.IGNORECASE)
 WEAK_END = re.compile(r"(?P<person>.*\d.*?)[-_. ](?P<visit>\d{1,2}|[A-Za-z])")
 """p01_2 and p01_b may be a second scan of p01 or another person, so both are p01's."""
 GROUP = re.compile(r"""(?x)(?i:training|train|validation|validate|val|testing|test|patients?|controls?|healthy|normals?
     |hc|nc|cn|ad|e?mci|lmci|smc|mild|moderate|demented|non.?demented|hgg|lgg|males?|females?|men|women|cases?|subjects?
-    |participants?|(?:site|cent(?:er|re)|group|disc|disk|part|batch|scanner|cohort|fold|release|phase)[-_ ]?\w{0,3})""")
+    |participants?|images(?:tr|ts|va)
+    |(?:site|cent(?:er|re)|group|disc|disk|part|batch|scanner|cohort|fold|release|phase)[-_ ]?\w{0,3})""")
 """A folder of people, such as controls or site2."""
+FREE_NAMES = {PLAIN, "nnunet", "loni", "xnat", "freesurfer", "dcm2niix"}
+"""The archives in which people have names that somebody has chosen."""
 MOST_VISITS = 6
-"""More files than these that a weak rule takes for one person are in doubt."""
+"""More endings than these behind one name, which a weak rule takes for visits, are in doubt."""
 
 
 MOST_SCANS_OF_A_SUBJECT = 20
@@ -128,7 +131,8 @@ def identify(files: Sequence[File], subject_pattern: str | None = None,
         return [(file, who or Identity("", "")) for file, who in zip(files, known)], None
     plain = [file for file, who in zip(files, known) if who is None]
     told, doubt = _identify_plain(plain)
-    return [(file, who or told[file.name]) for file, who in zip(files, known)], doubt
+    found = [(file, who or told[file.name]) for file, who in zip(files, known)]
+    return found, doubt or _doubt_about_names(found)
 
 
 def _by_archive(name: str, rows: Sequence[Archive]) -> Identity | None:
@@ -142,9 +146,15 @@ def _by_archive(name: str, rows: Sequence[Archive]) -> Identity | None:
     below = f"{above[start:]}/{stem}"
     subject, session = said.get("subject", ""), said.get("session", "")
     if "label" in said:
-        person, visit = split_visit(said["label"])
+        person, visit = _split_weak(said["label"])
         session = session or visit or (said["label"] if subject else "")  # FreeSurfer's time1.long.p01
-        subject = subject or person or "mri"
+        subject = _split_weak(subject)[0] or subject or person
+        if said["label"] and not subject:  # v1/mri, below a folder that says whose visit it is
+            return None
+        subject = subject or "mri"
+    elif row.name in FREE_NAMES:
+        person, visit = _split_weak(subject)
+        subject, session = person or subject, session or visit
     session = session or _first_group(row.session, name)
     run = said.get("run") or _first_group(r"(?:^|_)run-(\w+?)(?=[_.]|$)", stem) or _first_group(row.run, stem)
     kind = next((i for i, each in enumerate(row.best_first) if re.search(each, below)), len(row.best_first))
@@ -170,7 +180,8 @@ def _identify_by_pattern(pattern: str, name: str, known: Identity) -> Identity:
 def split_visit(text: str) -> tuple[str, str]:
     """Return the person in a folder's or file's name, "" if it says none, and the visit: p01_visit2 -> p01, visit2."""
     visits: list[str] = []
-    text = T1_AT_THE_START.sub("", text)
+    if not VISIT.fullmatch(text) and (match := AT_THE_START.match(text)):
+        text, visits = text[match.end():], [match[1]] if match[1].lower() not in T1_WORDS else []
     while True:
         text = GENERIC_END.sub("", text)
         if _is_generic(text) or GROUP.fullmatch(text):
@@ -180,6 +191,14 @@ def split_visit(text: str) -> tuple[str, str]:
         if not (match := SURE_END.fullmatch(text) or SHORT_END.fullmatch(text)):
             return text, "_".join(visits)
         text, visits = match["person"], [match["visit"], *visits]
+
+
+def _split_weak(text: str) -> tuple[str, str]:
+    """Return the same, and p01, 2 for p01_2, which may be a second scan or another person."""
+    person, visit = split_visit(text)
+    if match := WEAK_END.fullmatch(person):
+        return match["person"], "_".join(filter(None, (match["visit"], visit)))
+    return person, visit
 
 
 @dataclass(frozen=True)
@@ -247,6 +266,74 @@ def _identify_plain(files: Sequence[File]) -> tuple[dict[str, Identity], Doubt |
     ways = [f"{PLAIN}:file" if level < 0 else f"{PLAIN}:{level + 1}" for level in
             (sorted({*levels, -1}, key=_depth) if not certain else levels or [-1])]
     return identities, Doubt(len(files), tuple(_choice(way, files) for way in ways))
+
+
+def _doubt_about_names(found: Sequence[tuple[File, Identity]]) -> Doubt | None:
+    """Return the doubt whether subjects whose names anybody may choose are visits of each other."""
+    free = [(file, who) for file, who in found if who.archive in FREE_NAMES]
+    own, others = {who.subject for _, who in free}, {who.subject for _, who in found}
+    if not (_may_be_visits(own, others) or _may_be_below_people(free)):
+        return None
+    doubtful, choices = free or list(found), []
+    for archive in dict.fromkeys(who.archive for _, who in doubtful):
+        people = {who.subject: file.name for file, who in reversed(doubtful) if who.archive == archive}
+        choices.append(Choice(archive if archive != PLAIN else f"{PLAIN}:{_usual_level(doubtful)}", len(people),
+                              tuple((name, subject) for subject, name in list(people.items())[-2:])))
+    return Doubt(len(doubtful), tuple(choices))
+
+
+def _usual_level(found: Sequence[tuple[File, Identity]]) -> str:
+    """Return N of plain:N, or "file", for the folder in which most of these files have their person."""
+    levels = Counter("file" if (depth := len(PurePosixPath(who.root).parts)) >= file.name.count("/") else str(depth + 1)
+                     for file, who in found if who.archive == PLAIN)
+    return levels.most_common(1)[0][0]
+
+
+def _may_be_below_people(found: Sequence[tuple[File, Identity]]) -> bool:
+    """Return whether folders look as if each were a person's, or names below groups of people are not people's own.
+
+    S01/E1001 and S01/E1002 beside S02/E1003; controls/01 and patients/01.
+    """
+    below, above = defaultdict(set), defaultdict(set)
+    for _, who in found:
+        folder = who.root.rpartition("/")[2]
+        above[who.subject].update([folder] if GROUP.fullmatch(folder) else ())
+        if who.archive != PLAIN and split_visit(folder)[0]:
+            below[who.root].add(who.subject)
+    several = [len(subjects) for subjects in below.values()]
+    return any(len(groups) > 1 for groups in above.values()) or (
+        len(several) > 1 and 1 < max(several) <= MOST_VISITS)
+
+
+def _may_be_visits(subjects: set[str], others: set[str]) -> bool:
+    """Return whether some names differ as visits do: in case or zeros, in an ending or beginning that others share.
+
+    p1 and p01; p01 and p01pre; p01pre, p01post and p02pre; pre_p01, post_p01 and pre_p02.
+
+    Args:
+        subjects: names that somebody has chosen.
+        others: all names; those of an archive's own form may be written twice, but have no endings.
+    """
+    def parts_of(subject: str) -> tuple[str, ...]:
+        parts = [part.lstrip("0") or "0" for part in re.findall(r"[^\W\d_]+|\d+", subject.casefold())]
+        return tuple(parts[1:] if len(parts) > 1 and parts[0] in ("sub", "subj", "subject", "adni") else parts)
+
+    everybody = {parts_of(subject) for subject in others}
+    known = {parts_of(subject) for subject in subjects}
+    if len(everybody) < len(others) or any(
+            name[:end] in everybody for name in known for end in range(1, len(name))) or any(
+            name[:end] in known for name in everybody for end in range(1, len(name))):
+        return True
+    for part in (slice(-1, None), slice(0, 1)):
+        ends, owners = defaultdict(set), defaultdict(set)
+        for name in known:
+            rest, end = (name[:-1], name[part]) if part.start == -1 else (name[1:], name[part])
+            if rest:
+                ends[rest].add(end)
+                owners[end].add(rest)
+        if any(len(same) > 1 and any(len(owners[end]) > 1 for end in same) for same in ends.values()):
+            return True
+    return False
 
 
 def _is_same_for_several(nobody: Sequence[str], by_file: dict[str, File]) -> bool:
