@@ -167,6 +167,12 @@ def test_names_that_may_be_one_persons_are_in_doubt(tmp_path, case):
     assert find_scans(tree(tmp_path, *files)).doubt is not None
 
 
+def test_controls_and_patients_with_the_same_numbers_are_people_of_their_own(tmp_path):
+    files = [f"{letters}0{number}.nii" for letters in ("c", "p", "AD_", "CN_") for number in range(1, 4)]
+    found = find_scans(tree(tmp_path, *files))
+    assert (found.doubt, len({scan.subject for scan in found.scans})) == (None, 12)
+
+
 def test_an_archive_that_is_asked_for_refuses_other_paths(tmp_path):
     scans = find_scans(tree(tmp_path, "sub-01_T1w.nii", "x.nii"), archive="bids").scans
     assert [(scan.subject, bool(scan.refused)) for scan in scans] == [("01", False), ("", True)]

@@ -328,7 +328,9 @@ def _may_be_visits(subjects: set[str], others: set[str]) -> bool:
         ends, owners = defaultdict(set), defaultdict(set)
         for name in known:
             rest, end = (name[:-1], name[part]) if part.start == -1 else (name[1:], name[part])
-            if rest:
+            # c01 and p01 are two people, as AD_001 and CN_001 are.
+            if rest and not (part.start == 0 and all(map(str.isdigit, rest))) and not (
+                    end[0].isdigit() and not any(map(str.isdigit, rest))):
                 ends[rest].add(end)
                 owners[end].add(rest)
         if any(len(same) > 1 and any(len(owners[end]) > 1 for end in same) for same in ends.values()):
