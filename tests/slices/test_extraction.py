@@ -224,13 +224,14 @@ BAD = {
 
 
 def test_bad_files_are_rows_with_plain_reasons_and_change_nothing_else(scans, apart, capsys):
-    good = one_run(scans, apart / "good")
+    told = ("--subject-pattern", r"(?:sub-|bad/)([^/.]+)")
+    good = one_run(scans, apart / "good", *told)
     (scans / "zz bad").mkdir()
     for name, (make, _) in BAD.items():
         make(scans / "zz bad" / name)
     save(scans / "sub-01/anat/sub-01_run-2_T1w.nii", block(seed=70))
     capsys.readouterr()
-    both = one_run(scans, apart / "both")
+    both = one_run(scans, apart / "both", *told)
     closing = (f"used 5 scans (0 of them unchanged since the last run), rejected {len(BAD)}, skipped 1 further scans "
                "of the same sessions; images: ")
     assert closing in capsys.readouterr().out
@@ -294,22 +295,23 @@ ODD_NAMES = ["a b.nii", "a-b.nii", "A-B.nii", "two\nlines.nii", "carriage\rretur
              'q"uote.nii', "Ünï çødé.nii", "脑 " * 40 + ".nii", "x" * 195 + "1.nii", "x" * 195 + "2.nii", "\x85.nii",
              "\u2028.nii", "-o.nii", "back\\slash.nii", "$HOME;`ls`*?.nii", "'.nii", "CON.nii", "a.b.c.nii", "🧠.nii",
              "sub-01/anat/sub-01_T1w.nii", "x/sub-01/anat/sub-01_T1w.nii", "0_axial004.nii"]
+BY_FILE = ("--archive", "plain:file")
 
 
 def test_scans_of_any_name_are_told_apart_and_found_again(apart, capsys):
     for seed, name in enumerate(ODD_NAMES):
         save(apart / "scans" / name, block(seed=seed))
-    rows = extract(apart / "scans", apart / "out")
+    rows = extract(apart / "scans", apart / "out", *BY_FILE)
     assert sorted({row["scan"] for row in rows}) == sorted(ODD_NAMES)
     assert len({row["image"].casefold() for row in rows}) == len({row["sha256"] for row in rows}) == 2 * len(ODD_NAMES)
     assert all(len(os.fsencode(row["image"])) < 200 for row in rows)
     check_it_is_true(apart / "out")
     before = slices_in(apart / "out"), pictures(apart / "out")
     capsys.readouterr()
-    extract(apart / "scans", apart / "out")
+    extract(apart / "scans", apart / "out", *BY_FILE)
     assert f"({len(ODD_NAMES)} of them unchanged since" in capsys.readouterr().out
     assert (slices_in(apart / "out"), pictures(apart / "out")) == before
-    extract_slices.main(["--scans", str(apart / "scans"), "--list"])
+    extract_slices.main(["--scans", str(apart / "scans"), "--list", *BY_FILE])
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == len(ODD_NAMES) + 3
     assert [line.count("\t") for line in lines[:-2]] == [3] * (len(ODD_NAMES) + 1)
@@ -1096,6 +1098,16 @@ def test_merge_waits_for_whoever_is_at_work(scans, apart):
         assert not (apart / "out/manifest.csv").exists()
     assert merging.communicate()[0].startswith("used 5 scans")
     assert slices_in(apart / "out") == one_run(scans, apart / "fresh")
+
+
+def test_a_part_waits_while_another_looks_whether_all_are_done(apart):
+    scans, out = save_bids(apart / "scans", 2), apart / "out"
+    out.mkdir()
+    with scan_slices.lock(out, fcntl.LOCK_EX):
+        part = started(scans, out, "--shard", "1/2")
+        time.sleep(2)
+    part.communicate()
+    assert part.returncode == 0
 
 
 def test_a_label_map_is_told_by_its_voxels_and_drawn_where_it_is_asked_for(apart):

@@ -133,7 +133,8 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
         for split in SPLITS:
             (out / split).mkdir(parents=True, exist_ok=True)
     number, parts = settings.part
-    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB) as held:
+    # A part that looks whether all are done holds the folder alone for a moment.
+    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, 0 if parts == 1 else 5) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
         if changes := changed_settings(out, settings):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,23 +84,29 @@ def times_of(path: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def lock(out: Path, kind: int) -> Iterator[bool]:
+def lock(out: Path, kind: int, seconds: float = 0) -> Iterator[bool]:
     """Hold the folder of slices; yield True if it is held, and False if somebody else holds it.
 
     Args:
         kind: fcntl.LOCK_SH for one of several processes that draw parts, LOCK_EX for the only process at work; with
             LOCK_NB this does not wait for others.
+        seconds: with LOCK_NB, how long it waits nevertheless.
     A file system that has no locks holds nobody back.
     """
     with writing(out):
         (out / SIDECARS).mkdir(parents=True, exist_ok=True)
         file = open(out / SIDECARS / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed below
     with file:
-        try:
-            fcntl.flock(file, kind)
-            held = True
-        except OSError as error:
-            held = not isinstance(error, BlockingIOError)
+        end, held = time.monotonic() + seconds, None
+        while held is None:
+            try:
+                fcntl.flock(file, kind)
+                held = True
+            except BlockingIOError:
+                held = None if time.monotonic() < end else False
+                time.sleep(0.05)
+            except OSError:
+                held = True
         yield held
 
 
