@@ -1,4 +1,4 @@
-"""Whose a scan is: every row of the table of archives, and trees that no row describes."""
+"""Tests that each archive of the table, and any tree that no row describes, tells whose a scan is."""
 
 import os
 import random
