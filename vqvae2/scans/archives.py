@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FREESURFER_BEST_FIRST = ("brain", "brainmask", "norm", "T1", "nu", "orig", "rawavg")
-DATE = r"(?:(?:19|20)\d\d[-_.]?[01]?\d[-_.]?[0-3]?\d|[0-3]?\d[-_.][01]?\d[-_.](?:19|20)\d\d)(?:[-_T]?\d{6})?"
+DATE = (r"(?:(?:19|20)\d\d(?:[01]\d[0-3]\d|[-_.][01]?\d[-_.][0-3]?\d)"
+        r"|[0-3]?\d[-_.][01]?\d[-_.](?:19|20)\d\d)(?:[-_T]?\d{6})?")
+"""A day, maybe with the time; six digits alone may be a person's number."""
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,7 @@ def identify(files: Sequence[File], subject_pattern: str | None = None,
         archive: the only archive to look for, plain:N or plain:file; then nothing is in doubt either.
     """
     if archive is not None and archive.startswith(f"{PLAIN}:"):
-        level = -1 if archive == f"{PLAIN}:file" else int(archive.partition(":")[2]) - 1
-        known = [_at_level(file, level) for file in files]
+        known = [_at_level(file, _level_of(archive)) for file in files]
     else:
         rows = ARCHIVES if archive is None else (BY_NAME[archive],)
         known = [_by_archive(file.name, rows) for file in files]
@@ -324,32 +323,35 @@ def _may_be_visits(subjects: set[str], others: set[str]) -> bool:
             name[:end] in everybody for name in known for end in range(1, len(name))) or any(
             name[:end] in known for name in everybody for end in range(1, len(name))):
         return True
-    for part in (slice(-1, None), slice(0, 1)):
+    # c01 and p01 are two people, as AD_001 and CN_001 are: letters and one number are a whole name.
+    longer = [name for name in known if len(name) > 1 and not (
+        name[-1].isdigit() and not any(map(str.isdigit, name[:-1])))]
+    behind = [(name[:-1], name[-1]) for name in longer]
+    in_front = [(name[1:], name[0]) for name in known if len(name) > 1 and not all(map(str.isdigit, name[1:]))]
+    for split in (behind, in_front):
         ends, owners = defaultdict(set), defaultdict(set)
-        for name in known:
-            rest, end = (name[:-1], name[part]) if part.start == -1 else (name[1:], name[part])
-            # c01 and p01 are two people, as AD_001 and CN_001 are.
-            if rest and not (part.start == 0 and all(map(str.isdigit, rest))) and not (
-                    end[0].isdigit() and not any(map(str.isdigit, rest))):
-                ends[rest].add(end)
-                owners[end].add(rest)
+        for rest, end in split:
+            ends[rest].add(end)
+            owners[end].add(rest)
         if any(len(same) > 1 and any(len(owners[end]) > 1 for end in same) for same in ends.values()):
             return True
     return False
 
 
 def _is_same_for_several(nobody: Sequence[str], by_file: dict[str, File]) -> bool:
-    labels = [(_label(by_file[name]).lower()) for name in nobody]
+    labels = [_label(by_file[name]).lower() for name in nobody]
     return len(set(labels)) < len(labels) or any(VISIT.fullmatch(label) for label in labels)
 
 
 def _choice(archive: str, files: Sequence[File]) -> Choice:
-    told = [(file.name, who.subject if who else "") for file, who in
-            ((file, _at_level(file, -1 if archive.endswith("file") else int(archive.partition(":")[2]) - 1))
-             for file in files)]
-    people = {subject for _, subject in told} - {""}
-    firsts = {subject: name for name, subject in reversed(told) if subject}
-    return Choice(archive, len(people), tuple((name, subject) for subject, name in list(firsts.items())[-2:]))
+    told = [(file.name, _at_level(file, _level_of(archive))) for file in files]
+    firsts = {who.subject: name for name, who in reversed(told) if who}
+    return Choice(archive, len(firsts), tuple((name, subject) for subject, name in list(firsts.items())[-2:]))
+
+
+def _level_of(archive: str) -> int:
+    """Return the index of the folder that plain:N means, -1 for plain:file."""
+    return -1 if archive == f"{PLAIN}:file" else int(archive.partition(":")[2]) - 1
 
 
 def _parts_that_may_be_people(file: File) -> list[_Part]:
