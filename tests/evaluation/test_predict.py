@@ -129,6 +129,18 @@ class TestScans:
         assert next(iter(rows)).startswith("lesion_mask_axial")  # its layout says how it is stored: nothing was assumed
         assert (out / "originals").is_dir()
 
+    def test_a_scan_is_cut_within_the_brain_mask_beside_it(self, run, apart):
+        path = scan(apart / "p1_T1.nii")
+
+        def original(*more):
+            [name] = (run(path, *more)[0] / "originals").iterdir()
+            return pixels(name)
+
+        whole = original()
+        save(apart / "p1_brain_mask.nii", ellipsoid((24, 28, 22), (5, 6, 5)).astype(np.int16), (6.0, 6.0, 7.0))
+        assert 0 < (original() > 0).sum() < (whole > 0).sum() / 2
+        assert np.array_equal(original("--mask-suffix", "none"), whole)
+
     def test_without_an_orientation_the_flag_is_asked_for(self, run, refusal, tiny_run, apart):
         header = scan(apart / "p1.hdr", write=save_analyze)
         said = refusal(predict.main, "--vqvae", tiny_run.vqvae, header, "--out", "out")

@@ -185,7 +185,7 @@ def test_mgh_without_its_flag_has_no_orientation(tmp_path):
     path = overwritten(save(tmp_path / "a.mgh", block(), SIZES, kind=nib.MGHImage), 28, bytes(2))
     with pytest.raises(UnusableScan, match=r"found none .*give --assume-orientation"):
         read_volume(path)
-    assert read_volume(path, assumed="RAS").voxel_size_mm == pytest.approx(SIZES)
+    assert read_volume(path, assumed="RAS").voxel_size_mm == (1, 1, 1)  # as FreeSurfer takes it, whatever stands there
 
 
 # Sizes
@@ -431,3 +431,55 @@ def test_a_quaternion_rounded_a_hair_above_1_is_a_half_turn(tmp_path):
     (tmp_path / "a.nii").write_bytes(content)
     volume = read_volume(tmp_path / "a.nii")
     assert (volume.orientation, volume.orientation_from) == ("LPS", "qform")
+
+
+def with_two_matrices(path, sform, qform):
+    """The same voxels by an sform and by a qform, both set."""
+    image = nib.Nifti1Image(block(), None)
+    image.set_sform(np.diag([*sform, 1]), 2)
+    image.set_qform(np.diag([*qform, 1]), 1)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("sform", "qform", "said"), [
+    ((1, 1, 1), (1, 1, 1), ""), ((1, 1, 1), (1, 1, 1.009), ""),
+    ((-1, 1, 1), (1, 1, 1), "sform LAS 1 x 1 x 1 mm, qform RAS 1 x 1 x 1 mm"),
+    ((1, 1, 1), (1, 1, 1.02), "sform RAS 1 x 1 x 1 mm, qform RAS 1 x 1 x 1.02 mm")])
+def test_two_matrices_that_differ_are_said(tmp_path, sform, qform, said):
+    assert read_volume(with_two_matrices(tmp_path / "a.nii", sform, qform)).geometry == said
+
+
+def test_the_qform_counts_where_it_is_trusted(tmp_path):
+    path = with_two_matrices(tmp_path / "a.nii", (-1, 1, 1), (1, 1, 2))
+    by_sform, by_qform = read_volume(path), read_volume(path, trust="qform")
+    assert (by_sform.orientation, by_sform.orientation_from, by_sform.voxel_size_mm) == ("LAS", "sform", (1, 1, 1))
+    assert (by_qform.orientation, by_qform.orientation_from, by_qform.voxel_size_mm) == ("RAS", "qform", (1, 1, 2))
+    np.testing.assert_array_equal(by_sform.voxels[::-1], by_qform.voxels)
+
+
+def sheared(path, degrees, qform=0):
+    matrix = np.eye(4)
+    matrix[0, 1], matrix[1, 1] = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    image = nib.Nifti1Image(block(), None)
+    image.set_sform(matrix, 2)
+    image.set_qform(np.eye(4), qform)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("degrees", "said"), [(0.4, ""), (2, "axes of the sform 2.0 degrees off right angles"),
+                                               (-4.9, "axes of the sform 4.9 degrees off right angles")])
+def test_a_matrix_with_little_shear_is_used_and_said(tmp_path, degrees, said):
+    volume = read_volume(sheared(tmp_path / "a.nii", degrees))
+    assert (volume.geometry, volume.voxel_size_mm) == (said, pytest.approx((1, 1, 1)))
+
+
+def test_a_sheared_matrix_is_refused_and_the_other_one_is_named_where_it_is_there(tmp_path):
+    with pytest.raises(UnusableScan, match=r"expected axes at right angles \(within 5 degrees\), found an sform that "
+                                           r"is 12 degrees off\. Resample the scan, or leave it out"):
+        read_volume(sheared(tmp_path / "a.nii", 12))
+    path = sheared(tmp_path / "b.nii", 12, qform=1)
+    with pytest.raises(UnusableScan, match=r"12 degrees off\. Resample the scan, or give --trust qform"):
+        read_volume(path)
+    assert read_volume(path, trust="qform").orientation_from == "qform"

@@ -9,11 +9,12 @@ images, the figures of all images last.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -32,14 +33,14 @@ from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
-from vqvae2.scans.finding import Scan, find_scans
+from vqvae2.scans.finding import Scan, find_scans, with_mask
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import File, identify, stem_of
 from vqvae2.scans.volumes import files_of
 from vqvae2.settings.checks import SAID, Checked
 from vqvae2.settings.parsing import as_dict, from_dict
 from vqvae2.slices.scan_slices import draw_slices
-from vqvae2.slices.settings import ExtractSettings, Plane
+from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
@@ -85,6 +86,10 @@ class PredictSettings(Checked):
     has it, else 224."""
     assume_orientation: Annotated[str | None, SAID] = None
     """The directions in which a scan's three indices grow (RAS, LAS, …), if neither its header nor its layout says."""
+    trust: Literal["sform", "qform"] = "sform"
+    """The matrix of a NIfTI header that counts where both are set."""
+    mask_suffix: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STR ...")] = MASK_SUFFIXES
+    """The ends of the names of brain masks. The first that lies beside a scan is applied to it; none applies none."""
     volume: Annotated[int | None, SAID] = None
     """The volume, counted from 0, to take from a file that holds a series. Without it: such files are not read."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
@@ -115,7 +120,8 @@ class PredictSettings(Checked):
                for name in OF_SLICES if name in recorded}
         return ExtractSettings(**(own | self.given_flags()), per_scan=self.per_scan, volume=self.volume,
                                suffix=self.suffix, size=size if self.size is None else self.size,
-                               assume_orientation=self.assume_orientation)
+                               assume_orientation=self.assume_orientation, trust=self.trust,
+                               mask_suffix=self.mask_suffix)
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,8 @@ def predict(settings: PredictSettings) -> dict:
     recorded = vqvae.config["data"].get("extraction") or {}
     trained = as_before(vqvae.config["settings"])
     cutting = settings.cutting(recorded, max(shape[1:]))
-    given, rejected = read_all(find_sources(settings.input, settings.suffix, settings.out), cutting, shape,
-                               trained.get("size"), trained["fit"], trained["colours"])
+    sources = find_sources(settings.input, settings.suffix, settings.out, cutting.mask_suffixes)
+    given, rejected = read_all(sources, cutting, shape, trained.get("size"), trained["fit"], trained["colours"])
     names = dataset.unique_names([image.file_name for image in given])
     record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
                                                "out": settings.out.name},
@@ -186,12 +192,14 @@ def predict(settings: PredictSettings) -> dict:
     return report
 
 
-def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path) -> list[Source]:
+def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
+                 mask_suffixes: Sequence[str] = ()) -> list[Source]:
     """Return the files that the inputs are, or hold, each once, in order.
 
     Args:
         suffixes: endings of the names of the scans that are wanted of a folder; () for T1-weighted ones.
         out: folder whose pictures are not read.
+        mask_suffixes: endings of the names of brain masks that lie beside scans.
     Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
     """
     found: dict[tuple[Path, ...], Source] = {}
@@ -199,11 +207,11 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path) -> 
         expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
         is_scan = stem_of(given.name) is not None
         if given.is_dir():
-            sources = _in_folder(given, suffixes, out)
+            sources = _in_folder(given, suffixes, out, mask_suffixes)
         else:
             expect(is_scan or given.suffix.lower() in SUFFIXES, str(given), WHAT_IS_READ, "a file of another kind",
                    "Leave it out, or convert it (DICOM with dcm2niix, for instance).")
-            sources = [Source(given, _named_scan(given) if is_scan else None, True)]
+            sources = [Source(given, _named_scan(given, mask_suffixes) if is_scan else None, True)]
         for source in sources:
             key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
             if key not in found or source.named:
@@ -211,8 +219,8 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path) -> 
     return list(found.values())
 
 
-def _in_folder(folder: Path, suffixes: Sequence[str], out: Path) -> list[Source]:
-    inside = find_scans(folder, suffixes=suffixes)
+def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: Sequence[str]) -> list[Source]:
+    inside = find_scans(folder, suffixes=suffixes, mask_suffixes=mask_suffixes)
     pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(out.resolve())]
     others = f"{inside.other} scans whose names are not of T1-weighted ones"
     if not inside.scans:
@@ -229,12 +237,13 @@ def _in_folder(folder: Path, suffixes: Sequence[str], out: Path) -> list[Source]
     return [Source(scan.path, scan, False) for scan in inside.scans]
 
 
-def _named_scan(path: Path) -> Scan:
-    """Return a scan that may have any name; its layout and its subject are told by where it lies."""
+def _named_scan(path: Path, mask_suffixes: Sequence[str]) -> Scan:
+    """Return a scan that may have any name; its layout, its subject and its brain mask are told by where it lies."""
     header = files_of(path)[0]
     header = header if header.exists() else path
     [(_, who)] = identify([File(header, header.resolve().as_posix(), "")])[0]
-    return Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
+    scan = Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
+    return with_mask(scan, os.listdir(header.absolute().parent), mask_suffixes)
 
 
 def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[int, int, int],

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from vqvae2.scans.archives import FREESURFER_BEST_FIRST
 from vqvae2.scans.identities import T1_WORDS, TABLE_NAME, Doubt, File, Identity, identify, stem_of, words_of
+from vqvae2.scans.masks import mask_among
 
 SEGMENTATIONS = frozenset(re.findall(r"\w+", """
     seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
@@ -71,8 +72,15 @@ class Scan:
     """The row of archives.py by which the file's subject was told, "plain" or "pattern"."""
     instead_of: tuple[str, ...] = ()
     """The names of the session's other scans, which are not used."""
+    mask: Path | None = None
+    """The brain mask that lies beside it, if there is one."""
     refused: str = ""
     """The reason, if its name or place say already that it cannot be used: expected …, found …. What to do."""
+
+    @property
+    def mask_name(self) -> str:
+        """Return the mask's path below the searched folder; empty without a mask."""
+        return "" if self.mask is None else str(PurePosixPath(self.name).with_name(_printable(self.mask.name)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class FoundScans:
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
-               all_runs: bool = False, archive: str | None = None) -> FoundScans:
+               all_runs: bool = False, archive: str | None = None,
+               mask_suffixes: Sequence[str] = ()) -> FoundScans:
     """Return one scan of every session below `folder`, at any depth; links to folders are followed.
 
     Segmentations, masks, other contrasts, derivatives, previews and hidden files are left out.
@@ -110,9 +119,11 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
         all_runs: take every scan of a session that is of its best kind; of two formats of one scan still the first.
         archive: the row of archives.py that describes all paths, or "plain:N" where the N-th folder of each path is
             the person, or "plain:file" where the file's name is.
+        mask_suffixes: how the names of brain masks end that lie beside scans.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables, other, unreadable = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
+    files, refused, tables, other, unreadable, masks = _walk(
+        folder, [suffix.lstrip("_") for suffix in suffixes], tuple(suffix.lower() for suffix in mask_suffixes))
     sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
     for file, who in identified:
@@ -128,7 +139,8 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
             refused.append(_refuse(file.path, file.name, rule, file.name,
                                    "Change the pattern, or move the file out of the folder of scans."))
     _leave_copies_out(sessions)
-    chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
+    chosen = [with_mask(scan, masks[scan.path.parent], mask_suffixes)
+              for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = sum(map(len, sessions.values())) - len(chosen)
     return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
                       other, tuple(unreadable), doubt)
@@ -152,13 +164,20 @@ def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]
         sessions[owners[key[1:]]] += [((len(FREESURFER_BEST_FIRST) + 1, True), scan) for _, scan in sessions.pop(key)]
 
 
-def _walk(folder: Path,
-          suffixes: Sequence[str]) -> tuple[list[File], list[Scan], dict[str, list[Path]], int, list[str]]:
-    """Return scans by name, what is refused already, tables by folder, the number of others, and unreadable names."""
+def with_mask(scan: Scan, beside: Sequence[str], suffixes: Sequence[str]) -> Scan:
+    """Return the scan with the brain mask among the names of files in its folder, if one of them is its own."""
+    mask = mask_among(scan.path.name, beside, suffixes)
+    return scan if mask is None else replace(scan, mask=scan.path.with_name(mask))
+
+
+def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...]) -> tuple[
+        list[File], list[Scan], dict[str, list[Path]], int, list[str], dict[Path, list[str]]]:
+    """Return scans by name, what is refused already, tables by folder, the number of others, unreadable names, and the
+    names of masks by folder."""
     found: list[File] = []
     refused: list[Scan] = []
     tables: dict[str, list[Path]] = {}
-    seen, other, unreadable = set(), 0, []
+    seen, other, unreadable, masks = set(), 0, [], {}
     stems: dict[str, set[str]] = {}
 
     def refuse_folder(error: OSError) -> None:
@@ -173,7 +192,9 @@ def _walk(folder: Path,
         seen.add(real)
         folders[:] = sorted(each for each in folders if _is_searched(each, suffixes))
         there = {each.lower() for each in files}
-        stems[here] = {stem_of(each) or "" for each in files} if not suffixes else set()
+        stem_by_file = {each: stem_of(each) or "" for each in files}
+        stems[here] = set(stem_by_file.values()) if not suffixes else set()
+        masks[Path(here)] = [each for each, stem in stem_by_file.items() if stem.lower().endswith(mask_suffixes)]
         near = stems[here], stems.get(os.path.dirname(here), set())
         for each in sorted(files):
             path = Path(here, each)
@@ -193,7 +214,7 @@ def _walk(folder: Path,
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
                 found.append(File(path, name, suffix))
-    return found, refused, tables, other, unreadable
+    return found, refused, tables, other, unreadable, masks
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
@@ -302,7 +323,11 @@ def _prefix(scan: Scan, digits: int) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+    return _printable(path.relative_to(folder).as_posix())
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _composed(text: str) -> str:

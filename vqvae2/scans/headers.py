@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt2axcodes
 
 from vqvae2.common.errors import UserError
 
@@ -32,6 +32,11 @@ ANALYZE_ORIENT_AT = 252
 MGH_RAS_FLAG_AT, MGH_SIZES_AT = 28, 30
 FIRST_VOXEL_AT = {nib.Nifti1Image: 352, nib.Nifti2Image: 544}
 LONGEST_QUATERNION = 1.001
+MOST_DIFFERENCE_OF_SIZES = 0.01
+"""Relative; where sform and qform differ in more, that is said."""
+LEAST_SHEAR_SAID, MOST_SHEAR_DEGREES = 0.5, 5
+"""Between these angles a sheared scan is used and that is said (sizes are wrong by 0.4 % at most: 1 - cos 5 degrees);
+above, it is refused. Other readers differ: SimpleITK refuses 1 degree."""
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes for metres and micrometres; 2 is mm, and 0, unknown, is mm in practice."""
 
@@ -176,33 +181,83 @@ def _parse_analyze(kind: type, beginning: bytes) -> Header:
 def _parse_mgh(beginning: bytes) -> Header:
     header = nib.MGHImage.header_class(beginning)
     good = int.from_bytes(beginning[MGH_RAS_FLAG_AT:MGH_SIZES_AT], "big") == 1
-    sizes = np.frombuffer(beginning, ">f4", 3, MGH_SIZES_AT)  # nibabel writes 1 where the flag is not set
+    # Without the flag FreeSurfer takes every voxel for a cube of 1 mm, whatever stands here.
+    sizes = np.frombuffer(beginning, ">f4", 3, MGH_SIZES_AT) if good else np.ones(3)
     return Header(tuple(map(int, header.get_data_shape())), header.get_data_dtype(), int(header.get_data_offset()),
                   tuple(map(float, sizes)), affines=(("mgh", header.get_affine()),) if good else ())
 
 
-def find_orientation(name: str, header: Header, layout: str | None, assumed: str | None
-                     ) -> tuple[np.ndarray, tuple[float, ...], str]:
-    """Return how the indices lie: by the header (sform before qform), else by `layout`, else as `assumed`.
+@dataclass(frozen=True)
+class Orientation:
+    """How a file's three indices lie in space."""
 
-    Returns: nibabel's [3, 2], the RAS axis that each index runs along, and 1 or -1 for its direction; the sizes of a
-        voxel in mm along the file's own indices; and `Volume.orientation_from`, the place that says it.
+    axes: np.ndarray
+    """nibabel's [3, 2]: the RAS axis that each index runs along, and 1 or -1 for its direction."""
+    sizes_mm: tuple[float, ...]
+    """The sizes of a voxel along the file's own indices."""
+    place: str
+    """What says it: sform, qform, mgh, orient, layout or assumed."""
+    affine: np.ndarray | None = None
+    """[4, 4]: from the file's own indices to RAS positions in mm; None where no matrix says it."""
+    geometry: str = ""
+    """What other programs may take otherwise; mostly empty."""
+
+
+def find_orientation(name: str, header: Header, layout: str | None = None, assumed: str | None = None,
+                     trust: str = "sform") -> Orientation:
+    """Return how the indices lie: by the header, else by `layout`, else as `assumed`.
+
+    Args:
+        name: the file's name, for errors.
+        header: the file's header; of its matrices the one that `trust` names counts first.
+        layout, assumed, trust: see `volumes.read_volume`.
     Source: closest canonical orientation as in nibabel.orientations.io_orientation.
-    Raises: UnusableScan if nothing says it, or if the header's matrix is no orientation.
+    Raises: UnusableScan if nothing says it, if the header's matrix is no orientation, or if its axes are sheared.
     """
-    for place, matrix in header.affines:
-        if matrix is None or not np.isfinite(matrix).all():
-            continue
-        sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
-        if (sizes > 0).all() and abs(np.linalg.det(matrix[:3, :3] / sizes)) > 1e-6:
-            axes = io_orientation(matrix)
-            if not np.isnan(axes).any():
-                return axes, tuple(map(float, sizes * header.mm_per_unit)), place
+    usable = [found for place, matrix in header.affines
+              if (found := _by_matrix(place, matrix, header.mm_per_unit)) is not None]
+    usable.sort(key=lambda found: found[0].place != trust)
+    if usable:
+        first, shear = usable[0]
+        others = [other for other, other_shear in usable[1:] if other_shear <= MOST_SHEAR_DEGREES]
+        expect_usable(shear <= MOST_SHEAR_DEGREES, name, f"axes at right angles (within {MOST_SHEAR_DEGREES} degrees)",
+                      f"an {first.place} that is {shear:.0f} degrees off", "Resample the scan, or "
+                      + (f"give --trust {others[0].place}." if others else "leave it out."))
+        said = [f"{_said(first)}, {_said(other)}" for other, _ in usable[1:] if _differ(first, other)]
+        if shear > LEAST_SHEAR_SAID:
+            said.append(f"axes of the {first.place} {shear:.1f} degrees off right angles")
+        return replace(first, geometry="; ".join(said))
     expect_usable(not header.affines, name, "an orientation in its header", "a matrix that maps the volume to a plane "
                   "or nowhere", "Repair its header (sform), or leave the scan out.")
     for place, storage in (("orient", header.storage), ("layout", layout), ("assumed", assumed)):
         if storage is not None:
-            return axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes), place
+            return Orientation(axcodes2ornt(tuple(storage)), tuple(size * header.mm_per_unit for size in header.sizes),
+                               place)
     raise UnusableScan(name, "an orientation in its header",
                        "none (NIfTI without sform and qform, Analyze, or MGH without its flag)",
                        "If you know what its indices grow towards, give --assume-orientation, such as LAS.")
+
+
+def _by_matrix(place: str, matrix: np.ndarray | None, mm_per_unit: float) -> tuple[Orientation, float] | None:
+    """Return the orientation of a matrix, and by how many degrees its axes are off right angles; None if it is none."""
+    if matrix is None or not np.isfinite(matrix).all():
+        return None
+    sizes = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
+    if not (sizes > 0).all() or abs(np.linalg.det(directions := matrix[:3, :3] / sizes)) <= 1e-6:
+        return None
+    axes = io_orientation(matrix)
+    if np.isnan(axes).any():
+        return None
+    cosines = np.abs(directions.T @ directions - np.eye(3)).max()
+    return (Orientation(axes, tuple(map(float, sizes * mm_per_unit)), place, np.diag([mm_per_unit] * 3 + [1]) @ matrix),
+            math.degrees(math.asin(min(1.0, float(cosines)))))
+
+
+def _differ(first: Orientation, other: Orientation) -> bool:
+    return not np.array_equal(first.axes, other.axes) or any(
+        abs(one / another - 1) > MOST_DIFFERENCE_OF_SIZES for one, another in zip(first.sizes_mm, other.sizes_mm))
+
+
+def _said(orientation: Orientation) -> str:
+    sizes = " x ".join(f"{size:.4g}" for size in orientation.sizes_mm)
+    return f"{orientation.place} {''.join(ornt2axcodes(orientation.axes))} {sizes} mm"

@@ -443,6 +443,11 @@ def _label(file: File) -> str:
     return GENERIC_END.sub("", stem) or stem
 
 
+def bare_name(stem: str) -> str:
+    """Return a file's name without the words that say what kind of scan it is: P01_T1w_brain -> p01, T1 -> nothing."""
+    return GENERIC_END.sub("", f"_{stem}").strip("-_. ").casefold()
+
+
 def words_of(text: str) -> list[str]:
     """Return its words in lower case."""
     return [word for word in re.split(r"[\W_]+", text.lower()) if word]

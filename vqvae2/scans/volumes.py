@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, ornt2axcodes
+from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt2axcodes
 
 from vqvae2.scans.headers import (
     BEGINNING_BYTES,
@@ -83,6 +83,10 @@ class Volume:
     """The directions that the file's own three indices grow towards, such as LAS."""
     orientation_from: str = "sform"
     """sform, qform, mgh or orient (Analyze's byte) in the header; layout or assumed where it says nothing."""
+    affine: np.ndarray | None = None
+    """[4, 4]: from indices of `voxels` to RAS positions in mm, as the header says; None where it says nothing."""
+    geometry: str = ""
+    """What other programs may take otherwise: sform and qform that differ, or sheared axes; mostly empty."""
     sha256: str = ""
     """The hash of the file as it lies on the disk; for a pair, of the header and then the voxels."""
     fingerprint: str = ""
@@ -100,8 +104,8 @@ class Volume:
         return values
 
 
-def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = None,
-                number: int | None = None) -> Volume:
+def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = None, number: int | None = None,
+                trust: str = "sform") -> Volume:
     """Return the volume in a file of a known format; a pair of .hdr and .img has either name.
 
     Args:
@@ -111,25 +115,28 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
             goodRASFlag.
         assumed: the same, used where there is no `layout` either.
         number: which volume of a series, from 0; without it a series is refused.
+        trust: which of a NIfTI header's two matrices counts where both are set, sform or qform.
     Raises: UnusableScan for a file that is missing, damaged, no image, not one 3-D volume of real numbers,
-        of unknown orientation, or the same value everywhere.
+        of unknown orientation, with sheared axes, or the same value everywhere.
     Source: closest canonical orientation as in nibabel.orientations.io_orientation.
     """
     sha256 = file_sha256(path)  # before it is read: if it changes meanwhile, the next run sees another hash
     header, stored, not_finite, fingerprint = _read(path, number)
-    axes, sizes_mm, orientation_from = find_orientation(path.name, header, layout, assumed)
-    size_mm = tuple(sizes_mm[index] for index in np.argsort(axes[:, 0]))
+    lies = find_orientation(path.name, header, layout, assumed, trust)
+    size_mm = tuple(lies.sizes_mm[index] for index in np.argsort(lies.axes[:, 0]))
     first = stored[0, 0, 0]
     expect_usable((stored[::9, ::9, ::9] != first).any() or (stored != first).any(), path.name, "a picture",
                   f"the same value, {first:g}, in every voxel", "Leave the scan out, or copy it again.")
-    voxels = apply_orientation(stored, axes)
+    voxels = apply_orientation(stored, lies.axes)
     longest = max(length * size for length, size in zip(voxels.shape, size_mm))
     expect_usable(LONGEST_MM[0] <= longest <= LONGEST_MM[1], path.name, f"a volume {LONGEST_MM[0]} to {LONGEST_MM[1]} "
                   "mm long", f"{longest:g} mm", "Repair the voxel sizes or their unit in its header.")
     return Volume(
         voxels, size_mm, path.name, header.slope, header.inter, _background(header, stored),
-        None if not_finite is None else apply_orientation(not_finite, axes),
-        number if header.is_series else None, "".join(ornt2axcodes(axes)), orientation_from, sha256, fingerprint)
+        None if not_finite is None else apply_orientation(not_finite, lies.axes),
+        number if header.is_series else None, "".join(ornt2axcodes(lies.axes)), lies.place,
+        None if lies.affine is None else lies.affine @ inv_ornt_aff(lies.axes, stored.shape), lies.geometry, sha256,
+        fingerprint)
 
 
 def _background(header: Header, stored: np.ndarray) -> float | None:

@@ -67,8 +67,8 @@ from vqvae2.slices.splits import split_subjects
 
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
            "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
-           "voxels", "archive")
-SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits")
+           "voxels", "archive", "geometry", "mask", "mask_sha256")
+SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "trust")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
 NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
 NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
@@ -85,7 +85,7 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
     if settings.covariates is not None:
         covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
-                       all_runs=settings.all_runs, archive=settings.archive)
+                       all_runs=settings.all_runs, archive=settings.archive, mask_suffixes=settings.mask_suffixes)
     expect(bool(found.scans), f"--scans {folder}",
                   f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
@@ -111,7 +111,8 @@ def check_out(folder: Path, out: Path) -> None:
 def listed(found: FoundScans) -> list[str]:
     """Return what --list prints: a table with tabs between its columns, then the counts."""
     rows = [(scan.subject, scan.session, scan.run, scan.name, f"rejected: {scan.refused}" if scan.refused else
-             f"instead of {', '.join(scan.instead_of)}" if scan.instead_of else "") for scan in found.scans]
+             "; ".join([*([f"instead of {', '.join(scan.instead_of)}"] if scan.instead_of else []),
+                        *([f"within the mask {scan.mask_name}"] if scan.mask else [])])) for scan in found.scans]
     used = [scan for scan in found.scans if not scan.refused]
     lines = ["\t".join(re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], cell) for cell in row)
              for row in (("subject", "session", "run", "scan"), *rows)]
@@ -214,7 +215,7 @@ def pixels_hash(settings: ExtractSettings) -> str:
 
 def plan_hash(found: FoundScans, settings: ExtractSettings) -> str:
     """Return a hash of what all parts of one extraction must agree on: settings and scans."""
-    scans = [(scan.name, scan.prefix, scan.refused) for scan in found.scans]
+    scans = [(scan.name, scan.prefix, scan.refused, scan.mask_name) for scan in found.scans]
     return hashlib.sha256(json.dumps([RECIPE, _reported(settings), scans]).encode()).hexdigest()
 
 
@@ -257,7 +258,7 @@ def finish_if_done(found: FoundScans, folder: Path, settings: ExtractSettings,
     plan = plan_hash(found, settings)
     gone = slices_to_keep(found, folder, settings, out)
     outcomes = {scan.name: outcome for scan in found.scans if (outcome := recall(out, scan.name)) is not None
-                and outcome.plan == plan and outcome.times == times_of(scan.path)}
+                and outcome.plan == plan and outcome.times == times_of(scan)}
     if len(outcomes) == len(found.scans):
         taken = prefixes_of(gone)
         for scan in found.scans:
@@ -313,7 +314,7 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     with writing(out):
         for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
             path.unlink(missing_ok=True)
-    return [*said, *_summary(report["counts"], used, outcomes, people, removed, out)]
+    return [*said, *_summary(report["counts"], used, outcomes, people, removed, settings, out)]
 
 
 def refuse_rejected(outcomes: Iterable[Outcome]) -> None:
@@ -417,19 +418,25 @@ def _reported(settings: ExtractSettings) -> dict:
 
 
 def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
-             out: Path) -> list[str]:
+             settings: ExtractSettings, out: Path) -> list[str]:
     """Return the lines that the user is told at the end; the last line counts."""
     orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
                            for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
-    heads = sum(outcomes[scan.name].rows[0]["background"] == "otsu" for scan in used)
+    firsts = [outcomes[scan.name].rows[0] for scan in used]
+    heads = [row["scan"] for row in firsts if row["background"] == "otsu"]
+    geometry = [f"{row['scan']} ({row['geometry']})" for row in firsts if row["geometry"]]
+    of_head, of_geometry = (next(iter(names), "") for names in (heads, geometry))
     names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
     reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
     reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
     lines = [
         *((scans, f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
                   f"{NOT_FROM_THE_HEADER[place]}") for (place, storage), scans in sorted(orientations.items())),
-        (heads, f"head: {_number(heads, 'scan')} with skull and air around it; --extent and percentiles are of the "
-                "whole head"),
+        (len(heads), f"head: {_number(len(heads), 'scan')} with skull and air around it, such as {of_head}; --extent "
+                     "and percentiles are of the whole head, and the shipped weights have seen stripped brains only. A "
+                     "brain mask beside the scan would be applied (--mask-suffix)"),
+        (len(geometry), f"geometry: {_number(len(geometry), 'scan')} that other programs may take otherwise, such as "
+                        f"{of_geometry}; the {settings.trust} counts (--trust)"),
         *((1, f"covariates: {left_out}") for left_out in people.left_out),
         (len(people.missing), f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}"),
         (counts["gone"], f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "

@@ -29,7 +29,8 @@ from vqvae2.common.names import SPLITS
 from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, share_of_equal_neighbours
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan, expect_usable
-from vqvae2.scans.volumes import file_sha256, files_of, read_volume
+from vqvae2.scans.masks import within_mask
+from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split
@@ -50,7 +51,8 @@ class Outcome:
     pixels: str
     """Hash of the settings that decide how a scan is drawn."""
     times: list[int]
-    """When the scan's files were last written, in ns, asked before they were read; empty if that cannot be told."""
+    """When the files of the scan and its mask were last written, in ns, asked before they were read; empty if that
+    cannot be told."""
     rows: list[dict] = dataclasses.field(default_factory=list)
     """A row for each image; none if the scan is rejected, for which there is a reason."""
     reason: str = ""
@@ -75,10 +77,10 @@ def recall(out: Path, scan: str) -> Outcome | None:
         return Outcome(**json.loads(sidecar(out, scan).read_bytes()))
 
 
-def times_of(path: Path) -> list[int]:
-    """Return `Outcome.times` of a scan."""
+def times_of(scan: Scan) -> list[int]:
+    """Return `Outcome.times` of a scan and its mask."""
     try:
-        return [os.stat(part).st_mtime_ns for part in files_of(path)]
+        return [os.stat(part).st_mtime_ns for whole in filter(None, (scan.path, scan.mask)) for part in files_of(whole)]
     except OSError:
         return []
 
@@ -164,7 +166,7 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
         plan, pixels: the hashes of `Outcome`.
     Raises: UserError if `out` cannot be written.
     """
-    times, reason, rows, kept = times_of(scan.path), scan.refused, [], []
+    times, reason, rows, kept = times_of(scan), scan.refused, [], []
     try:
         with np.errstate(all="ignore"):
             if not scan.refused:
@@ -187,7 +189,9 @@ def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndar
 
     Raises: UnusableScan.
     """
-    volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume)
+    volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume,
+                         trust=settings.trust)
+    volume, mask_sha256 = _within_its_mask(volume, scan, settings)
     brain = find_brain(volume)
     equal = 0 if settings.suffix else share_of_equal_neighbours(volume, brain)
     expect_usable(equal <= MOST_EQUAL_NEIGHBOURS, scan.path.name, "a scan",
@@ -208,7 +212,20 @@ def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndar
                 "orientation": volume.orientation, "orientation_from": volume.orientation_from,
                 "background": "zero" if brain.head is None else "otsu", "nan_voxels": str(brain.not_finite),
                 "volume": "" if volume.number is None else str(volume.number), "run": scan.run,
-                "scan_sha256": volume.sha256, "voxels": volume.fingerprint}
+                "scan_sha256": volume.sha256, "voxels": volume.fingerprint, "geometry": volume.geometry,
+                "mask": scan.mask_name, "mask_sha256": mask_sha256}
+
+
+def _within_its_mask(volume: Volume, scan: Scan, settings: ExtractSettings) -> tuple[Volume, str]:
+    """Return the volume without what is outside of the scan's brain mask, if it has one, and the hash of the mask."""
+    if scan.mask is None:
+        return volume, ""
+    try:
+        mask = read_volume(scan.mask, layout=scan.storage, assumed=settings.assume_orientation, trust=settings.trust)
+    except UnusableScan as error:
+        raise UnusableScan(volume.name, "a brain mask beside it that can be used", f"{scan.mask.name}: {error.reason}",
+                           "Or give --mask-suffix none.") from None
+    return within_mask(volume, mask), mask.sha256
 
 
 def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -> list[dict]:
@@ -276,5 +293,8 @@ def _still_right(scan: Scan, settings: ExtractSettings, out: Path, before: Outco
     if before is None or before.pixels != pixels:
         return []
     rows = in_place(out, still_wanted(scan.storage, settings, before.rows), scan.prefix)
-    unchanged = rows and (before.times == times or file_sha256(scan.path) == rows[0]["scan_sha256"])
+    if not rows or rows[0]["mask"] != scan.mask_name:
+        return []
+    unchanged = before.times == times or (rows[0]["scan_sha256"], rows[0]["mask_sha256"]) == (
+        file_sha256(scan.path), "" if scan.mask is None else file_sha256(scan.mask))
     return rows if unchanged else []

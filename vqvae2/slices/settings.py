@@ -17,6 +17,8 @@ from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """The cores that this process may use, which a batch system may have made fewer."""
+MASK_SUFFIXES = ("desc-brain_mask", "brain_mask", "brainmask")
+"""How the names of brain masks end in BIDS, FSL and FreeSurfer."""
 ONE_OF_EACH_PAIR = str.maketrans("LPI", "RAS")
 
 
@@ -50,10 +52,14 @@ class ExtractSettings(Checked):
     """Seed of the split by subject."""
     assume_orientation: Annotated[str | None, SAID] = None
     """The directions in which a scan's three indices grow (RAS, LAS, …), if neither its header nor its layout says."""
+    trust: Literal["sform", "qform"] = "sform"
+    """The matrix of a NIfTI header that counts where both are set."""
     volume: Annotated[int | None, SAID] = None
     """The volume, counted from 0, to take from each file that holds a series. Without it: such files are rejected."""
     suffix: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
     """The ends of the names of wanted scans (T2w, FLAIR, desc-preproc_T1w, …). Without it: T1-weighted scans."""
+    mask_suffix: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STR ...")] = MASK_SUFFIXES
+    """The ends of the names of brain masks. The first that lies beside a scan is applied to it; none applies none."""
     archive: Annotated[str | None, SAID] = None
     """How paths below --scans name people: a row of --archives, plain:2 (the second folder is the person), plain:file.
     Without it: the row that fits, or what tells people apart beyond doubt."""
@@ -95,7 +101,9 @@ class ExtractSettings(Checked):
          "a row of --archives, plain:N or plain:file", "See vqvae2 extract --archives."),
         ("volume", lambda volume: volume >= 0, "0 or more", "0 is the first volume."),
         ("suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name",
-         "For example T2w."))
+         "For example T2w."),
+        ("mask_suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name, or "
+         "none", "For example brain_mask."))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +114,11 @@ class ExtractSettings(Checked):
         expect(not (self.merge and self.shard), "--merge", "no --shard beside it", f"--shard {self.shard}",
                "The parts are known from --out.")
         _ = self.part
+
+    @property
+    def mask_suffixes(self) -> tuple[str, ...]:
+        """Return the ends of the names of masks that are looked for; empty for --mask-suffix none."""
+        return () if self.mask_suffix == ("none",) else self.mask_suffix
 
     @property
     def part(self) -> tuple[int, int]:
