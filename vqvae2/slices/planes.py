@@ -20,7 +20,7 @@ from scipy import sparse
 from vqvae2.scans.brain import Brain
 from vqvae2.scans.volumes import Volume
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""
 NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis of a RAS volume that a plane is perpendicular to."""
