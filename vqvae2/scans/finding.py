@@ -228,20 +228,17 @@ def _ending(file_name: str) -> str:
 
 
 def _why_left_out(name: str, stem: str, near: tuple[set[str], set[str]], asked: bool) -> str:
-    """Return the rule by which a file is left out, of `_asked_by` and `_is_made_from`, and of `_may_be_t1` in the order
-    in which it looks."""
+    """Return the rule of `_asked_by`, `_may_be_t1` or `_is_made_from` by which a file is left out."""
     if asked:
         return "its name does not end as --suffix asks"
     *folders, last = name.split("/")
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
         return "of FreeSurfer, and none of its scans" if folders[-1] != "mri" or stem not in FREESURFER_BEST_FIRST else (
             "made by SPM or CAT12")
-    if word := NOT_SCANS_IN_A_WORD.search(stem.lower()):
-        return f'its name says "{word[0]}"'
     words = words_of(stem)
-    for word in words:
-        if word in NOT_SCANS:
-            return f'its name says "{word}"'
+    part = NOT_SCANS_IN_A_WORD.search(stem.lower())
+    if said := [word for word in words if word in NOT_SCANS or (part and part[0] in word)] or (part and [part[0]]):
+        return f'its name says "{said[0]}"'
     if not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
         return f'its name ends with "{words[-1]}"'
     if made := _made_from(stem, near):
