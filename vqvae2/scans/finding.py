@@ -190,7 +190,8 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan]
                          for each in sorted({*folders} - {*searched})]
         folders[:] = searched
         there = {each.lower() for each in files}
-        stems[here] = {stem_of(each) or "" for each in files} if not suffixes else set()
+        own = {each: stem_of(each) for each in files}
+        stems[here] = {stem or "" for stem in own.values()} if not suffixes else set()
         near = stems[here], stems.get(os.path.dirname(here), set())
         for each in sorted(files):
             path = Path(here, each)
@@ -203,10 +204,12 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> tuple[list[File], list[Scan]
             if each.lower().endswith(UNREADABLE) and not each.startswith("."):
                 unreadable.append(name)
                 left_out.append((name, f"{NOT_READ} {_ending(each)}"))
-            suffix = _asked_by(name, suffixes)
-            if suffix is None or (not suffixes and _is_made_from(stem_of(each) or "", near)):
-                if (stem := stem_of(each)) is not None and not each.startswith("."):
-                    left_out.append((name, _why_left_out(name, stem, near, bool(suffixes))))
+            suffix, reason = _asked_by(name, own[each], suffixes)
+            if suffix is not None and not suffixes:
+                reason = _made_from(own[each], near)
+            if reason:
+                left_out.append((name, reason))
+            if suffix is None or reason:
                 continue
             if instead := _instead_of_a_file(path):
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
@@ -227,25 +230,6 @@ def _ending(file_name: str) -> str:
     return max((each for each in UNREADABLE if file_name.lower().endswith(each)), key=len)
 
 
-def _why_left_out(name: str, stem: str, near: tuple[set[str], set[str]], asked: bool) -> str:
-    """Return the rule of `_asked_by`, `_may_be_t1` or `_is_made_from` by which a file is left out."""
-    if asked:
-        return "its name does not end as --suffix asks"
-    *folders, last = name.split("/")
-    if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
-        return "of FreeSurfer, and none of its scans" if folders[-1] != "mri" or stem not in FREESURFER_BEST_FIRST else (
-            "made by SPM or CAT12")
-    words = words_of(stem)
-    part = NOT_SCANS_IN_A_WORD.search(stem.lower())
-    if said := [word for word in words if word in NOT_SCANS or (part and part[0] in word)] or (part and [part[0]]):
-        return f'its name says "{said[0]}"'
-    if not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
-        return f'its name ends with "{words[-1]}"'
-    if made := _made_from(stem, near):
-        return f"made by SPM or CAT12 from another file: {made}"
-    return "its name says that it is no T1-weighted scan of BIDS"
-
-
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
     if folder_name.startswith(".") or OTHER_FOLDER.fullmatch(folder_name):
         return False
@@ -259,45 +243,50 @@ def _says_more_than_contrast(suffix: str) -> bool:
     return "-" in suffix or not SEGMENTATIONS.isdisjoint(words_of(suffix))
 
 
-def _asked_by(name: str, suffixes: Sequence[str]) -> str | None:
-    """Return the suffix that asks for a file; "" where there is none and it may be T1-weighted; else None."""
+def _asked_by(name: str, stem: str | None, suffixes: Sequence[str]) -> tuple[str | None, str]:
+    """Return the suffix that asks for a file, "" where there is none and it may be T1-weighted, and else None; and why
+    a file that ends as a scan does is left out."""
     *folders, last = name.split("/")
-    stem = stem_of(name)
     if stem is None or last.startswith("."):
-        return None
+        return None, ""
     if not suffixes:
-        return "" if _may_be_t1(folders, stem, last) else None
+        reason = _why_not_t1(folders, stem, last)
+        return (None, reason) if reason else ("", "")
     if any(map(SEGMENTATION_FOLDER.fullmatch, folders)):  # --suffix T1w mask: no T1w of derivatives
         suffixes = list(filter(_says_more_than_contrast, suffixes))
     ends = [each for each in suffixes if re.search(rf"(^|[-_. ]){re.escape(each)}$", stem, re.IGNORECASE)]
-    return max(ends, key=len, default=None)
-
-
-def _is_made_from(stem: str, near: tuple[set[str], set[str]]) -> bool:
-    """Return whether a program made the file from a scan that lies near: its name is that scan's behind a prefix."""
-    return bool(MAPS.match(stem) or _made_from(stem, near))
+    return (max(ends, key=len), "") if ends else (None, "its name does not end as --suffix asks")
 
 
 def _made_from(stem: str, near: tuple[set[str], set[str]]) -> str:
-    """Return the name of the scan near a file whose name has a prefix before it; empty if there is none."""
-    return next((stem[length:] for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1))
-                 if (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length])), "")
+    """Return that a program made the file from a scan that lies near, whose name is the file's behind a prefix; or ""."""
+    if MAPS.match(stem):
+        return "made by SPM or CAT12"
+    for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1)):
+        if (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length]):
+            return f"made by SPM or CAT12 from another file: {stem[length:]}"
+    return ""
 
 
-def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
+def _why_not_t1(folders: list[str], stem: str, last: str) -> str:
+    """Return why the name of a file says that it is no T1-weighted scan; empty if it may be one."""
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
-        return folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
+        is_scan = folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
+        return "" if is_scan else "of FreeSurfer, and none of its scans"
     words = words_of(stem)
-    if NOT_SCANS_IN_A_WORD.search(stem.lower()):
-        return False
-    if not NOT_SCANS.isdisjoint(words) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
-        return False
+    if part := NOT_SCANS_IN_A_WORD.search(stem.lower()):
+        return f'its name says "{next((word for word in words if part[0] in word), part[0])}"'
+    if not NOT_SCANS.isdisjoint(words):
+        return f'its name says "{next(word for word in words if word in NOT_SCANS)}"'
+    if not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
+        return f'its name ends with "{words[-1]}"'
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
         is_channel = suffixes[-1:] and suffixes[-1].isdigit()  # of nnU-Net
-        return "part-phase" not in stem and bool(
-            not suffixes or is_channel or not T1_WORDS.isdisjoint(map(str.lower, suffixes)))
-    return True
+        if "part-phase" in stem or not (
+                not suffixes or is_channel or not T1_WORDS.isdisjoint(map(str.lower, suffixes))):
+            return "its name says that it is no T1-weighted scan of BIDS"
+    return ""
 
 
 def _instead_of_a_file(path: Path) -> str:
