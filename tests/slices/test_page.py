@@ -377,8 +377,9 @@ def test_an_orientation_that_was_assumed_is_marked(apart):
     ("sub-3/mri/orig.mgz", "FreeSurfer's copy of a scan that is used: bids/sub-3/anat/sub-3_T1w.nii"),
     ("bids/sub-3/anat/sub-3_run-2_T1w.nii", "another scan of the session is used: bids/sub-3/anat/sub-3_T1w.nii")])
 def test_a_file_that_is_left_out_has_its_reason(name, reason, tmp_path):
-    for each in ("p1/anat/p1_T1w.nii", "p2/anat/p2_T1w.nii", "bids/sub-3/anat/sub-3_T1w.nii", name if "." in name[1:] and ".git" not in name else
-                 f"{name}/x_T1w.nii"):
+    is_folder = name.endswith((".git", "func", "sourcedata"))
+    for each in ("p1/anat/p1_T1w.nii", "p2/anat/p2_T1w.nii", "bids/sub-3/anat/sub-3_T1w.nii",
+                 f"{name}/x_T1w.nii" if is_folder else name):
         (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / each).touch()
     assert find_scans(tmp_path).left_out == ((name, reason),)

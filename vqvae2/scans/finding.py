@@ -259,13 +259,11 @@ def _asked_by(name: str, stem: str | None, suffixes: Sequence[str]) -> tuple[str
 
 
 def _made_from(stem: str, near: tuple[set[str], set[str]]) -> str:
-    """Return that a program made the file from a scan that lies near, whose name is the file's behind a prefix; or ""."""
-    if MAPS.match(stem):
-        return "made by SPM or CAT12"
+    """Return that a program made the file from a scan near it, whose name is the file's own without a prefix; or ""."""
     for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1)):
         if (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length]):
             return f"made by SPM or CAT12 from another file: {stem[length:]}"
-    return ""
+    return "made by SPM or CAT12" if MAPS.match(stem) else ""
 
 
 def _why_not_t1(folders: list[str], stem: str, last: str) -> str:

@@ -346,14 +346,15 @@ def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[
                    for plane in dict.fromkeys(row["plane"] for row in rows)}
         thumbnails = [picture_of(pictures.get(name, {}).get(plane, "")) for plane in middles]
         planes = tuple(middles) if all(thumbnails) else ()
-        first = rows[0]
+        first, files = rows[0], tuple(middles.values())
         kept = (f"{GONE}: its slices were kept (--prune removes them)",) if name in gone else ()
         shown.append(ShownScan(
             name, first["subject"], first["session"], first["run"], first["split"], first.get("archive", ""),
             first["orientation"], first["orientation_from"], *(first.get(column, "").replace("x", " x ")
                                                                for column in ("voxel_size_mm", "brain_mm")),
-            first["background"], first.get("mask", ""), len(rows), tuple(middles.values()) if planes else (), planes,
-            b"".join(thumbnails) if planes else b"", kept + warnings_of(first, settings.planes, settings.field_of_view)))
+            first["background"], first.get("mask", ""), len(rows), files if planes else (), planes,
+            b"".join(thumbnails) if planes else b"",
+            kept + warnings_of(first, settings.planes, settings.field_of_view)))
     return shown
 
 
