@@ -28,7 +28,8 @@ def made_up(count: int, planes: tuple[str, ...] = ("axial",), per_subject: int =
         split = SPLITS[(0, 0, 0, 0, 0, 0, 1, 1, 2, 2)[number // per_subject % 10]]
         shown.append(ShownScan(
             name, subject, str(number % per_subject) if per_subject > 1 else "", "", split,
-            "bids" if number % 3 else "plain", "LAS", "sform", "0.8681 x 0.8681 x 1", f"{130 + number % 30} x 170 x 130",
+            "bids" if number % 3 else "plain", "LAS", "sform", "0.8681 x 0.8681 x 1",
+            f"{130 + number % 30} x 170 x 130",
             "otsu" if number % 100 == 50 else "zero", "", len(planes),
             tuple(f"{split}/{subject}_{plane}100.png" for plane in planes), planes,
             b"".join(cells[(number + place) % len(cells)] for place in range(len(planes))),

@@ -144,7 +144,8 @@ def test_each_thumbnail_is_the_cell_of_its_own_scan(browser, tmp_path):
         assert np.abs(pixels.astype(int) - greys[number]).max() <= 3, number
 
 
-HOSTILE = ["<img src=x onerror=hacked=1>", "</script><script>hacked=1</script>", "<!--<script>", "\"' onclick=hacked=1",
+HOSTILE = ["<img src=x onerror=hacked=1>",
+           "</script><script>hacked=1</script>", "<!--<script>", "\"' onclick=hacked=1",
            "a\u2028b\u2029c\u0000d", "caf\\udcff", "javascript:hacked=1", "{{7*7}}${hacked=1}", "<!--facts-->", "&lt;b&gt;",
            "\udcff undecodable", "]]>--><style>*{display:none}"]
 
