@@ -146,8 +146,8 @@ def test_each_thumbnail_is_the_cell_of_its_own_scan(browser, tmp_path):
 
 HOSTILE = ["<img src=x onerror=hacked=1>",
            "</script><script>hacked=1</script>", "<!--<script>", "\"' onclick=hacked=1",
-           "a\u2028b\u2029c\u0000d", "caf\\udcff", "javascript:hacked=1", "{{7*7}}${hacked=1}", "<!--facts-->", "&lt;b&gt;",
-           "\udcff undecodable", "]]>--><style>*{display:none}"]
+           "a\u2028b\u2029c\u0000d", "caf\\udcff", "javascript:hacked=1", "{{7*7}}${hacked=1}", "<!--facts-->",
+           "&lt;b&gt;", "\udcff undecodable", "]]>--><style>*{display:none}"]
 
 
 @in_chromium
