@@ -65,7 +65,7 @@ def test_the_manifest_has_its_columns_in_order_and_tells_the_truth(scans, apart,
                                           for split in ("train", "validate", "test")}
     line = capsys.readouterr().out
     assert line.startswith(f"used {SUBJECTS} scans (0 of them unchanged since the last run), rejected 0, skipped 0")
-    assert line.strip().endswith("out/manifest.csv")
+    assert line.splitlines()[0].endswith("out/manifest.csv")
 
 
 def test_no_subject_is_in_two_splits_and_new_subjects_move_nobody(scans, apart):
@@ -221,7 +221,7 @@ def test_bad_files_are_rows_in_rejected_csv_and_leave_nothing_else(scans, apart)
         assert row["reason"].startswith("expected ")
     counts = {name: report["counts"][name] for name in ("scans", "used", "rejected", "skipped", "gone")}
     assert counts == {"scans": 12, "used": 7, "rejected": 5, "skipped": 0, "gone": 0}
-    reports = {"rejected.csv", "extraction.json"}
+    reports = {"rejected.csv", "extraction.json", "index.html"}
     assert {k: v for k, v in slices_in(apart / "out").items() if k not in reports} == {
         k: v for k, v in good.items() if k not in reports}
     # Told how it is stored, the Analyze pair is used.

@@ -242,7 +242,7 @@ def test_bad_files_are_rows_with_plain_reasons_and_change_nothing_else(scans, ap
         assert words in reason, f"{name}: {reason}"
         assert reason.startswith("expected ")
         assert reason.endswith(".")
-    reports = {"rejected.csv", "extraction.json"}
+    reports = {"rejected.csv", "extraction.json", "index.html"}
     assert {name: both[name] for name in both.keys() - reports} == {name: good[name] for name in good.keys() - reports}
 
 

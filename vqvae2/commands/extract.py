@@ -12,6 +12,7 @@ files. Without --scans and --out, OASIS_PATH and SLICES_PATH are taken from the 
 
     <out>/train, validate, test    <subject>[_<session>][_run-N]_<plane>NNN.png, NNN the plane's index
     <out>/manifest.csv             one row an image; there only while every image is as it says
+    <out>/index.html               a page to look at every scan, opened from the disk: pictures, orientation, warnings
     <out>/rejected.csv             scans that cannot be used, each with its reason
     <out>/extraction.json          settings, versions and counts
 

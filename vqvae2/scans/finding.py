@@ -46,6 +46,8 @@ UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".m
 """Endings of scans that are not read."""
 UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
 """The text that stands in a name for a byte that is not UTF-8."""
+NOT_SEARCHED, NOT_READ = "folder not searched", "a format that is not read,"
+"""The beginnings of reasons in `FoundScans.left_out` that are not about a scan's name."""
 LONGEST_PREFIX = 150
 """In bytes of UTF-8: with a dot, `_coronal000.png` and `.tmp` it must stay within a file system's 255."""
 
@@ -99,6 +101,9 @@ class FoundScans:
     """The names of scans in formats that are not read."""
     doubt: Doubt | None = None
     """What has to be confirmed before people can be told apart."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """The names of the files that are not used though they end as scans do, and of the folders that are not searched,
+    each with its reason: what many share, and mostly a colon and what is the file's own."""
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
@@ -122,13 +127,13 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
         mask_suffixes: how the names of brain masks end that lie beside scans.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables, other, unreadable, masks = _walk(
+    files, refused, tables, left_out, unreadable, masks = _walk(
         folder, [suffix.lstrip("_") for suffix in suffixes], tuple(suffix.lower() for suffix in mask_suffixes))
     sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
     for file, who in identified:
         if not suffixes and who.series and _is_other_series(who.series):
-            other += 1
+            left_out.append((file.name, f'its series is called "{who.series}"'))
         elif who.subject:
             scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage, archive=who.archive)
             rank = (who.rank, not suffixes and not _says_t1(file.name, who))
@@ -141,9 +146,16 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     _leave_copies_out(sessions)
     chosen = [with_mask(scan, masks[scan.path.parent], mask_suffixes)
               for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
-    further = sum(map(len, sessions.values())) - len(chosen)
-    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
-                      other, tuple(unreadable), doubt)
+    further = [(name, _why_further(name, scan.name)) for scan in chosen for name in scan.instead_of]
+    other = sum(not reason.startswith((NOT_SEARCHED, NOT_READ)) for _, reason in left_out)
+    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: natural_order(scan.name)), len(further),
+                      tables, other, tuple(unreadable), doubt, (*left_out, *further))
+
+
+def _why_further(name: str, used: str) -> str:
+    if "/mri/" in name and "/mri/" not in used and name.endswith((".mgz", ".mgh")):
+        return f"FreeSurfer's copy of a scan that is used: {used}"
+    return f"another scan of the session is used: {used}"
 
 
 def _is_other_series(series: str) -> bool:
@@ -171,13 +183,13 @@ def with_mask(scan: Scan, beside: Sequence[str], suffixes: Sequence[str]) -> Sca
 
 
 def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...]) -> tuple[
-        list[File], list[Scan], dict[str, list[Path]], int, list[str], dict[Path, list[str]]]:
-    """Return scans by name, what is refused already, tables by folder, the number of others, unreadable names, and the
+        list[File], list[Scan], dict[str, list[Path]], list[tuple[str, str]], list[str], dict[Path, list[str]]]:
+    """Return scans by name, what is refused already, tables by folder, what is left out, unreadable names, and the
     names of masks by folder."""
     found: list[File] = []
     refused: list[Scan] = []
     tables: dict[str, list[Path]] = {}
-    seen, other, unreadable, masks = set(), 0, [], {}
+    seen, left_out, unreadable, masks = set(), [], [], {}
     stems: dict[str, set[str]] = {}
 
     def refuse_folder(error: OSError) -> None:
@@ -187,14 +199,19 @@ def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...])
     for here, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link that leads back up, or twice to the same place
+            left_out.append((_name(Path(here), folder), f"{NOT_SEARCHED}: a link to one that was"))
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(each for each in folders if _is_searched(each, suffixes))
+        searched = sorted(each for each in folders if _is_searched(each, suffixes))
+        if len(searched) < len(folders):
+            left_out += [(_name(Path(here, each), folder), f"{NOT_SEARCHED}: {_why_not_searched(each, bool(suffixes))}")
+                         for each in sorted({*folders} - {*searched})]
+        folders[:] = searched
         there = {each.lower() for each in files}
-        stem_by_file = {each: stem_of(each) or "" for each in files}
-        stems[here] = set(stem_by_file.values()) if not suffixes else set()
-        masks[Path(here)] = [each for each, stem in stem_by_file.items() if stem.lower().endswith(mask_suffixes)]
+        own = {each: stem_of(each) for each in files}
+        stems[here] = {stem or "" for stem in own.values()} if not suffixes else set()
+        masks[Path(here)] = [each for each, stem in own.items() if stem and stem.lower().endswith(mask_suffixes)]
         near = stems[here], stems.get(os.path.dirname(here), set())
         for each in sorted(files):
             path = Path(here, each)
@@ -206,15 +223,31 @@ def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...])
                 continue  # the .hdr stands for the pair
             if each.lower().endswith(UNREADABLE) and not each.startswith("."):
                 unreadable.append(name)
-            suffix = _asked_by(name, suffixes)
-            if suffix is None or (not suffixes and _is_made_from(stem_of(each) or "", near)):
-                other += stem_of(each) is not None and not each.startswith(".")
+                left_out.append((name, f"{NOT_READ} {_ending(each)}"))
+            suffix, reason = _asked_by(name, own[each], suffixes)
+            if suffix is not None and not suffixes:
+                reason = _made_from(own[each], near)
+            if reason:
+                left_out.append((name, reason))
+            if suffix is None or reason:
                 continue
             if instead := _instead_of_a_file(path):
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
                 found.append(File(path, name, suffix))
-    return found, refused, tables, other, unreadable, masks
+    return found, refused, tables, left_out, unreadable, masks
+
+
+def _why_not_searched(folder_name: str, asked: bool) -> str:
+    if folder_name.startswith("."):
+        return "hidden"
+    advice = "" if OTHER_FOLDER.fullmatch(folder_name) else (
+        "; only suffixes such as mask or desc-preproc_T1w are looked for there" if asked else "; --suffix")
+    return f"{folder_name}{advice}"
+
+
+def _ending(file_name: str) -> str:
+    return max((each for each in UNREADABLE if file_name.lower().endswith(each)), key=len)
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
@@ -230,41 +263,48 @@ def _says_more_than_contrast(suffix: str) -> bool:
     return "-" in suffix or not SEGMENTATIONS.isdisjoint(words_of(suffix))
 
 
-def _asked_by(name: str, suffixes: Sequence[str]) -> str | None:
-    """Return the suffix that asks for a file; "" where there is none and it may be T1-weighted; else None."""
+def _asked_by(name: str, stem: str | None, suffixes: Sequence[str]) -> tuple[str | None, str]:
+    """Return the suffix that asks for a file, "" where there is none and it may be T1-weighted, and else None; and why
+    a file that ends as a scan does is left out."""
     *folders, last = name.split("/")
-    stem = stem_of(name)
     if stem is None or last.startswith("."):
-        return None
+        return None, ""
     if not suffixes:
-        return "" if _may_be_t1(folders, stem, last) else None
+        reason = _why_not_t1(folders, stem, last)
+        return (None, reason) if reason else ("", "")
     if any(map(SEGMENTATION_FOLDER.fullmatch, folders)):  # --suffix T1w mask: no T1w of derivatives
         suffixes = list(filter(_says_more_than_contrast, suffixes))
     ends = [each for each in suffixes if re.search(rf"(^|[-_. ]){re.escape(each)}$", stem, re.IGNORECASE)]
-    return max(ends, key=len, default=None)
+    return (max(ends, key=len), "") if ends else (None, "its name does not end as --suffix asks")
 
 
-def _is_made_from(stem: str, near: tuple[set[str], set[str]]) -> bool:
-    """Return whether a program made the file from a scan that lies near: its name is that scan's behind a prefix."""
-    return bool(MAPS.match(stem)) or any(
-        (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length])
-        for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1)))
+def _made_from(stem: str, near: tuple[set[str], set[str]]) -> str:
+    """Return that a program made the file from a scan near it, whose name is the file's own without a prefix; or ""."""
+    for length in range(1, min(8, len(stem) - SHORTEST_NAME + 1)):
+        if (stem[length:] in near[0] or stem[length:] in near[1]) and MADE_FROM.fullmatch(stem[:length]):
+            return f"made by SPM or CAT12 from another file: {stem[length:]}"
+    return "made by SPM or CAT12" if MAPS.match(stem) else ""
 
 
-def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
+def _why_not_t1(folders: list[str], stem: str, last: str) -> str:
+    """Return why the name of a file says that it is no T1-weighted scan; empty if it may be one."""
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
-        return folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
+        is_scan = folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
+        return "" if is_scan else "of FreeSurfer, and none of its scans"
     words = words_of(stem)
-    if NOT_SCANS_IN_A_WORD.search(stem.lower()):
-        return False
-    if not NOT_SCANS.isdisjoint(words) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
-        return False
+    if part := NOT_SCANS_IN_A_WORD.search(stem.lower()):
+        return f'its name says "{next((word for word in words if part[0] in word), part[0])}"'
+    if not NOT_SCANS.isdisjoint(words):
+        return f'its name says "{next(word for word in words if word in NOT_SCANS)}"'
+    if not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
+        return f'its name ends with "{words[-1]}"'
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
         is_channel = suffixes[-1:] and suffixes[-1].isdigit()  # of nnU-Net
-        return "part-phase" not in stem and bool(
-            not suffixes or is_channel or not T1_WORDS.isdisjoint(map(str.lower, suffixes)))
-    return True
+        if "part-phase" in stem or not (
+                not suffixes or is_channel or not T1_WORDS.isdisjoint(map(str.lower, suffixes))):
+            return "its name says that it is no T1-weighted scan of BIDS"
+    return ""
 
 
 def _instead_of_a_file(path: Path) -> str:
@@ -285,11 +325,11 @@ def _choose(candidates: list[tuple[tuple[int, bool], Scan]], all_runs: bool) -> 
     best = min(rank for rank, _ in candidates)
     # An .img stands here only where its .hdr is missing: whatever else there is comes before it.
     ordered = sorted((scan for rank, scan in candidates if rank == best),
-                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), _natural(scan.name)))
+                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), natural_order(scan.name)))
     first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name)): scan for scan in reversed(ordered)}
     chosen = list(first_formats.values()) if all_runs else ordered[:1]
     used = {scan.name for scan in chosen}
-    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=_natural))
+    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=natural_order))
     return [replace(chosen[0], instead_of=beaten), *chosen[1:]]
 
 
@@ -335,6 +375,6 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _natural(name: str) -> list:
+def natural_order(name: str) -> list:
     """Return a key for sorting that puts anat2 before anat10."""
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

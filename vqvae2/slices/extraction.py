@@ -4,6 +4,7 @@ The folder's manifest is there only while each image that it names is as it says
 the manifest is put aside; it comes back, new, when all is done:
 
     manifest.csv  rejected.csv  extraction.json      of the last extraction that was finished
+    index.html                                       the same for a person to look at (page.py)
     .manifest-before.csv                             the last manifest, put aside
     .scans/                                          what became of each scan (scan_slices.py)
 
@@ -40,17 +41,21 @@ from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import READERS, same_voxels
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
+from vqvae2.slices.page import ShownScan, page_bytes, warnings_of
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
     MANIFEST,
+    PAGE,
     SIDECARS,
     Outcome,
     csv_bytes,
     image_name,
     in_place,
     lock,
+    middle_of,
     note,
+    picture_of,
     prefix_of,
     put_manifest_aside,
     read_table,
@@ -67,10 +72,12 @@ from vqvae2.slices.splits import split_subjects
 
 COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256",
            "orientation", "orientation_from", "background", "nan_voxels", "volume", "run", "age", "sex", "scan_sha256",
-           "voxels", "archive", "geometry", "mask", "mask_sha256")
+           "voxels", "archive", "voxel_size_mm", "brain_mm", "geometry", "mask", "mask_sha256")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "trust")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
 NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
+GONE = "scan is gone"
+"""The page's kind of warning for slices of a scan that is no longer there."""
 NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
@@ -308,6 +315,10 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     removed = _place(out, places)
     said = keras_names.link(out, links)
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
+    pictures = {name: outcome.pictures for name in (*(scan.name for scan in used), *gone)
+                if (outcome := outcomes.get(name) or recall(out, name)) is not None}
+    shown = _shown(manifest, pictures, set(gone), settings)
+    write(out / PAGE, page_bytes(shown, [(row["scan"], row["reason"]) for row in rejected], found.left_out))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
     sidecars = {sidecar(out, name) for name in (*outcomes, *gone)}
@@ -315,6 +326,37 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
         for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
             path.unlink(missing_ok=True)
     return [*said, *_summary(report["counts"], used, outcomes, people, removed, settings, out)]
+
+
+def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[str],
+           settings: ExtractSettings) -> list[ShownScan]:
+    """Return what the page tells about each scan of the manifest.
+
+    Args:
+        manifest: the rows.
+        pictures: `Outcome.pictures` by scan.
+        gone: the names of the scans that are not there any more.
+        settings: the settings of the run.
+    """
+    by_scan: dict[str, list[dict]] = defaultdict(list)
+    for row in manifest:
+        by_scan[row["scan"]].append(row)
+    shown = []
+    for name, rows in by_scan.items():
+        middles = {plane: middle_of([row["image"] for row in rows if row["plane"] == plane])
+                   for plane in dict.fromkeys(row["plane"] for row in rows)}
+        thumbnails = [picture_of(pictures.get(name, {}).get(plane, "")) for plane in middles]
+        planes = tuple(middles) if all(thumbnails) else ()
+        first, files = rows[0], tuple(middles.values())
+        kept = (f"{GONE}: its slices were kept (--prune removes them)",) if name in gone else ()
+        shown.append(ShownScan(
+            name, first["subject"], first["session"], first["run"], first["split"], first.get("archive", ""),
+            first["orientation"], first["orientation_from"], *(first.get(column, "").replace("x", " x ")
+                                                               for column in ("voxel_size_mm", "brain_mm")),
+            first["background"], first.get("mask", ""), len(rows), files if planes else (), planes,
+            b"".join(thumbnails) if planes else b"",
+            kept + warnings_of(first, settings.planes, settings.field_of_view)))
+    return shown
 
 
 def refuse_rejected(outcomes: Iterable[Outcome]) -> None:
@@ -419,7 +461,7 @@ def _reported(settings: ExtractSettings) -> dict:
 
 def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
              settings: ExtractSettings, out: Path) -> list[str]:
-    """Return the lines that the user is told at the end; the last line counts."""
+    """Return the lines that the user is told at the end; the line before the last counts."""
     orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
                            for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
     firsts = [outcomes[scan.name].rows[0] for scan in used]
@@ -450,7 +492,8 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
     return [*(line for number, line in lines if number),
             f"used {_number(counts['used'], 'scan')} ({unchanged} of them unchanged since the last run), rejected "
             f"{counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; images: {images}; "
-            f"manifest: {out / MANIFEST}"]
+            f"manifest: {out / MANIFEST}",
+            f"look at every scan: {out / PAGE}"]
 
 
 def _number(count: int, noun: str) -> str:

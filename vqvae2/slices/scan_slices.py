@@ -8,6 +8,7 @@ settings and scans of an extraction: the extraction is done when every scan has 
 process has worked on it.
 """
 
+import base64
 import contextlib
 import csv
 import dataclasses
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +33,15 @@ from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.masks import within_mask
 from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
+from vqvae2.slices.page import THUMBNAIL, thumbnail
 from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split
 
 MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 """The table of all images, and its name while an image that it names may be about to change."""
+PAGE = "index.html"
+"""The page that shows each scan."""
 SIDECARS = ".scans"
 """The folder of the sidecars and of the lock."""
 
@@ -58,6 +63,8 @@ class Outcome:
     reason: str = ""
     unchanged: bool = False
     """True where nothing had to be drawn."""
+    pictures: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The thumbnail of the middle slice of each plane, for the page: `thumbnail`, deflated, in base64."""
 
 
 def sidecar(out: Path, scan: str) -> Path:
@@ -166,27 +173,35 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
         plan, pixels: the hashes of `Outcome`.
     Raises: UserError if `out` cannot be written.
     """
-    times, reason, rows, kept = times_of(scan), scan.refused, [], []
+    times, reason, rows, kept, pictures = times_of(scan), scan.refused, [], [], {}
     try:
         with np.errstate(all="ignore"):
             if not scan.refused:
-                kept = _still_right(scan, settings, out, recall(out, scan.name), pixels, times)
-                rows = kept or extract_scan(scan, settings, out, own_split(scan.subject, settings.split, settings.seed))
+                before = recall(out, scan.name)
+                kept = _still_right(scan, settings, out, before, pixels, times)
+                pictures = {plane: before.pictures[plane] for plane in settings.planes} if kept else {}
+                rows = kept or extract_scan(scan, settings, out, own_split(scan.subject, settings.split, settings.seed),
+                                            pictures)
     except UnusableScan as error:
         reason = error.reason
     except (ArithmeticError, ValueError) as error:  # NumPy's, of numbers near the largest, the smallest or each other
         reason = f"expected voxels that can be computed with, found {error}. Repair the scan, or leave it out."
     except MemoryError:
         reason = "expected a scan that fits into memory, found a larger one. Leave it out, or see its header."
-    outcome = Outcome(scan.name, plan, pixels, times, rows, reason, bool(kept))
+    outcome = Outcome(scan.name, plan, pixels, times, rows, reason, bool(kept), pictures if rows else {})
     note(out, outcome)
     return outcome
 
 
-def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndarray, dict]]:
+def draw_slices(scan: Scan, settings: ExtractSettings,
+                pictures: dict[str, str] | None = None) -> Iterator[tuple[np.ndarray, dict]]:
     """Yield each slice of a scan, `[height, width]` in 0…1, and its row, with the manifest's columns but the split, the
     hash of the PNG and the covariates. `image` in the row is the file name alone.
 
+    Args:
+        scan: from `finding.find_scans`.
+        settings: the settings of the run.
+        pictures: receives `Outcome.pictures`; None where nobody looks at them.
     Raises: UnusableScan.
     """
     volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume,
@@ -199,10 +214,13 @@ def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndar
                   "Leave it out, or ask for it by the end of its name (--suffix).")
     for plane in settings.planes:
         axis = NORMAL[plane]
-        for index in plane_indices(brain, axis, settings.per_scan, settings.extent):
+        indices = plane_indices(brain, axis, settings.per_scan, settings.extent)
+        for index in indices:
             image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
             expect_usable(image.any(), scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
                           "Part of it is missing: leave the scan out, or choose another --extent.")
+            if pictures is not None and index == middle_of(indices):
+                pictures[plane] = base64.b64encode(zlib.compress(thumbnail(image), 1)).decode()
             # + 0.0 turns -0.0 into 0.0
             position = round(position_mm(brain, axis, index, volume.voxel_size_mm[axis]), 3) + 0.0
             yield image, {
@@ -212,8 +230,11 @@ def draw_slices(scan: Scan, settings: ExtractSettings) -> Iterator[tuple[np.ndar
                 "orientation": volume.orientation, "orientation_from": volume.orientation_from,
                 "background": "zero" if brain.head is None else "otsu", "nan_voxels": str(brain.not_finite),
                 "volume": "" if volume.number is None else str(volume.number), "run": scan.run,
-                "scan_sha256": volume.sha256, "voxels": volume.fingerprint, "geometry": volume.geometry,
-                "mask": scan.mask_name, "mask_sha256": mask_sha256}
+                "scan_sha256": volume.sha256, "voxels": volume.fingerprint,
+                "voxel_size_mm": "x".join(f"{side:.4g}" for side in volume.voxel_size_mm),
+                "brain_mm": "x".join(f"{(stop - start) * side:.0f}" for start, stop, side in
+                                     zip(brain.start, brain.stop, volume.voxel_size_mm)),
+                "geometry": volume.geometry, "mask": scan.mask_name, "mask_sha256": mask_sha256}
 
 
 def _within_its_mask(volume: Volume, scan: Scan, settings: ExtractSettings) -> tuple[Volume, str]:
@@ -228,14 +249,28 @@ def _within_its_mask(volume: Volume, scan: Scan, settings: ExtractSettings) -> t
     return within_mask(volume, mask), mask.sha256
 
 
-def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str) -> list[dict]:
+def middle_of(ordered: Sequence) -> object:
+    """Return the slice of a plane, of all that are taken, that the page shows."""
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def picture_of(text: str) -> bytes:
+    """Return a thumbnail of `Outcome.pictures`; nothing if the text is not one of this size."""
+    with contextlib.suppress(ValueError, zlib.error):
+        picture = zlib.decompress(base64.b64decode(text))
+        return picture if len(picture) == THUMBNAIL ** 2 else b""
+    return b""
+
+
+def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
+                 pictures: dict[str, str] | None = None) -> list[dict]:
     """Write one scan's PNGs to `<out>/<split>/` and return their rows, with the manifest's columns but the split and
-    the covariates, which are decided when all scans are known.
+    the covariates, which are decided when all scans are known. `pictures` is that of `draw_slices`.
 
     Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
     """
     rows, contents = [], []
-    for image, row in draw_slices(scan, settings):
+    for image, row in draw_slices(scan, settings, pictures):
         contents.append(encode_png(image, settings.bits))
         rows.append(row | {"image": f"{split}/{row['image']}", "sha256": hashlib.sha256(contents[-1]).hexdigest()})
     put_manifest_aside(out)
@@ -290,7 +325,8 @@ def in_place(out: Path, rows: Sequence[dict], *prefixes: str) -> list[dict]:
 def _still_right(scan: Scan, settings: ExtractSettings, out: Path, before: Outcome | None, pixels: str,
                  times: list[int]) -> list[dict]:
     """Return the rows of an earlier run if its images and the scan are what they were; else none."""
-    if before is None or before.pixels != pixels:
+    if before is None or before.pixels != pixels or not all(
+            picture_of(before.pictures.get(plane, "")) for plane in settings.planes):
         return []
     rows = in_place(out, still_wanted(scan.storage, settings, before.rows), scan.prefix)
     if not rows or rows[0]["mask"] != scan.mask_name:
