@@ -1,7 +1,9 @@
 """Folder of raw data -> the scans in it: whose they are, of which visit, one for each session unless all are wanted.
 
 Which files are scans is decided here, whose they are in identities.py. Only paths below the given folder count,
-so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened.
+so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened. Only names of
+DICOM files say nothing: the scan is their folder, and a header or a few of each folder are read for what its series is
+called. In a folder without any scan the first file without an ending is asked whether it is DICOM.
 """
 
 import hashlib
@@ -14,21 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.scans import dicom
 from vqvae2.scans.archives import FREESURFER_BEST_FIRST
-from vqvae2.scans.identities import T1_WORDS, TABLE_NAME, Doubt, File, Identity, identify, stem_of, words_of
+from vqvae2.scans.identities import SERIES, TABLE_NAME, Doubt, File, Identity, identify, stem_of
+from vqvae2.scans.series_folders import own_levels
+from vqvae2.scans.words import (
+    SEGMENTATIONS,
+    T1_WORDS,
+    natural,
+    says_other_description,
+    says_other_scan,
+    says_other_series,
+    says_t1,
+    words_of,
+)
 
-SEGMENTATIONS = frozenset(re.findall(r"\w+", """
-    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
-    atlas"""))
-NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
-    t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
-    angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
-    ct1 t1wks truth contrast postcontrast stir b0map mtsat lesionseg segmented tissueseg thickness prob tumor tumour
-    wholebrainmask t2flair flair3d pdt2 av45 fdg mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield
-    t1wdividedbyt2w localizer scout"""))
-NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
-NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
-    |[a-z]mask(?![a-z])|(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
 SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts|va)?|seg|segmentations?|.+\.anat",
                                  re.IGNORECASE)
 """Searched only for suffixes that name such a file."""
@@ -40,8 +42,8 @@ MADE_FROM = re.compile(r"(?=.*[a-z])(?:s\d{0,2})?(?:m?[wr]{0,2}[cp]?[0-6]?|i?y_|
 """What SPM and CAT12 put before a scan's name for what they make from it: c1, mwp1, y_, wm, …"""
 MAPS = re.compile(r"(?:s\d{0,2})?(?:m?wp|rp|m?wc|rc)[1-6].{3}|c[1-6]sub-|i?y_sub-")
 SHORTEST_NAME = 3
-UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm",
-              ".ima", ".par", ".brik", ".brik.gz")
+UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".par",
+              ".brik", ".brik.gz")
 """Endings of scans that are not read."""
 UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
 """The text that stands in a name for a byte that is not UTF-8."""
@@ -51,10 +53,10 @@ LONGEST_PREFIX = 150
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan: a file of a session of a subject."""
+    """One scan: a file of a session of a subject, or a folder of DICOM files."""
 
     path: Path
-    """The file; the .hdr of a pair."""
+    """The file; the .hdr of a pair; the folder of DICOM files."""
     name: str
     """Its path below the searched folder, with / on every system, and bytes that are not UTF-8 written as \\udcff."""
     subject: str
@@ -89,6 +91,8 @@ class FoundScans:
     """The number of files with a scan's extension whose name is of something else, such as a mask."""
     unreadable: tuple[str, ...] = ()
     """The names of scans in formats that are not read."""
+    without_extra: tuple[str, ...] = ()
+    """The names of folders of DICOM files, if the extra that reads them is not installed."""
     doubt: Doubt | None = None
     """What has to be confirmed before people can be told apart."""
 
@@ -112,35 +116,65 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
             the person, or "plain:file" where the file's name is.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables, other, unreadable = _walk(folder, [suffix.lstrip("_") for suffix in suffixes])
+    wanted = [suffix.lstrip("_") for suffix in suffixes]
+    files, series, refused, tables, other, unreadable = _walk(folder, wanted)
+    without_extra = [] if dicom.is_installed() else [each.name for each in series]
+    of_series = [] if without_extra else _series_as_files(series, wanted)
+    files, other = files + of_series, other + len(series) - len(of_series) - len(without_extra)
     sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
     for file, who in identified:
-        if not suffixes and who.series and _is_other_series(who.series):
+        if not suffixes and who.series and says_other_series(who.series):
             other += 1
         elif who.subject:
-            scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage, archive=who.archive)
-            rank = (who.rank, not suffixes and not _says_t1(file.name, who))
+            scan = Scan(file.path, file.scan_name, who.subject, who.session, who.run, who.storage, archive=who.archive)
+            rank = (who.rank, not suffixes and not _says_t1(file, who))
             sessions[who.root, who.subject, who.session, file.suffix].append((rank, scan))
         else:
             rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
                     f"a path as --archive {archive} describes")
-            refused.append(_refuse(file.path, file.name, rule, file.name,
+            refused.append(_refuse(file.path, file.scan_name, rule, file.scan_name,
                                    "Change the pattern, or move the file out of the folder of scans."))
     _leave_copies_out(sessions)
     chosen = [scan for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = sum(map(len, sessions.values())) - len(chosen)
-    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: _natural(scan.name)), further, tables,
-                      other, tuple(unreadable), doubt)
+    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: natural(scan.name)), further, tables,
+                      other, tuple(unreadable), tuple(without_extra), doubt)
 
 
-def _is_other_series(series: str) -> bool:
-    return bool(NOT_SCANS_IN_A_WORD.search(series.lower()) or not NOT_SCANS.isdisjoint(words_of(series)))
+@dataclass(frozen=True)
+class _Series:
+    """A folder of DICOM files."""
+
+    path: Path
+    name: str
+    """Its path below the searched folder, "." for that folder itself."""
+    files: list[str]
+    """The names of the DICOM files in it, in natural order."""
 
 
-def _says_t1(name: str, who: Identity) -> bool:
+def _series_as_files(series: Sequence[_Series], suffixes: Sequence[str]) -> list[File]:
+    """Return the folders of DICOM files that are scans by their names and by what their headers call the series."""
+    asked = {}
+    for each in series:
+        *above, own = ("", *PurePosixPath(each.name).parts)[:dicom.series_level(PurePosixPath(each.name).parts) + 2]
+        asked[each.name] = _asked_by("/".join([*above[1:], f"{own or 'dicom'}{dicom.ENDINGS[0]}"]), suffixes)
+    glances = {each.name: dicom.glance(each.path, each.files) for each in series}
+    levels = own_levels(list(glances.items()))
+    found = []
+    for each, level in zip(series, levels):
+        seen = glances[each.name]
+        if asked[each.name] is None or not seen.is_mr or (not suffixes and says_other_description(seen.description)):
+            continue
+        called = f"{dicom.series_name(PurePosixPath(each.name).parts)} {seen.description}"
+        found.append(File(each.path, SERIES if each.name == "." else f"{each.name}/{SERIES}", asked[each.name], called,
+                          level))
+    return found
+
+
+def _says_t1(file: File, who: Identity) -> bool:
     """Return whether the file, its folder or its series is called T1-weighted."""
-    return not T1_WORDS.isdisjoint([*words_of(who.series), *words_of("/".join(name.split("/")[-2:]))])
+    return says_t1(who.series, file.series, "/".join(file.name.split("/")[-2:]))
 
 
 def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]) -> None:
@@ -152,10 +186,12 @@ def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]
         sessions[owners[key[1:]]] += [((len(FREESURFER_BEST_FIRST) + 1, True), scan) for _, scan in sessions.pop(key)]
 
 
-def _walk(folder: Path,
-          suffixes: Sequence[str]) -> tuple[list[File], list[Scan], dict[str, list[Path]], int, list[str]]:
-    """Return scans by name, what is refused already, tables by folder, the number of others, and unreadable names."""
+def _walk(folder: Path, suffixes: Sequence[str]
+          ) -> tuple[list[File], list[_Series], list[Scan], dict[str, list[Path]], int, list[str]]:
+    """Return scans by name, folders of DICOM files, what is refused already, tables by folder, the number of others,
+    and unreadable names."""
     found: list[File] = []
+    series: list[_Series] = []
     refused: list[Scan] = []
     tables: dict[str, list[Path]] = {}
     seen, other, unreadable = set(), 0, []
@@ -175,6 +211,9 @@ def _walk(folder: Path,
         there = {each.lower() for each in files}
         stems[here] = {stem_of(each) or "" for each in files} if not suffixes else set()
         near = stems[here], stems.get(os.path.dirname(here), set())
+        if in_series := _dicom_of(here, files):
+            series.append(_Series(Path(here), _name(Path(here), folder), in_series))
+            files = [each for each in files if not dicom.is_dicom_name(each)]
         for each in sorted(files):
             path = Path(here, each)
             name = _name(path, folder)
@@ -193,7 +232,20 @@ def _walk(folder: Path,
                 refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
                 found.append(File(path, name, suffix))
-    return found, refused, tables, other, unreadable
+    return found, series, refused, tables, other, unreadable
+
+
+def _dicom_of(here: str, files: Sequence[str]) -> list[str]:
+    """Return the names of a folder's DICOM files, in natural order.
+
+    Where no ending says so, and nothing else in the folder is a scan, the first file without an ending is looked into.
+    """
+    names = [each for each in files if dicom.is_dicom_name(each)]
+    if not names:
+        without = [each for each in files if dicom.may_be_dicom(each)]
+        if without and not any(map(stem_of, files)) and dicom.begins_as_dicom(Path(here, min(without))):
+            names = without
+    return sorted(names, key=natural)
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
@@ -233,10 +285,7 @@ def _is_made_from(stem: str, near: tuple[set[str], set[str]]) -> bool:
 def _may_be_t1(folders: list[str], stem: str, last: str) -> bool:
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
         return folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
-    words = words_of(stem)
-    if NOT_SCANS_IN_A_WORD.search(stem.lower()):
-        return False
-    if not NOT_SCANS.isdisjoint(words) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
+    if says_other_scan(stem):
         return False
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
@@ -264,11 +313,12 @@ def _choose(candidates: list[tuple[tuple[int, bool], Scan]], all_runs: bool) -> 
     best = min(rank for rank, _ in candidates)
     # An .img stands here only where its .hdr is missing: whatever else there is comes before it.
     ordered = sorted((scan for rank, scan in candidates if rank == best),
-                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), _natural(scan.name)))
-    first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name)): scan for scan in reversed(ordered)}
+                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), natural(scan.name)))
+    first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name) or scan.name): scan
+                     for scan in reversed(ordered)}
     chosen = list(first_formats.values()) if all_runs else ordered[:1]
     used = {scan.name for scan in chosen}
-    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=_natural))
+    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=natural))
     return [replace(chosen[0], instead_of=beaten), *chosen[1:]]
 
 
@@ -308,8 +358,3 @@ def _name(path: Path, folder: Path) -> str:
 def _composed(text: str) -> str:
     """Return a text in Unicode's NFC: on a macOS disk an accent and its letter are two characters, elsewhere one."""
     return unicodedata.normalize("NFC", text)
-
-
-def _natural(name: str) -> list:
-    """Return a key for sorting that puts anat2 before anat10."""
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
