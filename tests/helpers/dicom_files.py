@@ -70,7 +70,7 @@ def save_enhanced(path: Path, ras: np.ndarray | None = None, *, sizes=(1.0, 1.0,
     for k in frames:
         frame, position, content, echo = (Dataset() for _ in range(4))
         position.ImagePositionPatient, echo.EffectiveEchoTime = position_of(affine, k), 2.98
-        content.DimensionIndexValues, content.InStackPositionNumber, content.StackID = [1, k + 1], k + 1, "1"
+        content.DimensionIndexValues, content.InStackPositionNumber, content.StackID = [1, int(k) + 1], int(k) + 1, "1"
         frame.PlanePositionSequence, frame.FrameContentSequence, frame.MREchoSequence = [position], [content], [echo]
         data.PerFrameFunctionalGroupsSequence.append(frame)
     data.NumberOfFrames = len(frames)

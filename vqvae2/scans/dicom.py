@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from vqvae2.common.files import replace_whole
@@ -47,21 +48,24 @@ MR_IMAGES = {f"1.2.840.10008.5.1.4.1.1.{each}" for each in ("4", "4.1", "4.4")}
 """The storage classes of MR images: classic, enhanced, and classic ones that were converted to enhanced."""
 TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
         "ProtocolName", "PatientID", "Modality", "ImageType", "ImageOrientationPatient", "ImagePositionPatient",
-        "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "SharedFunctionalGroupsSequence",
-        "PerFrameFunctionalGroupsSequence")
+        "PixelSpacing", "EchoTime", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "SamplesPerPixel",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 MOST_LOOKED_INTO = 9
 """Files of a folder whose headers are read to see whether it holds several series."""
 OPTIONS = ("-d", "0",  # no sub-folders
            "-b", "n", "-c", "",  # no sidecar and no comment: both may name the patient
            "-g", "i",  # whatever this user's own defaults for dcm2niix are
            "-i", "n",  # defaced and reformatted series are called derived too; the series is chosen already
-           "-m", "n",  # echoes and phases stay apart
+           "-m", "n",  # what differs stays apart
            "-x", "i",  # neither crop nor rotate
            "-l", "o", "-z", "i", "-f", "volume")
 """With each file of the cache belongs to: a change here needs another RECIPE."""
 RECIPE = "1"
-NO_VOLUME = re.compile(r"_(ph\w*|real\w*|imaginary\w*|Eq\w*|Tilt\w*|ROI\w*|MoCo\w*|e([2-9]|\d\d+)\w*)(?=[_.])")
-"""What dcm2niix adds to the names of all that is beside a volume: phases, further echoes, what it interpolated."""
+NOT_MAGNITUDE = {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"}
+"""Words of ImageType."""
+NO_VOLUME = re.compile(r"_(ph|real|imaginary|Eq|Tilt|ROI|MoCo)\w*(?=[_.])")
+"""What dcm2niix adds to the names of all that is beside a volume: phases, what it interpolated, regions."""
+FURTHER_ECHO = re.compile(r"_e([2-9]|\d\d+)(?=[_.])")
 LONGEST_SECONDS = 600
 SAME_PLACE_MM = 0.01
 MOST_UNEVEN = 0.1
@@ -84,6 +88,18 @@ class Glance:
 
 
 @dataclass(frozen=True)
+class _Slice:
+    """Where a slice lies, in DICOM's axes: towards left, posterior, superior."""
+
+    orientation: tuple[float, ...]
+    """Unit vectors along a row and down a column, 6 numbers."""
+    position_mm: tuple[float, ...]
+    """The middle of the first pixel."""
+    side_mm: tuple[float, float]
+    """From the middle of the first pixel to that of the last, along a row and down a column."""
+
+
+@dataclass(frozen=True)
 class _Part:
     """The header of one file: a slice, or all slices of an enhanced object."""
 
@@ -96,9 +112,11 @@ class _Part:
     description: str
     kind: tuple[str, ...]
     """ImageType: ORIGINAL or DERIVED, PRIMARY or SECONDARY, and so on."""
+    echo_ms: float | None
+    """The echo time; None for an enhanced file, which may have several."""
     uid: str
-    slices: tuple[tuple[tuple[float, ...], tuple[float, ...]] | None, ...]
-    """Orientation (6 numbers) and position (3, in mm) of each slice; None where it has none."""
+    slices: tuple["_Slice | None", ...]
+    """Where each slice lies, in the order of the file; None where it is not said."""
     is_whole: bool
 
 
@@ -244,13 +262,15 @@ def _part_of(path: Path, header: object, bytes_left: int) -> _Part:
         path, kind_of_object in MR_IMAGES or (not kind_of_object and text("Modality") == "MR"), text("PatientID"),
         text("StudyInstanceUID"), text("SeriesInstanceUID"), int(number) if number else None,
         " / ".join(dict.fromkeys(filter(None, (text("SeriesDescription"), text("ProtocolName"))))),
-        (kind,) if isinstance(kind, str) else tuple(map(str, kind)), text("SOPInstanceUID"), tuple(_slices_of(header)),
+        (kind,) if isinstance(kind, str) else tuple(map(str, kind)),
+        float(text("EchoTime")) if text("EchoTime") else None, text("SOPInstanceUID"), tuple(_slices_of(header)),
         packed or bytes_left >= size)
 
 
-def _slices_of(header: object) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]] | None]:
-    """Yield the orientation and the position of each slice of an object, None for those that have none."""
+def _slices_of(header: object) -> Iterator[_Slice | None]:
+    """Yield where each slice of an object lies, None for those of which it is not said."""
     shared = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), {})
+    rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     for frame in header.get("PerFrameFunctionalGroupsSequence") or (header,):
         def values(group: str, name: str, frame: object = frame) -> tuple[float, ...]:
             places = (next(iter(of.get(group) or ()), {}) for of in (frame, shared))
@@ -259,7 +279,9 @@ def _slices_of(header: object) -> Iterator[tuple[tuple[float, ...], tuple[float,
 
         orientation = values("PlaneOrientationSequence", "ImageOrientationPatient")
         position = values("PlanePositionSequence", "ImagePositionPatient")
-        yield (orientation, position) if (len(orientation), len(position)) == (6, 3) else None
+        spacing = values("PixelMeasuresSequence", "PixelSpacing")
+        yield (_Slice(orientation, position, ((columns - 1) * spacing[1], (rows - 1) * spacing[0]))
+               if (len(orientation), len(position), len(spacing)) == (6, 3, 2) else None)
 
 
 def _read_headers(folder: Path, files: Iterable[Path]) -> list[_Part]:
@@ -281,7 +303,7 @@ def _read_headers(folder: Path, files: Iterable[Path]) -> list[_Part]:
 
 
 def _choose(folder: Path, parts: Iterable[_Part]) -> list[_Part]:
-    """Return the files of the one series that is meant.
+    """Return the files of the one series that is meant: of its magnitude and first echo.
 
     A folder's only series is taken whatever it is called. Of several, it is the T1-weighted one: an original before a
     derived one, then the lowest number. If none is called so, it is the only volume that is not called something else.
@@ -305,6 +327,9 @@ def _choose(folder: Path, parts: Iterable[_Part]) -> list[_Part]:
         raise UnusableScan(folder.name, "a series that is described as T1-weighted",
                            f"{len(called)} series: {', '.join(called[:LONGEST_LIST])}{more}",
                            "Give each series a folder, and leave out those that are not meant.")
+    chosen = [part for part in chosen if NOT_MAGNITUDE.isdisjoint(part.kind)] or chosen
+    first_echo = min((part.echo_ms for part in chosen if part.echo_ms is not None), default=None)
+    chosen = [part for part in chosen if part.echo_ms == first_echo]
     _expect_equal_distances(folder.name, [each for part in chosen for each in part.slices])
     return chosen
 
@@ -313,15 +338,14 @@ def _is_t1(part: _Part) -> bool:
     return says_t1(part.description) and not says_other_description(part.description)
 
 
-def _expect_equal_distances(name: str, slices: Sequence[tuple | None]) -> None:
+def _expect_equal_distances(name: str, slices: Sequence[_Slice | None]) -> None:
     """Raise UnusableScan unless slices lie parallel at equal distances, as many of them at each place."""
-    expect_usable(None not in slices, name, "slices with a position and an orientation",
+    expect_usable(None not in slices, name, "slices with a position, an orientation and a pixel size",
                   f"{slices.count(None)} without", "Nothing is guessed: leave the scan out.")
-    turned = np.array([orientation for orientation, _ in slices])
+    turned = np.array([each.orientation for each in slices])
     expect_usable(bool(np.allclose(turned, turned[0], atol=1e-3)), name, "parallel slices", "slices that are turned "
                   "against each other", "It looks like a localizer or a projection: leave it out.")
-    across = np.cross(turned[0][:3], turned[0][3:])
-    places = np.sort(np.array([position for _, position in slices]) @ across)
+    places = np.sort(_depths(slices))
     ends = np.flatnonzero(np.diff(places) > SAME_PLACE_MM) + 1
     groups = np.split(places, ends)
     counts = Counter(map(len, groups))
@@ -333,6 +357,54 @@ def _expect_equal_distances(name: str, slices: Sequence[tuple | None]) -> None:
         expect_usable(bool((abs(distances - usual) <= MOST_UNEVEN * usual).all()), name,
                       "slices at equal distances", f"{distances.min():.3g} to {distances.max():.3g} mm",
                       "A slice is missing: copy or download the series again.")
+
+
+def _depths(slices: Sequence[_Slice]) -> np.ndarray:
+    """Return the positions of slices across their plane, in mm."""
+    row, column = np.reshape(slices[0].orientation, (2, 3))
+    return np.array([each.position_mm for each in slices]) @ np.cross(row, column)
+
+
+def _expect_in_place(name: str, parts: Sequence[_Part], made: Path) -> None:
+    """Raise UnusableScan unless the corners of a converted volume are where the headers say, within half a voxel.
+
+    Of an enhanced file whose frames lie in another order than in space, dcm2niix 1.0.20260724 sorts the voxels, and
+    takes the distance of the slices from the first and the last frame of the file.
+    """
+    slices = [each for part in parts for each in part.slices]
+    if any("MOSAIC" in part.kind for part in parts):  # many slices in one picture, whose corner is given
+        return
+    depths = _depths(slices)
+    told = np.array([np.add(each.position_mm, along * each.side_mm[0] * np.array(each.orientation[:3])
+                            + down * each.side_mm[1] * np.array(each.orientation[3:])) * (-1, -1, 1)
+                     for each in (slices[depths.argmin()], slices[depths.argmax()])
+                     for along in (0, 1) for down in (0, 1)])
+    image = nib.load(made)
+    ends = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(image.shape[:3]) - 1)
+    found = nib.affines.apply_affine(image.affine, ends)
+    apart = np.linalg.norm(told[:, None] - found, axis=2)
+    most = max(apart.min(axis=0).max(), apart.min(axis=1).max())
+    expect_usable(bool(most <= min(image.header.get_zooms()[:3]) / 2), name,
+                  "a converted volume that lies where the DICOM headers say", f"its corners {most:.3g} mm away",
+                  "Convert it by hand, and compare it with the scanner's pictures.")
+
+
+def _with_frames_in_order(part: _Part, path: Path) -> None:
+    """Write an enhanced file with its frames in the order in which they lie in space, as `_expect_in_place` needs."""
+    import pydicom.encaps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data, order = pydicom.dcmread(part.path), np.argsort(_depths(part.slices), kind="stable")
+        frames, size = len(part.slices), len(data.PixelData) // len(part.slices)
+        packed = data.file_meta.TransferSyntaxUID.is_compressed
+        pixels = (list(pydicom.encaps.generate_frames(data.PixelData, number_of_frames=frames)) if packed else
+                  [data.PixelData[at * size:(at + 1) * size] for at in range(frames)])
+        pixels = [pixels[at] for at in order]
+        data.PixelData = pydicom.encaps.encapsulate(pixels) if packed else b"".join(pixels)
+        groups = data.PerFrameFunctionalGroupsSequence
+        data.PerFrameFunctionalGroupsSequence = [groups[at] for at in order]
+        data.save_as(path)
 
 
 def series_name(folders: Sequence[str]) -> str:
@@ -348,7 +420,7 @@ def series_level(folders: Sequence[str]) -> int:
                  if not set(re.split(r"[\W_]+", folders[level].lower())) <= CONTAINERS), last)
 
 
-def _convert(name: str, parts: Iterable[_Part], work: Path) -> Path:
+def _convert(name: str, parts: Sequence[_Part], work: Path) -> Path:
     """Return the NIfTI file that dcm2niix makes in `work` from these files. Raises: UnusableScan if it makes none."""
     import dcm2niix
 
@@ -356,7 +428,16 @@ def _convert(name: str, parts: Iterable[_Part], work: Path) -> Path:
     source.mkdir()
     out.mkdir()
     for number, part in enumerate(parts):
-        (source / f"{number:06d}.dcm").symlink_to(part.path.absolute())
+        link, steps = source / f"{number:06d}.dcm", np.diff(_depths(part.slices))
+        # Of several volumes in one file the frames are in no one order.
+        if len(set(_depths(part.slices).round(2))) == len(part.slices) and min(steps, default=0) < 0 < max(steps):
+            try:
+                _with_frames_in_order(part, link)
+            except Exception as error:  # pydicom's, of damaged pixels
+                raise UnusableScan(name, "frames that can be put in order", error,
+                                   "Copy or download it again.") from None
+        else:
+            link.symlink_to(part.path.absolute())
     try:
         done = subprocess.run([dcm2niix.bin, *OPTIONS, "-o", str(out), str(source)], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_SECONDS, check=False)
@@ -367,11 +448,13 @@ def _convert(name: str, parts: Iterable[_Part], work: Path) -> Path:
         raise UnusableScan(name, "dcm2niix to start", (error.strerror or str(error)).lower(),
                            f"Install it again: {INSTALL}.") from None
     made = sorted(path for path in out.glob("*.nii.gz") if not NO_VOLUME.search(path.name))
+    made = [path for path in made if not FURTHER_ECHO.search(path.name)] or made  # of an enhanced file
     said = _last_words(done.stdout.decode(errors="replace").replace(f"{work}{os.sep}", ""))
     expect_usable(done.returncode == 0 and bool(made), name, "a series that dcm2niix converts",
                   said or f"status {done.returncode}", "Copy or download it again, or leave it out.")
     expect_usable(len(made) == 1, name, "one volume", f"{len(made)}: {', '.join(path.name for path in made)}",
                   "Give each volume a folder.")
+    _expect_in_place(name, parts, made[0])
     return made[0]
 
 

@@ -243,7 +243,8 @@ def _dicom_of(here: str, files: Sequence[str]) -> list[str]:
     names = [each for each in files if dicom.is_dicom_name(each)]
     if not names:
         without = [each for each in files if dicom.may_be_dicom(each)]
-        if without and not any(map(stem_of, files)) and dicom.begins_as_dicom(Path(here, min(without))):
+        is_scan = (each for each in files if not each.startswith(".") and stem_of(each) is not None)
+        if without and next(is_scan, None) is None and dicom.begins_as_dicom(Path(here, min(without))):
             names = without
     return sorted(names, key=natural)
 

@@ -35,9 +35,10 @@ from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
+from vqvae2.scans.dicom import INSTALL
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.volumes import READERS, same_voxels
+from vqvae2.scans.volumes import READERS, files_of, same_voxels, suffix_of
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
 from vqvae2.slices.planes import RECIPE
@@ -86,6 +87,9 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
         covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs, archive=settings.archive)
+    expect(bool(found.scans or not found.without_extra), f"--scans {folder}",
+           "the packages dcm2niix and pydicom, which read DICOM",
+           f"none, and {_number(len(found.without_extra), 'folder')} of DICOM files", f"Install them: {INSTALL}.")
     expect(bool(found.scans), f"--scans {folder}",
                   f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
@@ -120,7 +124,9 @@ def listed(found: FoundScans) -> list[str]:
         f"{len(rows) - len(used)}; skipped: {found.further} further scans of the same sessions (--all-runs), "
         f"{found.other} files whose names are not of T1-weighted scans (--suffix)",
         *([f"not read: {_number(len(found.unreadable), 'file')} in a format that is not supported, such as "
-           f"{found.unreadable[0]}"] if found.unreadable else [])]
+           f"{found.unreadable[0]}"] if found.unreadable else []),
+        *([f"not read: {_number(len(found.without_extra), 'folder')} of DICOM files, such as {found.without_extra[0]}; "
+           f"to read them: {INSTALL}"] if found.without_extra else [])]
 
 
 def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -235,7 +241,8 @@ def slices_to_keep(found: FoundScans, folder: Path, settings: ExtractSettings, o
     """
     here, pixels, kept = {scan.name for scan in found.scans}, pixels_hash(settings), {}
     for name, rows in sorted(manifest_before(out).items()):
-        if not (settings.prune or name in here or os.path.lexists(folder / name)):
+        # The folder of a DICOM series may be there without its files.
+        if not (settings.prune or name in here or (os.path.lexists(folder / name) and files_of(folder / name))):
             before = recall(out, name)
             # Its layout cannot be asked any more, so what it was taken for stands.
             kept[name] = before is not None and before.pixels == pixels and in_place(
@@ -399,7 +406,9 @@ def _report(settings: ExtractSettings, found: FoundScans, manifest: list[dict], 
             splits: dict[str, str], lent: dict[str, str]) -> dict:
     """Return what extraction.json holds: no time, host, worker count or path, so that equal work gives equal bytes."""
     images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "pillow")}
+    converts = any(suffix_of(scan.name) is None and not scan.refused for scan in found.scans)
+    versions = {name: importlib.metadata.version(name)
+                for name in ("numpy", "scipy", "nibabel", "pillow", *(("dcm2niix",) if converts else ()))}
     return {"schema": 1, "settings": _reported(settings), "recipe": RECIPE, "pixels": pixels_hash(settings),
             "versions": versions,
             "counts": {"scans": len(found.scans), "used": len({row["scan"] for row in manifest}) - gone,
