@@ -20,11 +20,13 @@ from scan_files import block, save, slices_in
 from test_archives import tree_of
 
 from vqvae2.commands import extract
+from vqvae2.evaluation import prediction
 from vqvae2.scans import dicom
 from vqvae2.scans.finding import find_scans
 from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import file_sha256, files_of, read_volume, same_voxels
 from vqvae2.slices.scan_slices import read_table
+from vqvae2.slices.settings import ExtractSettings
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 dcm2niix = pytest.importorskip("dcm2niix", reason="needs the extra dicom")
@@ -601,6 +603,17 @@ def test_an_extraction_from_dicom_gives_slices_of_the_right_people_and_a_second_
         file.unlink()
     extract.main(command)
     assert "gone: 1 scan no longer there" in capsys.readouterr().out
+
+
+def test_predict_takes_a_file_of_a_series_or_its_folder_for_the_scan(tmp_path):
+    paths = save_slices(tmp_path / "sub-01/T1", block(BRAIN))
+    cutting = ExtractSettings(scans=tmp_path, out=tmp_path, size=32)
+    for given in (paths[2:4], [paths[0].parent], [tmp_path]):
+        sources = prediction.find_sources(given, (), tmp_path / "out")
+        assert [(source.scan.path, source.scan.subject) for source in sources] in (
+            [(paths[0].parent, "01")], [(paths[0].parent, "dicom")])
+        [image] = prediction.read_all(sources, cutting, (1, 32, 32), 32)[0]
+        assert image.pixels.any()
 
 
 def test_the_list_shows_folders(tmp_path, capsys):
