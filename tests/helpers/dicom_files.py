@@ -9,7 +9,7 @@ from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageS
 from scan_files import block, stored
 
 TO_LPS = np.array([-1, -1, 1])
-NAME = "Mustermann^Erika"
+NAME = "Surname^Given"
 """The name of the patient in every file."""
 
 

@@ -237,9 +237,11 @@ PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 def suffix_of(name: str) -> str | None:
     """Return the end of a file's name that is in READERS, in lower case; None if its format is not known."""
     lower = name.lower()
-    if not lower.endswith(tuple(READERS)):  # fast, for the many files that are no scans
+    if not lower.endswith(tuple(READERS)):  # one call, for the many files that are no scans
         return None
-    return next(suffix for suffix in READERS if lower.endswith(suffix))
+    for suffix in READERS:
+        if lower.endswith(suffix):
+            return suffix
 
 
 _spare = np.empty(0, np.uint8)

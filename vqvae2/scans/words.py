@@ -30,7 +30,7 @@ def words_of(text: str) -> list[str]:
 
 def says_t1(*texts: str) -> bool:
     """Return whether one of the texts says a T1-weighted scan: MPRAGE, SPGR, T1w."""
-    return not T1_WORDS.isdisjoint([word for text in texts for word in words_of(text)])
+    return not T1_WORDS.isdisjoint(words_of(" ".join(texts)))
 
 
 def says_other_series(series: str) -> bool:
@@ -40,7 +40,9 @@ def says_other_series(series: str) -> bool:
 
 def says_other_scan(stem: str) -> bool:
     """Return whether the name of a file, without its ending, or of a folder is that of no T1-weighted scan."""
-    return says_other_series(stem) or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words_of(stem)[-1:])
+    words = words_of(stem)
+    return bool(NOT_SCANS_IN_A_WORD.search(stem.lower()) or not NOT_SCANS.isdisjoint(words)
+                or not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]))
 
 
 def says_other_description(description: str) -> bool:
