@@ -14,7 +14,7 @@ venv: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python: expected 3.10 or newer, found " + sys.version.split()[0] + ". Pass another one: make venv PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[fast,demo,notebook,tune,dev]"
+	$(PY) -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[fast,demo,dicom,notebook,tune,dev]"
 	touch $@
 
 demo: venv

@@ -165,6 +165,7 @@ class TestEncode:
         (np.full((2, 32, 32), 255.0), r"images: expected floats in 0…1, found 255 to 255\. Divide 8-bit values by 255"),
         (torch.linspace(-1.5, 2, 1024).view(1, 32, 32), r"images: expected floats in 0…1, found -1\.5 to 2\."),
         (np.full((2, 32, 32), np.nan), r"images: expected floats in 0…1, found nan to nan\."),
+        ([], r"images: expected an array, a tensor or a list of image files, found an empty list\."),
         ("brain.png", r"images: expected an array, a tensor or a list of image files, found a str\. Give \[path\]"),
         (Path("brain.png"), r"images: .* found a PosixPath\. Give \[path\]"),
         ([np.zeros((32, 32))], r"images: .* found a list\. .*numpy\.stack"), ([], r"images: .* found a list\."),

@@ -266,7 +266,10 @@ class TestWhereARunStands:
         assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
         status, said = self.stands(tmp_path / "nowhere")
         assert status == 2
-        assert "expected the settings of a run, found no such file" in said
+        assert "nowhere: expected a folder with config.json, or a name in results/*/ or pretrained/" in said
+
+    def test_a_run_is_known_by_its_name(self):
+        assert self.stands("vqvae-64") == (1, "not finished: 0 of 25 epochs, 0 steps\n")
 
 
 class TestConfig:
@@ -306,6 +309,18 @@ class TestFindRun:
         with pytest.raises(UserError, match=r"^--top brain: expected one run of this name, found results/folder/brain, "
                                             r"results/oasis/brain\. Give the path of one\.$"):
             checkpoints.find_run("brain", "--top")
+
+    def test_a_run_and_its_published_copy_are_one_and_the_run_itself_is_taken(self):
+        tensors = {"weight": torch.arange(3)}
+        for folder in ("pretrained/brain", "results/oasis/brain"):
+            Path(folder).mkdir(exist_ok=True)
+            checkpoints.save_weights(Path(folder) / checkpoints.WEIGHTS, tensors, {"settings": {}, "where": folder})
+        (Path("results/folder/brain") / checkpoints.WEIGHTS).unlink()
+        assert checkpoints.find_run("brain", "--vqvae") == Path("results/oasis/brain")
+        other = {"weight": torch.zeros(3)}
+        checkpoints.save_weights(Path("pretrained/brain") / checkpoints.WEIGHTS, other, {"settings": {}})
+        with pytest.raises(UserError, match=r"found pretrained/brain, results/oasis/brain\."):
+            checkpoints.find_run("brain", "--vqvae")
 
     @pytest.mark.parametrize("name", ["brian", "begun"], ids=["unknown", "no epoch has ended"])
     def test_a_name_without_a_run_lists_those_that_there_are(self, name):

@@ -6,9 +6,10 @@
     python extract_slices.py --scans ~/data/oasis --out slices-128 --size 128 --bits 16 --workers 8 --strict
     python extract_slices.py --scans /shared/oasis --out /shared/slices --shard 3/8      # on 8 machines, 1/8 to 8/8
 
-The command reads OASIS-1 to -4 as downloaded, BIDS trees, FreeSurfer subjects and folders of NIfTI, Analyze or MGH
-files. Without --scans and --out, OASIS_PATH and SLICES_PATH are taken from the environment or from .env. Nothing in
---scans is changed.
+The command reads OASIS-1 to -4 as downloaded, BIDS trees, FreeSurfer subjects, folders of NIfTI, Analyze or MGH files,
+and folders of DICOM files as ADNI, PPMI and XNAT give them (extra dicom: pip install 'vqvae2-brain-mri[dicom]'; each is
+converted once, into ~/.cache/vqvae2 or $VQVAE2_CACHE). Without --scans and --out, OASIS_PATH and SLICES_PATH are taken
+from the environment or from .env. Nothing in --scans is changed.
 
     <out>/train, validate, test    <subject>[_<session>][_run-N]_<plane>NNN.png, NNN the plane's index
     <out>/manifest.csv             one row an image; there only while every image is as it says

@@ -2,7 +2,7 @@
 
     python predict.py --vqvae vqvae-128 brain.png --out predicted
     python predict.py -m results/oasis/brain-128 photo.jpg slices/test more.tif --out predicted
-Scans (NIfTI, Analyze, MGH) and folders of scans are cut into slices as by extract_slices.py, by default 1 per scan:
+Scans (NIfTI, Analyze, MGH, DICOM) and folders of scans are cut into slices as by extract_slices.py, by default 1 each:
     python predict.py --vqvae vqvae-128 sub-01_T1w.nii.gz --out predicted
     python predict.py --vqvae vqvae-128 ~/data/oasis --out predicted --per-scan 5 --extent 0.4 0.7
 At another size than in training; the model's downsampling factors must divide the size:

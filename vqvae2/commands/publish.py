@@ -53,8 +53,8 @@ are guesses that look likely. Shares of sex and age in samples are those of the 
 class PublishSettings:
     """Settings of `vqvae2 publish`."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run: a folder, or a name in results/*/."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder that receives model.safetensors, config.json, log.csv, curves.png and README.md."""
     bf16: bool = False
@@ -233,4 +233,5 @@ def _judged_on(report: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Publish as the command line says."""
     settings = parse(PublishSettings, __doc__, arguments)
-    print(f"written: {settings.out}, weights {publish(settings.run, settings.out, settings.bf16)[:12]}")
+    run = weights.find_run(settings.run, "RUN")
+    print(f"written: {settings.out}, weights {publish(run, settings.out, settings.bf16)[:12]}")

@@ -1,16 +1,16 @@
 """A run's folder -> how far the run is.
 
     vqvae2 status results/oasis/brain-128
+    vqvae2 status brain-128
 
 Exit status: 0 if the run has made all its epochs, 1 if not, 2 if the run's state cannot be read.
 """
 
 import sys
-from pathlib import Path
 
 from vqvae2.common.errors import UserError, expect
 from vqvae2.runs.state import load_last_state
-from vqvae2.runs.weights import read_config
+from vqvae2.runs.weights import CONFIG, find_run, read_config
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    expect(len(words) == 1, "vqvae2 status", "the folder of one run", f"{len(words)} argument(s)",
+    expect(len(words) == 1, "vqvae2 status", "the folder or the name of one run", f"{len(words)} argument(s)",
            "For example: vqvae2 status results/oasis/brain-128")
-    folder = Path(words[0])
+    folder = find_run(words[0], "RUN", file=CONFIG)
     config = read_config(folder)
     state, warning = load_last_state(folder, config.get("run_id"))
     try:

@@ -33,9 +33,10 @@ from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.settings import as_before
+from vqvae2.scans.dicom import is_dicom_name
 from vqvae2.scans.finding import Scan, find_scans, with_mask
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.identities import File, identify, stem_of
+from vqvae2.scans.identities import SERIES, File, identify, stem_of
 from vqvae2.scans.volumes import files_of
 from vqvae2.settings.checks import SAID, Checked
 from vqvae2.settings.parsing import as_dict, from_dict
@@ -50,7 +51,7 @@ COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes
             "images that were given, whoever they are of: no benchmark.")
 # A model's config may say how its slices were cut. The flags beat it, extract_slices.py's defaults follow.
 OF_SLICES = ("planes", "extent", "field_of_view", "bits")
-WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH) or a folder of them"
+WHAT_IS_READ = "an image (PNG, JPEG, TIFF, WebP, BMP, GIF), a scan (NIfTI, Analyze, MGH, DICOM) or a folder of them"
 # The descriptions of a change begin with these words.
 SLICE, RESIZED, STRETCHED, CROPPED, GREY = CHANGES = ("slice of a scan", "resized", "stretched", "cropped",
                                                       "colours made grey")
@@ -210,7 +211,7 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
             sources = _in_folder(given, suffixes, out, mask_suffixes)
         else:
             expect(is_scan or given.suffix.lower() in SUFFIXES, str(given), WHAT_IS_READ, "a file of another kind",
-                   "Leave it out, or convert it (DICOM with dcm2niix, for instance).")
+                   "Leave it out, or convert it; of DICOM files without an ending name the folder.")
             sources = [Source(given, _named_scan(given, mask_suffixes) if is_scan else None, True)]
         for source in sources:
             key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
@@ -239,9 +240,11 @@ def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: 
 
 def _named_scan(path: Path, mask_suffixes: Sequence[str]) -> Scan:
     """Return a scan that may have any name; its layout, its subject and its brain mask are told by where it lies."""
-    header = files_of(path)[0]
+    in_series = is_dicom_name(path.name)
+    header = path.parent if in_series else files_of(path)[0]
     header = header if header.exists() else path
-    [(_, who)] = identify([File(header, header.resolve().as_posix(), "")])[0]
+    name = header.resolve() / SERIES if in_series else header.resolve()
+    [(_, who)] = identify([File(header, name.as_posix(), "")])[0]
     scan = Scan(header, str(header), who.subject, who.session, who.run, who.storage, stem_of(header.name) or "scan")
     return with_mask(scan, os.listdir(header.absolute().parent), mask_suffixes)
 

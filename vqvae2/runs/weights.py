@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,19 +80,26 @@ def read_config(folder: Path) -> dict:
 def find_run(name: str, flag: str, results: Path = Path("results"), file: str = WEIGHTS) -> Path:
     """Return the folder of a run that has `file`: `name` as a path, or looked up in <results>/*/ and pretrained/.
 
-    Raises: UserError, naming what was found, if there is none or more than one.
+    Raises: UserError, naming what was found, if there is none, or if there are several whose weights differ.
     """
     if (Path(os.path.expanduser(name)) / file).is_file():
         return Path(os.path.expanduser(name))
     runs = sorted(path.parent for paths in (results.glob(f"*/*/{file}"), Path("pretrained").glob(f"*/{file}"))
                   for path in paths)
     found = [folder for folder in runs if folder.name == name]
-    expect(len(found) < 2, f"{flag} {name}", "one run of this name", ", ".join(map(str, found)),
-           "Give the path of one.")
+    expect(len(found) < 2 or _have_the_same_weights(found), f"{flag} {name}", "one run of this name",
+           ", ".join(map(str, found)), "Give the path of one.")
     known = ", ".join(sorted({folder.name for folder in runs}))
     expect(bool(found), f"{flag} {name}", f"a folder with {file}, or a name in {results}/*/ or pretrained/",
            f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
-    return found[0]
+    return found[-1]  # a run in results/ before what was published of it
+
+
+def _have_the_same_weights(folders: Sequence[Path]) -> bool:
+    try:
+        return len({weights_hash(load_weights(folder / WEIGHTS)[0]) for folder in folders}) == 1
+    except UserError:
+        return False
 
 
 def find_model(name: str, flag: str, results: Path = Path("results"), **download: object) -> Path:

@@ -224,13 +224,17 @@ def finish(image_sampler: ImageSampler, folder: SampleFolder, names: list[str]) 
     if image_sampler.incomplete is None:
         images = torch.stack([folder.picture(name) for name in names[:MOST_IN_GRID]])
         grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)))
+        shown = len(images)
     else:
         grid = completions(folder, image_sampler)
+        shown = min(len(image_sampler.incomplete.names), MOST_ROWS) * min(image_sampler.settings.count,
+                                                                          MOST_COMPLETIONS)
     folder.finish(maps, grid, report)
     for rejection in report.values():
         print("kept 1 of {candidates} candidates of each image ({share_kept:.1%}) by {by}: {words} {mean_kept:.4g}, of "
               "all candidates {mean_of_all:.4g}".format(words=rejection["unit"].replace("_", " "), **rejection))
-    print(f"{len(names)} images: {folder.out / 'images'}, all at once: {folder.out / 'grid.png'}", flush=True)
+    print(f"{len(names)} images: {folder.out / 'images'}, "
+          f"{'all' if shown == len(names) else f'{shown} of them'} at once: {folder.out / 'grid.png'}", flush=True)
 
 
 def completions(folder: SampleFolder, image_sampler: ImageSampler) -> Image.Image:

@@ -1,7 +1,9 @@
 """Folder of raw data -> the scans in it: whose they are, of which visit, one for each session unless all are wanted.
 
 Which files are scans is decided here, whose they are in identities.py. Only paths below the given folder count,
-so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened.
+so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened. Only names of
+DICOM files say nothing: the scan is their folder, and a header or a few of each folder are read for what its series is
+called. In a folder without any scan the first file without an ending is asked whether it is DICOM.
 """
 
 import hashlib
@@ -11,25 +13,25 @@ import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.scans import dicom
 from vqvae2.scans.archives import FREESURFER_BEST_FIRST
-from vqvae2.scans.identities import T1_WORDS, TABLE_NAME, Doubt, File, Identity, identify, stem_of, words_of
+from vqvae2.scans.identities import SERIES, TABLE_NAME, Doubt, File, Identity, identify, stem_of
 from vqvae2.scans.masks import mask_among
+from vqvae2.scans.series_folders import own_levels
+from vqvae2.scans.words import (
+    SEGMENTATIONS,
+    T1_WORDS,
+    natural,
+    says_t1,
+    why_other_description,
+    why_other_scan,
+    why_other_series,
+    words_of,
+)
 
-SEGMENTATIONS = frozenset(re.findall(r"\w+", """
-    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
-    atlas"""))
-NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
-    t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
-    angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
-    ct1 t1wks truth contrast postcontrast stir b0map mtsat lesionseg segmented tissueseg thickness prob tumor tumour
-    wholebrainmask t2flair flair3d pdt2 av45 fdg mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield
-    t1wdividedbyt2w localizer scout"""))
-NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
-NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
-    |[a-z]mask(?![a-z])|(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
 SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts|va)?|seg|segmentations?|.+\.anat",
                                  re.IGNORECASE)
 """Searched only for suffixes that name such a file."""
@@ -41,8 +43,8 @@ MADE_FROM = re.compile(r"(?=.*[a-z])(?:s\d{0,2})?(?:m?[wr]{0,2}[cp]?[0-6]?|i?y_|
 """What SPM and CAT12 put before a scan's name for what they make from it: c1, mwp1, y_, wm, …"""
 MAPS = re.compile(r"(?:s\d{0,2})?(?:m?wp|rp|m?wc|rc)[1-6].{3}|c[1-6]sub-|i?y_sub-")
 SHORTEST_NAME = 3
-UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm",
-              ".ima", ".par", ".brik", ".brik.gz")
+UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".par",
+              ".brik", ".brik.gz")
 """Endings of scans that are not read."""
 UNDECODABLE = re.compile(r"\\ud[0-9a-f]{3}")
 """The text that stands in a name for a byte that is not UTF-8."""
@@ -54,10 +56,10 @@ LONGEST_PREFIX = 150
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan: a file of a session of a subject."""
+    """One scan: a file of a session of a subject, or a folder of DICOM files."""
 
     path: Path
-    """The file; the .hdr of a pair."""
+    """The file; the .hdr of a pair; the folder of DICOM files."""
     name: str
     """Its path below the searched folder, with / on every system, and bytes that are not UTF-8 written as \\udcff."""
     subject: str
@@ -99,6 +101,8 @@ class FoundScans:
     """The number of files with a scan's extension whose name is of something else, such as a mask."""
     unreadable: tuple[str, ...] = ()
     """The names of scans in formats that are not read."""
+    without_extra: tuple[str, ...] = ()
+    """The names of folders of DICOM files, if the extra that reads them is not installed."""
     doubt: Doubt | None = None
     """What has to be confirmed before people can be told apart."""
     left_out: tuple[tuple[str, str], ...] = ()
@@ -127,29 +131,33 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
         mask_suffixes: how the names of brain masks end that lie beside scans.
     The scans that cannot be used by their name or place say so in `refused`, and take no other's place.
     """
-    files, refused, tables, left_out, unreadable, masks = _walk(
-        folder, [suffix.lstrip("_") for suffix in suffixes], tuple(suffix.lower() for suffix in mask_suffixes))
+    wanted = [suffix.lstrip("_") for suffix in suffixes]
+    tree = _walk(folder, wanted, tuple(suffix.lower() for suffix in mask_suffixes))
+    without_extra = [] if dicom.is_installed() else [each.name for each in tree.series]
+    left_out = tree.left_out + [(name, f"{NOT_READ} DICOM without {dicom.INSTALL}") for name in without_extra]
+    refused = tree.refused
+    files = tree.files + ([] if without_extra else _series_as_files(tree.series, wanted, left_out))
     sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
     for file, who in identified:
-        if not suffixes and who.series and _is_other_series(who.series):
-            left_out.append((file.name, f'its series is called "{who.series}"'))
+        if not suffixes and who.series and (reason := why_other_series(who.series)):
+            left_out.append((file.scan_name, f"its series {reason}"))
         elif who.subject:
-            scan = Scan(file.path, file.name, who.subject, who.session, who.run, who.storage, archive=who.archive)
-            rank = (who.rank, not suffixes and not _says_t1(file.name, who))
+            scan = Scan(file.path, file.scan_name, who.subject, who.session, who.run, who.storage, archive=who.archive)
+            rank = (who.rank, not suffixes and not _says_t1(file, who))
             sessions[who.root, who.subject, who.session, file.suffix].append((rank, scan))
         else:
             rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
                     f"a path as --archive {archive} describes")
-            refused.append(_refuse(file.path, file.name, rule, file.name,
+            refused.append(_refuse(file.path, file.scan_name, rule, file.scan_name,
                                    "Change the pattern, or move the file out of the folder of scans."))
     _leave_copies_out(sessions)
-    chosen = [with_mask(scan, masks[scan.path.parent], mask_suffixes)
+    chosen = [with_mask(scan, tree.masks.get(scan.path.parent, ()), mask_suffixes)
               for candidates in sessions.values() for scan in _choose(candidates, all_runs)]
     further = [(name, _why_further(name, scan.name)) for scan in chosen for name in scan.instead_of]
     other = sum(not reason.startswith((NOT_SEARCHED, NOT_READ)) for _, reason in left_out)
-    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: natural_order(scan.name)), len(further),
-                      tables, other, tuple(unreadable), doubt, (*left_out, *further))
+    return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: natural(scan.name)), len(further),
+                      tree.tables, other, tuple(tree.unreadable), tuple(without_extra), doubt, (*left_out, *further))
 
 
 def _why_further(name: str, used: str) -> str:
@@ -158,13 +166,61 @@ def _why_further(name: str, used: str) -> str:
     return f"another scan of the session is used: {used}"
 
 
-def _is_other_series(series: str) -> bool:
-    return bool(NOT_SCANS_IN_A_WORD.search(series.lower()) or not NOT_SCANS.isdisjoint(words_of(series)))
+@dataclass(frozen=True)
+class _Series:
+    """A folder of DICOM files."""
+
+    path: Path
+    name: str
+    """Its path below the searched folder, "." for that folder itself."""
+    files: list[str]
+    """The names of the DICOM files in it, in natural order."""
 
 
-def _says_t1(name: str, who: Identity) -> bool:
+@dataclass
+class _Tree:
+    """What lies in a folder, at any depth, by names."""
+
+    files: list[File] = field(default_factory=list)
+    series: list[_Series] = field(default_factory=list)
+    refused: list[Scan] = field(default_factory=list)
+    tables: dict[str, list[Path]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    masks: dict[Path, list[str]] = field(default_factory=dict)
+    """The names of the files in a folder that end as brain masks do."""
+
+
+def _series_as_files(series: Sequence[_Series], suffixes: Sequence[str],
+                     left_out: list[tuple[str, str]]) -> list[File]:
+    """Return the folders of DICOM files that are scans by their names and by what their headers call the series; the
+    others are added to `left_out`, each with its reason."""
+    asked = {}
+    for each in series:
+        *above, own = ("", *PurePosixPath(each.name).parts)[:dicom.series_level(PurePosixPath(each.name).parts) + 2]
+        asked[each.name] = _asked_by(f"{'/'.join(above[1:])}/{own or 'dicom'}{dicom.ENDINGS[0]}".lstrip("/"),
+                                     own or "dicom", suffixes)
+    glances = {each.name: dicom.glance(each.path, each.files) for each in series}
+    levels = own_levels(list(glances.items()))
+    found = []
+    for each, level in zip(series, levels):
+        seen = glances[each.name]
+        suffix, reason = asked[each.name]
+        if suffix is not None:
+            reason = "" if seen.is_mr else "no MR images"
+            if not suffixes and (said := why_other_description(seen.description)):
+                reason = f"its description {said}"
+        if reason or suffix is None:
+            left_out.append((each.name, reason))
+            continue
+        called = f"{dicom.series_name(PurePosixPath(each.name).parts)} {seen.description}"
+        found.append(File(each.path, SERIES if each.name == "." else f"{each.name}/{SERIES}", suffix, called, level))
+    return found
+
+
+def _says_t1(file: File, who: Identity) -> bool:
     """Return whether the file, its folder or its series is called T1-weighted."""
-    return not T1_WORDS.isdisjoint([*words_of(who.series), *words_of("/".join(name.split("/")[-2:]))])
+    return says_t1(who.series, file.series, "/".join(file.name.split("/")[-2:]))
 
 
 def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]) -> None:
@@ -182,60 +238,60 @@ def with_mask(scan: Scan, beside: Sequence[str], suffixes: Sequence[str]) -> Sca
     return scan if mask is None else replace(scan, mask=scan.path.with_name(mask))
 
 
-def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...]) -> tuple[
-        list[File], list[Scan], dict[str, list[Path]], list[tuple[str, str]], list[str], dict[Path, list[str]]]:
-    """Return scans by name, what is refused already, tables by folder, what is left out, unreadable names, and the
-    names of masks by folder."""
-    found: list[File] = []
-    refused: list[Scan] = []
-    tables: dict[str, list[Path]] = {}
-    seen, left_out, unreadable, masks = set(), [], [], {}
+def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...]) -> _Tree:
+    """Return what is in a folder, at any depth, by names."""
+    tree, seen = _Tree(), set()
     stems: dict[str, set[str]] = {}
 
     def refuse_folder(error: OSError) -> None:
-        refused.append(_refuse(Path(error.filename), _name(Path(error.filename), folder), "a folder that can be read",
-                               (error.strerror or str(error)).lower(), "See its permissions and the disk."))
+        path = Path(error.filename)
+        tree.refused.append(_refuse(path, _name(path, folder), "a folder that can be read",
+                                    (error.strerror or str(error)).lower(), "See its permissions and the disk."))
 
     for here, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:  # a link that leads back up, or twice to the same place
-            left_out.append((_name(Path(here), folder), f"{NOT_SEARCHED}: a link to one that was"))
+            tree.left_out.append((_name(Path(here), folder), f"{NOT_SEARCHED}: a link to one that was"))
             folders.clear()
             continue
         seen.add(real)
         searched = sorted(each for each in folders if _is_searched(each, suffixes))
         if len(searched) < len(folders):
-            left_out += [(_name(Path(here, each), folder), f"{NOT_SEARCHED}: {_why_not_searched(each, bool(suffixes))}")
-                         for each in sorted({*folders} - {*searched})]
+            tree.left_out += [(_name(Path(here, each), folder),
+                               f"{NOT_SEARCHED}: {_why_not_searched(each, bool(suffixes))}")
+                              for each in sorted({*folders} - {*searched})]
         folders[:] = searched
         there = {each.lower() for each in files}
         own = {each: stem_of(each) for each in files}
         stems[here] = {stem or "" for stem in own.values()} if not suffixes else set()
-        masks[Path(here)] = [each for each, stem in own.items() if stem and stem.lower().endswith(mask_suffixes)]
+        tree.masks[Path(here)] = [each for each, stem in own.items() if stem and stem.lower().endswith(mask_suffixes)]
         near = stems[here], stems.get(os.path.dirname(here), set())
+        if in_series := _dicom_of(here, files):
+            tree.series.append(_Series(Path(here), _name(Path(here), folder), in_series))
+            files = [each for each in files if not dicom.is_dicom_name(each)]
         for each in sorted(files):
             path = Path(here, each)
             name = _name(path, folder)
             if TABLE_NAME.fullmatch(each):
-                tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
+                tree.tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
             image = re.fullmatch(r"(.*)\.img(\.gz)?", each.lower()) if ".img" in each.lower() else None
             if image and not there.isdisjoint((f"{image[1]}.hdr", f"{image[1]}.hdr.gz")):
                 continue  # the .hdr stands for the pair
             if each.lower().endswith(UNREADABLE) and not each.startswith("."):
-                unreadable.append(name)
-                left_out.append((name, f"{NOT_READ} {_ending(each)}"))
+                tree.unreadable.append(name)
+                tree.left_out.append((name, f"{NOT_READ} {_ending(each)}"))
             suffix, reason = _asked_by(name, own[each], suffixes)
             if suffix is not None and not suffixes:
                 reason = _made_from(own[each], near)
             if reason:
-                left_out.append((name, reason))
+                tree.left_out.append((name, reason))
             if suffix is None or reason:
                 continue
             if instead := _instead_of_a_file(path):
-                refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
+                tree.refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
-                found.append(File(path, name, suffix))
-    return found, refused, tables, left_out, unreadable, masks
+                tree.files.append(File(path, name, suffix))
+    return tree
 
 
 def _why_not_searched(folder_name: str, asked: bool) -> str:
@@ -248,6 +304,20 @@ def _why_not_searched(folder_name: str, asked: bool) -> str:
 
 def _ending(file_name: str) -> str:
     return max((each for each in UNREADABLE if file_name.lower().endswith(each)), key=len)
+
+
+def _dicom_of(here: str, files: Sequence[str]) -> list[str]:
+    """Return the names of a folder's DICOM files, in natural order.
+
+    Where no ending says so, and nothing else in the folder is a scan, the first file without an ending is looked into.
+    """
+    names = [each for each in files if dicom.is_dicom_name(each)]
+    if not names:
+        without = [each for each in files if dicom.may_be_dicom(each)]
+        is_scan = (each for each in files if not each.startswith(".") and stem_of(each) is not None)
+        if without and next(is_scan, None) is None and dicom.begins_as_dicom(Path(here, min(without))):
+            names = without
+    return sorted(names, key=natural)
 
 
 def _is_searched(folder_name: str, suffixes: Sequence[str]) -> bool:
@@ -291,13 +361,8 @@ def _why_not_t1(folders: list[str], stem: str, last: str) -> str:
     if "mri" in folders and last.lower().endswith((".mgz", ".mgh")):
         is_scan = folders[-1] == "mri" and stem in FREESURFER_BEST_FIRST
         return "" if is_scan else "of FreeSurfer, and none of its scans"
-    words = words_of(stem)
-    if part := NOT_SCANS_IN_A_WORD.search(stem.lower()):
-        return f'its name says "{next((word for word in words if part[0] in word), part[0])}"'
-    if not NOT_SCANS.isdisjoint(words):
-        return f'its name says "{next(word for word in words if word in NOT_SCANS)}"'
-    if not NOT_SCANS_AS_LAST_WORD.isdisjoint(words[-1:]):
-        return f'its name ends with "{words[-1]}"'
+    if reason := why_other_scan(stem):
+        return f"its name {reason}"
     if stem.startswith("sub-"):
         suffixes = [part for part in stem.split("_") if "-" not in part]
         is_channel = suffixes[-1:] and suffixes[-1].isdigit()  # of nnU-Net
@@ -325,11 +390,12 @@ def _choose(candidates: list[tuple[tuple[int, bool], Scan]], all_runs: bool) -> 
     best = min(rank for rank, _ in candidates)
     # An .img stands here only where its .hdr is missing: whatever else there is comes before it.
     ordered = sorted((scan for rank, scan in candidates if rank == best),
-                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), natural_order(scan.name)))
-    first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name)): scan for scan in reversed(ordered)}
+                     key=lambda scan: (scan.name.lower().endswith((".img", ".img.gz")), natural(scan.name)))
+    first_formats = {(scan.name.rpartition("/")[0], stem_of(scan.name) or scan.name): scan
+                     for scan in reversed(ordered)}
     chosen = list(first_formats.values()) if all_runs else ordered[:1]
     used = {scan.name for scan in chosen}
-    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=natural_order))
+    beaten = tuple(sorted((scan.name for _, scan in candidates if scan.name not in used), key=natural))
     return [replace(chosen[0], instead_of=beaten), *chosen[1:]]
 
 
@@ -373,8 +439,3 @@ def _printable(name: str) -> str:
 def _composed(text: str) -> str:
     """Return a text in Unicode's NFC: on a macOS disk an accent and its letter are two characters, elsewhere one."""
     return unicodedata.normalize("NFC", text)
-
-
-def natural_order(name: str) -> list:
-    """Return a key for sorting that puts anat2 before anat10."""
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

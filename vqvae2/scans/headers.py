@@ -48,6 +48,11 @@ class UnusableScan(UserError):
         self.reason = " ".join(f"expected {rule}, found {found}. {advice}".split())
         super().__init__(f"{name}: {self.reason}")
 
+    def of(self, name: str) -> "UnusableScan":
+        """Return the same about the file of this name."""
+        self.args = (f"{name}: {self.reason}",)
+        return self
+
 
 def expect_usable(ok: bool, name: str, rule: str, found: object, advice: str) -> None:
     """Raise UnusableScan for the file of this name unless `ok`."""

@@ -19,14 +19,14 @@ from pathlib import Path, PurePosixPath
 
 from vqvae2.scans.archives import ARCHIVES, BY_NAME, DATE, FREESURFER_BEST_FIRST, Archive, first_match
 from vqvae2.scans.volumes import suffix_of
+from vqvae2.scans.words import T1_WORDS, words_of
 
+SERIES = "dicom.dcm"
+"""Stands for all DICOM files of a folder; a word that names no person."""
 TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.csv", re.IGNORECASE)
 """Whole names of the files that are tables without being named by `--covariates`."""
 PLAIN = "plain"
 """The archive of a path that no row of the table describes."""
-T1_WORDS = frozenset(re.findall(r"\w+", """
-    t1w t1 mprage mpr t1mprage spgr fspgr irfspgr bravo mp2rage memprage rage mdeft 3dt1 tfl t1n t1weighted t1tfe
-    3dtfe"""))
 GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
     anat anatomical anatomy brain head scan scans image images img volume vol struct structural raw nifti nii mri mr
     orig original nu norm anon anonymized defaced masked stripped skullstripped acpc dc restore data dataset files
@@ -63,12 +63,22 @@ MOST_SCANS_OF_A_SUBJECT = 20
 
 @dataclass(frozen=True)
 class File:
-    """A file that is a scan by its name."""
+    """A file that is a scan by its name, or a folder that is one, since there are DICOM files in it."""
 
     path: Path
     name: str
+    """The path below the searched folder; that of a folder ends with SERIES, since its files' own names say nothing."""
     suffix: str
     """The value of --suffix that asked for the file; empty without --suffix."""
+    series: str = ""
+    """What a folder of DICOM files and a header in it call the series; empty for a file."""
+    series_level: int | None = None
+    """The index of the folder that is the series' own, if the headers say so: it is no person."""
+
+    @property
+    def scan_name(self) -> str:
+        """Return the path of what the user sees, which is "." where the searched folder itself is the scan."""
+        return (self.name.removesuffix(SERIES).rstrip("/") or ".") if self.name.endswith(SERIES) else self.name
 
 
 @dataclass(frozen=True)
@@ -223,7 +233,7 @@ def _at_level(file: File, level: int) -> Identity | None:
 
 def _visit_below(file: File, level: int, person: str, visit: str) -> str:
     """Return the session of a file whose person is the folder of this index: what calls itself a visit, or the rest."""
-    below = PurePosixPath(file.name).parts[level + 1:-1]
+    below = [part for i, part in enumerate(PurePosixPath(file.name).parts[:-1]) if i > level and i != file.series_level]
     label = _label(file)
     if label.lower().startswith(person.lower()):
         label = label[len(person):].strip("-_. ")
@@ -275,7 +285,7 @@ def _doubt_about_names(found: Sequence[tuple[File, Identity]]) -> Doubt | None:
         return None
     doubtful, choices = free or list(found), []
     for archive in dict.fromkeys(who.archive for _, who in doubtful):
-        people = {who.subject: file.name for file, who in reversed(doubtful) if who.archive == archive}
+        people = {who.subject: file.scan_name for file, who in reversed(doubtful) if who.archive == archive}
         choices.append(Choice(archive if archive != PLAIN else f"{PLAIN}:{_usual_level(doubtful)}", len(people),
                               tuple((name, subject) for subject, name in list(people.items())[-2:])))
     return Doubt(len(doubtful), tuple(choices))
@@ -344,7 +354,7 @@ def _is_same_for_several(nobody: Sequence[str], by_file: dict[str, File]) -> boo
 
 
 def _choice(archive: str, files: Sequence[File]) -> Choice:
-    told = [(file.name, _at_level(file, _level_of(archive))) for file in files]
+    told = [(file.scan_name, _at_level(file, _level_of(archive))) for file in files]
     firsts = {who.subject: name for name, who in reversed(told) if who}
     return Choice(archive, len(firsts), tuple((name, subject) for subject, name in list(firsts.items())[-2:]))
 
@@ -359,14 +369,15 @@ def _parts_that_may_be_people(file: File) -> list[_Part]:
     found: list[_Part] = []
     *folders, _ = PurePosixPath(file.name).parts
     for level, part in [*enumerate(folders), (-1, _label(file))]:
-        if level >= 0 and part.lower() == file.suffix.lower():
+        if level == file.series_level or (level >= 0 and part.lower() == file.suffix.lower()):
             continue
         person = split_visit(part)[0]
         if person:
             found.append(_Part(level, person))
     if not found:  # scan1.nii, brain_002.nii: the number is the person's
         numbered = [(level, part) for level, part in [*enumerate(folders), (-1, _label(file))]
-                    if part[-1:].isdigit() and not VISIT.fullmatch(part) and part.lower() not in T1_WORDS]
+                    if part[-1:].isdigit() and level != file.series_level and not VISIT.fullmatch(part)
+                    and part.lower() not in T1_WORDS]
         found = [_Part(*numbered[-1])] if numbered else []
     return found
 
@@ -425,7 +436,8 @@ def _partition(people: dict[str, str]) -> frozenset[frozenset[str]]:
 
 def _visit(file: File, whole: bool = True) -> str:
     """Return the first part of the path that calls itself a session, such as visit1 or session_2."""
-    parts = (*PurePosixPath(file.name).parts[:-1], *([_label(file)] if whole else []))
+    folders = [part for i, part in enumerate(PurePosixPath(file.name).parts[:-1]) if i != file.series_level]
+    parts = (*folders, *([_label(file)] if whole else []))
     return next(filter(VISIT.fullmatch, parts), "")
 
 
@@ -439,18 +451,14 @@ def stem_of(name: str) -> str | None:
 def _label(file: File) -> str:
     """Return the part of a file's name that names its subject: IXI002-Guys-T1 -> IXI002-Guys; T1 stays T1."""
     stem = stem_of(file.name) or ""
-    stem = stem[: len(stem) - len(file.suffix)].rstrip("-_. ") if file.suffix else stem
+    if file.suffix and not file.name.endswith(SERIES):
+        stem = stem[: len(stem) - len(file.suffix)].rstrip("-_. ")
     return GENERIC_END.sub("", stem) or stem
 
 
 def bare_name(stem: str) -> str:
     """Return a file's name without the words that say what kind of scan it is: P01_T1w_brain -> p01, T1 -> nothing."""
     return GENERIC_END.sub("", f"_{stem}").strip("-_. ").casefold()
-
-
-def words_of(text: str) -> list[str]:
-    """Return its words in lower case."""
-    return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
 def _is_generic(text: str) -> bool:

@@ -6,9 +6,9 @@ never interpolated, so a voxel keeps its value. Voxels stay in the file's number
 are a view of what was read: a copy of a scan in float64 would be 120 MB.
 
 READERS has one row a format: the end of a file's name in lower case, and the function that reads such a file. A scan is
-found if its name ends so, and everything that is not about its format is done for all of them by `read_volume`: RAS
-order, background, numbers that are not finite, check sums. A new format is one module that imports from headers.py
-alone, and one row here.
+found if its name ends so; a series of DICOM is its whole folder (dicom.py). Everything that is not about its format is
+done for all of them by `read_volume`: RAS order, background, numbers that are not finite, check sums. A new format is
+one module that imports from headers.py alone, and one row here.
 
 The first bytes of a file tell whether it is gzip, not its name. The package isal [1], where it is installed, inflates
 several times faster than zlib; the bytes are the same. A file is read to its end, where gzip's check sum stands.
@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt2axcodes
 
+from vqvae2.scans import dicom
 from vqvae2.scans.headers import (
     BEGINNING_BYTES,
     Header,
@@ -173,8 +174,10 @@ def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarra
 
     What is not finite has become background; None instead of the third where all voxels are finite.
     """
-    reader = READERS.get(suffix_of(path.name), read_image)
-    with errors_of(path, path):
+    suffix = suffix_of(path.name)
+    is_folder = suffix is None and path.is_dir()
+    reader = read_dicom if is_folder else READERS.get(suffix, read_image)
+    with errors_of(next(iter(files_of(path)), path) if is_folder else path, path):
         header, voxels = reader(path, number)
     voxels = np.require(voxels, requirements="W")
     checksum = crc32(voxels.reshape(-1, order="F").view(np.uint8))
@@ -211,6 +214,18 @@ def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
     return header, memory.view(header.number_type).reshape(header.shape[:3], order="F")
 
 
+def read_dicom(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
+    """Return the T1-weighted series in a folder of DICOM files; `path` is the folder or a file in it.
+
+    Raises: UnusableScan as dicom.converted does, or if the series is not one volume of real numbers.
+    """
+    with dicom.converted(path) as nifti:
+        try:
+            return read_image(nifti, number)
+        except UnusableScan as error:
+            raise error.of(path.name) from None
+
+
 Reader = Callable[[Path, int | None], tuple[Header, np.ndarray]]
 """A function that reads one format.
 
@@ -220,13 +235,20 @@ the voxels [i, j, k] in the file's own order and number type, unscaled; of a ser
 `headers.check_shape` refuses where it cannot be told. What cannot be used is an `UnusableScan`; an OSError may pass.
 """
 READERS: dict[str, Reader] = {".nii.gz": read_image, ".nii": read_image, ".hdr": read_image, ".img": read_image,
-                              ".hdr.gz": read_image, ".img.gz": read_image, ".mgz": read_image, ".mgh": read_image}
-"""The reader of each format, by the end of its files' names in lower case."""
+                              ".hdr.gz": read_image, ".img.gz": read_image, ".mgz": read_image, ".mgh": read_image,
+                              **dict.fromkeys(dicom.ENDINGS, read_dicom)}
+"""The reader of each format, by the end of its files' names in lower case; `read_dicom` also reads a folder."""
+PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 
 
 def suffix_of(name: str) -> str | None:
     """Return the end of a file's name that is in READERS, in lower case; None if its format is not known."""
-    return next((suffix for suffix in READERS if name.lower().endswith(suffix)), None)
+    lower = name.lower()
+    if not lower.endswith(tuple(READERS)):  # one call, for the many files that are no scans
+        return None
+    for suffix in READERS:
+        if lower.endswith(suffix):
+            return suffix
 
 
 _spare = np.empty(0, np.uint8)
@@ -242,9 +264,14 @@ def _memory(size: int) -> np.ndarray:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """Return the files that a scan consists of: itself, or the header and the voxels of a pair .hdr and .img."""
+    """Return the files that a scan consists of: itself, the header and the voxels of a pair .hdr and .img, or all DICOM
+    files of a folder in natural order, none if it has none."""
     suffix = suffix_of(path.name) or ""
-    if not suffix.startswith((".hdr", ".img")):
+    if suffix in dicom.ENDINGS:
+        return dicom.files_in(path.parent) or (path,)
+    if not suffix and path.is_dir():
+        return dicom.files_in(path)
+    if suffix not in PAIRS:
         return (path,)
 
     def beside(kind: str) -> Path:
@@ -281,7 +308,8 @@ def errors_of(part: Path, scan: Path) -> Iterator[None]:
                            "Copy or download it again.") from None
     except FileNotFoundError:
         found = "a link to a file that is not there" if part.is_symlink() else f"no file {part.name}"
-        raise UnusableScan(scan.name, "a file" if part == scan else "a pair .hdr and .img", found,
+        whole = "a pair .hdr and .img" if suffix_of(scan.name) in PAIRS else "all files of a DICOM series"
+        raise UnusableScan(scan.name, "a file" if part == scan else whole, found,
                            "Copy or download it (datalad get, for a DataLad folder).") from None
     except OSError as error:
         raise UnusableScan(scan.name, "a file that can be read", (error.strerror or str(error)).lower(),

@@ -36,15 +36,18 @@ from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates
+from vqvae2.scans.dicom import INSTALL
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.volumes import READERS, same_voxels
+from vqvae2.scans.same_heads import from_text, likely_same
+from vqvae2.scans.volumes import READERS, files_of, same_voxels, suffix_of
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
 from vqvae2.slices.page import ShownScan, page_bytes, warnings_of
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
+    HEAD,
     MANIFEST,
     PAGE,
     SIDECARS,
@@ -78,6 +81,8 @@ SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "tr
 NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
 GONE = "scan is gone"
 """The page's kind of warning for slices of a scan that is no longer there."""
+SAME = "likely the same person"
+"""The page's kind of warning for two subjects whose heads are more alike than those of two people."""
 NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
@@ -93,6 +98,9 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
         covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs, archive=settings.archive, mask_suffixes=settings.mask_suffixes)
+    expect(bool(found.scans or not found.without_extra), f"--scans {folder}",
+           "the packages dcm2niix and pydicom, which read DICOM",
+           f"none, and {_number(len(found.without_extra), 'folder')} of DICOM files", f"Install them: {INSTALL}.")
     expect(bool(found.scans), f"--scans {folder}",
                   f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
@@ -128,7 +136,9 @@ def listed(found: FoundScans) -> list[str]:
         f"{len(rows) - len(used)}; skipped: {found.further} further scans of the same sessions (--all-runs), "
         f"{found.other} files whose names are not of T1-weighted scans (--suffix)",
         *([f"not read: {_number(len(found.unreadable), 'file')} in a format that is not supported, such as "
-           f"{found.unreadable[0]}"] if found.unreadable else [])]
+           f"{found.unreadable[0]}"] if found.unreadable else []),
+        *([f"not read: {_number(len(found.without_extra), 'folder')} of DICOM files, such as {found.without_extra[0]}; "
+           f"to read them: {INSTALL}"] if found.without_extra else [])]
 
 
 def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -243,7 +253,8 @@ def slices_to_keep(found: FoundScans, folder: Path, settings: ExtractSettings, o
     """
     here, pixels, kept = {scan.name for scan in found.scans}, pixels_hash(settings), {}
     for name, rows in sorted(manifest_before(out).items()):
-        if not (settings.prune or name in here or os.path.lexists(folder / name)):
+        # The folder of a DICOM series may be there without its files.
+        if not (settings.prune or name in here or (os.path.lexists(folder / name) and files_of(folder / name))):
             before = recall(out, name)
             # Its layout cannot be asked any more, so what it was taken for stands.
             kept[name] = before is not None and before.pixels == pixels and in_place(
@@ -317,7 +328,9 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     write(out / "rejected.csv", csv_bytes(("scan", "reason"), rejected))
     pictures = {name: outcome.pictures for name in (*(scan.name for scan in used), *gone)
                 if (outcome := outcomes.get(name) or recall(out, name)) is not None}
-    shown = _shown(manifest, pictures, set(gone), settings)
+    alike = _likely_same(manifest, pictures, out)
+    report["likely_same"] = alike
+    shown = _shown(manifest, pictures, set(gone), alike, settings)
     write(out / PAGE, page_bytes(shown, [(row["scan"], row["reason"]) for row in rejected], found.left_out))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
@@ -325,10 +338,35 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     with writing(out):
         for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
             path.unlink(missing_ok=True)
-    return [*said, *_summary(report["counts"], used, outcomes, people, removed, settings, out)]
+    return [*said, *_summary(report["counts"], used, outcomes, people, removed, alike, settings, out)]
 
 
-def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[str],
+def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out: Path) -> list[dict]:
+    """Return the pairs of scans that are likely of one person under two names; what was found last time, if the scans
+    and their subjects are the same.
+
+    Args:
+        manifest: the rows.
+        pictures: `Outcome.pictures` by scan.
+        out: folder of the slices.
+    """
+    firsts = {row["scan"]: row for row in reversed(manifest)}
+    names = [name for name in dict.fromkeys(row["scan"] for row in manifest) if HEAD in pictures.get(name, {})]
+    texts = [pictures[name][HEAD] for name in names]
+    asked = hashlib.sha256(json.dumps([[firsts[name]["subject"] for name in names], texts]).encode()).hexdigest()
+    try:
+        before = json.loads((out / SIDECARS / "likely-same").read_bytes())
+        pairs = [(int(first), int(second), float(alike)) for first, second, alike in before[asked]]
+    except (OSError, ValueError, TypeError, KeyError):
+        pairs = likely_same([from_text(text) for text in texts], [firsts[name]["subject"] for name in names])
+        write(out / SIDECARS / "likely-same", json.dumps({asked: pairs}).encode(), synced=False)
+    return [{"scans": [names[first], names[second]],
+             "subjects": [firsts[names[each]]["subject"] for each in (first, second)],
+             "splits": [firsts[names[each]]["split"] for each in (first, second)], "correlation": round(alike, 3)}
+            for first, second, alike in pairs]
+
+
+def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[str], alike: list[dict],
            settings: ExtractSettings) -> list[ShownScan]:
     """Return what the page tells about each scan of the manifest.
 
@@ -336,8 +374,14 @@ def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[
         manifest: the rows.
         pictures: `Outcome.pictures` by scan.
         gone: the names of the scans that are not there any more.
+        alike: what `_likely_same` found.
         settings: the settings of the run.
     """
+    same = defaultdict(list)
+    for pair in alike:
+        for own, other in ((0, 1), (1, 0)):
+            same[pair["scans"][own]].append(f"{SAME}: subject {pair['subjects'][other]} ({pair['splits'][other]}), "
+                                            f"{pair['scans'][other]}, correlation {pair['correlation']:.2f}")
     by_scan: dict[str, list[dict]] = defaultdict(list)
     for row in manifest:
         by_scan[row["scan"]].append(row)
@@ -355,7 +399,7 @@ def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[
                                                                for column in ("voxel_size_mm", "brain_mm")),
             first["background"], first.get("mask", ""), len(rows), files if planes else (), planes,
             b"".join(thumbnails) if planes else b"",
-            kept + warnings_of(first, settings.planes, settings.field_of_view)))
+            (*kept, *same[name], *warnings_of(first, settings.planes, settings.field_of_view))))
     return shown
 
 
@@ -442,7 +486,9 @@ def _report(settings: ExtractSettings, found: FoundScans, manifest: list[dict], 
             splits: dict[str, str], lent: dict[str, str]) -> dict:
     """Return what extraction.json holds: no time, host, worker count or path, so that equal work gives equal bytes."""
     images, subjects = Counter(row["split"] for row in manifest), Counter(splits.values())
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "pillow")}
+    converts = any(suffix_of(scan.name) is None and not scan.refused for scan in found.scans)
+    versions = {name: importlib.metadata.version(name)
+                for name in ("numpy", "scipy", "nibabel", "pillow", *(("dcm2niix",) if converts else ()))}
     return {"schema": 1, "settings": _reported(settings), "recipe": RECIPE, "pixels": pixels_hash(settings),
             "versions": versions,
             "counts": {"scans": len(found.scans), "used": len({row["scan"] for row in manifest}) - gone,
@@ -460,7 +506,7 @@ def _reported(settings: ExtractSettings) -> dict:
 
 
 def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], people: covariates.Covariates, removed: int,
-             settings: ExtractSettings, out: Path) -> list[str]:
+             alike: list[dict], settings: ExtractSettings, out: Path) -> list[str]:
     """Return the lines that the user is told at the end; the line before the last counts."""
     orientations = Counter((row["orientation_from"], row["orientation"]) for scan in used
                            for row in outcomes[scan.name].rows[:1] if row["orientation_from"] in NOT_FROM_THE_HEADER)
@@ -468,6 +514,9 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
     heads = [row["scan"] for row in firsts if row["background"] == "otsu"]
     geometry = [f"{row['scan']} ({row['geometry']})" for row in firsts if row["geometry"]]
     of_head, of_geometry = (next(iter(names), "") for names in (heads, geometry))
+    apart = sum(len(set(pair["splits"])) > 1 for pair in alike)
+    pair = " and ".join(f"{scan} ({split})" for first in alike[:1]
+                        for scan, split in zip(first["scans"], first["splits"]))
     names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
     reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
     reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
@@ -479,6 +528,8 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
                      "brain mask beside the scan would be applied (--mask-suffix)"),
         (len(geometry), f"geometry: {_number(len(geometry), 'scan')} that other programs may take otherwise, such as "
                         f"{of_geometry}; the {settings.trust} counts (--trust)"),
+        (len(alike), f"{SAME}: {_number(len(alike), 'pair')} of scans of two subjects, {apart} of them in two splits, "
+                     f"such as {pair}; if so, give both one subject (--subject-pattern), or leave one out"),
         *((1, f"covariates: {left_out}") for left_out in people.left_out),
         (len(people.missing), f"covariates: no row for {_number(len(people.missing), 'subject')}: {names}"),
         (counts["gone"], f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "

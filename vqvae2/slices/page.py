@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from vqvae2.common.names import SPLITS
-from vqvae2.scans.finding import natural_order
+from vqvae2.scans.words import natural
 
 THUMBNAIL = 96
 """Pixels each way: a multiple of 8, the side of JPEG's blocks, so that no picture runs into its neighbour."""
@@ -146,7 +146,7 @@ def page_bytes(shown: Sequence[ShownScan], rejected: Sequence[tuple[str, str]] =
         rejected: scans that cannot be used, each with its reason.
         left_out: other files and folders, each with its reason, whose part before a colon is the group it stands in.
     """
-    ordered = sorted(shown, key=lambda scan: [natural_order(text) for text in (scan.subject, scan.session, scan.scan)])
+    ordered = sorted(shown, key=lambda scan: [natural(text) for text in (scan.subject, scan.session, scan.scan)])
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, reason in left_out:
         group, _, more = reason.partition(": ")

@@ -28,6 +28,7 @@ import numpy as np
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import replace_whole
 from vqvae2.common.names import SPLITS
+from vqvae2.scans import same_heads
 from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, share_of_equal_neighbours
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan, expect_usable
@@ -42,6 +43,7 @@ MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 """The table of all images, and its name while an image that it names may be about to change."""
 PAGE = "index.html"
 """The page that shows each scan."""
+HEAD = "head"
 SIDECARS = ".scans"
 """The folder of the sidecars and of the lock."""
 
@@ -64,7 +66,8 @@ class Outcome:
     unchanged: bool = False
     """True where nothing had to be drawn."""
     pictures: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The thumbnail of the middle slice of each plane, for the page: `thumbnail`, deflated, in base64."""
+    """The thumbnail of the middle slice of each plane, for the page: `thumbnail`, deflated, in base64; and under HEAD
+    the coarse head, by which a person with two names is found."""
 
 
 def sidecar(out: Path, scan: str) -> Path:
@@ -179,7 +182,7 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
             if not scan.refused:
                 before = recall(out, scan.name)
                 kept = _still_right(scan, settings, out, before, pixels, times)
-                pictures = {plane: before.pictures[plane] for plane in settings.planes} if kept else {}
+                pictures = {name: before.pictures[name] for name in (*settings.planes, HEAD)} if kept else {}
                 rows = kept or extract_scan(scan, settings, out, own_split(scan.subject, settings.split, settings.seed),
                                             pictures)
     except UnusableScan as error:
@@ -212,6 +215,8 @@ def draw_slices(scan: Scan, settings: ExtractSettings,
     expect_usable(equal <= MOST_EQUAL_NEIGHBOURS, scan.path.name, "a scan",
                   f"a label map, an atlas or a mask: {equal:.0%} of neighbouring voxels are equal",
                   "Leave it out, or ask for it by the end of its name (--suffix).")
+    if pictures is not None:
+        pictures[HEAD] = same_heads.as_text(same_heads.coarse_head(volume, brain))
     for plane in settings.planes:
         axis = NORMAL[plane]
         indices = plane_indices(brain, axis, settings.per_scan, settings.extent)
@@ -326,7 +331,7 @@ def _still_right(scan: Scan, settings: ExtractSettings, out: Path, before: Outco
                  times: list[int]) -> list[dict]:
     """Return the rows of an earlier run if its images and the scan are what they were; else none."""
     if before is None or before.pixels != pixels or not all(
-            picture_of(before.pictures.get(plane, "")) for plane in settings.planes):
+            picture_of(before.pictures.get(plane, "")) for plane in settings.planes) or HEAD not in before.pictures:
         return []
     rows = in_place(out, still_wanted(scan.storage, settings, before.rows), scan.prefix)
     if not rows or rows[0]["mask"] != scan.mask_name:

@@ -1,0 +1,59 @@
+"""The name of a file, a folder or a series -> whether it says a T1-weighted scan, or says something else."""
+
+import re
+
+T1_WORDS = frozenset(re.findall(r"\w+", """
+    t1w t1 mprage mpr t1mprage spgr fspgr irfspgr bravo mp2rage memprage rage mdeft 3dt1 tfl t1n t1weighted t1tfe
+    3dtfe"""))
+SEGMENTATIONS = frozenset(re.findall(r"\w+", """
+    seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
+    atlas"""))
+NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
+    t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
+    angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
+    ct1 t1wks truth contrast postcontrast stir b0map mtsat lesionseg segmented tissueseg thickness prob tumor tumour
+    wholebrainmask t2flair flair3d pdt2 av45 fdg mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield
+    t1wdividedbyt2w localizer scout"""))
+NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
+NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
+    |[a-z]mask(?![a-z])|(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
+OTHER_SERIES = frozenset(re.findall(r"\w+", """
+    ep2d diff diffusion mddw trace tracew colfa tensor asl pasl pcasl loc pilot haste report screenshot aahscout
+    aahead"""))
+"""Words that only the descriptions of series are judged by: a file may be named by them for another reason."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return its words in lower case."""
+    return [word for word in re.split(r"[\W_]+", text.lower()) if word]
+
+
+def says_t1(*texts: str) -> bool:
+    """Return whether one of the texts says a T1-weighted scan: MPRAGE, SPGR, T1w."""
+    return not T1_WORDS.isdisjoint(words_of(" ".join(texts)))
+
+
+def why_other_series(series: str) -> str:
+    """Return how what an archive's folder calls a series says that it is no T1-weighted scan, such as `says "flair"`;
+    empty if it does not."""
+    words = words_of(series)
+    if part := NOT_SCANS_IN_A_WORD.search(series.lower()):
+        return f'says "{next((word for word in words if part[0] in word), part[0])}"'
+    return "" if NOT_SCANS.isdisjoint(words) else f'says "{next(word for word in words if word in NOT_SCANS)}"'
+
+
+def why_other_scan(stem: str) -> str:
+    """Return the same of the name of a file, without its ending, or of a folder."""
+    last = words_of(stem)[-1:]
+    return why_other_series(stem) or ("" if NOT_SCANS_AS_LAST_WORD.isdisjoint(last) else f'ends with "{last[0]}"')
+
+
+def why_other_description(description: str) -> str:
+    """Return the same of a scanner's description of a series, such as ep2d_diff_TRACEW or 3 Plane Loc."""
+    said = next((word for word in words_of(description) if word in OTHER_SERIES), "")
+    return why_other_scan(description) or (f'says "{said}"' if said else "")
+
+
+def natural(name: str) -> list:
+    """Return a key for sorting that puts anat2 before anat10."""
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
