@@ -207,6 +207,12 @@ BESIDE = {"the T1 says so": (["p1/M01/brain.nii", "p1/M01/MPRAGE.nii", "p1/M01/a
           "CAT12's folder": (["p1/p1T1.nii", "p1/mri/mwp1p1T1.nii", "p1/mri/p0p1T1.nii"], "p1/p1T1.nii"),
           "fsl_anat's folder": (["p1/T1.nii", "p1/p1.anat/T1_biascorr.nii", "p1/p1.anat/T1_fast_pve_1.nii"],
                                 "p1/T1.nii"),
+          "one after a contrast agent": (["p1/T1_Gd.nii", "p1/T1.nii"], "p1/T1.nii"),
+          "a contrast agent in BIDS": (["sub-1/anat/sub-1_ce-gadolinium_T1w.nii", "sub-1/anat/sub-1_run-2_T1w.nii"],
+                                       "sub-1/anat/sub-1_run-2_T1w.nii"),
+          "a contrast agent alone": (["p1/T1_postgd.nii", "p1/x.nii"], "p1/T1_postgd.nii"),
+          "a name that says nothing": (["p1/T1.nii", "p1/result.nii"], "p1/T1.nii"),
+          "ground truth": (["p1/brain_gt.nii", "p1/x.nii"], "p1/x.nii"),
           "FreeSurfer's copy": (["raw/sub-1/anat/sub-1_T1w.nii", "fs/sub-1/mri/brain.mgz"],
                                 "raw/sub-1/anat/sub-1_T1w.nii")}
 

@@ -25,6 +25,7 @@ from vqvae2.scans.words import (
     SEGMENTATIONS,
     T1_WORDS,
     natural,
+    says_contrast_agent,
     says_t1,
     why_other_description,
     why_other_scan,
@@ -43,6 +44,7 @@ MADE_FROM = re.compile(r"(?=.*[a-z])(?:s\d{0,2})?(?:m?[wr]{0,2}[cp]?[0-6]?|i?y_|
 """What SPM and CAT12 put before a scan's name for what they make from it: c1, mwp1, y_, wm, …"""
 MAPS = re.compile(r"(?:s\d{0,2})?(?:m?wp|rp|m?wc|rc)[1-6].{3}|c[1-6]sub-|i?y_sub-")
 SHORTEST_NAME = 3
+NOT_CALLED_T1 = 2
 UNREADABLE = (".nii.zarr", ".nii.bz2", ".nii.zst", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".par",
               ".brik", ".brik.gz")
 """Endings of scans that are not read."""
@@ -137,15 +139,19 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     left_out = tree.left_out + [(name, f"{NOT_READ} DICOM without {dicom.INSTALL}") for name in without_extra]
     refused = tree.refused
     files = tree.files + ([] if without_extra else _series_as_files(tree.series, wanted, left_out))
-    sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]] = defaultdict(list)
+    sessions: dict[tuple, list[tuple[tuple[int, int], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
+    said = {(who.root, who.subject, _folder_of(file)): who.session for file, who in reversed(identified)
+            if not suffixes and _says_t1(file, who)}
     for file, who in identified:
         if not suffixes and who.series and (reason := why_other_series(who.series)):
             left_out.append((file.scan_name, f"its series {reason}"))
         elif who.subject:
             scan = Scan(file.path, file.scan_name, who.subject, who.session, who.run, who.storage, archive=who.archive)
-            rank = (who.rank, not suffixes and not _says_t1(file, who))
-            sessions[who.root, who.subject, who.session, file.suffix].append((rank, scan))
+            rank = (who.rank, 0 if suffixes else _rank_of_contrast(file, who))
+            if who.is_rest and rank[1] == NOT_CALLED_T1:  # of p01/T1.nii and p01/other.nii the first is the T1
+                scan = replace(scan, session=said.get((who.root, who.subject, _folder_of(file)), who.session))
+            sessions[who.root, who.subject, scan.session, file.suffix].append((rank, scan))
         else:
             rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
                     f"a path as --archive {archive} describes")
@@ -160,8 +166,12 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
                       tree.tables, other, tuple(tree.unreadable), tuple(without_extra), doubt, (*left_out, *further))
 
 
+def _is_freesurfers(name: str) -> bool:
+    return "/mri/" in name and name.lower().endswith((".mgz", ".mgh"))
+
+
 def _why_further(name: str, used: str) -> str:
-    if "/mri/" in name and "/mri/" not in used and name.endswith((".mgz", ".mgh")):
+    if _is_freesurfers(name) and "/mri/" not in used:
         return f"FreeSurfer's copy of a scan that is used: {used}"
     return f"another scan of the session is used: {used}"
 
@@ -218,18 +228,30 @@ def _series_as_files(series: Sequence[_Series], suffixes: Sequence[str],
     return found
 
 
+def _folder_of(file: File) -> str:
+    return file.name.rpartition("/")[0]
+
+
+def _rank_of_contrast(file: File, who: Identity) -> int:
+    """Return 0 for what is called T1-weighted, 1 after a contrast agent, and NOT_CALLED_T1."""
+    if not _says_t1(file, who):
+        return NOT_CALLED_T1
+    return int(says_contrast_agent(f"{who.series} {file.series} {file.name.rpartition('/')[2]}"))
+
+
 def _says_t1(file: File, who: Identity) -> bool:
     """Return whether the file, its folder or its series is called T1-weighted."""
     return says_t1(who.series, file.series, "/".join(file.name.split("/")[-2:]))
 
 
-def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, bool], Scan]]]) -> None:
+def _leave_copies_out(sessions: dict[tuple, list[tuple[tuple[int, int], Scan]]]) -> None:
     """Count FreeSurfer's copies of a session, wherever they lie, as further files of the session's own scan."""
     owners = {key[1:]: key for key, candidates in sessions.items()
               if any("/mri/" not in scan.name for _, scan in candidates)}
     for key in [key for key, candidates in sessions.items() if key[1:] in owners and key != owners[key[1:]]
-                and all("/mri/" in scan.name and scan.name.endswith((".mgz", ".mgh")) for _, scan in candidates)]:
-        sessions[owners[key[1:]]] += [((len(FREESURFER_BEST_FIRST) + 1, True), scan) for _, scan in sessions.pop(key)]
+                and all(_is_freesurfers(scan.name) for _, scan in candidates)]:
+        sessions[owners[key[1:]]] += [((len(FREESURFER_BEST_FIRST) + 1, NOT_CALLED_T1), scan)
+                                      for _, scan in sessions.pop(key)]
 
 
 def with_mask(scan: Scan, beside: Sequence[str], suffixes: Sequence[str]) -> Scan:
@@ -385,7 +407,7 @@ def _refuse(path: Path, name: str, rule: str, found: str, advice: str) -> Scan:
     return Scan(path, name, "", refused=" ".join(f"expected {rule}, found {found}. {advice}".split()))
 
 
-def _choose(candidates: list[tuple[tuple[int, bool], Scan]], all_runs: bool) -> list[Scan]:
+def _choose(candidates: list[tuple[tuple[int, int], Scan]], all_runs: bool) -> list[Scan]:
     """Return the session's first scan, or all of the best rank; two formats of one scan are one."""
     best = min(rank for rank, _ in candidates)
     # An .img stands here only where its .hdr is missing: whatever else there is comes before it.

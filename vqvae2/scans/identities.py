@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from vqvae2.scans.archives import ARCHIVES, BY_NAME, DATE, FREESURFER_BEST_FIRST, Archive, first_match
 from vqvae2.scans.volumes import suffix_of
-from vqvae2.scans.words import T1_WORDS, words_of
+from vqvae2.scans.words import CONTRAST_AGENT, T1_WORDS, words_of
 
 SERIES = "dicom.dcm"
 """Stands for all DICOM files of a folder; a word that names no person."""
@@ -27,7 +27,7 @@ TABLE_NAME = re.compile(r"participants\.tsv|(?:sub-.+_)?sessions\.tsv|oasis.*\.c
 """Whole names of the files that are tables without being named by `--covariates`."""
 PLAIN = "plain"
 """The archive of a path that no row of the table describes."""
-GENERIC_WORDS = T1_WORDS | frozenset(re.findall(r"\w+", """
+GENERIC_WORDS = T1_WORDS | CONTRAST_AGENT | frozenset(re.findall(r"\w+", """
     anat anatomical anatomy brain head scan scans image images img volume vol struct structural raw nifti nii mri mr
     orig original nu norm anon anonymized defaced masked stripped skullstripped acpc dc restore data dataset files
     resources t2 t2w flair pd pdw t1ce t1gd dwi pre sag sagittal axial coronal 3d iso reg registered native processed
@@ -97,6 +97,8 @@ class Identity:
     """The row of the table, "plain" or, with --subject-pattern, "pattern"."""
     series: str = ""
     """What the path calls the scan's series, such as MPRAGE; mostly empty."""
+    is_rest: bool = False
+    """True where the session is only what is left of the file's name, and does not call itself a visit."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +230,13 @@ def _at_level(file: File, level: int) -> Identity | None:
     person = person or stem_of(part) or part
     if level < 0:
         return Identity("/".join(folders), person, visit or _visit(file, whole=False))
-    return Identity("/".join(folders[:level]), stem_of(person) or person, _visit_below(file, level, person, visit))
+    said, rest = _visit_below(file, level, person, visit)
+    return Identity("/".join(folders[:level]), stem_of(person) or person, said or rest, is_rest=not said and bool(rest))
 
 
-def _visit_below(file: File, level: int, person: str, visit: str) -> str:
-    """Return the session of a file whose person is the folder of this index: what calls itself a visit, or the rest."""
+def _visit_below(file: File, level: int, person: str, visit: str) -> tuple[str, str]:
+    """Return what calls itself a visit, of a file whose person is the folder of this index, and what is left of the
+    file's name."""
     below = [part for i, part in enumerate(PurePosixPath(file.name).parts[:-1]) if i > level and i != file.series_level]
     label = _label(file)
     if label.lower().startswith(person.lower()):
@@ -240,8 +244,7 @@ def _visit_below(file: File, level: int, person: str, visit: str) -> str:
     rest, of_label = split_visit(label) if label else ("", "")
     told = [visit, *(part for part in below if VISIT.fullmatch(part)), *(split_visit(part)[1] for part in below
                                                                       if not VISIT.fullmatch(part)), of_label]
-    found = next(filter(None, told), "")
-    return found or rest
+    return next(filter(None, told), ""), rest
 
 
 def _identify_plain(files: Sequence[File]) -> tuple[dict[str, Identity], Doubt | None]:

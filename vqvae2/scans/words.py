@@ -14,9 +14,12 @@ NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
     ct1 t1wks truth contrast postcontrast stir b0map mtsat lesionseg segmented tissueseg thickness prob tumor tumour
     wholebrainmask t2flair flair3d pdt2 av45 fdg mtr mts unit1 inv1 inv2 preview thumb thumbnail pet biasfield
     t1wdividedbyt2w localizer scout"""))
-NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", "pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias"))
+NOT_SCANS_AS_LAST_WORD = frozenset(re.findall(r"\w+", """
+    pd pdw asl fa md rest task csf gm wm ribbon aparc ct uni bias gt"""))
 NOT_SCANS_IN_A_WORD = re.compile(r"""(?x)hippocamp|fmri|calib|field.?map|locali[sz]er|perfusion|shim|asset|pveseg
     |[a-z]mask(?![a-z])|(?<![a-z])(?:pve|mixeltype|jac|jacobian|nonlin|warp|gre|smartbrain|survey|eyes)(?![a-z])""")
+CONTRAST_AGENT = frozenset(re.findall(r"\w+", "ce gd gad gado gadolinium postgd t1gad"))
+"""A T1-weighted scan after a contrast agent comes after one without."""
 OTHER_SERIES = frozenset(re.findall(r"\w+", """
     ep2d diff diffusion mddw trace tracew colfa tensor asl pasl pcasl loc pilot haste report screenshot aahscout
     aahead"""))
@@ -31,6 +34,11 @@ def words_of(text: str) -> list[str]:
 def says_t1(*texts: str) -> bool:
     """Return whether one of the texts says a T1-weighted scan: MPRAGE, SPGR, T1w."""
     return not T1_WORDS.isdisjoint(words_of(" ".join(texts)))
+
+
+def says_contrast_agent(text: str) -> bool:
+    """Return whether a text says that a contrast agent was given: T1_Gd, ce-gadolinium."""
+    return not CONTRAST_AGENT.isdisjoint(words_of(text))
 
 
 def why_other_series(series: str) -> str:
