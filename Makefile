@@ -1,4 +1,4 @@
-# make demo | make test | make results SCANS=folder | make soak | make lint | make venv
+# make demo | make test | make results SCANS=folder | make soak | make trees | make lint | make venv
 # PIP_FLAGS goes to pip as it is, to choose another build of torch, for example
 #   make venv PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: venv demo test results soak lint clean
+.PHONY: venv demo test results soak trees lint clean
 
 venv: $(VENV)/installed
 
@@ -31,6 +31,10 @@ results: venv
 # Trainings killed 100 times at random moments end bit for bit like those that never were; at most 20 minutes.
 soak: venv
 	PYTHONPATH=tests $(PY) tests/chain/soak.py
+
+# No made-up person in two splits: 10,000 folders of scans made at random, where `make test` makes 300.
+trees: venv
+	VQVAE2_RANDOM_TREES=10000 $(PY) -m pytest -n 2 tests/scans/test_archives.py
 
 lint: venv
 	$(PY) -m ruff check .

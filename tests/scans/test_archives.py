@@ -96,6 +96,29 @@ TREES = {
     "dcm2niix": {f"p0{k}_t1_mprage_sag_2019031{v}101500_3.nii.gz": (f"p0{k}", f"2019031{v}101500")
                  for k in (1, 2) for v in (2, 3)},
 }
+BESIDE_THEM = {
+    "oasis-2": ["OAS2_RAW_PART1/OAS2_0002_MR2/RAW/mpr-2.nifti.hdr"],
+    "oasis-4": ["OAS42000/OAS42000_MR_d3500/anat3/NIFTI/sub-OAS42000_sess-d3500_T2w.nii.gz"],
+    "loni": ["PPMI/3107/Axial_FLAIR/2011-03-29_14_16_19.0/I269470/PPMI_3107_MR_Axial_FLAIR_I3.nii",
+             "PPMI/3107/2D_GRE-MT/2011-03-29_14_16_19.0/I269471/PPMI_3107_MR_2D_GRE-MT_I4.nii"],
+    "brats-2018": ["HGG/Brats18_2013_10_1/Brats18_2013_10_1_t1ce.nii.gz",
+                   "HGG/Brats18_2013_10_1/Brats18_2013_10_1_seg.nii.gz"],
+    "ixi": ["IXI-T2/IXI002-Guys-0828-T2.nii.gz", "IXI-PD/IXI002-Guys-0828-PD.nii.gz"],
+    "miriad": ["miriad_188_AD_M_02_MR_2.nii"],
+    "msseg": ["Training/Center_01/Patient_01/Raw_Data/3DFLAIR.nii.gz",
+              "Training/Center_01/Patient_01/Masks/Brain_Mask.nii.gz"],
+    "isbi-ms": ["training01/preprocessed/training01_01_flair_pp.nii", "training01/masks/training01_01_mask1.nii"],
+    "mrbrains": ["training/1/pre/FLAIR.nii.gz", "training/1/segm.nii.gz"],
+    "atlas-1": ["Site1/031768/t01/031768_LesionSmooth_stx.nii.gz"],
+    "mindboggle": ["OASIS-TRT-20_volumes/OASIS-TRT-20-1/labels.DKT31.manual.nii.gz"],
+    "lpba40": ["native/S01/S01.delineation.structure.label.hdr"],
+    "miccai-2012": ["training-labels/1000_3_glm.nii"],
+    "calgary-campinas": ["Silver-standard/CC0001_philips_15_55_M_staple.nii.gz"],
+    "adhd-200-athena": ["KKI_preproc/1018959/wssd1018959_session_1_anat_gm.nii.gz"],
+    "fcp-1000": ["Baltimore/sub17017/anat/mprage_anonymized.nii.gz", "Baltimore/sub17017/func/rest.nii.gz"],
+    "dcm2niix": ["p01_localizer_20190312101500_1.nii.gz", "p01_t2_flair_20190312101500_5.nii.gz"]}
+for archive, names in BESIDE_THEM.items():
+    TREES[archive].update(dict.fromkeys(names))
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.name)

@@ -33,8 +33,8 @@ from vqvae2.scans.words import (
     words_of,
 )
 
-SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|masks?|labels?(tr|ts|va)?|seg|segmentations?|.+\.anat",
-                                 re.IGNORECASE)
+SEGMENTATION_FOLDER = re.compile(r"derivatives|fsl_seg|(.*[-_. ])?(masks?|labels?(tr|ts|va)?|segmentations?)|seg"
+                                 r"|.+\.anat|(silver|gold)[-_ ]?standard.*", re.IGNORECASE)
 """Searched only for suffixes that name such a file."""
 CONTRAST_FOLDER = re.compile(r"(func|dwi|fmap|swi|perf|pet|bold|eeg|meg)\d*", re.IGNORECASE)
 """Searched only for suffixes."""

@@ -284,7 +284,7 @@ def _doubt_about_names(found: Sequence[tuple[File, Identity]]) -> Doubt | None:
     """Return the doubt whether subjects whose names anybody may choose are visits of each other."""
     free = [(file, who) for file, who in found if who.archive in FREE_NAMES]
     own, others = {who.subject for _, who in free}, {who.subject for _, who in found}
-    if not (_may_be_visits(own, others) or _may_be_below_people(free)):
+    if not (_may_be_visits(own, others) or _may_share_beginnings(own) or _may_be_below_people(free)):
         return None
     doubtful, choices = free or list(found), []
     for archive in dict.fromkeys(who.archive for _, who in doubtful):
@@ -349,6 +349,16 @@ def _may_be_visits(subjects: set[str], others: set[str]) -> bool:
         if any(len(same) > 1 and any(len(owners[end]) > 1 for end in same) for same in ends.values()):
             return True
     return False
+
+
+def _may_share_beginnings(subjects: set[str]) -> bool:
+    """Return whether a few names begin alike beside others that do not: p01_3T and p01_7T beside p02."""
+    rests: dict[str, set[str]] = defaultdict(set)
+    for subject in subjects:
+        beginning, *rest = re.split(r"[-_. ]+", subject.casefold(), maxsplit=1)
+        if not GROUP.fullmatch(beginning):
+            rests[beginning].update(rest)
+    return len(rests) > 1 and 1 < max(map(len, rests.values())) <= MOST_VISITS
 
 
 def _is_same_for_several(nobody: Sequence[str], by_file: dict[str, File]) -> bool:

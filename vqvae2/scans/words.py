@@ -7,7 +7,7 @@ T1_WORDS = frozenset(re.findall(r"\w+", """
     3dtfe"""))
 SEGMENTATIONS = frozenset(re.findall(r"\w+", """
     seg dseg probseg aseg wmparc fseg segmentation parcellation mask brainmask defacemask label labels lesion roi
-    atlas"""))
+    atlas segm staple"""))
 NOT_SCANS = SEGMENTATIONS | frozenset(re.findall(r"\w+", """
     t1ce t1gd t1c t1map t1rho t2 t2w t2map t2star t2starw inplanet1 inplanet2 flair bold sbref dwi dti swi swan mra
     angio tof epi fmap fieldmap magnitude magnitude1 magnitude2 phase phasediff phase1 phase2 cbf adc m0scan minip mip
