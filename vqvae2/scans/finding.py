@@ -141,17 +141,17 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     files = tree.files + ([] if without_extra else _series_as_files(tree.series, wanted, left_out))
     sessions: dict[tuple, list[tuple[tuple[int, int], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
-    said = {(who.root, who.subject, _folder_of(file)): who.session for file, who in reversed(identified)
-            if not suffixes and _says_t1(file, who)}
-    for file, who in identified:
+    ranks = [0 if suffixes else _rank_of_contrast(file, who) for file, who in identified]
+    said = {(who.root, who.subject, _folder_of(file)): who.session
+            for (file, who), rank in zip(reversed(identified), reversed(ranks)) if rank != NOT_CALLED_T1}
+    for (file, who), rank in zip(identified, ranks):
         if not suffixes and who.series and (reason := why_other_series(who.series)):
             left_out.append((file.scan_name, f"its series {reason}"))
         elif who.subject:
             scan = Scan(file.path, file.scan_name, who.subject, who.session, who.run, who.storage, archive=who.archive)
-            rank = (who.rank, 0 if suffixes else _rank_of_contrast(file, who))
-            if who.is_rest and rank[1] == NOT_CALLED_T1:  # of p01/T1.nii and p01/other.nii the first is the T1
+            if who.is_rest and rank == NOT_CALLED_T1:  # of p01/T1.nii and p01/other.nii the first is the T1
                 scan = replace(scan, session=said.get((who.root, who.subject, _folder_of(file)), who.session))
-            sessions[who.root, who.subject, scan.session, file.suffix].append((rank, scan))
+            sessions[who.root, who.subject, scan.session, file.suffix].append(((who.rank, rank), scan))
         else:
             rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
                     f"a path as --archive {archive} describes")
@@ -271,31 +271,33 @@ def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...])
                                     (error.strerror or str(error)).lower(), "See its permissions and the disk."))
 
     for here, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link that leads back up, or twice to the same place
-            tree.left_out.append((_name(Path(here), folder), f"{NOT_SEARCHED}: a link to one that was"))
+        inside = _printable(here[len(str(folder)):].replace(os.sep, "/").strip("/"))
+        above = f"{inside}/" if inside else ""
+        place = os.stat(here)
+        if (place.st_dev, place.st_ino) in seen:  # a link that leads back up, or twice to the same place
+            tree.left_out.append((inside or ".", f"{NOT_SEARCHED}: a link to one that was"))
             folders.clear()
             continue
-        seen.add(real)
+        seen.add((place.st_dev, place.st_ino))
         searched = sorted(each for each in folders if _is_searched(each, suffixes))
         if len(searched) < len(folders):
-            tree.left_out += [(_name(Path(here, each), folder),
+            tree.left_out += [(above + _printable(each),
                                f"{NOT_SEARCHED}: {_why_not_searched(each, bool(suffixes))}")
                               for each in sorted({*folders} - {*searched})]
         folders[:] = searched
         there = {each.lower() for each in files}
         own = {each: stem_of(each) for each in files}
         stems[here] = {stem or "" for stem in own.values()} if not suffixes else set()
-        tree.masks[Path(here)] = [each for each, stem in own.items() if stem and stem.lower().endswith(mask_suffixes)]
+        if masks := [each for each, stem in own.items() if stem and stem.lower().endswith(mask_suffixes)]:
+            tree.masks[Path(here)] = masks
         near = stems[here], stems.get(os.path.dirname(here), set())
         if in_series := _dicom_of(here, files):
-            tree.series.append(_Series(Path(here), _name(Path(here), folder), in_series))
+            tree.series.append(_Series(Path(here), inside or ".", in_series))
             files = [each for each in files if not dicom.is_dicom_name(each)]
         for each in sorted(files):
-            path = Path(here, each)
-            name = _name(path, folder)
+            name = above + _printable(each)
             if TABLE_NAME.fullmatch(each):
-                tree.tables.setdefault(str(PurePosixPath(name).parent), []).append(path)
+                tree.tables.setdefault(inside or ".", []).append(Path(here, each))
             image = re.fullmatch(r"(.*)\.img(\.gz)?", each.lower()) if ".img" in each.lower() else None
             if image and not there.isdisjoint((f"{image[1]}.hdr", f"{image[1]}.hdr.gz")):
                 continue  # the .hdr stands for the pair
@@ -309,6 +311,7 @@ def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...])
                 tree.left_out.append((name, reason))
             if suffix is None or reason:
                 continue
+            path = Path(here, each)
             if instead := _instead_of_a_file(path):
                 tree.refused.append(_refuse(path, name, "a file", instead, "Move it out of the folder of scans."))
             else:
@@ -455,7 +458,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def _composed(text: str) -> str:

@@ -26,9 +26,12 @@ OTHER_SERIES = frozenset(re.findall(r"\w+", """
 """Words that only the descriptions of series are judged by: a file may be named by them for another reason."""
 
 
+WORD = re.compile(r"[^\W_]+")
+
+
 def words_of(text: str) -> list[str]:
     """Return its words in lower case."""
-    return [word for word in re.split(r"[\W_]+", text.lower()) if word]
+    return WORD.findall(text.lower())
 
 
 def says_t1(*texts: str) -> bool:
@@ -44,16 +47,20 @@ def says_contrast_agent(text: str) -> bool:
 def why_other_series(series: str) -> str:
     """Return how what an archive's folder calls a series says that it is no T1-weighted scan, such as `says "flair"`;
     empty if it does not."""
-    words = words_of(series)
-    if part := NOT_SCANS_IN_A_WORD.search(series.lower()):
-        return f'says "{next((word for word in words if part[0] in word), part[0])}"'
-    return "" if NOT_SCANS.isdisjoint(words) else f'says "{next(word for word in words if word in NOT_SCANS)}"'
+    return _why_other(series, words_of(series))
 
 
 def why_other_scan(stem: str) -> str:
     """Return the same of the name of a file, without its ending, or of a folder."""
-    last = words_of(stem)[-1:]
-    return why_other_series(stem) or ("" if NOT_SCANS_AS_LAST_WORD.isdisjoint(last) else f'ends with "{last[0]}"')
+    words = words_of(stem)
+    return _why_other(stem, words) or (
+        f'ends with "{words[-1]}"' if words and words[-1] in NOT_SCANS_AS_LAST_WORD else "")
+
+
+def _why_other(text: str, words: list[str]) -> str:
+    if part := NOT_SCANS_IN_A_WORD.search(text.lower()):
+        return f'says "{next((word for word in words if part[0] in word), part[0])}"'
+    return "" if NOT_SCANS.isdisjoint(words) else f'says "{next(word for word in words if word in NOT_SCANS)}"'
 
 
 def why_other_description(description: str) -> str:
