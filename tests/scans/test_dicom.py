@@ -366,7 +366,22 @@ def test_without_a_cache_that_can_be_written_a_series_is_converted_each_time(tmp
 def test_the_cache_is_where_the_environment_says(monkeypatch, given, place):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert dicom._cache() == Path(place)
+    assert dicom.cache_folder() == Path(place)
+
+
+def test_a_damaged_file_in_the_cache_is_made_again(tmp_path, cache):
+    save_slices(tmp_path / "s")
+    whole = read_volume(tmp_path / "s")
+    [name] = files_in(cache)
+    (cache / name).write_bytes((cache / name).read_bytes()[:300])
+    np.testing.assert_array_equal(read_volume(tmp_path / "s").voxels, whole.voxels)
+    assert len((cache / name).read_bytes()) > 300
+
+
+def test_a_cache_inside_the_scans_is_refused(tmp_path, monkeypatch, refusal):
+    monkeypatch.setenv("VQVAE2_CACHE", str(tmp_path / "scans/cache"))
+    save_slices(tmp_path / "scans/p01/T1")
+    assert "expected a folder outside of --scans" in refusal(extract.main, "--scans", str(tmp_path / "scans"), "--list")
 
 
 def test_several_processes_may_convert_one_series_at_once(tmp_path, cache):

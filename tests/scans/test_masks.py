@@ -22,7 +22,14 @@ from vqvae2.slices.settings import MASK_SUFFIXES
     ("p01_T1.nii.gz", ["p01_T1_brain_mask.nii.gz"], "p01_T1_brain_mask.nii.gz"),
     ("p01_T1.nii.gz", ["p01_T1_BrainMask.nii"], "p01_T1_BrainMask.nii"),
     ("p01_2_T1.nii.gz", ["p01_brain_mask.nii.gz"], None), ("p01.nii.gz", ["p010_brain_mask.nii.gz"], None),
-    ("p01_T1_brain.nii.gz", ["p01_T1_brain_mask.nii.gz"], None), ("p01.nii", ["p01_mask.nii", "p01_brain.nii"], None)])
+    ("p01_T1_brain.nii.gz", ["p01_T1_brain_mask.nii.gz"], None), ("p06_T1.nii", ["p06_FLAIR_brain_mask.nii"], None),
+    ("sub-14_T1w.nii", ["sub-14_T2w_brain_mask.nii", "sub-14_bold_desc-brain_mask.nii"], None),
+    ("sub-14_T1w.nii", ["sub-14_T1w_lesion_brain_mask.nii"], None),
+    ("sub-14_T1w.nii", ["sub-14_T1w_brain_mask.nii"], "sub-14_T1w_brain_mask.nii"),
+    ("sub-7_rec-norm_T1w.nii", ["sub-7_rec-norm_desc-brain_mask.nii"], "sub-7_rec-norm_desc-brain_mask.nii"),
+    ("sub-7_desc-brain_T1w.nii", ["sub-7_desc-brain_mask.nii"], None), ("T1", ["FLAIR_brain_mask.nii"], None),
+    ("BRAIN_001_T1.nii", ["BRAIN_001_brain_mask.nii"], "BRAIN_001_brain_mask.nii"),
+    ("p01.nii", ["p01_mask.nii", "p01_brain.nii"], None)])
 def test_a_mask_is_a_scans_own_only_if_its_name_says_so(scan, beside, expected):
     assert mask_among(scan, beside, MASK_SUFFIXES) == expected
 
@@ -51,9 +58,38 @@ def test_voxels_that_somebody_removed_from_freesurfers_mask_by_hand_are_no_brain
     voxels, brain = head()
     by_hand = np.where(brain, voxels, 0)
     by_hand[20, 20, 15:25] = 1
-    within = within_mask(volume_in(tmp_path, "T1.nii", voxels), volume_in(tmp_path, "brainmask.nii", by_hand))
+    within = within_mask(volume_in(tmp_path, "T1.nii", voxels),
+                         volume_in(tmp_path, "brainmask.mgz", by_hand, kind=nib.MGHImage))
     assert not within.voxels[20, 20, 15:25].any()
     assert within.voxels[20, 22, 20]
+
+
+@pytest.mark.parametrize(("values", "found"), [
+    ((1, 2, 3), "values from 1 to 3"), ((5, 50, 100), "values from 5 to 100"), ((-1, 0.5, 1), "values from -1 to 1")])
+def test_labels_and_percentages_are_no_mask(tmp_path, values, found):
+    voxels, brain = head()
+    mask = np.where(brain, np.random.default_rng(0).choice(values, brain.shape), 0).astype(np.float32)
+    with pytest.raises(UnusableScan, match=rf"expected one value beside 0 in its brain mask m\.nii, or probabilities "
+                                           rf"up to 1, found {found}\. Make a mask of 0 and 1"):
+        within_mask(volume_in(tmp_path, "a.nii", voxels), volume_in(tmp_path, "m.nii", mask))
+
+
+def test_of_probabilities_what_is_above_a_half_is_brain(tmp_path):
+    voxels, brain = head()
+    mask = np.where(brain, 0.9, 0.2).astype(np.float32)
+    mask[20, 20, 20] = 0.4
+    within = within_mask(volume_in(tmp_path, "a.nii", voxels), volume_in(tmp_path, "m.nii", mask))
+    assert (within.voxels != 0).sum() == brain.sum() - 1
+
+
+def test_what_other_programs_take_otherwise_of_a_mask_is_said_of_its_scan(tmp_path):
+    voxels, brain = head()
+    image = nib.Nifti1Image(brain.astype(np.uint8), np.eye(4))
+    image.set_sform(np.eye(4), 2)
+    image.set_qform(np.diag([-1, 1, 1, 1]), 1)
+    nib.save(image, tmp_path / "m.nii")
+    within = within_mask(volume_in(tmp_path, "a.nii", voxels), read_volume(tmp_path / "m.nii"))
+    assert within.geometry == "its mask: sform RAS 1 x 1 x 1 mm, qform LAS 1 x 1 x 1 mm"
 
 
 def test_where_no_stored_number_stands_for_0_the_outside_is_0_all_the_same(tmp_path):
@@ -112,6 +148,21 @@ def test_extraction_draws_the_brain_within_its_mask_and_says_so(tmp_path, capsys
     assert [(row["background"], row["mask"]) for row in without] == [("otsu", "")] * 3
     mask.unlink()
     assert [row["mask"] for row in extract()[0]] == ["", ""]
+
+
+def test_slices_of_a_scan_that_is_gone_need_prune_where_its_mask_is_not_asked_for_any_more(tmp_path, refusal):
+    scans, out = tree(tmp_path / "scans"), tmp_path / "out"
+    command = ["--scans", str(scans), "--out", str(out), "--size", "16", "--workers", "1"]
+    extract_slices.main(command)
+    (scans / "sub-01/anat/sub-01_T1w.nii.gz").unlink()
+    extract_slices.main(command)
+    assert "--prune" in refusal(extract_slices.main, *command, "--mask-suffix", "none")
+
+
+@pytest.mark.parametrize("suffixes", [["none", "brain_mask"], ["brain_mask.nii.gz"], ["NONE"], ["_"]])
+def test_a_mask_suffix_that_would_find_nothing_is_refused(tmp_path, refusal, suffixes):
+    assert "--mask-suffix: expected ends of names without .nii, or none alone" in refusal(
+        extract_slices.main, "--scans", str(tmp_path), "--list", "--mask-suffix", *suffixes)
 
 
 def test_the_list_names_masks(tmp_path, capsys):

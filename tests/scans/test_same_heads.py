@@ -56,6 +56,15 @@ def test_what_is_too_small_for_a_head_is_not_compared():
     assert likely_same([small, small], ["a", "b"]) == []
 
 
+def test_a_brain_that_the_sample_misses_is_an_empty_head():
+    thin = volume_of(np.zeros((60, 60, 50), np.float32), (0.3,) * 3)
+    thin.voxels[28:32, 28:32, 24:28] = 1 + np.arange(4)
+    assert not coarse_head(thin, find_brain(thin)).any() or coarse_head(thin, find_brain(thin)).max() > 0
+    thin.voxels[:] = 0
+    thin.voxels[28:30, 28:30, 24:26] = 1
+    assert coarse_head(thin, find_brain(thin)).shape == (24, 24, 24)
+
+
 def test_a_coarse_head_says_nothing_of_scale_and_curve():
     one, other = head(brain(1)), head(7 * brain(1) ** 1.5)
     assert np.abs(one.astype(int) - other).max() <= 3

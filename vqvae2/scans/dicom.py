@@ -15,6 +15,7 @@ dcm2niix and pydicom, the extra `dicom`, are imported when the first DICOM file 
 """
 
 import contextlib
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -191,9 +193,9 @@ def converted(path: Path) -> Iterator[Path]:
                   f"Install them: {INSTALL}.")
     files = files_in(folder)
     expect_usable(bool(files), path.name, "a folder of DICOM files", "none in it", "Copy or download them again.")
-    place = _cache()
+    place = cache_folder()
     kept = place and place / f"{_hash_of(files)}.nii.gz"
-    if kept and kept.is_file():
+    if kept and _is_whole(kept):
         yield kept
         return
     chosen = _choose(folder, _read_headers(folder, files))
@@ -206,10 +208,21 @@ def converted(path: Path) -> Iterator[Path]:
         yield made
 
 
-def _cache() -> Path | None:
+def _is_whole(kept: Path) -> bool:
+    """Return whether a converted scan is in the cache, may be read, and is not damaged."""
+    try:
+        with gzip.open(kept) as file:
+            while file.read(1 << 20):
+                pass
+        return True
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def cache_folder() -> Path | None:
     """Return the folder of converted scans; None if there is no place for one."""
     if place := os.environ.get("VQVAE2_CACHE"):
-        return Path(place).expanduser().absolute() / "dicom"
+        return Path(os.path.expanduser(place)).absolute() / "dicom"
     place = os.environ.get("XDG_CACHE_HOME", "")
     place = place if os.path.isabs(place) else os.path.expanduser("~/.cache")
     return Path(place, "vqvae2", "dicom") if os.path.isabs(place) else None

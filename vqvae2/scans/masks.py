@@ -16,9 +16,11 @@ import numpy as np
 from vqvae2.scans.headers import MOST_DIFFERENCE_OF_SIZES, expect_usable
 from vqvae2.scans.identities import bare_name, stem_of
 from vqvae2.scans.volumes import Volume
+from vqvae2.scans.words import words_of
 
-STRIPPED = re.compile(r"(?:^|[-_. ])(?:brain|brainmask|bet|(?:skull)?stripped|masked|norm)(?:[-_. ]|$)", re.IGNORECASE)
-"""Words in the names of scans from which the skull was removed already: they need no mask."""
+STRIPPED = re.compile(r"(?:^|[-_. ])(?:brain|brainmask|bet|strip|(?:skull)?stripped|masked)(?:[-_. ](?:t1w?|gfc))*$"
+                      r"|^norm$|_desc-(?:brain|bet|stripped|skullstripped|masked)_", re.IGNORECASE)
+"""Names of scans from which the skull was removed already: they need no mask."""
 MOST_APART_VOXELS = 0.5
 """How far the corners of a scan and of its mask may lie apart, in voxels."""
 
@@ -45,6 +47,8 @@ def mask_among(scan: str, beside: Iterable[str], suffixes: Sequence[str]) -> str
 
 def _is_of(stem: str, rest: str) -> bool:
     """Return whether a scan's name and what is left of a mask's name, without its ending, are of the same image."""
+    if not {*words_of(rest)} <= {*words_of(stem)} | {"desc"}:  # FLAIR_brain_mask, or lesion_brain_mask, beside a T1
+        return False
     if stem.startswith("sub-"):
         return _entities(stem) == _entities(rest)
     return bare_name(stem) == bare_name(rest)
@@ -60,9 +64,9 @@ def within_mask(volume: Volume, mask: Volume) -> Volume:
 
     Args:
         volume: a scan.
-        mask: on the same grid. Above half of its largest value is brain; where it holds numbers above 2, as
-            FreeSurfer's brainmask does, above 1, since 1 stands for voxels that somebody has removed by hand.
-    Raises: UnusableScan if the grids differ, or if nothing is left.
+        mask: on the same grid. One value beside 0 is brain, and of probabilities (0…1) what is above a half. In an MGH
+            file, such as FreeSurfer's brainmask, what is above 1, since 1 stands for voxels removed by hand.
+    Raises: UnusableScan if the grids differ, if the mask has other values (labels, percentages), or is empty.
     """
     same = volume.voxels.shape == mask.voxels.shape and np.allclose(
         volume.voxel_size_mm, mask.voxel_size_mm, rtol=MOST_DIFFERENCE_OF_SIZES)
@@ -73,14 +77,21 @@ def within_mask(volume: Volume, mask: Volume) -> Volume:
     expect_usable(same, volume.name, f"its brain mask {mask.name} on the same grid", f"{_grid(mask)} beside "
                   f"{_grid(volume)} of the scan", "Resample the mask, or give --mask-suffix none.")
     values = mask.scaled(mask.voxels) if (mask.slope, mask.inter) != (1, 0) else mask.voxels
-    largest = values.max()
-    outside = values <= (1 if largest > 2 else largest / 2)
+    positive = values[values != 0]
+    least, largest = (positive.min(), positive.max()) if positive.size else (1, 1)
+    is_intensity = mask.name.lower().endswith((".mgz", ".mgh")) and largest > 1
+    expect_usable(is_intensity or least == largest > 0 or 0 < least <= largest <= 1, volume.name,
+                  f"one value beside 0 in its brain mask {mask.name}, or probabilities up to 1",
+                  f"values from {least:g} to {largest:g}", "Make a mask of 0 and 1, or give --mask-suffix none.")
+    outside = values <= (1 if is_intensity else 0 if least == largest else 0.5)
     expect_usable(not outside.all(), volume.name, f"a brain in its mask {mask.name}", "an empty one",
                   "Repair the mask, or give --mask-suffix none.")
     if volume.background is None:  # no stored number stands for 0
         volume = replace(volume, voxels=volume.scaled(volume.voxels).astype(np.float32), slope=1.0, inter=0.0,
                          background=0.0)
     volume.voxels[outside] = volume.background
+    if mask.geometry:
+        volume = replace(volume, geometry="; ".join(filter(None, (volume.geometry, f"its mask: {mask.geometry}"))))
     return volume if volume.not_finite is None else replace(volume, not_finite=volume.not_finite & ~outside)
 
 

@@ -51,6 +51,8 @@ def coarse_head(volume: Volume, brain: Brain) -> np.ndarray:
     values = volume.scaled(volume.voxels[tuple(slice(each.start, each.stop, step)
                                                for each, step in zip(around, steps))])
     inside = values != 0 if brain.head is None else values > brain.head.threshold
+    if not inside.any():  # a brain so thin that every n-th voxel misses it
+        return np.zeros((CELLS,) * 3, np.uint8)
     ranks = np.quantile(values[inside][::FEWER_FOR_RANKS], np.linspace(0, 1, 256))
     ranked = np.interp(values, ranks, np.linspace(1, 255, 256)) * inside
     for axis in range(3):
@@ -84,7 +86,8 @@ def likely_same(heads: Sequence[np.ndarray], people: Sequence[str]) -> list[tupl
     large = [number for number, head in enumerate(heads) if np.count_nonzero(head) >= LEAST_CELLS]
     if len({people[number] for number in large}) < 2:
         return []
-    details = _details(np.stack([heads[number] for number in large]).astype(np.float32) / 255)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where a head was moved out of the grid
+        details = _details(np.stack([heads[number] for number in large]).astype(np.float32) / 255)
     names = np.unique(np.array([people[number] for number in large]), return_inverse=True)[1]
     pairs = []
     for start in range(0, len(details), BLOCK):

@@ -35,11 +35,11 @@ from tqdm import tqdm
 from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
-from vqvae2.scans import covariates
-from vqvae2.scans.dicom import INSTALL
+from vqvae2.scans import covariates, dicom
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
-from vqvae2.scans.same_heads import from_text, likely_same
+from vqvae2.scans.identities import stem_of
+from vqvae2.scans.same_heads import LIKELY_SAME, from_text, likely_same
 from vqvae2.scans.volumes import READERS, files_of, same_voxels, suffix_of
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
@@ -83,6 +83,7 @@ GONE = "scan is gone"
 """The page's kind of warning for slices of a scan that is no longer there."""
 SAME = "likely the same person"
 """The page's kind of warning for two subjects whose heads are more alike than those of two people."""
+MOST_PAIRS, MOST_SAME_ON_A_CARD = 1000, 3
 NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
@@ -94,13 +95,17 @@ def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
     """
     expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "a file" if folder.exists() else "nothing",
                   "Give the folder that holds them, or set OASIS_PATH.")
+    cache = dicom.cache_folder()
+    inside = cache.relative_to(folder.absolute()).parts if cache and cache.is_relative_to(folder.absolute()) else (".",)
+    expect(any(part.startswith(".") for part in inside), f"VQVAE2_CACHE {cache}", "a folder outside of --scans",
+           f"one inside {folder}", "Raw scans stay as they are: name another folder.")
     if settings.covariates is not None:
         covariates.read_table(settings.covariates, settings.subject_column)
     found = find_scans(folder, suffixes=settings.suffix, subject_pattern=settings.subject_pattern,
                        all_runs=settings.all_runs, archive=settings.archive, mask_suffixes=settings.mask_suffixes)
     expect(bool(found.scans or not found.without_extra), f"--scans {folder}",
            "the packages dcm2niix and pydicom, which read DICOM",
-           f"none, and {_number(len(found.without_extra), 'folder')} of DICOM files", f"Install them: {INSTALL}.")
+           f"none, and {_number(len(found.without_extra), 'folder')} of DICOM files", f"Install them: {dicom.INSTALL}.")
     expect(bool(found.scans), f"--scans {folder}",
                   f"T1-weighted scans ({', '.join(READERS)})" if not settings.suffix else
                   f"scans whose names end with {' or '.join(settings.suffix)}", "none",
@@ -138,7 +143,7 @@ def listed(found: FoundScans) -> list[str]:
         *([f"not read: {_number(len(found.unreadable), 'file')} in a format that is not supported, such as "
            f"{found.unreadable[0]}"] if found.unreadable else []),
         *([f"not read: {_number(len(found.without_extra), 'folder')} of DICOM files, such as {found.without_extra[0]}; "
-           f"to read them: {INSTALL}"] if found.without_extra else [])]
+           f"to read them: {dicom.INSTALL}"] if found.without_extra else [])]
 
 
 def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path) -> list[str]:
@@ -257,13 +262,20 @@ def slices_to_keep(found: FoundScans, folder: Path, settings: ExtractSettings, o
         if not (settings.prune or name in here or (os.path.lexists(folder / name) and files_of(folder / name))):
             before = recall(out, name)
             # Its layout cannot be asked any more, so what it was taken for stands.
-            kept[name] = before is not None and before.pixels == pixels and in_place(
-                out, still_wanted(rows[0]["orientation"], settings, rows), prefix_of(rows[0]))
+            right = before is not None and before.pixels == pixels and _may_be_masked_so(rows[0], settings)
+            kept[name] = right and in_place(out, still_wanted(rows[0]["orientation"], settings, rows),
+                                            prefix_of(rows[0]))
     lost = [name for name, rows in kept.items() if not rows]
     expect(not lost, f"--out {out}", "scans for all slices that must be drawn anew, after other settings or damage",
            f"none for {len(lost)} of them, such as {lost[0] if lost else ''}",
            "Give --prune to remove their slices, or name another folder.")
     return kept
+
+
+def _may_be_masked_so(row: dict, settings: ExtractSettings) -> bool:
+    """Return whether the brain mask of an earlier run, if there was one, is one that the settings ask for."""
+    mask = stem_of(row.get("mask") or "") or ""
+    return not mask or mask.lower().endswith(tuple(suffix.lower() for suffix in settings.mask_suffixes))
 
 
 def finish_if_done(found: FoundScans, folder: Path, settings: ExtractSettings,
@@ -353,7 +365,8 @@ def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out:
     firsts = {row["scan"]: row for row in reversed(manifest)}
     names = [name for name in dict.fromkeys(row["scan"] for row in manifest) if HEAD in pictures.get(name, {})]
     texts = [pictures[name][HEAD] for name in names]
-    asked = hashlib.sha256(json.dumps([[firsts[name]["subject"] for name in names], texts]).encode()).hexdigest()
+    asked = json.dumps([RECIPE, LIKELY_SAME, [firsts[name]["subject"] for name in names], texts])
+    asked = hashlib.sha256(asked.encode()).hexdigest()
     try:
         before = json.loads((out / SIDECARS / "likely-same").read_bytes())
         pairs = [(int(first), int(second), float(alike)) for first, second, alike in before[asked]]
@@ -363,7 +376,7 @@ def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out:
     return [{"scans": [names[first], names[second]],
              "subjects": [firsts[names[each]]["subject"] for each in (first, second)],
              "splits": [firsts[names[each]]["split"] for each in (first, second)], "correlation": round(alike, 3)}
-            for first, second, alike in pairs]
+            for first, second, alike in pairs[:MOST_PAIRS]]
 
 
 def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[str], alike: list[dict],
@@ -399,7 +412,9 @@ def _shown(manifest: list[dict], pictures: dict[str, dict[str, str]], gone: set[
                                                                for column in ("voxel_size_mm", "brain_mm")),
             first["background"], first.get("mask", ""), len(rows), files if planes else (), planes,
             b"".join(thumbnails) if planes else b"",
-            (*kept, *same[name], *warnings_of(first, settings.planes, settings.field_of_view))))
+            (*kept, *same[name][:MOST_SAME_ON_A_CARD],
+             *([f"{SAME}: and {more} others"] if (more := len(same[name]) - MOST_SAME_ON_A_CARD) > 0 else []),
+             *warnings_of(first, settings.planes, settings.field_of_view))))
     return shown
 
 
@@ -515,8 +530,8 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
     geometry = [f"{row['scan']} ({row['geometry']})" for row in firsts if row["geometry"]]
     of_head, of_geometry = (next(iter(names), "") for names in (heads, geometry))
     apart = sum(len(set(pair["splits"])) > 1 for pair in alike)
-    pair = " and ".join(f"{scan} ({split})" for first in alike[:1]
-                        for scan, split in zip(first["scans"], first["splits"]))
+    worst = sorted(alike, key=lambda pair: len(set(pair["splits"])) < 2)[:1]
+    pair = " and ".join(f"{scan} ({split})" for first in worst for scan, split in zip(first["scans"], first["splits"]))
     names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
     reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
     reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
@@ -527,7 +542,7 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
                      "and percentiles are of the whole head, and the shipped weights have seen stripped brains only. A "
                      "brain mask beside the scan would be applied (--mask-suffix)"),
         (len(geometry), f"geometry: {_number(len(geometry), 'scan')} that other programs may take otherwise, such as "
-                        f"{of_geometry}; the {settings.trust} counts (--trust)"),
+                        f"{of_geometry} (--trust sform or qform chooses)"),
         (len(alike), f"{SAME}: {_number(len(alike), 'pair')} of scans of two subjects, {apart} of them in two splits, "
                      f"such as {pair}; if so, give both one subject (--subject-pattern), or leave one out"),
         *((1, f"covariates: {left_out}") for left_out in people.left_out),

@@ -84,7 +84,9 @@ def note(out: Path, outcome: Outcome) -> None:
 def recall(out: Path, scan: str) -> Outcome | None:
     """Return what became of a scan when it was last worked on; None if nothing is known of it."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Outcome(**json.loads(sidecar(out, scan).read_bytes()))
+        outcome = Outcome(**json.loads(sidecar(out, scan).read_bytes()))
+        return outcome if isinstance(outcome.pictures, dict) else None
+    return None
 
 
 def times_of(scan: Scan) -> list[int]:
@@ -249,8 +251,9 @@ def _within_its_mask(volume: Volume, scan: Scan, settings: ExtractSettings) -> t
     try:
         mask = read_volume(scan.mask, layout=scan.storage, assumed=settings.assume_orientation, trust=settings.trust)
     except UnusableScan as error:
-        raise UnusableScan(volume.name, "a brain mask beside it that can be used", f"{scan.mask.name}: {error.reason}",
-                           "Or give --mask-suffix none.") from None
+        found, _, _ = error.reason.partition(". ")
+        raise UnusableScan(volume.name, "a brain mask beside it that can be used", f"{scan.mask.name}: {found}",
+                           "Repair the mask, or give --mask-suffix none.") from None
     return within_mask(volume, mask), mask.sha256
 
 

@@ -102,8 +102,9 @@ class ExtractSettings(Checked):
         ("volume", lambda volume: volume >= 0, "0 or more", "0 is the first volume."),
         ("suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name",
          "For example T2w."),
-        ("mask_suffix", lambda suffixes: all(re.search(r"\w", suffix) for suffix in suffixes), "the end of a name, or "
-         "none", "For example brain_mask."))
+        ("mask_suffix", lambda suffixes: suffixes == ("none",) or all(
+            re.search(r"[^\W_]", suffix) and ".nii" not in suffix and suffix.lower() != "none" for suffix in suffixes),
+         "ends of names without .nii, or none alone", "For example brain_mask."))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +119,7 @@ class ExtractSettings(Checked):
     @property
     def mask_suffixes(self) -> tuple[str, ...]:
         """Return the ends of the names of masks that are looked for; empty for --mask-suffix none."""
-        return () if self.mask_suffix == ("none",) else self.mask_suffix
+        return () if self.mask_suffix == ("none",) else tuple(suffix.lstrip("_") for suffix in self.mask_suffix)
 
     @property
     def part(self) -> tuple[int, int]:
