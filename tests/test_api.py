@@ -168,7 +168,7 @@ class TestEncode:
         ([], r"images: expected an array, a tensor or a list of image files, found an empty list\."),
         ("brain.png", r"images: expected an array, a tensor or a list of image files, found a str\. Give \[path\]"),
         (Path("brain.png"), r"images: .* found a PosixPath\. Give \[path\]"),
-        ([np.zeros((32, 32))], r"images: .* found a list\. .*numpy\.stack"), ([], r"images: .* found a list\."),
+        ([np.zeros((32, 32))], r"images: .* found a list\. .*numpy\.stack"),
         (["no-such.png"], r"no-such\.png: expected an image, found nothing\.")])
     def test_what_is_no_batch_of_images_is_one_line(self, images, said, vqvae):
         with pytest.raises(UserError, match=said):

@@ -288,7 +288,7 @@ def _pixels(vqvae: TrainedVqvae, images: Pixels) -> np.ndarray:
             and not isinstance(images, str):
         images = _read(vqvae, images)
     expect(isinstance(images, np.ndarray), "images", "an array, a tensor or a list of image files",
-           "an empty list" if images == [] else f"a {type(images).__name__}",
+           "an empty list" if isinstance(images, list) and not images else f"a {type(images).__name__}",
            "Give [path] for one file, numpy.stack(...) of a list of arrays.")
     pixels, channels = images, vqvae.model.image_channels
     if pixels.ndim == 3 and channels == 1:

@@ -29,7 +29,7 @@ FEWER_FOR_RANKS = 4
 """Every n-th of these voxels gives the ranks."""
 CELLS_TO_ALIGN = 16
 """A side of the grid, of 12 mm, on which heads are laid over each other."""
-STEPS_TO_ALIGN, ROUNDS_OF_THE_MEAN, HEADS_OF_THE_MEAN = 10, 2, 200
+STEPS_TO_ALIGN, ROUNDS_OF_THE_MEAN, HEADS_OF_THE_MEAN = 7, 2, 24
 LIKELY_SAME = 0.87
 """The correlation above which two heads are likely of one person (benchmarks/same_heads.py)."""
 LEAST_CELLS = 300
