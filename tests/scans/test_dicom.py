@@ -620,6 +620,14 @@ def test_an_extraction_from_dicom_gives_slices_of_the_right_people_and_a_second_
     assert "gone: 1 scan no longer there" in capsys.readouterr().out
 
 
+def test_predict_finds_the_mask_beside_a_series_that_is_named_by_a_file_or_by_its_folder(tmp_path):
+    save_slices(tmp_path / "p01/T1")
+    mask = save(tmp_path / "p01/brain_mask.nii", (block() > 0).astype(np.int16))
+    for given in (tmp_path / "p01/T1", next((tmp_path / "p01/T1").iterdir())):
+        [source] = prediction.find_sources([given], (), tmp_path / "out", ("brain_mask",))
+        assert source.scan.mask == mask
+
+
 def test_predict_takes_a_file_of_a_series_or_its_folder_for_the_scan(tmp_path):
     paths = save_slices(tmp_path / "sub-01/T1", block(BRAIN))
     cutting = ExtractSettings(scans=tmp_path, out=tmp_path, size=32)

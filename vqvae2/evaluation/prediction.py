@@ -235,7 +235,9 @@ def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: 
         (inside.other, f"{others} (--suffix)")) if number]
     if left_out:
         print(f"{folder}: left out {', '.join(left_out)}; name a file itself to have it read", flush=True)
-    return [Source(scan.path, scan, False) for scan in inside.scans]
+    # A folder of DICOM files that was named itself has its mask beside it, outside of what was searched.
+    return [Source(scan.path, with_mask(scan, os.listdir(folder.absolute().parent), mask_suffixes)
+                   if scan.path == folder else scan, False) for scan in inside.scans]
 
 
 def _named_scan(path: Path, mask_suffixes: Sequence[str]) -> Scan:
