@@ -83,7 +83,7 @@ class TestNames:
         check_refused(said, evaluate.main, "--vqvae", "tinny", "--out", "out")
 
     def test_a_name_that_two_runs_have(self, run, check_refused):
-        shutil.copytree(run.vqvae, run.results / "folder" / "tiny")
+        shutil.copytree(run.top, run.results / "folder" / "tiny")
         check_refused(
             r"^--vqvae tiny: expected one run of this name, found .*folder/tiny, .*oasis/tiny\. Give the path",
             train_pixel_cnn.main, *train_prior(run))
