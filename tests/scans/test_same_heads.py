@@ -68,6 +68,10 @@ def test_a_brain_that_the_sample_misses_is_an_empty_head():
 def test_a_coarse_head_says_nothing_of_scale_and_curve():
     one, other = head(brain(1)), head(7 * brain(1) ** 1.5)
     assert np.abs(one.astype(int) - other).max() <= 3
+    bright = volume_of(brain(1).astype(np.float32), (MM,) * 3)
+    place = find_brain(bright)
+    bright.voxels[24, 28, 24] = 1e6
+    assert (np.abs(one.astype(int) - coarse_head(bright, place)) > 3).sum() <= 1  # its own cell
     assert one.max() > 128
     assert not one[0].any()
 
