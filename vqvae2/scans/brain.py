@@ -98,7 +98,7 @@ def find_brain(volume: Volume) -> Brain:
     else:
         pieces, _ = ndimage.label(sample > threshold)
         inside = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-        head = _Head(threshold, step, ndimage.binary_dilation(inside, np.ones((3, 3, 3))))
+        head = _Head(threshold, step, _and_around(inside))
         # What the head encloses counts too: without skull, ventricles and the dark of the cortex, `low` would be
         # the threshold, and all of that black.
         inside = np.stack([_without_holes(plane) for plane in inside.transpose(2, 0, 1)], axis=2)
@@ -160,11 +160,22 @@ def _box_of_what_is_large(volume: Volume, sample: np.ndarray, step: int, start: 
         return start, stop
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    near = ndimage.binary_dilation((sizes >= SMALLEST_PIECE * sizes.max())[pieces], np.ones((3, 3, 3)))
+    near = _and_around((sizes >= SMALLEST_PIECE * sizes.max())[pieces])
     box = [np.flatnonzero(near.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     if all(first >= each[0] * step and last <= (each[-1] + 1) * step for first, last, each in zip(start, stop, box)):
         return start, stop
     return _bounding_box(volume, _Head(None, step, near))
+
+
+def _and_around(inside: np.ndarray) -> np.ndarray:
+    """Return a mask and one voxel around it, as scipy's binary_dilation with a cube does, which is slower."""
+    for axis in range(3):
+        along = np.moveaxis(inside, axis, 0)
+        wider = along.copy()
+        wider[1:] |= along[:-1]
+        wider[:-1] |= along[1:]
+        inside = np.moveaxis(wider, 0, axis)
+    return inside
 
 
 def _threshold_of_air(volume: Volume, start: tuple, stop: tuple, sample: np.ndarray) -> float | None:

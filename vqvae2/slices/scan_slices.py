@@ -78,7 +78,7 @@ def sidecar(out: Path, scan: str) -> Path:
 def note(out: Path, outcome: Outcome) -> None:
     """Write a scan's sidecar. Raises: UserError if `out` cannot be written."""
     with writing(out):
-        replace_whole(sidecar(out, outcome.scan), json.dumps(dataclasses.asdict(outcome)).encode(), synced=False)
+        replace_whole(sidecar(out, outcome.scan), json.dumps(vars(outcome)).encode(), synced=False)
 
 
 def recall(out: Path, scan: str) -> Outcome | None:
