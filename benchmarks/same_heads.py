@@ -95,7 +95,7 @@ def on_2_mm(volume: Volume) -> np.ndarray:
     voxels = volume.scaled(volume.voxels[tuple(part)]).astype(np.float32)
     for axis in range(3):
         length = part[axis].stop - part[axis].start
-        overlaps = same_heads._overlaps(length, length / 2, MM / volume.voxel_size_mm[axis], SIDE)
+        overlaps = same_heads.overlaps(length, length / 2, MM / volume.voxel_size_mm[axis], SIDE)
         voxels = np.moveaxis(np.tensordot(overlaps, voxels, (1, axis)), 0, axis)
     return np.clip(voxels / brain.high, 0, 1.2)
 

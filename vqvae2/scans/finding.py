@@ -1,7 +1,7 @@
 """Folder of raw data -> the scans in it: whose they are, of which visit, one for each session unless all are wanted.
 
 Which files are scans is decided here, whose they are in identities.py. Only paths below the given folder count,
-so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened. Only names of
+so a home folder called `derivatives` hides nothing. Everything is judged by names; no scan is opened. Names of
 DICOM files say nothing: the scan is their folder, and a header or a few of each folder are read for what its series is
 called. In a folder without any scan the first file without an ending is asked whether it is DICOM.
 """
@@ -142,15 +142,16 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     sessions: dict[tuple, list[tuple[tuple[int, int], Scan]]] = defaultdict(list)
     identified, doubt = identify(files, subject_pattern, archive)
     ranks = [0 if suffixes else _rank_of_contrast(file, who) for file, who in identified]
-    said = {(who.root, who.subject, _folder_of(file)): who.session
-            for (file, who), rank in zip(reversed(identified), reversed(ranks)) if rank != NOT_CALLED_T1}
+    t1_sessions = {(who.root, who.subject, _folder_of(file)): who.session
+                   for (file, who), rank in zip(reversed(identified), reversed(ranks)) if rank != NOT_CALLED_T1}
     for (file, who), rank in zip(identified, ranks):
         if not suffixes and who.series and (reason := why_other_series(who.series)):
             left_out.append((file.scan_name, f"its series {reason}"))
         elif who.subject:
             scan = Scan(file.path, file.scan_name, who.subject, who.session, who.run, who.storage, archive=who.archive)
             if who.is_rest and rank == NOT_CALLED_T1:  # of p01/T1.nii and p01/other.nii the first is the T1
-                scan = replace(scan, session=said.get((who.root, who.subject, _folder_of(file)), who.session))
+                session = t1_sessions.get((who.root, who.subject, _folder_of(file)), who.session)
+                scan = replace(scan, session=session)
             sessions[who.root, who.subject, scan.session, file.suffix].append(((who.rank, rank), scan))
         else:
             rule = ("a name in which --subject-pattern finds a subject" if subject_pattern is not None else
@@ -273,7 +274,12 @@ def _walk(folder: Path, suffixes: Sequence[str], mask_suffixes: tuple[str, ...])
     for here, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         inside = _printable(here[len(str(folder)):].replace(os.sep, "/").strip("/"))
         above = f"{inside}/" if inside else ""
-        place = os.stat(here)
+        try:
+            place = os.stat(here)
+        except OSError as error:  # removed meanwhile
+            refuse_folder(error)
+            folders.clear()
+            continue
         if (place.st_dev, place.st_ino) in seen:  # a link that leads back up, or twice to the same place
             tree.left_out.append((inside or ".", f"{NOT_SEARCHED}: a link to one that was"))
             folders.clear()

@@ -1,7 +1,7 @@
 """Volumes -> pairs of scans that are likely of one person under two names.
 
 1. A head becomes a coarse grid, 24 x 24 x 24 cells of 8 mm around the brain's centre. A cell holds the mean rank of its
-   voxels' brightness among those of the brain, and 0 outside, so that another scale or contrast curve changes nothing.
+   voxels' brightness among those of the brain, and 0 outside, so that another scale or rising curve of brightness changes little.
 2. Each grid is laid over the mean of many grids by an affine map, with the inverse compositional algorithm [1]: a head
    that lies turned in the scanner, or that another program has scaled, then lies as all others do.
 3. What is smooth over 8 mm, and alike in all people, is taken away. What is left are ventricles, fissures and large
@@ -30,11 +30,13 @@ FEWER_FOR_RANKS = 8
 CELLS_TO_ALIGN = 16
 """A side of the grid, of 12 mm, on which heads are laid over each other."""
 STEPS_TO_ALIGN, ROUNDS_OF_THE_MEAN, HEADS_OF_THE_MEAN = 7, 2, 24
+"""The steps in which a head is laid over the mean, and how often, and from how many heads, the mean is made."""
 LIKELY_SAME = 0.87
 """The correlation above which two heads are likely of one person (benchmarks/same_heads.py)."""
 LEAST_CELLS = 300
-"""Of 8 mm, not empty; a brain has about 2,300. What is smaller is not compared."""
+"""A head with fewer cells that are not empty is not compared; a brain has about 2,300."""
 BLOCK = 512
+"""The number of heads that are compared with all others at a time."""
 SILENT = 200
 """With more heads, a bar shows how far the comparison is."""
 
@@ -63,7 +65,7 @@ def coarse_head(volume: Volume, brain: Brain) -> np.ndarray:
         weight = inside.sum(axis=tuple({0, 1, 2} - {axis}))
         centre = (weight * (np.arange(len(weight)) + 0.5)).sum() / weight.sum()
         cell = CELL_MM / (steps[axis] * volume.voxel_size_mm[axis])
-        ranked = np.moveaxis(np.tensordot(_overlaps(len(weight), centre, cell), ranked, (1, axis)), 0, axis)
+        ranked = np.moveaxis(np.tensordot(overlaps(len(weight), centre, cell), ranked, (1, axis)), 0, axis)
     return np.rint(ranked).astype(np.uint8)
 
 
@@ -104,7 +106,7 @@ def likely_same(heads: Sequence[np.ndarray], people: Sequence[str]) -> list[tupl
 
 def _details(heads: np.ndarray) -> np.ndarray:
     """Return what is each head's own, float32 [heads, cells], of mean 0 and length 1, so that products correlate."""
-    shrink = _overlaps(CELLS, CELLS / 2, CELLS / CELLS_TO_ALIGN, CELLS_TO_ALIGN)
+    shrink = overlaps(CELLS, CELLS / 2, CELLS / CELLS_TO_ALIGN, CELLS_TO_ALIGN)
     small = np.einsum("ai,bj,ck,nijk->nabc", shrink, shrink, shrink, heads, optimize=True)
     places, small_places = _places(CELLS), _places(CELLS_TO_ALIGN)
     some = small[:: -(-len(small) // HEADS_OF_THE_MEAN)]
@@ -160,7 +162,7 @@ def _places(cells: int) -> np.ndarray:
     return (np.indices((cells,) * 3).reshape(3, -1) - (cells - 1) / 2).astype(np.float32)
 
 
-def _overlaps(length: int, centre: float, cell: float, cells: int = CELLS) -> np.ndarray:
+def overlaps(length: int, centre: float, cell: float, cells: int = CELLS) -> np.ndarray:
     """Return the shares [cells, length] of each cell that elements of a line fill; the cells are `cell` elements long,
     and the middle of all lies at `centre`."""
     edges = centre + (np.arange(cells + 1) - cells / 2) * cell

@@ -43,7 +43,7 @@ from vqvae2.scans.same_heads import LIKELY_SAME, from_text, likely_same
 from vqvae2.scans.volumes import READERS, files_of, same_voxels, suffix_of
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
-from vqvae2.slices.page import ShownScan, page_bytes, warnings_of
+from vqvae2.slices.page import NOT_FROM_THE_HEADER, ShownScan, page_bytes, warnings_of
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
@@ -78,7 +78,6 @@ COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "po
            "voxels", "archive", "voxel_size_mm", "brain_mm", "geometry", "mask", "mask_sha256")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "trust")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
-NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
 GONE = "scan is gone"
 """The page's kind of warning for slices of a scan that is no longer there."""
 SAME = "likely the same person"
@@ -91,7 +90,8 @@ IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.p
 def find_and_check(folder: Path, settings: ExtractSettings) -> FoundScans:
     """Return the scans in `folder`.
 
-    Raises: UserError if there is none, or if --covariates cannot be used.
+    Raises: UserError if there is none, if it is not beyond doubt whose they are, if --covariates cannot be used, or if
+        the cache of converted DICOM lies in `folder`.
     """
     expect(folder.is_dir(), f"--scans {folder}", "a folder of scans", "a file" if folder.exists() else "nothing",
                   "Give the folder that holds them, or set OASIS_PATH.")

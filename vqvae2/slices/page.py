@@ -26,6 +26,8 @@ from PIL import Image
 from vqvae2.common.names import SPLITS
 from vqvae2.scans.words import natural
 
+NOT_FROM_THE_HEADER = {"layout": "the archive's layout", "assumed": "--assume-orientation"}
+"""What an orientation was taken from, by the manifest's `orientation_from`, where no header gave it."""
 THUMBNAIL = 96
 """Pixels each way: a multiple of 8, the side of JPEG's blocks, so that no picture runs into its neighbour."""
 ACROSS = 10
@@ -85,7 +87,7 @@ def _sides(text: str | None) -> tuple[float, ...]:
 
 
 def _not_from_the_header(row: dict, *_: object) -> str:
-    source = {"layout": "the archive's layout", "assumed": "--assume-orientation"}.get(row.get("orientation_from", ""))
+    source = NOT_FROM_THE_HEADER.get(row.get("orientation_from", ""))
     return f"{row['orientation']} by {source}" if source else ""
 
 
