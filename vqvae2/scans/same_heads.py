@@ -1,7 +1,8 @@
 """Volumes -> pairs of scans that are likely of one person under two names.
 
 1. A head becomes a coarse grid, 24 x 24 x 24 cells of 8 mm around the brain's centre. A cell holds the mean rank of its
-   voxels' brightness among those of the brain, and 0 outside, so that another scale or rising curve of brightness changes little.
+   voxels' brightness among those of the brain, and 0 outside, so that another scale or a rising curve of brightness
+   changes little.
 2. Each grid is laid over the mean of many grids by an affine map, with the inverse compositional algorithm [1]: a head
    that lies turned in the scanner, or that another program has scaled, then lies as all others do.
 3. What is smooth over 8 mm, and alike in all people, is taken away. What is left are ventricles, fissures and large
