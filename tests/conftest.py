@@ -2,7 +2,8 @@
 
 import csv
 import hashlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import settings
 from PIL import Image
 
 from vqvae2.commands import train_prior, train_vqvae
-from vqvae2.common.errors import run_script
+from vqvae2.common.errors import STOP_SIGNALS, run_script
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
 SUBJECTS = {"train": 6, "validate": 2, "test": 3}
@@ -25,6 +26,9 @@ TINY_PRIOR = ["--epochs", "2", "--channels", "8", "--layers", "2", "--heads", "2
 torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+for number in STOP_SIGNALS:  # pytest in the background of a shell, or under nohup, would have its children ignore them
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class TinyRun:
     vqvae: Path
     top: Path
     bottom: Path
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """After each test signals do what they did before: run_script, made for the last thing of a process, changes it."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

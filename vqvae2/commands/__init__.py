@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from vqvae2 import __version__
+from vqvae2.common import output
 from vqvae2.common.errors import UserError, run_script
 
 # Each command and what it turns into what, for --help; its module has _ for -.
@@ -34,12 +35,14 @@ def main(command: str | None = None) -> None:
 def _run(command: str | None) -> None:
     word, *arguments = [command, *sys.argv[1:]] if command else sys.argv[1:] or ["--help"]
     if word in ("-h", "--help", "help"):
+        output.is_result()
         width = max(map(len, COMMANDS))
         print(f"vqvae2 {__version__}: raw brain scans to slices, a VQ-VAE-2, its priors, new images and figures.\n\n"
               + "\n".join(f"    vqvae2 {name:{width}}  {what}" for name, what in COMMANDS.items())
               + "\n\nvqvae2 COMMAND --help explains a command. Trainings on several GPUs:\n    python -m "
               "torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 -m vqvae2 train-vqvae …")
     elif word in ("-V", "--version", "version"):
+        output.is_result()
         print(f"vqvae2 {__version__}")
     elif word not in COMMANDS:
         raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")

@@ -26,9 +26,7 @@ Run the command again to go on where it stopped, or after a change of scans or s
 are made anew. Slices of scans that are no longer there stay until you give --prune. docs/slices.md says more.
 """
 
-import signal
-
-from vqvae2.common.errors import Stopped
+from vqvae2.common import output
 from vqvae2.scans import archives
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
@@ -36,35 +34,21 @@ from vqvae2.slices.extraction import check_out, extract, find_and_check, listed,
 from vqvae2.slices.settings import ExtractSettings
 
 
-class _Sigterm(BaseException):
-    """This is not an Exception, since exceptions that a damaged scan may cause are caught where the scan is read."""
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Extract the slices that the command line asks for, and print what became of the scans.
-
-    Raises: Stopped at a SIGTERM.
-    """
-    def end(*_: object) -> None:
-        raise _Sigterm
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        settings = parsing.parse(ExtractSettings, __doc__, arguments)
-        if settings.archives:
-            print(archives.table())
-            return
-        folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
-        if settings.list:
-            print("\n".join(listed(find_and_check(folder, settings))))
-            return
-        out = parsing.path_from_environment(settings.out, "SLICES_PATH", "--out")
-        check_out(folder, out)
-        found = find_and_check(folder, settings)
-        if settings.layout == "keras_png_slices":
-            keras_names.refuse_foreign(out)
-        print("\n".join((merge if settings.merge else extract)(found, folder, settings, out)))
-    except _Sigterm:
-        raise Stopped("Stopped by SIGTERM. Run the same command again to go on.") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    """Extract the slices that the command line asks for, and print what became of the scans."""
+    settings = parsing.parse(ExtractSettings, __doc__, arguments)
+    if settings.archives:
+        output.is_result()
+        print(archives.table())
+        return
+    folder = parsing.path_from_environment(settings.scans, "OASIS_PATH", "--scans")
+    if settings.list:
+        output.is_result()
+        print("\n".join(listed(find_and_check(folder, settings))))
+        return
+    out = parsing.path_from_environment(settings.out, "SLICES_PATH", "--out")
+    check_out(folder, out)
+    found = find_and_check(folder, settings)
+    if settings.layout == "keras_png_slices":
+        keras_names.refuse_foreign(out)
+    print("\n".join((merge if settings.merge else extract)(found, folder, settings, out)))

@@ -8,6 +8,7 @@ Exit status: 0 if the run has made all its epochs, 1 if not, 2 if the run's stat
 
 import sys
 
+from vqvae2.common import output
 from vqvae2.common.errors import UserError, expect
 from vqvae2.runs.state import load_last_state
 from vqvae2.runs.weights import CONFIG, find_run, read_config
@@ -16,6 +17,7 @@ from vqvae2.runs.weights import CONFIG, find_run, read_config
 def main(arguments: list[str] | None = None) -> None:
     """Print where the run in the folder that the command line names stands."""
     words = sys.argv[1:] if arguments is None else arguments
+    output.is_result()
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqvae2.common import files
+from vqvae2.common.errors import stop_signals
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,19 @@ def run(command: list[str], processes: int) -> int:
     """Run a command to its end and return its exit status, 128 + N where signal N ended it, as a shell has it."""
     # torchrun would say that it sets this to 1; the commands share the cores out by themselves.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
-    child = None
-    # Ctrl-C reaches the child by itself, and SIGTERM is passed on: it saves its state, and we wait for that.
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda number, _: child and child.send_signal(number)}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    child, came = None, False
+
+    def ask(number: int, _: object) -> None:
+        nonlocal came
+        came = came or number != signal.SIGINT  # Ctrl-C reaches the child by itself
+        if child and came:
+            child.terminate()  # it saves its state, and we wait for that
+
+    before = {number: signal.signal(number, ask) for number in stop_signals()}
     try:
         child = subprocess.Popen(command, env={**threads, **os.environ})
+        if came:
+            child.terminate()
         status = child.wait()
     finally:
         for number, handler in before.items():

@@ -1,11 +1,11 @@
-"""A failure -> one line that its user can act on, and the exit status that scripts rely on.
+"""A failure or a signal -> one line that its user can act on, and the exit status that scripts rely on.
 
 Exit status: 0 done; 2 an error of the user; 75 stopped by a signal with everything saved (start the same command
 again). torchrun turns every status except 0 into 1. Every other exception is a bug of this project and keeps its
 traceback.
 """
 
-import io
+import math
 import os
 import signal
 import sys
@@ -14,8 +14,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from vqvae2.common import output
+
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+                     if hasattr(signal, name))
+"""Signals that ask a process to save and end, those of them that this system has. A closed terminal sends SIGHUP."""
+SECONDS_TO_END = 5.0
+"""For so long a second signal leaves a process alone that is ending: one request often comes as several signals."""
 
 
 class UserError(Exception):
@@ -25,8 +32,11 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
-    """Training was stopped by a signal, and all that is needed to go on has been saved."""
+class Stopped(BaseException):
+    """A signal stopped the work, and all that is needed to go on has been saved.
+
+    This is not an Exception: code that catches whatever a damaged file may raise must let it pass.
+    """
 
 
 class Unreadable(UserError):
@@ -44,30 +54,54 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return STOP_SIGNALS without those that are ignored: what `nohup`, or a shell for a job in the background, has
+    told a command to ignore stays ignored."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped`."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot write is no reason to end
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped` or a signal.
+
+    Text that cannot be written changes nothing, unless the command gives nothing else (`output.is_result`).
+    """
+    output.guard()
+    status, deaf_until = 0, 0.0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal deaf_until
+        if time.monotonic() >= deaf_until:
+            deaf_until = time.monotonic() + SECONDS_TO_END
+            raise Stopped(f"Stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}. "
+                          "Run the same command again to go on.")
+
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            for number in stop_signals():
+                signal.signal(number, stop)
+            main()
+        except SystemExit as end:
+            status = end.code
+        finally:
+            deaf_until = math.inf
+        lost = output.lost_result()
+        expect(lost is None, "standard output", "to write what was asked for", getattr(lost, "strerror", lost),
+               "Free some space, or write it elsewhere.")
     except UserError as error:
         line = " ".join(str(error).split())
         # Only rank 0 prints. torchrun ends all processes when the first process ends, so the others wait until rank 0
         # has printed; a process that is still alive after that has met an error of its own.
         if launched_rank() != 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5)
         print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
         raise SystemExit(EXIT_USER_ERROR) from None
-    except (Stopped, KeyboardInterrupt) as stop:  # all ranks stop together, and rank 0 prints the line
+    except (Stopped, KeyboardInterrupt) as stopped:  # all ranks stop together, and rank 0 prints the line
         if launched_rank() == 0:
-            print(str(stop) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
+            print(str(stopped) or "Stopped by Ctrl-C.", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0)
+    raise SystemExit(status)
 
 
 def launched_rank() -> int:

@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vqvae2.common.errors import Stopped
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from vqvae2.common.errors import Stopped, stop_signals
 
 
 def cores() -> int:
@@ -137,8 +135,8 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Signals:
-    """While in this context, SIGINT, SIGTERM and SIGUSR1 do not end the process; `came` becomes True instead. Around
-    work that may be interrupted without loss, use `stopping_at_once`: then a signal ends the run immediately.
+    """While in this context, `errors.STOP_SIGNALS` do not end the process; `came` becomes True instead. Around work
+    that may be interrupted without loss, use `stopping_at_once`: then a signal ends the run immediately.
     """
 
     def __init__(self) -> None:
@@ -146,12 +144,12 @@ class Signals:
         self._message: str | None = None
 
     def __enter__(self) -> None:
-        self.before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
+        self.before = {number: signal.signal(number, self._note) for number in stop_signals()}
 
     def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
         if raised is not None and issubclass(raised, Stopped):
             return  # another signal while the process ends must not change its exit status
-        for number, handler in zip(STOP_SIGNALS, self.before):
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
     @contextmanager

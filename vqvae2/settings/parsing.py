@@ -27,6 +27,7 @@ from typing import TypeVar
 import tyro
 from dotenv import dotenv_values
 
+from vqvae2.common import output
 from vqvae2.common.errors import EXIT_USER_ERROR, UserError, expect, flag
 from vqvae2.settings import presets
 
@@ -60,6 +61,7 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
     of_preset = presets.words(settings, arguments)
     arguments = completed([*of_preset, *arguments])
     if {"-h", "--help"} & set(arguments):
+        output.is_result()
         print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
         if "preset" in settings.__dataclass_fields__:
             print(presets.listing(), *(["\nThe chosen preset stands for", *of_preset] if of_preset else ()))

@@ -32,7 +32,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common import output
+from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates, dicom
@@ -219,7 +220,8 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
 
 def _start_worker() -> None:
     """Leave signals to the main process, and end with that process, also if it is killed."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    output.guard()
+    for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
 
     def end_with_parent() -> None:

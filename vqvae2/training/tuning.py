@@ -48,7 +48,7 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from vqvae2.common import files, machine, random_numbers
+from vqvae2.common import files, machine, output, random_numbers
 from vqvae2.common.errors import EXIT_STOPPED, Stopped, UserError, expect
 from vqvae2.metrics import coding
 from vqvae2.models import encoding
@@ -413,10 +413,11 @@ def train(settings: TuneSettings, run: TrainVqvae, values: Row, trial_id: int, g
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / OUTPUT).open("a") as output:
+    with (run.folder / OUTPUT).open("a") as log:
         for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
-        fcntl.flock(output, fcntl.LOCK_EX)  # a training that outlived a killed `vqvae2 tune` lets go when it has saved
+            os.dup2(log.fileno(), stream)
+        output.guard()
+        fcntl.flock(log, fcntl.LOCK_EX)  # a training that outlived a killed `vqvae2 tune` lets go when it has saved
         trial, state, reason = optuna.Trial(open_study(settings), trial_id), "complete", ""
         try:
             TrialTrainer(run, trial).run()
