@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 
-from vqvae2.common import errors
-from vqvae2.common.errors import Stopped, UserError, run_script
+from vqvae2.common import errors, machine
+from vqvae2.common.errors import STOP_SIGNALS, Stopped, UserError, run_script
 
 
 def raiser(error):
@@ -103,3 +105,55 @@ def test_a_name_that_the_terminal_cannot_write_is_escaped(encoding):
     done = subprocess.run([sys.executable, "-c", f"{code}\nrun_script(main)"], check=False, capture_output=True,
                           env={**os.environ, "PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout, done.stderr) == (2, b"\\u60a3\n", b"\\u8005\n")
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"),
+                                              (signal.SIGHUP, "SIGHUP"), (signal.SIGUSR1, "SIGUSR1")])
+def test_a_signal_ends_any_command_with_75_and_one_line_whatever_the_command_catches(number, name, capfd):
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except Exception:
+            pytest.fail("the signal was taken for a damaged file")
+    assert status_of(main) == 75
+    assert capfd.readouterr() == ("", f"Stopped by {name}. Run the same command again to go on.\n")
+
+
+def test_signals_while_a_command_ends_change_nothing(monkeypatch, capfd):
+    """A closed terminal and torchrun both send one: what is in `finally` is done to its end."""
+    done = []
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            for number in STOP_SIGNALS:
+                os.kill(os.getpid(), number)
+            done.append("cleaned")
+    assert status_of(main) == 75
+    assert done == ["cleaned"]
+    assert capfd.readouterr().err.count("Stopped by SIGHUP") == 1
+    monkeypatch.setattr(errors.output, "lost_result", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert status_of(lambda: None) == 0
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(number):
+    """As SIGHUP under nohup, and SIGINT in the background of a shell without job control."""
+    went_on = []
+
+    def main():
+        with machine.Signals() if went_on else nullcontext():
+            os.kill(os.getpid(), number)
+        went_on.append(signal.getsignal(number))
+    signal.signal(number, signal.SIG_IGN)
+    assert [status_of(main), status_of(main)] == [0, 0]
+    assert went_on == [signal.SIG_IGN] * 2
+
+
+def test_a_system_without_some_of_the_signals_has_the_others():
+    code = ("import signal; del signal.SIGHUP, signal.SIGUSR1; from vqvae2.common import errors, machine;"
+            "print(*(number.name for number in errors.STOP_SIGNALS))")
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said == "SIGINT SIGTERM\n"

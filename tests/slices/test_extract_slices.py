@@ -304,9 +304,9 @@ def test_paths_come_from_env_files_and_the_environment_beats_them(scans, apart, 
     assert slices_in(apart / "from-environment") == slices_in(apart / "from-env-file")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers):
-    """A batch system stops a run so: every process of the run gets the signal."""
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGHUP)])
+def test_a_signal_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers, number):
+    """A batch system stops a run so, and a terminal that is closed: every process of the run gets the signal."""
     save_bids(apart / "scans", 40)
     command = [sys.executable, str(ROOT / "extract_slices.py"), "--scans", "scans", "--out", "out", "--per-scan", "60",
                "--planes", "axial", "coronal", "sagittal", "--extent", "0", "1", "--workers", str(workers)]
@@ -314,10 +314,10 @@ def test_sigterm_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers):
     while not list((apart / "out/.scans").glob("*.json")):
         assert run.poll() is None
         time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGTERM)
+    os.killpg(run.pid, number)
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 75
-    assert on_screen(said)[-1] == "Stopped by SIGTERM. Run the same command again to go on."
+    assert on_screen(said)[-1] == f"Stopped by {number.name}. Run the same command again to go on."
     assert not (apart / "out/manifest.csv").exists()
     again = subprocess.run(command, cwd=apart, text=True, capture_output=True, check=True)
     assert int(re.search(r"\((\d+) of them unchanged", again.stdout)[1]) > 0

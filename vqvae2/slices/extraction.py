@@ -85,6 +85,8 @@ SAME = "likely the same person"
 """The page's kind of warning for two subjects whose heads are more alike than those of two people."""
 MOST_PAIRS, MOST_SAME_ON_A_CARD = 1000, 3
 NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
+NOT_FOR_WORKERS = {*STOP_SIGNALS} - {signal.SIGTERM}
+"""A pool that has lost a worker ends the others with SIGTERM: they may wait for what the lost one had locked."""
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
 
 
@@ -208,9 +210,16 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
         return
     # Not forkserver, which starts sooner but may import another checkout's modules: it does not know sys.path.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
+    # New processes inherit what is blocked. That keeps a closed terminal from ending workers that are just starting,
+    # and multiprocessing's tracker of resources, which knows of SIGINT and SIGTERM only.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
     try:
-        yield from pool.map(work_on, *zip(*tasks))
+        pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
+        outcomes = pool.map(work_on, *zip(*tasks))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield from outcomes
     except BrokenProcessPool:
         raise UserError(f"--workers {workers}: expected every worker to finish, found one that was ended from outside "
                         "(often for want of memory). Give fewer workers; running again goes on from here.") from None
@@ -221,7 +230,7 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
 def _start_worker() -> None:
     """Leave signals to the main process, and end with that process, also if it is killed."""
     output.guard()
-    for each in STOP_SIGNALS:
+    for each in NOT_FOR_WORKERS:
         signal.signal(each, signal.SIG_IGN)
 
     def end_with_parent() -> None:
