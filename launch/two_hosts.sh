@@ -63,6 +63,11 @@ fi
 
 # Without it, in torch 2.13, a host that joins waits for an address that was given only at the first start.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# An old torch ignores these two. Under nohup a closed terminal is to change nothing; torchrun would heed it.
+signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+[ -z "$(trap -p HUP)" ] || signals=${signals/SIGHUP,/}
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-$signals}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}  # seconds to save in
 exec "$PYTHON" -m torch.distributed.run --nnodes=2 --nproc_per_node="$PROCESSES" --rdzv_backend=c10d \
     --rdzv_id=two-hosts --rdzv_endpoint="$HOST:$PORT" --local_addr="$address" \
     --rdzv_conf="is_host=$is_first${RDZV_CONF:+,$RDZV_CONF}" ${own_flags[@]+"${own_flags[@]}"} "$@"

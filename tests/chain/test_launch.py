@@ -133,6 +133,18 @@ def test_slurm_is_told_what_the_requeueing_needs():
     assert {"--requeue", "--open-mode=append", "--signal=B:USR1@120", "--ntasks-per-node=1"} <= set(asked)
 
 
+@pytest.mark.parametrize(("began", "handled"), [("", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"),
+                                                ("trap '' HUP; ", "SIGTERM,SIGINT,SIGQUIT,SIGUSR1")])
+def test_torchrun_on_two_hosts_forwards_each_signal_but_one_that_nohup_ignores(fake, began, handled):
+    (fake / "python").write_text(f"#!{shutil.which('bash')}\n"
+                                 f'[ "$1" != - ] || exec "{sys.executable}" "$@"\n'
+                                 'echo "$PET_SIGNALS_TO_HANDLE $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
+    with Launched(["bash", "-c", f"{began}launch/two_hosts.sh localhost -- x"], fake / "log.txt",
+                  PYTHON=str(fake / "python")) as run:
+        assert run.status() == 0, run.printed()
+    assert run.printed() == f"{handled} 90\n"
+
+
 @pytest.fixture(scope="module")
 def documents() -> dict[str, dict]:
     """The parts of launch/pytorchjob.yaml, by kind."""
@@ -157,7 +169,8 @@ def test_a_pods_volumes_exist_and_decoded_images_have_room_in_shared_memory(docu
 
 
 def test_a_pod_has_time_to_save_comes_back_after_preemption_and_has_no_privileges(documents, pod):
-    assert pod["terminationGracePeriodSeconds"] > 30
+    environment = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    assert pod["terminationGracePeriodSeconds"] > int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30
     assert documents["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["restartPolicy"] == "ExitCode"
     for container in pod["containers"]:
         assert container["securityContext"]["privileged"] is False

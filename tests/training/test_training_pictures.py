@@ -269,6 +269,17 @@ class TestRunLog:
         with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
             log.picture("odd", 1, SMALL) if name == "add_image" else log.histogram("use", 1, torch.arange(4))
 
+    def test_a_full_disk_under_the_boards_own_thread_is_one_line_too(self, tmp_path, monkeypatch, capfd):
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        log = RunLog(tmp_path, 0)
+        monkeypatch.setattr(log.writers[0].board.file_writer.event_writer._async_writer._writer, "write", full)
+        with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
+            log.picture("odd", 1, SMALL)
+        log.close()
+        assert capfd.readouterr().err == ""
+
     def test_another_service_is_one_class_that_gets_what_the_board_gets(self, tmp_path, monkeypatch):
         shown = []
 

@@ -25,8 +25,10 @@ before the run begins:
     log.WRITERS.append(Wandb)
 """
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,8 @@ class TensorBoard:
         )
 
         self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
+        if getattr(threading.excepthook, "func", None) is not _without_full_disks:
+            threading.excepthook = partial(_without_full_disks, threading.excepthook)
 
     def row(self, epoch: int, row: dict[str, float]) -> None:
         """Show the figures of an epoch."""
@@ -78,6 +82,12 @@ class TensorBoard:
     def close(self) -> None:
         """Close the file."""
         self.board.close()
+
+
+def _without_full_disks(otherwise: Callable, failed: threading.ExceptHookArgs) -> None:
+    """Print no traceback of an error that TensorBoard's thread has met: the next `flush` raises it, too."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        otherwise(failed)
 
 
 WRITERS: list[type] = [TensorBoard]
