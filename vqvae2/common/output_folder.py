@@ -13,6 +13,7 @@ machine: `state.check_alone` ends a training whose state another one has written
 """
 
 import json
+import math
 import os
 import platform
 import time
@@ -58,18 +59,19 @@ class Claim:
 
 
 @contextmanager
-def claimed(folder: Path, name: str, flag: str = "--out") -> Iterator[Claim]:
+def claimed(folder: Path, name: str, flag: str = "--out", patience: float | None = None) -> Iterator[Claim]:
     """Let no other process claim `folder` meanwhile; it is made where it is not there, and removed if it stays empty.
 
     Args:
         name: how the user names the folder, such as `--out report`, for error messages.
         flag: the flag that names another folder.
+        patience: seconds to wait for another process that writes there. Default: PATIENCE.
     Raises: UserError if another process has claimed it, or it cannot be written.
     """
     check_folder(folder, flag)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        file = _lock(folder / LOCK, name, flag)
+        file = _lock(folder / LOCK, name, flag, PATIENCE if patience is None else patience)
         try:
             yield Claim(folder, file is not None)
         finally:
@@ -83,8 +85,8 @@ def claimed(folder: Path, name: str, flag: str = "--out") -> Iterator[Claim]:
                 path.rmdir()
 
 
-def _lock(path: Path, name: str, flag: str) -> TextIO | None:
-    """Return the locked file, None where there is no lock to be had and no reason to wait for one."""
+def _lock(path: Path, name: str, flag: str, patience: float) -> TextIO | None:
+    """Return the locked file; None where the disk has no locks, or the holder is a lost process of this very start."""
     end, missing = None, 0
     while True:
         try:
@@ -101,9 +103,16 @@ def _lock(path: Path, name: str, flag: str) -> TextIO | None:
         except BlockingIOError:
             holder = _holder(file)
             file.close()
-            end = _wait(holder, name, flag, end)
             if end is None:
+                end = time.monotonic() + patience
+                print(f"{name}: {_in_words(holder)} is still writing there; waiting for it to end"
+                      f"{f', {patience:g} seconds at most' if math.isfinite(patience) else ''}", flush=True)
+            if time.monotonic() >= end:
+                expect(_is_of_this_start(holder), name, "a folder that no other process writes to", _in_words(holder),
+                       f"Wait for it to end, or choose another {flag}. (If its machine has crashed, delete {LOCK} "
+                       "there.)")
                 return None
+            time.sleep(0.05)
         except (OSError, AttributeError):  # the disk has no locks, or the system
             file.close()
             with suppress(OSError):
@@ -116,22 +125,8 @@ def _lock(path: Path, name: str, flag: str) -> TextIO | None:
             file.close()  # the one before has removed it: this lock holds nobody back
 
 
-def _wait(holder: dict, name: str, flag: str, end: float | None) -> float | None:
-    """Wait a little; return when the patience ends, None if it has ended and the holder belongs to this very start.
-
-    Raises: UserError if the patience has ended and the holder is another start's.
-    """
-    who = "process {process} on {host}".format(**holder) if holder else "one"
-    if end is None:
-        end = time.monotonic() + PATIENCE
-        print(f"{name}: {'another process' if who == 'one' else who} is still writing there; waiting for it to end, "
-              f"{PATIENCE:g} seconds at most", flush=True)
-    if time.monotonic() < end:
-        time.sleep(0.05)
-        return end
-    expect(_is_of_this_start(holder), name, "a folder that no other process writes to", who,
-           f"Wait for it to end, or choose another {flag}. (If its machine has crashed, delete {LOCK} there.)")
-    return None
+def _in_words(holder: dict) -> str:
+    return "process {process} on {host}".format(**holder) if holder else "another process"
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
