@@ -115,9 +115,23 @@ def test_another_model_is_not_written_over_and_an_earlier_form_of_the_same_one_i
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_a_page_of_somebodys_own_is_not_written_over(tiny_run, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"expected nothing, or .* found a README\.md and no model\. Choose another"):
+def test_a_card_that_was_edited_is_kept_and_one_that_was_not_is_no_reason_for_a_second(tiny_run, tmp_path, capsys):
+    publish.publish(tiny_run.top, tmp_path)
+    whole = sorted(path.name for path in tmp_path.iterdir())
+    publish.publish(tiny_run.top, tmp_path, bf16=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == whole
+    (tmp_path / "README.md").write_text("with a licence")
+    (tmp_path / ".half.tmp.md").write_text("by a killed process")
+    publish.publish(tiny_run.top, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*whole, "README-before.md"])
+    assert (tmp_path / "README-before.md").read_text() == "with a licence"
+    assert "what it said is kept as README-before.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "log.csv"])
+def test_files_of_somebodys_own_are_not_written_over(name, tiny_run, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"expected nothing, or .* found {name} and no model\. Choose another folder"):
         publish.publish(tiny_run.vqvae, tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 

@@ -2,29 +2,37 @@
 
 import csv
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_VQVAE, files_in, picture_of
+from conftest import TINY, TINY_VQVAE, files_in, on_screen, picture_of
 from PIL import Image
 from scan_files import ellipsoid, save, save_analyze
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vqvae2.commands import extract, predict, train_vqvae
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.prediction import PredictSettings, Source, read_all, resized
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.plots import pictures
+from vqvae2.runs import weights
 
 
 @pytest.fixture
 def run(tiny_run, apart):
-    """Run predict.py with the tiny model; return its folder, the rows of metrics.csv by image, and metrics.json."""
-    def call(*arguments, out="out", vqvae=tiny_run.vqvae):
+    """Run predict.py with the tiny model; return its folder, the rows of metrics.csv by image, and metrics.json.
+
+    Each time the folder is a new one, if it is not named.
+    """
+    def call(*arguments, out=None, vqvae=tiny_run.vqvae):
+        out = out or f"out-{len(list(apart.glob('out-*')))}"
         predict.main(["--vqvae", str(vqvae), *map(str, arguments), "--out", out])
         with (apart / out / "metrics.csv").open(newline="") as file:
             rows = {row["image"]: row for row in csv.DictReader(file)}
@@ -267,22 +275,71 @@ class TestWhatCannotBeRead:
 
 
 class TestFolder:
-    def test_its_own_folder_is_replaced_and_what_is_no_longer_there_goes(self, run, unseen_images):
-        run(*unseen_images[:2])
-        (fresh, _, _), (again, _, _) = run(unseen_images[1], out="fresh"), run(unseen_images[1])
-        old, new = files_in(again), files_in(fresh)
-        assert set(old) == set(new)
-        assert {name for name in new if old[name] != new[name]} <= {"predict.json", "metrics.json"}  # they name --out
+    @pytest.mark.parametrize(("more", "found"), [
+        ((), r"INPUT \S*axial\d+\.png \(was \S*"), (("--size", 64), r"INPUT .*, --size 64 \(was None\)")])
+    def test_another_runs_folder_is_refused_with_what_differs_and_nothing_in_it_changes(
+            self, more, found, run, refusal, tiny_run, apart, unseen_images):
+        before = files_in(run(unseen_images[0], out="out")[0])
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, unseen_images[1], "--out", "out", *more)
+        assert re.search(rf"^--out out: expected the settings that its images were made with, found {found}", said)
+        assert said.endswith("Give those again, or choose another --out.")
+        assert files_in(apart / "out") == before
 
-    def test_what_a_killed_run_left_is_replaced_too(self, run, unseen_images, monkeypatch):
-        def killed(*_):
-            raise KeyboardInterrupt("killed here")
+    def test_another_model_under_the_same_name_is_refused(self, run, refusal, tiny_run, apart, unseen_images):
+        shutil.copytree(tiny_run.vqvae, apart / "model")
+        run(unseen_images[0], out="out", vqvae="model")
+        tensors, config = weights.load_weights(apart / "model" / weights.WEIGHTS)
+        tensors["to_top.bias"] += 1
+        weights.save_weights(apart / "model" / weights.WEIGHTS, tensors, config)
+        said = refusal(predict.main, "--vqvae", "model", unseen_images[0], "--out", "out")
+        assert "found --vqvae model (was model, which has changed). Give those again" in said
+
+    def test_the_same_command_again_makes_nothing_and_says_the_same(self, run, unseen_images, monkeypatch, capsys):
+        out, _, _ = run(*unseen_images[:2], out="out")
+        before, said = files_in(out), capsys.readouterr().out
+        monkeypatch.setattr(prediction, "reconstruct_all", None)
+        run(*unseen_images[:2], out="out")
+        assert files_in(out) == before
+        assert capsys.readouterr().out == "2 of 2 images are there already\n" + said
+
+    @pytest.mark.parametrize(("killed_after", "made_again"), [(1, 14), (9, 14), (13, 11)])
+    def test_a_stopped_run_goes_on_and_leaves_the_bytes_of_an_undisturbed_one(
+            self, killed_after, made_again, run, unseen_images, apart, monkeypatch):
+        """14 images; the batches of the first 9 are made again, since the grid shows the first 8."""
+        def counted(out, given, name, *rest):
+            if len(made) == killed_after:
+                (out / prediction.PARTS / ".half.tmp.npz").write_text("written half")
+                made.append("not this one")
+                raise KeyboardInterrupt("killed here")
+            made.append(name)
+            write(out, given, name, *rest)
+
+        for number in range(5):
+            picture(apart / "given" / f"{number}.png", picture_of(70 + number, 1))
+        given, write, made = [*unseen_images[:9], apart / "given", "--batch", 3], prediction._write, []
+        whole, _, _ = run(*given, out="whole/out")
         with monkeypatch.context() as patched:
-            patched.setattr(prediction, "table_of", killed)
+            patched.setattr(prediction, "_write", counted)
             with pytest.raises(KeyboardInterrupt, match="killed here"):
-                run(*unseen_images[:2])
-        _, rows, _ = run(unseen_images[0])
-        assert list(rows) == [unseen_images[0].stem]
+                run(*given, out="stopped/out")
+            assert not (apart / "stopped" / "out" / "metrics.json").exists()
+            stopped, _, _ = run(*given, out="stopped/out")
+        assert files_in(stopped) == files_in(whole)
+        assert len(made) == killed_after + 1 + made_again
+
+    def test_images_that_came_or_went_in_a_folder_are_made_or_removed(self, run, apart, unseen_images):
+        paths = [shutil.copy(path, (apart / "in").mkdir(exist_ok=True) or apart / "in") for path in unseen_images[:2]]
+        run("in", out="a/out")
+        Path(paths[0]).unlink()
+        shutil.copy(unseen_images[2], apart / "in")
+        assert files_in(run("in", out="a/out")[0]) == files_in(run("in", out="b/out")[0])
+
+    def test_a_signal_ends_it_with_75_and_a_line(self, tiny_run, apart, unseen_images, monkeypatch, capsys):
+        monkeypatch.setattr(prediction, "table_of", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit, match="75"):
+            run_script(lambda: predict.main(["--vqvae", str(tiny_run.vqvae), str(unseen_images[0]), "--out", "out"]))
+        assert on_screen(capsys.readouterr().err) == [
+            "Stopped by a signal, all finished images saved: out. The same command goes on from here."]
 
     @pytest.mark.parametrize("name", ["metrics.json", "codes.npz", "reconstructions/mine.png"])
     def test_others_files_are_never_replaced(self, refusal, tiny_run, apart, unseen_images, name):
@@ -294,21 +351,26 @@ class TestFolder:
         assert files_in(apart / "out").keys() == {name}
 
     def test_a_damaged_record_leads_nowhere_else(self, run, apart, unseen_images):
-        run(unseen_images[0])
-        victim = picture(apart / "victim.png")
-        (apart / "out" / "predict.json").write_text(json.dumps({"images": ["../../victim", 7]}))
-        run(unseen_images[0])
+        out, _, _ = run(unseen_images[0], out="out")
+        victim, record = picture(apart / "victim.png"), json.loads((out / "predict.json").read_text())
+        (out / "predict.json").write_text(json.dumps(record | {"images": ["../../victim", 7]}))
+        run(unseen_images[0], out="out")
         assert victim.exists()
 
+    def test_a_record_that_cannot_be_read_is_refused(self, run, refusal, tiny_run, unseen_images):
+        (run(unseen_images[0], out="out")[0] / "predict.json").write_text("{")
+        said = refusal(predict.main, "--vqvae", tiny_run.vqvae, unseen_images[0], "--out", "out")
+        assert re.search(r"^out/predict\.json: expected settings that predict\.py wrote, found .*\. Delete the f", said)
+
     def test_inputs_in_the_folder_that_receives_are_refused(self, refusal, tiny_run, run, unseen_images, apart):
-        out, _, _ = run(unseen_images[0])
+        out, _, _ = run(unseen_images[0], out="out")
         said = refusal(predict.main, "--vqvae", tiny_run.vqvae, out / "reconstructions", "--out", "out")
         assert "--out out: expected a folder that holds none of the inputs, found" in said
 
     def test_a_folder_above_is_read_without_what_was_written_into_it(self, run, apart, unseen_images):
         shutil.copy(unseen_images[0], apart)
         for _ in range(2):
-            _, rows, _ = run(apart)
+            _, rows, _ = run(apart, out="out")
         assert list(rows) == [unseen_images[0].stem]
 
     def test_equal_names_get_a_hash_and_a_file_given_twice_counts_once(self, run, apart, tiny_slices):

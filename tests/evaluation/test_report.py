@@ -1,19 +1,25 @@
 """metrics.json has the keys of design section 7, no NaN, and nothing about images that a model has seen."""
 
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
+from conftest import files_in, on_screen
 from PIL import Image
 
+from vqvae2.commands import evaluate
 from vqvae2.common import statistics
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.evaluation import leaks
 from vqvae2.evaluation import report as reports
 from vqvae2.evaluation import text as report_text
 from vqvae2.evaluation.judge import Judge
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import pixel_hash, subject_hash
+from vqvae2.models import encoding
 
 SUMMARY = {"mean", "min", "max", "q05", "median", "q95", "ci_low", "ci_high"}
 
@@ -164,23 +170,111 @@ def test_rates_are_measured_where_they_are_asked_for(tiny_run, tmp_path):
     assert (tmp_path / "rates.png").is_file()
 
 
-@pytest.mark.parametrize(("name", "text", "found"), [
-    ("model.safetensors", "", r"a model in it"), ("metrics.json", '{"schema": 1, "made_by": "x"}', "another one"),
-    ("metrics.json", "words", "another one")])
-def test_a_folder_of_something_else_is_left_alone(tiny_run, tmp_path, name, text, found):
-    (tmp_path / name).write_text(text)
+@pytest.mark.parametrize(("name", "found"), [
+    ("model.safetensors", "a model in it"), ("metrics.json", r"metrics\.json and no evaluate\.json"),
+    ("strip.png", r"strip\.png and no evaluate\.json"), ("parts/thesis.tex", r"parts and no evaluate\.json")])
+def test_a_folder_of_something_else_is_left_alone(tiny_run, tmp_path, name, found):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"schema": 1, "split": "test"}')
+    before = files_in(tmp_path)
     with pytest.raises(UserError, match=rf"--out .*: expected .*, found {found}\. Choose another --out"):
         reports.evaluate(settings_for(tiny_run, tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert files_in(tmp_path) == before
 
 
-def test_a_second_report_replaces_the_first_and_leaves_no_picture_of_it(tiny_run, tmp_path):
-    (tmp_path / "mine.png").write_text("not a figure")
-    reports.evaluate(settings_for(tiny_run, tmp_path))
-    assert (tmp_path / "samples.png").is_file()
-    reports.evaluate(settings_for(tiny_run, tmp_path, top=None, bottom=None))
-    assert not (tmp_path / "samples.png").exists()
-    assert {"strip.png", "mine.png", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+class TestGoingOn:
+    """metrics.json is there when it is whole; what a stopped run has finished is not done again."""
+
+    @pytest.fixture
+    def copied(self, judged, tmp_path):
+        """A copy of the folder of a whole report."""
+        return Path(shutil.copytree(judged[0], tmp_path / "copied" / judged[0].name))
+
+    @pytest.fixture
+    def nothing_is_computed(self, monkeypatch):
+        def refuse(*_):
+            raise AssertionError("it was there already")
+        monkeypatch.setattr(encoding, "reconstruct", refuse)
+        for judge, _ in reports.JUDGES:
+            monkeypatch.setattr(type(judge), "compute", refuse)
+
+    def test_the_same_command_again_computes_nothing_and_changes_no_file(self, tiny_run, copied, report, capsys,
+                                                                         nothing_is_computed):
+        before = files_in(copied)
+        (copied / "mine.png").write_text("not a figure")
+        made = reports.evaluate(settings_for(tiny_run, copied, batch=5))
+        assert json.loads(json.dumps(made.metrics)) == report
+        assert files_in(copied).items() >= before.items()
+        assert capsys.readouterr().out == ("5 of 5 sections are there already: reconstruction, codes, priors, samples, "
+                                           "samples.memorisation\n")
+
+    @pytest.mark.parametrize("at", ["codes", "samples", "samples.memorisation"])
+    def test_a_stopped_run_goes_on_with_the_next_section_and_ends_as_if_it_had_not_stopped(
+            self, at, judged, tiny_run, tmp_path, monkeypatch, capsys):
+        def killed(*_):
+            (out / ".half.tmp.json").write_text("written half")
+            raise KeyboardInterrupt("killed here")
+
+        out, names = tmp_path / judged[0].name, [judge.name for judge, _ in reports.JUDGES[:5]]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(reports.JUDGES[names.index(at)][0]), "compute", killed)
+            with pytest.raises(KeyboardInterrupt, match="killed here"):
+                reports.evaluate(settings_for(tiny_run, out))
+        assert not (out / "metrics.json").exists()
+        capsys.readouterr()
+        reports.evaluate(settings_for(tiny_run, out))
+        there = names[:names.index(at)]
+        assert f"{len(there)} of 5 sections are there already: {', '.join(there)}\n" in capsys.readouterr().out
+        assert files_in(out) == files_in(judged[0])
+
+    def test_a_section_may_be_added_and_the_others_are_not_computed_again(self, tiny_run, copied, report, monkeypatch,
+                                                                          nothing_is_computed):
+        def stopped(*_):
+            raise KeyboardInterrupt("killed here")
+
+        monkeypatch.setattr(reports.RatesJudge, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt, match="killed here"):
+            reports.evaluate(settings_for(tiny_run, copied, rates=True))
+        assert not (copied / "metrics.json").exists()
+        monkeypatch.undo()
+        monkeypatch.setattr(reports.CodesJudge, "compute", None)
+        made = json.loads(json.dumps(reports.evaluate(settings_for(tiny_run, copied, rates=True)).metrics))
+        assert made["rates"]["images"] == 9
+        assert made | {"rates": None} == report
+        assert not (copied / "parts").exists()
+        with pytest.raises(UserError, match=r"its figures were made with, found --rates False \(was True\)\. Give"):
+            reports.evaluate(settings_for(tiny_run, copied))
+
+    @pytest.mark.parametrize(("changes", "found"), [
+        ({"seed": 1, "samples": 5}, r"--samples 5 \(was 4\), --seed 1 \(was 0\)"),
+        ({"top": None, "bottom": None}, r"--top None \(was .*tiny-top\), --bottom None \(was .*tiny-bottom\)"),
+        ({"split": "validate"}, r"--split validate \(was test\)")])
+    def test_other_settings_are_refused_with_both_values_and_nothing_changes(self, changes, found, tiny_run, copied):
+        before = files_in(copied)
+        with pytest.raises(UserError, match=rf"--out .*: expected the settings that its figures were made with, found "
+                                            rf"{found}.*\. Give those again, or choose another --out\."):
+            reports.evaluate(settings_for(tiny_run, copied, **changes))
+        assert files_in(copied) == before
+
+    def test_other_images_and_another_version_are_refused(self, tiny_run, copied, tmp_path, monkeypatch):
+        data = shutil.copytree(tiny_run.data, tmp_path / "data")
+        reports.evaluate(settings_for(tiny_run, copied, data=data))  # another name for the same images
+        rows = (data / "manifest.csv").read_text().splitlines()
+        (data / "manifest.csv").write_text("\n".join(rows[:-1]) + "\n")
+        with pytest.raises(UserError, match=r"found --data .*data \(was .*slices\d*\)\. Give those again"):
+            reports.evaluate(settings_for(tiny_run, copied, data=data))
+        monkeypatch.setattr(reports, "__version__", "9.9")
+        with pytest.raises(UserError, match=r"found vqvae2 9\.9 \(was .*\)\. Give those again"):
+            reports.evaluate(settings_for(tiny_run, copied))
+
+    def test_a_signal_ends_it_with_75_and_a_line(self, tiny_run, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(reports.CodesJudge, "compute", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit, match="75"):
+            run_script(lambda: evaluate.main(["--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--out",
+                                              str(tmp_path / "out")]))
+        assert on_screen(capsys.readouterr().err)[-1].startswith(
+            f"Stopped by a signal, all finished sections saved: {tmp_path / 'out'}. The same command goes on")
+        assert [path.name for path in (tmp_path / "out" / "parts").iterdir()] == ["reconstruction.json"]
 
 
 def test_a_feature_network_that_is_none_is_refused_before_anything_is_computed(tiny_run, tmp_path):

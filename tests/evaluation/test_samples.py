@@ -1,6 +1,7 @@
 """Samples are drawn alike in any batch, or read from a folder of the right pictures, and judged beside real slices."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -14,7 +15,6 @@ from vqvae2.evaluation.judge import Evaluation
 from vqvae2.evaluation.report import JUDGES
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
-from vqvae2.models import encoding
 from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import from_dict
 from vqvae2.training.settings import TrainVqvae
@@ -35,9 +35,8 @@ def judge(chain, out, drawn, trained=None, **changes):
     """What the judges of samples say of these."""
     settings, vqvae, priors, data = chain
     own = data.splits["train"] if trained is None else trained
-    maps, made = encoding.reconstruct(vqvae.model, data.splits["test"], 8)
-    evaluation = Evaluation(dataclasses.replace(settings, out=out, **changes), vqvae, priors, data, maps, made, own,
-                            features.load_extractor(None, torch.device("cpu")), drawn, {})
+    evaluation = Evaluation(dataclasses.replace(settings, out=out, **changes), vqvae, priors, data, own,
+                            features.load_extractor(None, torch.device("cpu")), lambda: drawn, {})
     for judged, is_asked in JUDGES:
         if judged.name == "samples":
             evaluation.metrics["samples"] = judged.compute(evaluation)
@@ -52,6 +51,21 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_a_time(chain, monkeypatc
     monkeypatch.setattr(samples, "AT_A_TIME", 4)
     assert torch.equal(samples.draw(settings, vqvae, priors, data.splits["train"]), whole)
     assert (whole.shape, whole.dtype) == ((6, 1, 32, 32), torch.uint8)
+
+
+def test_samples_that_were_drawn_before_a_stop_are_not_drawn_again(chain, tmp_path, monkeypatch):
+    settings, vqvae, priors, data = chain
+    monkeypatch.setattr(samples, "AT_A_TIME", 2)
+    draw = functools.partial(samples.draw, settings, vqvae, priors, data.splits["train"])
+    whole, again = draw(), draw(tmp_path / "parts")
+    names = [path.name for path in sorted((tmp_path / "parts").iterdir())]
+    assert names == [f"samples-{first:06d}-{first + 1:06d}.npy" for first in (0, 2, 4)]
+    np.save(tmp_path / "parts" / names[0], np.full((2, 1, 32, 32), 7, np.uint8))
+    (tmp_path / "parts" / names[1]).write_bytes(b"damaged")
+    stored = draw(tmp_path / "parts")
+    assert torch.equal(again, whole)
+    assert (stored[:2] == 7).all()
+    assert torch.equal(stored[2:], whole[2:])
 
 
 def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_no_nan(chain, tmp_path):

@@ -169,7 +169,7 @@ class TestGoingOn:
     def test_a_record_that_cannot_be_read_is_refused(self, draw, models, refusal):
         (draw("--count", 1) / "sample.json").write_text("{")
         line = refusal(sample.main, *models, "--out", "out")
-        assert re.search(r"^out/sample\.json: expected settings that sample\.py wrote, found .*\. Delete it", line)
+        assert re.search(r"^out/sample\.json: expected settings that sample\.py wrote, found .*\. Delete the", line)
 
 
     @pytest.mark.parametrize("name", ["images/000000.png", "parts/thesis.tex", "codes.npz", "grid.png"])

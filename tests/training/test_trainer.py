@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vqvae2.common import output_folder
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
@@ -157,17 +158,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
     assert run_state.load_state(line().folder / "state.pt")["step"] == 5
 
 
-def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(line):
+@pytest.mark.parametrize(("locks", "found"), [
+    (True, r"a folder that no other process writes to, found process \d+ on"),
+    (False, r"to be the only run in .*line, found a state that another has written since\. Stop one of them")])
+def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(locks, found, line, monkeypatch):
+    """Where the disk has no locks, the first notices that the second has written."""
+    monkeypatch.setattr(output_folder, "PATIENCE", 0)
+    if not locks:
+        monkeypatch.setattr(output_folder, "fcntl", None)
+
     class Doubled(Line):
         def pictures(self, epoch):
             if epoch == 1:
                 super(Doubled, other).run()
 
     first, other = line(Doubled, epochs=3), line(Doubled, epochs=2)
-    with pytest.raises(UserError, match=r"--savename line: expected to be the only run in .*line, found a state that "
-                                        r"another has written since\. Stop one of them"):
+    with pytest.raises(UserError, match=f"--savename line: expected {found}"):
         first.run()
-    assert run_state.load_state(line().folder / "state.pt")["epoch"] == 2
+    assert run_state.load_state(line().folder / "state.pt")["epoch"] == (1 if locks else 2)
 
 
 def test_the_global_batch_can_be_given_whatever_the_number_of_micro_batches(line):

@@ -23,7 +23,7 @@ from conftest import TINY_VQVAE, files_in, on_screen
 from matplotlib.colors import to_hex
 
 from vqvae2.commands import train_vqvae, tune
-from vqvae2.common import files
+from vqvae2.common import files, output_folder
 from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
@@ -387,13 +387,11 @@ class TestRefusals:
         assert line == ("--savename s: expected no study in one, found one, and --resume is never. Choose another "
                         "name, or drop --resume never to go on.")
 
-    def test_a_second_tune_on_the_same_study_is_told(self, search, refusal, apart):
-        (apart / "one").mkdir()
-        with (apart / "one" / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def test_a_second_tune_on_the_same_study_is_told(self, search, refusal, apart, monkeypatch):
+        monkeypatch.setattr(output_folder, "PATIENCE", 0)
+        with output_folder.claimed(apart / "one", "the first"):
             line = refusal(lambda _: search("one"))
-        assert line.startswith("--savename s: expected a study that no other vqvae2 tune works on, in a folder "
-                               "that can be written, found one. Stop it, ")
+        assert line.startswith("--savename s: expected a folder that no other process writes to, found process ")
 
     def test_a_database_of_another_kind_is_told(self, search, refusal, apart):
         (apart / "one").mkdir()

@@ -88,6 +88,9 @@ def _kind(folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Draw the curves of the runs that the command line names on one plot."""
     settings = parse(CompareSettings, __doc__, arguments)
+    # matplotlib signs what it draws; anything else was not drawn by this command.
+    expect(not settings.out.exists() or (settings.out.is_file() and b"atplotlib" in settings.out.read_bytes()),
+           f"--out {settings.out}", "nothing, or earlier curves", "another file", "Choose another name.")
     runs = read_runs(settings.runs, settings.results)
     figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
     print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")

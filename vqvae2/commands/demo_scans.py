@@ -18,6 +18,7 @@ sizes. Equal seeds give equal files, and a subject does not depend on --subjects
 import gzip
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from vqvae2.common import files
 from vqvae2.common.errors import expect
+from vqvae2.common.output_folder import claimed
 from vqvae2.settings.checks import SEED, Checked
 from vqvae2.settings.parsing import parse
 
@@ -76,14 +78,18 @@ def make_subject(seed: int, number: int) -> Subject:
                    "MF"[int(generator.integers(2))], tuple(days.tolist()))
 
 
-def check_out(out: Path, subjects: list[Subject]) -> None:
-    """Raise UserError unless `out` is absent, empty, or holds scans of this command that will be overwritten."""
+def check_out(out: Path, subjects: list[Subject], seed: int) -> None:
+    """Raise UserError unless `out` is absent, empty, or holds scans of this command and seed, which are made again."""
     files.check_folder(out, "--out")
     found = sorted(path.name for path in out.glob("[!.]*"))
     description = out / "dataset_description.json"
     # Never among real scans: they could not be told apart later.
-    expect(not found or (description.is_file() and NAME in description.read_text(errors="replace")), f"--out {out}",
-           "an empty folder or earlier demo scans", ", ".join(found[:3]), "Give --out a new folder.")
+    text = description.read_text(errors="replace") if description.is_file() else ""
+    expect(not found or NAME in text, f"--out {out}", "an empty folder or earlier demo scans", ", ".join(found[:3]),
+           "Give --out a new folder.")
+    before = re.search(r"--seed (\d+)", text)
+    expect(before is None or int(before[1]) == seed, f"--out {out}", f"scans of --seed {seed}",
+           f"those of {before and before[0]}", "Give that seed, or --out a new folder.")
     others = sorted({name for name in found if name.startswith("sub-")} - {subject.name for subject in subjects})
     expect(not others, f"--out {out}", f"at most the {len(subjects)} subject(s) to be made",
            f"{', '.join(others[:3])} of an earlier run", "Give a larger --subjects, or another --out.")
@@ -120,7 +126,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the scans that the command line asks for."""
     settings = parse(DemoScansSettings, __doc__, arguments)
     subjects = [make_subject(settings.seed, number) for number in range(1, settings.subjects + 1)]
-    check_out(settings.out, subjects)
+    with claimed(settings.out, f"--out {settings.out}") as claim:
+        check_out(settings.out, subjects, settings.seed)
+        claim.remove_left_overs(*(str(path.relative_to(settings.out)) for path in settings.out.glob("sub-*/*/anat")))
+        _make(settings, subjects)
+
+
+def _make(settings: DemoScansSettings, subjects: list[Subject]) -> None:
     # Loads torch, which neither --help nor a wrong flag should wait for.
     brains = importlib.import_module("vqvae2.commands.demo_brains")
     brains.torch.set_num_threads(1)  # scans are made side by side, and sums must not depend on the number of cores

@@ -7,10 +7,15 @@ Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.
 synthetic lesions, compared with an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 
+The same command goes on after Ctrl-C, a signal or a kill with the sections (reconstruction, codes, priors, samples, …)
+that are not finished. --probe, --rates, --likelihood and --lesions may be added later. Other settings, models or data
+need another --out.
+
 vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals are over subjects.
 vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores.
 """
 
+from vqvae2.common import machine
 from vqvae2.evaluation import report, text
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.settings.parsing import parse
@@ -19,6 +24,10 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
     settings = parse(EvaluateSettings, __doc__, arguments)
-    for name, value in text.headline(report.evaluate(settings).metrics):
+    signals = machine.Signals()
+    stopped = f"Stopped by a signal, all finished sections saved: {settings.out}. The same command goes on from here."
+    with signals, signals.stopping_at_once(stopped):
+        evaluation = report.evaluate(settings)
+    for name, value in text.headline(evaluation.metrics):
         print(f"{name}: {value}")
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")

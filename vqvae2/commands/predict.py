@@ -28,11 +28,14 @@ over their whole range; of a file with several pages only the first page is read
 a folder that holds scans, only the scans are read. If a file is named and cannot be read, that is an error before
 anything is written.
 
+The same command goes on after Ctrl-C, a signal or a kill. Other inputs, settings or another model need another --out.
+
 The metrics are no benchmark, since the subjects of the images are unknown; evaluate.py judges a model on unseen
 subjects. The command warns of images that the model was trained on, and of scans whose subject has the name of a
 training subject, and counts both.
 """
 
+from vqvae2.common import machine
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.settings.parsing import parse
@@ -41,6 +44,9 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Predict as the command line says."""
     settings = parse(PredictSettings, __doc__, arguments)
-    report = prediction.predict(settings)
+    signals = machine.Signals()
+    stopped = f"Stopped by a signal, all finished images saved: {settings.out}. The same command goes on from here."
+    with signals, signals.stopping_at_once(stopped):
+        report = prediction.predict(settings)
     print("\n".join(prediction.headline(report)))
     print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)

@@ -6,7 +6,8 @@ With 16-bit weights, half as large (the bits per code of the shipped priors chan
 
 A prior is bound to its VQ-VAE by the hash of the VQ-VAE's weights. If the VQ-VAE is to have 16-bit weights, publish it
 before its priors are trained, else without --bf16. The folder has the layout of the Hugging Face hub, with a card in
-README.md; add the licence and the data to the card yourself. Publishing again writes the folder anew. To upload it:
+README.md; add the licence and the data to the card yourself. Publishing again writes the folder anew, and
+keeps a card that was edited as README-before.md. To upload it:
     huggingface-cli upload NAME/vqvae-128 pretrained/vqvae-128
 """
 
@@ -14,6 +15,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +24,8 @@ import torch
 import tyro
 
 from vqvae2.common import files
-from vqvae2.common.errors import expect, flag
+from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.evaluation import leaks, text
 from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.plots import charts
@@ -35,6 +38,8 @@ from vqvae2.training.settings import TrainPrior, TrainVqvae
 # deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
 EXACT = re.compile(r"quantizers\.|(mean|deviation)$")
 CARD = "README.md"
+OWN = (weights.CONFIG, "log.csv", "curves.png", CARD, "metrics.json")
+"""Names of what is written, and of the metrics.json that is removed, since it may speak of other weights."""
 # Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
 KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
          "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
@@ -67,13 +72,18 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
     Paths of the machine are left out of config.json, also of the copy inside the weights. Whole numbers and what is
     EXACT keep their type.
     Raises: UserError if `run` holds no weights, or `out` is a file or `run` itself, holds another model, to which
-        priors may belong, or a page of somebody's own.
+        priors may belong, or files of these names and no model.
     """
     expect((run / weights.WEIGHTS).is_file(), str(run), f"a run with {weights.WEIGHTS}", "none",
            "Give the folder of a finished training.")
     expect(not out.is_file(), "out", "a folder or nothing", f"a file, {out}", "Choose another name.")
     expect(out.resolve() != run.resolve(), str(out), "another folder than the run's",
            "the run itself, whose weights and state belong together", "Choose another folder.")
+    with claimed(out, str(out), "folder") as claim:
+        return _publish(run, out, bf16, claim)
+
+
+def _publish(run: Path, out: Path, bf16: bool, claim: Claim) -> str:
     tensors, config = weights.load_weights(run / weights.WEIGHTS)
     earlier = "nothing, or an earlier form of the same run"
     if (out / weights.WEIGHTS).is_file():
@@ -81,20 +91,32 @@ def publish(run: Path, out: Path, bf16: bool = False) -> str:
         expect(all(there.get(name) == config.get(name) for name in ("kind", "run_id")), str(out), earlier,
                f"another {there.get('kind')}", "Choose another folder, or delete this one.")
     else:
-        expect(not (out / CARD).exists(), str(out), earlier, f"a {CARD} and no model",
-               "Choose another folder.")
+        names = ", ".join(name for name in OWN if (out / name).exists())
+        expect(not names, str(out), earlier, f"{names} and no model", "Choose another folder.")
+    claim.remove_left_overs()
+    before = _edited_card(out)
     config = without_paths(config)
     if bf16:
         tensors = {name: tensor.bfloat16() if tensor.dtype == torch.float32 and not EXACT.match(name) else tensor
                    for name, tensor in tensors.items()}
-    (out / "metrics.json").unlink(missing_ok=True)  # it may speak of other weights
+    (out / "metrics.json").unlink(missing_ok=True)
     weights.save_weights(out / weights.WEIGHTS, tensors, config)
     files.write_json(out / weights.CONFIG, config)
     if rows := files.read_rows(run / "log.csv"):
         files.write_rows(out / "log.csv", rows)
         charts.curves(rows, out / "curves.png")
-    files.write_text(out / CARD, card(out))
+    files.write_atomically(out / CARD, card(out).encode(), keep=before)
+    if before is not None:
+        print(f"{out / CARD} was not as it had been published: what it said is kept as {before.name}")
     return weights.weights_hash(tensors)
+
+
+def _edited_card(out: Path) -> Path | None:
+    """Return the name under which the card of an earlier publication is kept, None where nobody has added to it."""
+    with suppress(UserError, OSError, UnicodeDecodeError):
+        if not (out / CARD).exists() or (out / CARD).read_text(encoding="utf-8") == card(out):
+            return None
+    return out / "README-before.md"
 
 
 def without_paths(config: dict) -> dict:

@@ -31,6 +31,7 @@ import numpy as np
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
+from vqvae2.common.output_folder import claimed
 from vqvae2.images import dataset
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training import tuning
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
                "Give --split other shares.")
     data = images.describe()
     space = tuning.allowed_space(settings, *images.shape[1:])
-    with tuning.lock(settings):
+    with claimed(settings.folder, f"--savename {settings.savename}", "--savename") as claim:
+        claim.remove_left_overs()
         study = tuning.begin(settings, space, data["data_hash"])
         print(f"{settings.folder}: {len(tuning.results(study))} of {settings.trials} trials done, {settings.workers} "
               f"at a time; searching {', '.join(tuning.in_words(*searched) for searched in space.items())}", flush=True)

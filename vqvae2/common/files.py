@@ -106,5 +106,9 @@ def in_brief(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
-    text = text or type(error).__name__
+    return shortened(text or type(error).__name__)
+
+
+def shortened(text: str) -> str:
+    """Return at most 120 characters of a text."""
     return text if len(text) < 120 else text[:117] + "…"

@@ -4,6 +4,7 @@ A judge computes figures of one kind, such as the use of the codes. To add a met
 `compute`, and add a row to JUDGES in `report.py`: its metrics then appear in metrics.json and in the printed report.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,16 +35,12 @@ class Evaluation:
     """The priors that were given, by level, in eval mode."""
     data: Images
     """The images of the split, and those of the train split where something is compared with them."""
-    code_maps: CodeMaps
-    """Codes of the split's images, int64 `[n, height, width]` for each level."""
-    reconstructions: torch.Tensor
-    """The images that the codes alone give back, uint8 `[n, channels, height, width]`, on the CPU."""
     trained: ImageSet
     """Those images of the train split that the models were really trained on; empty where that was not read."""
     extractor: Extractor | None
     """The network in whose features samples are compared; None where samples are not judged."""
-    samples: torch.Tensor | None
-    """uint8 `[samples, channels, height, width]`; None where samples are not judged."""
+    draw: Callable[[], torch.Tensor] | None
+    """Returns the samples, uint8 `[samples, channels, height, width]`; None where samples are not judged."""
     metrics: dict
     """The content of metrics.json so far: the figures of all judges that have been asked so far."""
 
@@ -61,6 +58,21 @@ class Evaluation:
     def has_all_priors(self) -> bool:
         """True if each level of the VQ-VAE has a prior."""
         return set(self.priors) == set(self.vqvae.model.levels)
+
+    @property
+    def code_maps(self) -> CodeMaps:
+        """The codes of the split's images, int64 `[n, height, width]` for each level."""
+        return self._encoded[0]
+
+    @property
+    def reconstructions(self) -> torch.Tensor:
+        """The images that the codes alone give back, uint8 `[n, channels, height, width]`, on the CPU."""
+        return self._encoded[1]
+
+    @cached_property
+    def samples(self) -> torch.Tensor | None:
+        """The samples; None where samples are not judged."""
+        return self.draw and self.draw()
 
     @cached_property
     def similarity(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -96,6 +108,11 @@ class Evaluation:
         return {} if self.training_codes is None else {
             level: context_model.context_model_bits(codes.numpy(), self.code_maps.levels[level].numpy(), size)
             for level, codes in self.training_codes.levels.items()}
+
+    @cached_property
+    def _encoded(self) -> tuple[CodeMaps, torch.Tensor]:
+        with tqdm(total=len(self.images), desc="encoding", unit="image", leave=False) as bar:
+            return encoding.reconstruct(self.vqvae.model, self.images, self.settings.batch, bar.update)
 
     def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         with tqdm(total=len(priors) * len(self.images), desc="priors", unit="image", leave=False) as bar:

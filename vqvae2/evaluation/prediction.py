@@ -7,13 +7,17 @@ was found in a folder. Images are written as they are made; the record of what i
 images, the figures of all images last.
 """
 
+import itertools
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,6 +29,7 @@ from tqdm import tqdm
 from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
+from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.images.settings import DataSettings
@@ -32,6 +37,7 @@ from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
+from vqvae2.runs.record import RecordedFolder
 from vqvae2.runs.settings import as_before
 from vqvae2.scans.dicom import is_dicom_name
 from vqvae2.scans.finding import Scan, find_scans, with_mask
@@ -45,7 +51,7 @@ from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
-ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
+ORIGINALS, MADE, MAPS, PICTURES, PARTS = "originals", "reconstructions", "code_images", "pictures", "parts"
 IN_GRID = 8
 COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
             "images that were given, whoever they are of: no benchmark.")
@@ -68,7 +74,7 @@ class PredictSettings(Checked):
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
     out: Path
-    """Folder that receives all results. A folder that predict.py made before is replaced."""
+    """Folder that receives all results. The same command goes on there where it was stopped."""
     size: Annotated[int | None, SAID] = None
     """Height and width in pixels of the images that the model gets. Without it: the size that the model was trained
     on."""
@@ -164,7 +170,11 @@ def predict(settings: PredictSettings) -> dict:
     Raises: UserError, before anything is written, if something that was named cannot be read, nothing could be, or
         --out holds what predict.py did not make.
     """
-    files.check_folder(settings.out, "--out")
+    with claimed(settings.out, f"--out {settings.out}") as claim:
+        return _predict(settings, claim)
+
+
+def _predict(settings: PredictSettings, claim: Claim) -> dict:
     check_out(settings)
     vqvae = autoencoder.load_vqvae(settings.vqvae, distributed.pick_device())
     shape = shape_for(vqvae, settings)
@@ -174,11 +184,15 @@ def predict(settings: PredictSettings) -> dict:
     sources = find_sources(settings.input, settings.suffix, settings.out, cutting.mask_suffixes)
     given, rejected = read_all(sources, cutting, shape, trained.get("size"), trained["fit"], trained["colours"])
     names = dataset.unique_names([image.file_name for image in given])
-    record = {"settings": as_dict(settings) | {"input": [str(path) for path in settings.input],
-                                               "out": settings.out.name},
-              "vqvae_hash": vqvae.hash, "images": names, "versions": weights.versions()}
-    begin(settings.out, record)
-    maps, figures = reconstruct_all(vqvae, given, names, settings)
+    folder = PredictFolder(settings.out, as_dict(settings) | {
+        "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae_hash": vqvae.hash})
+    hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
+    if (report := folder.finished(hashes)) and report["rejected"] == len(rejected):
+        print(f"{len(names)} of {len(names)} images are there already", flush=True)
+        folder.tidy()
+        return report
+    folder.begin(claim, hashes)
+    maps, figures = reconstruct_all(vqvae, given, hashes, settings, folder)
     maps.save(settings.out / CODES, vqvae.hash, "")
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
@@ -189,8 +203,75 @@ def predict(settings: PredictSettings) -> dict:
     report = summary(vqvae, given, maps, figures, rejected) | {
         "device": str(next(vqvae.model.parameters()).device),
         "slices": slices if any(image.facts for image in given) else None}
-    files.write_json(settings.out / SUMMARY, report | {name: record[name] for name in ("settings", "versions")})
+    files.write_json(settings.out / SUMMARY, report | {"settings": folder.settings, "versions": weights.versions()})
+    folder.tidy()
     return report
+
+
+class PredictFolder(RecordedFolder):
+    """The folder of predict.py. An image's codes and figures wait in parts/ until all images are done."""
+
+    command, record, made = "predict.py", RECORD, "its images were made with"
+    own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED)
+    hashes = MappingProxyType({"vqvae": "vqvae_hash"})
+
+    def changed(self) -> list[str]:
+        """Return what differs from the settings before."""
+        return [re.sub(r"^--input", "INPUT", text) for text in super().changed()]
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The images of an earlier run by their names, with the hashes of their pixels; "" where it kept no hashes."""
+        names, hashes = (found if isinstance(found := self.found.get(key), list) else []
+                         for key in ("images", "pixels"))
+        # A damaged record must not lead elsewhere.
+        return {name: pixels for name, pixels in itertools.zip_longest(names, hashes[:len(names)], fillvalue="")
+                if isinstance(name, str) and name == Path(name).name}
+
+    def finished(self, images: Mapping[str, str]) -> dict | None:
+        """Return metrics.json if it is of these images and their pictures are there."""
+        if self.images != images or not all((self.out / PICTURES / f"{name}.png").exists() for name in images):
+            return None
+        with suppress(OSError, ValueError):
+            report = json.loads((self.out / SUMMARY).read_text(encoding="utf-8"))
+            return {name: value for name, value in report.items() if name not in ("settings", "versions")}
+        return None
+
+    def begin(self, claim: Claim, images: Mapping[str, str]) -> None:
+        """Remove what an earlier run wrote of all images together, and of images that are not given any more; write the
+        record."""
+        claim.remove_left_overs(ORIGINALS, MADE, MAPS, PICTURES, PARTS)
+        gone = [name for name, pixels in self.images.items() if images.get(name) != pixels]
+        for old in (SUMMARY, TABLE, REJECTED, CODES, GRID,
+                    *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in gone),
+                    *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in gone)):
+            (self.out / old).unlink(missing_ok=True)
+        self.write_record({"vqvae_hash": self.settings["vqvae_hash"], "images": list(images),
+                           "pixels": list(images.values())})
+
+    def keep(self, name: str, pixels: str, levels: Mapping[str, torch.Tensor],
+             figures: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write the codes and figures of an image whose pictures are there."""
+        scores = {f"{area} {figure}": values for area, of_area in figures.items() for figure, values in of_area.items()}
+        code_maps.CodeMaps([name], dict(levels), scores).save(self._part(name), self.settings["vqvae_hash"], pixels)
+
+    def part(self, name: str, pixels: str) -> tuple[dict, dict] | None:
+        """Return codes and figures of an image as `keep` got them; None where they are not there."""
+        found = code_maps.CodeMaps.load(self._part(name), self.settings["vqvae_hash"], pixels)
+        if found is None or not (self.out / PICTURES / f"{name}.png").exists():
+            return None
+        figures: dict[str, dict[str, torch.Tensor]] = {}
+        for key, values in found.scores.items():
+            area, _, figure = key.partition(" ")
+            figures.setdefault(area, {})[figure] = values
+        return found.levels, figures
+
+    def tidy(self) -> None:
+        """Remove what was only there to go on from."""
+        shutil.rmtree(self.out / PARTS, ignore_errors=True)
+
+    def _part(self, name: str) -> Path:
+        return self.out / PARTS / f"{name}.npz"
 
 
 def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
@@ -347,10 +428,8 @@ def _size(pixels: np.ndarray) -> str:
 
 def check_out(settings: PredictSettings) -> None:
     """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves."""
-    out, own = settings.out, (ORIGINALS, MADE, MAPS, PICTURES, CODES, GRID, TABLE, SUMMARY, REJECTED)
-    foreign = [name for name in own if (out / name).exists() and not (out / RECORD).exists()]
-    expect(not foreign, f"--out {out}", f"a folder that predict.py made, or one without {', '.join(own)}",
-           f"{', '.join(foreign)} and no {RECORD}", "Choose another --out.")
+    out = settings.out
+    PredictFolder.refuse_foreign(out)
     inside = [str(path) for path in settings.input if path.resolve().is_relative_to(out.resolve())]
     expect(not inside, f"--out {out}", "a folder that holds none of the inputs", f"{', '.join(inside)} in it",
            "Choose another --out.")
@@ -365,26 +444,24 @@ def shape_for(vqvae: autoencoder.TrainedVqvae, settings: PredictSettings) -> tup
     return (channels, height, width) if size is None else (channels, size, size)
 
 
-def begin(out: Path, record: dict) -> None:
-    """Remove what an earlier run wrote, as its record tells, and write the new record before any image."""
-    before = []
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        before = map(str, json.loads((out / RECORD).read_text(encoding="utf-8"))["images"])
-    names = [name for name in before if name == Path(name).name]  # a damaged record must not lead elsewhere
-    for old in (SUMMARY, TABLE, REJECTED, CODES, GRID,
-                *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in names),
-                *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in names)):
-        (out / old).unlink(missing_ok=True)
-    files.write_json(out / RECORD, record)
+def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], hashes: Mapping[str, str],
+                    settings: PredictSettings,
+                    folder: PredictFolder) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
+    """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each.
 
-
-def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], names: Sequence[str],
-                    settings: PredictSettings) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
-    """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each."""
-    size, levels, figures, grid = vqvae.model.settings.codebook_size, [], [], []
+    What is there already is not made again, where all images of a batch are there: the last bits of a network's sums
+    depend on the batch.
+    """
+    size, levels, figures, grid, names = vqvae.model.settings.codebook_size, [], [], [], list(hashes)
     with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
+            there = [folder.part(name, hashes[name]) for name in names[start:start + settings.batch]]
+            if start >= IN_GRID and None not in there:
+                levels.append(_joined([codes for codes, _ in there]))
+                figures.append({area: _joined([found[area] for _, found in there]) for area in there[0][1]})
+                bar.update(len(part))
+                continue
             split = dataset.ImageSet(
                 tuple(listing.ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
                 _stacked([image.pixels for image in part]))
@@ -397,6 +474,9 @@ def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage]
                 rows = _rows(originals[item:item + 1], made[item:item + 1], own, size)
                 _write(settings.out, image, split.names[item], rows, own, size,
                        {name: values[item].item() for name, values in figures[-1]["full"].items()})
+                folder.keep(split.names[item], hashes[split.names[item]], own, {
+                    area: {name: values[item:item + 1] for name, values in of_area.items()}
+                    for area, of_area in figures[-1].items()})
                 bar.update()
             if len(grid) < IN_GRID:
                 grid += zip(originals, made, *maps.levels.values())

@@ -5,16 +5,24 @@ offer. Nothing is reported of images that a model has seen unless the report say
 """
 
 import dataclasses
+import hashlib
+import itertools
+import json
 import math
-from collections.abc import Callable
+import operator
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
-from tqdm import tqdm
-
+from vqvae2 import __version__
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import expect
+from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.common.statistics import evenly
-from vqvae2.evaluation import features, leaks, surprise
+from vqvae2.evaluation import features, leaks
 from vqvae2.evaluation.copies import CopiesJudge
 from vqvae2.evaluation.figures import PICTURED, CodesJudge, LikelihoodJudge, PriorsJudge, ReconstructionJudge
 from vqvae2.evaluation.judge import Evaluation, Judge
@@ -23,16 +31,18 @@ from vqvae2.evaluation.probe import ProbeJudge
 from vqvae2.evaluation.rates import RatesJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
-from vqvae2.images.dataset import ImageSet, load_images
+from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
-from vqvae2.models import encoding
 from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
+from vqvae2.runs.record import RecordedFolder
 from vqvae2.sampling import sampler
-from vqvae2.settings.parsing import from_dict
+from vqvae2.settings.parsing import as_dict, from_dict
 
-SCHEMA, METRICS = 1, "metrics.json"
+SCHEMA, METRICS, PARTS = 1, "metrics.json", "parts"
+ADDED = ("probe", "rates", "likelihood", "lesions")
+"""Flags of sections that may be added to a report."""
 PICTURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
             "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
             "curves_bottom")
@@ -40,9 +50,9 @@ JUDGES: tuple[tuple[Judge, Callable[[Evaluation], object]], ...] = (
     (ReconstructionJudge(), lambda evaluation: True),
     (CodesJudge(), lambda evaluation: True),
     (PriorsJudge(), lambda evaluation: evaluation.priors),
-    (SamplesJudge(), lambda evaluation: evaluation.samples is not None),
-    (CopiesJudge(), lambda evaluation: evaluation.samples is not None and len(evaluation.trained)),
-    (ProbeJudge(), lambda evaluation: evaluation.samples is not None and evaluation.settings.probe),
+    (SamplesJudge(), lambda evaluation: evaluation.draw),
+    (CopiesJudge(), lambda evaluation: evaluation.draw and len(evaluation.trained)),
+    (ProbeJudge(), lambda evaluation: evaluation.draw and evaluation.settings.probe),
     (RatesJudge(), lambda evaluation: evaluation.settings.rates),
     (LikelihoodJudge(), lambda evaluation: evaluation.settings.likelihood),
     (LesionsJudge(), lambda evaluation: evaluation.settings.lesions),
@@ -57,24 +67,124 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     Raises: UserError if models and data do not fit each other, or test images were trained on.
     """
     check_out(settings.out)
-    evaluation = load(settings)
-    clear(settings.out)
-    for judge in [judge for judge, is_asked in JUDGES if is_asked(evaluation)]:
+    with claimed(settings.out, f"--out {settings.out}") as claim:
+        ReportFolder.refuse_foreign(settings.out)
+        evaluation = load(settings)
+        folder = ReportFolder(settings.out, {**as_dict(settings), "out": settings.out.name, **hashes_of(evaluation)})
+        asked = [judge for judge, is_asked in JUDGES if is_asked(evaluation)]
+        there = [judge.name for judge in asked if folder.section(judge.name) is not None]
+        if there:
+            print(f"{len(there)} of {len(asked)} sections are there already: {', '.join(there)}", flush=True)
+        if folder.is_finished(asked):
+            evaluation.metrics.update(folder.metrics)
+            folder.tidy()
+        else:
+            folder.begin(claim)
+            _judge(asked, evaluation, folder)
+        return evaluation
+
+
+def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder") -> None:
+    """Compute and write each section that is not there, and then what all of them belong to."""
+    settings = evaluation.settings
+    for judge in asked:
         above, _, key = judge.name.rpartition(".")
-        figures_of(evaluation.metrics, above)[key] = figures = judge.compute(evaluation)
-        if figures:
-            judge.picture(figures, evaluation)
+        figures = folder.section(judge.name)
+        if figures is None:
+            figures = judge.compute(evaluation)
+            if figures:
+                judge.picture(figures, evaluation)
+            figures = folder.keep(judge.name, figures)
+        figures_of(evaluation.metrics, above)[key] = figures
     even = evenly(len(evaluation.images), PICTURED)
     samples = [] if evaluation.samples is None else [("sample", evaluation.samples[:PICTURED])]
     pictures.save_picture(pictures.strip([
         ("real", evaluation.images.bytes()[even]), ("reconstruction", evaluation.reconstructions[even]), *samples]),
         settings.out / "strip.png")
-    for flag, folder in _folders(settings).items():
-        if log := files.read_rows(folder / "log.csv"):
+    for flag, run in _folders(settings).items():
+        if log := files.read_rows(run / "log.csv"):
             charts.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
-                          title=f"Training of {folder.name}")
-    files.write_json(settings.out / METRICS, evaluation.metrics)
-    return evaluation
+                          title=f"Training of {run.name}")
+    folder.finish(evaluation.metrics)
+
+
+class ReportFolder(RecordedFolder):
+    """The folder of evaluate.py. A later run may add sections; metrics.json is there only when it is whole.
+
+        evaluate.json             settings, and hashes of models and data; written first
+        parts/<section>.json      figures of a section, written when its pictures are there
+        parts/samples-*.npy       samples, as they are drawn
+        parts/metrics.json        the metrics.json of an earlier run, to which sections are added
+        metrics.json              all figures; written last, when parts/ goes
+    """
+
+    command, record, made = "evaluate.py", "evaluate.json", "its figures were made with"
+    own = (METRICS, PARTS, "likelihood", *(f"{name}.png" for name in PICTURES))
+    hashes = MappingProxyType({name: f"{name}_hash" for name in (
+        "vqvae", "top", "bottom", "data", "features", "sampled")})
+
+    def changed(self) -> list[str]:
+        """Return what differs; not what is judged besides."""
+        self.added = {name for name in ADDED if self.settings[name] and self.before.get(name) is False}
+        self.may_differ = RecordedFolder.may_differ | self.added
+        before = self.found.get("versions", {}).get("vqvae2", __version__)
+        return [*super().changed(), *([f"vqvae2 {__version__} (was {before})"] if before != __version__ else [])]
+
+    @cached_property
+    def metrics(self) -> dict:
+        """The metrics.json of an earlier run with fewer sections or the same; {} where there is none."""
+        found = [self._json(path) for path in (self.out / METRICS, self.out / PARTS / METRICS) if self.before]
+        return next(filter(None, found), {})
+
+    def is_finished(self, asked: Sequence[Judge]) -> bool:
+        """Return whether metrics.json has all sections that are asked for."""
+        return (self.out / METRICS).is_file() and not self.added and all(
+            judge.name.split(".")[0] in self.metrics for judge in asked)
+
+    def begin(self, claim: Claim) -> None:
+        """Write the record, after putting aside the figures of a run to which sections are added."""
+        claim.remove_left_overs(PARTS, "likelihood")
+        if self.metrics:
+            files.write_json(self.out / PARTS / METRICS, self.metrics)
+        (self.out / METRICS).unlink(missing_ok=True)
+        self.write_record({})
+
+    def section(self, name: str) -> dict | None:
+        """Return the figures of a section that is there."""
+        part = self._json(self.out / PARTS / f"{name}.json") if self.before else None
+        return part or figures_of(self.metrics, name)
+
+    def keep(self, name: str, figures: dict | None) -> dict | None:
+        """Write the figures of a section; return them as they will be read."""
+        files.write_json(self.out / PARTS / f"{name}.json", figures)
+        return json.loads(json.dumps(figures))
+
+    def finish(self, metrics: dict) -> None:
+        """Write metrics.json; what it was made of goes."""
+        files.write_json(self.out / METRICS, metrics)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what was only there to go on from."""
+        shutil.rmtree(self.out / PARTS, ignore_errors=True)
+
+    def _json(self, path: Path) -> dict | None:
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else None
+        return None
+
+
+def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
+    """Return the hashes of all that the settings name: models, images, feature network and given samples."""
+    images = [evaluation.data.files, *map(pixel_hash, evaluation.images.pixels)]
+    given = evaluation.samples if evaluation.settings.sampled else None
+    return {"vqvae_hash": evaluation.vqvae.hash,
+            **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
+               if level in evaluation.priors else None for level in ("top", "bottom")},
+            "data_hash": hashlib.sha256(repr(images).encode()).hexdigest(),
+            "features_hash": None if evaluation.extractor is None else evaluation.extractor.hash,
+            "sampled_hash": None if given is None else hashlib.sha256(given.numpy()).hexdigest()}
 
 
 def load(settings: EvaluateSettings) -> Evaluation:
@@ -101,7 +211,7 @@ def load(settings: EvaluateSettings) -> Evaluation:
     seen = leaks.seen_in_training(configs.values(), split)
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
     warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]
-    extractor, samples, trained = None, None, ImageSet((), split.pixels[:0])
+    extractor, drawn, trained = None, None, ImageSet((), split.pixels[:0])
     if settings.sampled or (settings.samples and not missing):
         extractor = _extractor(settings, data.shape, warnings)
     if extractor:
@@ -114,11 +224,11 @@ def load(settings: EvaluateSettings) -> Evaluation:
         if extractor.config:
             warnings += leaks.check(leaks.seen_in_training([extractor.config], split), split, settings.split,
                                     ["--features"], allowed=read_as.allow_leak)
-        samples = read(settings.sampled, data.shape) if settings.sampled else draw(settings, vqvae, priors, train)
-    with tqdm(total=len(split), desc="encoding", unit="image", leave=False) as bar:
-        maps, made = encoding.reconstruct(vqvae.model, split, settings.batch, bar.update)
-    shape, sizes = split.pixels.shape[2:], [tuple(codes.shape[1:]) for codes in maps.levels.values()]
-    return Evaluation(settings, vqvae, priors, data, maps, made, trained, extractor, samples, {
+        drawn = (lambda: read(settings.sampled, data.shape)) if settings.sampled else (
+            lambda: draw(settings, vqvae, priors, train, settings.out / PARTS))
+    shape, cells = split.pixels.shape[2:], itertools.accumulate(vqvae.model.settings.downsample, operator.mul)
+    sizes = [tuple(side // cell for side in shape) for cell in cells][::-1]
+    return Evaluation(settings, vqvae, priors, data, trained, extractor, drawn, {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": data.folder.name, "shared_subjects": shared},
         "split": settings.split, "subjects": len(set(split.subjects)), "subjects_known": data.subjects_known,
         "images": len(split), "seen_in_training": seen, "warnings": warnings, "reconstruction": None, "codes": None,
@@ -137,20 +247,9 @@ def figures_of(report: dict, name: str) -> dict | None:
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError unless `out` is a folder for a report: nothing else in it is to be written over."""
-    files.check_folder(out, "--out")
+    """Raise UserError if the folder holds a model."""
     expect(not (out / weights.WEIGHTS).exists(), f"--out {out}", "a folder for figures", "a model in it",
            "Choose another --out.")
-    there = out / METRICS
-    expect(not there.exists() or '"split":' in there.read_text(encoding="utf-8", errors="replace"), f"--out {out}",
-           f"no {METRICS} except that of evaluate.py", "another one", "Choose another --out.")
-
-
-def clear(out: Path) -> None:
-    """Remove what an earlier report, which may have had other models, wrote to this folder."""
-    for path in (out / METRICS, *(out / f"{name}.png" for name in (*PICTURES, *(judge.name for judge, _ in JUDGES)))):
-        path.unlink(missing_ok=True)
-    surprise.clear(out / "likelihood")
 
 
 def _folders(settings: EvaluateSettings) -> dict[str, Path]:

@@ -9,13 +9,14 @@ slices of unseen subjects.
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvae2.common import random_numbers
+from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances
@@ -34,9 +35,13 @@ from vqvae2.sampling.settings import of_level
 AT_A_TIME, PICTURED = 32, 64
 
 
-def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior],
-         training: ImageSet) -> torch.Tensor:
-    """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors."""
+def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior], training: ImageSet,
+         parts_of: Path | None = None) -> torch.Tensor:
+    """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors.
+
+    Args:
+        parts_of: folder that keeps what has been drawn, AT_A_TIME images a file; what is there is not drawn again.
+    """
     rules = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
         "temperature", "top_k", "top_p"))) for level in priors}
     known, parts = training.facts or [{}], []  # nothing is known where there is no training image
@@ -46,12 +51,25 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
               unit="code", leave=False) as bar:
         for numbers in torch.arange(settings.samples).split(AT_A_TIME):
             own = numbers.tolist()
+            path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npy"
+            if (stored := _stored(path, len(own))) is not None:
+                parts.append(stored)
+                continue
             facts = {level: conditions.numbers(prior.columns, told[own[0]:own[-1] + 1])
                      for level, prior in priors.items()}
             images, _ = sampler.draw_images(vqvae.model, dict(priors), own, settings.seed, rules,
                                             lambda own=own: bar.update(len(own)), facts)
             parts.append(to_bytes(images))
+            if path:
+                files.write_atomically(path, lambda temporary, made=parts[-1]: np.save(temporary, made.numpy()))
     return torch.cat(parts)
+
+
+def _stored(path: Path | None, count: int) -> torch.Tensor | None:
+    with suppress(OSError, ValueError, EOFError):
+        found = None if path is None else torch.from_numpy(np.load(path))
+        return found if found is not None and len(found) == count else None
+    return None
 
 
 def read(folder: Path, shape: tuple[int, int, int]) -> torch.Tensor:

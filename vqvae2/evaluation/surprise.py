@@ -20,7 +20,6 @@ autoencoders.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vqvae2.common import files
-from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
@@ -100,15 +98,6 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
                          for level, codes in bits.items()},
                       "bits_per_pixel": round(total[0].mean().item(), 6)})
     files.write_rows(folder / INDEX, table)
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier report has written: the files that its index.csv names, and index.csv."""
-    with suppress(UserError):  # a damaged table names nothing
-        for row in files.read_rows(folder / INDEX):
-            for ending in (".npy", ".png"):  # the name alone: a path could lead out of the folder
-                (folder / f"{Path(row.get('file') or '').name}{ending}").unlink(missing_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)
 
 
 def rows_of(split: ImageSet, bits: Mapping[str, torch.Tensor],

@@ -20,11 +20,13 @@ import torch
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import Unreadable, UserError, expect
+from vqvae2.common.output_folder import Claim
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
 from vqvae2.settings.parsing import as_dict
 
 STATE, STATE_BEFORE = "state.pt", "state-before.pt"
+CODES = "codes"
 DELETE = "Delete it to train from the start."
 SEAL = b"vqvae2 sha256 "
 """Stands at the end of a state, before the 32 bytes of the SHA-256 of all that comes before it."""
@@ -160,11 +162,11 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
             "versions": weights.versions(), "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"}
 
 
-def begin(folder: Path, config: dict) -> None:
+def begin(claim: Claim, config: dict) -> None:
     """Write config.json, and remove what a killed run was just writing. For rank 0 alone, before its first save."""
-    for path in folder.glob(files.LEFT_OVERS):
-        path.unlink(missing_ok=True)
-    files.write_json(folder / weights.CONFIG, config)
+    # Codes are written by the trainings of priors, which claim their folder for themselves.
+    claim.remove_left_overs(*(path.name for path in claim.folder.iterdir() if path.is_dir() and path.name != CODES))
+    files.write_json(claim.folder / weights.CONFIG, config)
 
 
 def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None:

@@ -9,12 +9,13 @@ An image is there when its picture is and its codes are, in parts/ or in codes.n
 and parts/ goes last: a kill at any moment loses no image that was finished. Several processes write different images.
 """
 
-import json
 import math
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -22,56 +23,37 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.common import distributed, files
-from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.errors import UserError, expect
+from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
+from vqvae2.runs.record import RecordedFolder
 from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.sampler import FinishedImage, ImageSampler
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings.parsing import as_dict, changes
+from vqvae2.settings.parsing import as_dict
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""
 RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
-HASHED = {"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash", "inpaint": "images_hash",
-          "mask": "mask_hash"}
-"""Settings that may change as long as the hash of what they name is the same."""
-MAY_DIFFER = {"count", "batch", "out", *HASHED.values()}
-"""What may change when a later run adds images to a folder."""
 
 
-class SampleFolder:
-    """The folder of sample.py.
+class SampleFolder(RecordedFolder):
+    """The folder of sample.py; its settings have "vqvae_hash" among them. A later run may add images."""
 
-    Args:
-        out: the folder; it need not exist.
-        settings: what its images have in common, as JSON values, with "vqvae_hash" among them (see HASHED).
-    Raises: UserError if the folder holds images that were drawn with other settings, or what sample.py did not make and
-        would replace. Nothing is written yet.
-    """
+    command, record, own, made = "sample.py", RECORD, (IMAGES, CODES, GRID, PARTS), "its images were drawn with"
+    hashes = MappingProxyType({"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash",
+                               "inpaint": "images_hash", "mask": "mask_hash"})
+    may_differ = RecordedFolder.may_differ | {"count"}
 
-    def __init__(self, out: Path, settings: dict):
-        self.out, self.settings = out, settings
-        # Without a record these are perhaps the very files that are to be completed.
-        names = ", ".join(name for name in (IMAGES, CODES, GRID, PARTS) if (out / name).exists())
-        expect(not names or (out / RECORD).exists(), f"--out {out}",
-               f"a folder that sample.py made, or one without {names}", f"{names} and no {RECORD}",
-               "Choose another --out.")
-        self.before = self._settings_before()
-        changed = changed_settings(settings, self.before)
-        expect(not changed, f"--out {out}", "the settings that its images were drawn with", ", ".join(changed),
-               "Give those again, or choose another --out.")
-
-    def begin(self) -> None:
+    def begin(self, claim: Claim) -> None:
         """Write what the images have in common, and remove what a killed run was just writing. For rank 0 alone."""
         if not self.before:  # what an earlier version has left here is drawn anew
             (self.out / CODES).unlink(missing_ok=True)
             shutil.rmtree(self.out / PARTS, ignore_errors=True)
-        for folder in (self.out, self.out / IMAGES, self.out / PARTS):
-            for path in folder.glob(files.LEFT_OVERS):
-                path.unlink(missing_ok=True)
-        self._write_record({})
+        claim.remove_left_overs(IMAGES, PARTS)
+        self.write_record({})
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Return those of the images `names` that are still to be drawn, in order."""
@@ -128,7 +110,7 @@ class SampleFolder:
         for path in (self.out / IMAGES).glob("*.png"):
             if re.fullmatch(r"(.+-)?\d{6,}", path.stem) and path.stem not in wanted:
                 path.unlink(missing_ok=True)
-        self._write_record(report)
+        self.write_record(report)
         shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _load(self, name: str) -> CodeMaps | None:
@@ -137,33 +119,6 @@ class SampleFolder:
     def _stored(self) -> CodeMaps:
         """Return the codes that an earlier run has finished with; codes of an unknown past do not count."""
         return (self._load(CODES) if self.before else None) or CodeMaps([], {})
-
-    def _write_record(self, report: dict) -> None:
-        files.write_json(self.out / RECORD, {"settings": self.settings, **report, "versions": weights.versions()})
-
-    def _settings_before(self) -> dict:
-        """Return the settings of the images in the folder, {} where there are none that can be gone on with."""
-        try:
-            settings = json.loads((self.out / RECORD).read_text(encoding="utf-8"))["settings"]
-            return settings if set(HASHED.values()) <= set(settings) else {}  # an earlier version wrote no hashes
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.out / RECORD}: expected settings that sample.py wrote, found {error}. Delete it "
-                            "to draw all images anew, or choose another --out.") from None
-
-
-def changed_settings(new: dict, old: dict) -> list[str]:
-    """Return what differs from the settings with which images were drawn, such as `--seed 5 (was 0)`."""
-    def levels_of(settings: dict, name: str) -> object:  # one value for both levels is the same as two equal ones
-        value = settings[HASHED.get(name, name)]
-        return value * 2 if isinstance(value, list) and len(value) == 1 else value
-
-    changed = [name for name in new if name in old and name not in MAY_DIFFER
-               and levels_of(new, name) != levels_of(old, name)]
-    return [*changes({name: new[name] for name in changed}, old),
-            *(f"{flag(name)} {new[name]} (was {old[name]}, which has changed)" for name in changed
-              if new[name] == old[name])]
 
 
 def _picture(name: str) -> str:
@@ -184,14 +139,18 @@ def run(settings: SampleSettings) -> None:
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
-    folder = SampleFolder(settings.out, {
-        **as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
-        "mask_hash": None, **(incomplete.hashes if incomplete else {})})
     # A process that has drawn its share waits for the others, for a week at most; if one fails, torchrun ends them all.
     distributed.start(device, minutes=7 * 24 * 60)
+    held = ExitStack()
     try:
+        claim = distributed.on_rank_0(lambda: held.enter_context(claimed(settings.out, f"--out {settings.out}")))
+        folder = distributed.together(lambda: SampleFolder(settings.out, {
+            **as_dict(settings), "out": settings.out.name, "vqvae_hash": vqvae.hash, **hashes, "images_hash": None,
+            "mask_hash": None, **(incomplete.hashes if incomplete else {})}))
+        distributed.on_rank_0(lambda: folder.begin(claim))
         write_samples(ImageSampler(vqvae, priors, settings, incomplete), folder)
     finally:
+        held.close()
         distributed.stop()
 
 
@@ -200,7 +159,6 @@ def write_samples(image_sampler: ImageSampler, folder: SampleFolder) -> None:
     settings = image_sampler.settings
     requests = sampler.requests_of(settings, image_sampler.incomplete)
     names = [request.name for request in requests]
-    distributed.on_rank_0(folder.begin)
     missing = set(distributed.gather_objects(folder.missing(names) if distributed.rank() == 0 else [])[0])
     if distributed.rank() == 0 and len(missing) < len(requests):
         print(f"{len(requests) - len(missing)} of {len(requests)} images are there already", flush=True)

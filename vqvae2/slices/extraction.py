@@ -32,7 +32,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common import output
+from vqvae2.common import output, output_folder
 from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
@@ -155,14 +155,14 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
     Raises: UserError with --strict at the first scan that cannot be used, or if `out` cannot be written.
     """
     taken = prefixes_of(slices_to_keep(found, folder, settings, out))  # raises before anything changes
-    with writing(out):
-        for split in SPLITS:
-            (out / split).mkdir(parents=True, exist_ok=True)
     number, parts = settings.part
-    # A part that looks whether all are done holds the folder alone for a moment.
-    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, 0 if parts == 1 else 5) as held:
+    # A part that looks whether all are done holds the folder alone for a moment; one that was stopped needs some more.
+    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, output_folder.PATIENCE) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
+        with writing(out):
+            for split in SPLITS:
+                (out / split).mkdir(parents=True, exist_ok=True)
         if changes := changed_settings(out, settings):
             print(f"changed since the last run: {changes}; what that touches is made anew")
         plan, pixels = plan_hash(found, settings), pixels_hash(settings)

@@ -111,13 +111,17 @@ def lock(out: Path, kind: int, seconds: float = 0) -> Iterator[bool]:
         (out / SIDECARS).mkdir(parents=True, exist_ok=True)
         file = open(out / SIDECARS / "lock", "a", encoding="utf-8")  # noqa: SIM115, closed below
     with file:
-        end, held = time.monotonic() + seconds, None
+        end, held, said = time.monotonic() + seconds, None, False
         while held is None:
             try:
                 fcntl.flock(file, kind)
                 held = True
             except BlockingIOError:
                 held = None if time.monotonic() < end else False
+                if kind & fcntl.LOCK_EX and seconds and not said:
+                    said = True
+                    print(f"--out {out}: another extraction is still at work there; waiting for it to end, {seconds:g} "
+                          "seconds at most", flush=True)
                 time.sleep(0.05)
             except OSError:
                 held = True

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
+from vqvae2.common.output_folder import claimed
 from vqvae2.images import augmentation, dataset
 from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -80,7 +81,10 @@ class PriorTrainer(Trainer):
                 stored = encoding.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change)
             if distributed.rank() == 0:
-                stored.save(path, self.vqvae.hash, self.data["data_hash"])
+                # Another prior may be writing the same codes.
+                with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
+                    claim.remove_left_overs()
+                    stored.save(path, self.vqvae.hash, self.data["data_hash"])
         return stored
 
     def _report_references(self) -> None:

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
+from vqvae2.common.output_folder import claimed
 from vqvae2.runs import log, state, weights
 from vqvae2.training.settings import TrainingSettings
 
@@ -145,9 +146,15 @@ class Trainer:
         machine.set_threads(self.settings.threads)
         machine.keep_memory()
         distributed.start(self.device, self.settings.timeout_minutes)
+        held = ExitStack()
         try:
             with self.signals:
                 with self.signals.stopping_at_once(self._stopped("while getting ready")):
+                    self.claim = distributed.on_rank_0(lambda: held.enter_context(
+                        claimed(self.folder, f"--savename {self.settings.savename}", "--savename")))
+                    # Until now another start may have written here.
+                    self.config = distributed.together(
+                        lambda: state.open_folder(self.folder, self.settings, self.kind))
                     self._prepare()
                 while self.epoch < self.settings.epochs:
                     self._train_epoch()
@@ -156,6 +163,7 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
             self.wrapped = None  # else leaving the group may hang: see there
+            held.close()
             distributed.stop()
         best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
         log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
@@ -178,7 +186,7 @@ class Trainer:
         if found := state.resume_state(self.folder, self.config, self.settings):
             self._restore(found)
         self.state_number = state.file_number(self.folder / state.STATE)
-        distributed.on_rank_0(lambda: state.begin(self.folder, self.config))
+        distributed.on_rank_0(lambda: state.begin(self.claim, self.config))
         self.log = log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()

@@ -41,7 +41,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -261,24 +261,6 @@ def best_of(rows: Sequence[Row], codebook_size: int) -> Row | None:
 
 
 # The study ----------------------------------------------------------------------------------------------
-
-def lock(settings: TuneSettings) -> TextIO:
-    """Return a file of the study's folder, which is made; no other `vqvae2 tune` can work there until it is closed.
-
-    Raises: UserError if another one does, or the folder cannot be written.
-    """
-    files.check_folder(settings.folder, "--out")
-    try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        file = (settings.folder / ".lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lifts it, however this process ends
-    except OSError as error:
-        found = "one" if isinstance(error, BlockingIOError) else error.strerror
-        raise UserError(f"--savename {settings.savename}: expected a study that no other vqvae2 tune works on, in a "
-                        f"folder that can be written, found {found}. Stop it, or name another --out; --workers N "
-                        "trains several trials at a time.") from None
-    return file
-
 
 def open_study(settings: TuneSettings) -> optuna.Study:
     """Return the study in Optuna's database, which is made where there is none.
