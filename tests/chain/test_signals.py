@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR1, to real processes and at any time: all is saved, together, and the status is 75."""
+"""SIGTERM, SIGINT, SIGHUP, SIGUSR1, to real processes and at any time: all is saved, together, and the status is 75."""
 
 import os
 import signal
@@ -90,7 +90,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on_as_if_nothing_had_been(
         for rank in range(processes):
             run.wait_for(phase, rank)
         began = time.monotonic()
-        # torchrun forwards SIGTERM, SIGINT and SIGHUP, but not SIGUSR1 where it is not told to: that goes to one rank, and all stop together.
+        # torchrun forwards SIGTERM, SIGINT and SIGHUP. SIGUSR1 goes to one rank, and all stop together.
         target = run.wait_for(phase, processes - 1) if number == signal.SIGUSR1 else run.process.pid
         os.kill(target, number)
         status = run.end()

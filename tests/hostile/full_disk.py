@@ -63,16 +63,22 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
     said = root / "first" / ".stderr"
     said.parent.mkdir()
     os.mkfifo(said)  # what the command says must not lie on the full disk
+    lines: list[str] = []
+
+    def listen() -> None:
+        text = said.read_bytes()
+        lines.extend(on_screen(text.decode()))
+        said.write_bytes(text)  # for whoever reads the file next
 
     def fill(process: int) -> None:
-        threading.Thread(target=repeat, args=(said,), daemon=True).start()
+        threading.Thread(target=listen, daemon=True).start()
         time.sleep(moment)
         resource.prlimit(process, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     ended = tiny_chain.start(words, root, while_running=fill)
     what = f"{name}, {limit} bytes after {moment:.2f} s: status {ended.status}, {ended.err}"
     assert ended.status in (0, 2), what
-    assert len(on_screen(ended.err)) == 1 or ended.status == 0, what
+    assert len(lines) == 1 or ended.status == 0, what
     for path in (root / "out").rglob("[!.]*"):
         if check := WHOLE.get(path.suffix):
             check(path)
@@ -80,12 +86,6 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
     assert again.status == 0, f"{what}; then {again.status} {again.err}"
     tiny_chain.assert_as_undisturbed(name, root, prepared, folder)
     return "refused" if ended.status == 2 else "done"
-
-
-def repeat(pipe: Path) -> None:
-    """Read a pipe to its end, and write the same text into it for the next reader."""
-    text = pipe.read_bytes()
-    pipe.write_bytes(text)
 
 
 PART = Part("full_disk", "full disks, from the start or a random moment on: " + ", ".join(tiny_chain.COMMANDS), 180,

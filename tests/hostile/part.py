@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,5 +113,6 @@ def _run(words: list[str], folder: Path, memory: int | None, environment: dict[s
     except BaseException:
         traceback.print_exc()
     finally:
-        Path(PEAK).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        with suppress(OSError):  # the command may have been given a full disk
+            Path(PEAK).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         os._exit(status)  # torch's threads and handlers of the process it was forked from have no part in this

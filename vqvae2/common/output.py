@@ -27,7 +27,7 @@ class Output:
         self.lost: Exception | None = None
         if stream is None:  # closed before Python started
             self.lost = OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.stream = stream or open(os.devnull, "w", encoding="utf-8")
+        self.stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
         if isinstance(self.stream, io.TextIOWrapper):  # a name that a terminal cannot write is escaped
             self.stream.reconfigure(errors="backslashreplace")
 

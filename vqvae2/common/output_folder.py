@@ -141,8 +141,7 @@ def _sign(file: TextIO) -> None:
     """Write into a lock file who holds it."""
     with suppress(OSError):  # a full disk is found by what is written next
         file.truncate(0)
-        json.dump(_own_name(), file)
-        file.flush()
+        os.write(file.fileno(), json.dumps(_own_name()).encode())  # nothing stays in a buffer, for `close` to fail on
 
 
 def _holder(file: TextIO) -> dict:
