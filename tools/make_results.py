@@ -210,6 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
                ", ".join(map(str, published)) or "none at all", "Choose among these.")
     for size in settings.sizes or published:
         steps = judging(size, settings, scans)
+        for step in steps:  # a whole report of other weights, flags or code is made anew
+            if step.note and step.note.is_file() and not step.is_done():
+                shutil.rmtree(step.note.parent, ignore_errors=True)
         run_steps(steps)
         if not settings.quick:
             run_steps(sampling(size, settings))

@@ -237,6 +237,14 @@ def test_without_nilearn_the_error_names_the_extra(monkeypatch):
         demo_brains.load_atlas()
 
 
+def test_scans_of_another_seed_are_not_replaced(tmp_path):
+    people = [demo_scans.make_subject(0, 1)]
+    (tmp_path / "dataset_description.json").write_text(f"{demo_scans.NAME} --seed 0")
+    demo_scans.check_out(tmp_path, people, 0)
+    with pytest.raises(UserError, match=r"--out .*: expected scans of --seed 7, found those of --seed 0\. Give th"):
+        demo_scans.check_out(tmp_path, people, 7)
+
+
 def test_a_negative_seed_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"--seed: expected 0 to 4294967295, found -1"):
         demo_scans.main(["--out", str(tmp_path / "new"), "--seed", "-1"])

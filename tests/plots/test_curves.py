@@ -229,6 +229,17 @@ def test_a_plot_for_print_is_made_of_lines(runs, ending):
     assert (runs / f"curves.{ending}").read_bytes()[:5] in (b"%PDF-", b"<?xml")
 
 
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_earlier_curves_are_replaced_and_another_file_is_not(runs, refusal, ending):
+    path = runs / f"mine.{ending}"
+    for names in (["one"], ["one", "two"]):
+        curves.main([*names, "--out", path.name])
+    path.write_bytes(b"a photo")
+    assert refusal(curves.main, "one", "--out", path.name) == (
+        f"--out {path.name}: expected nothing, or earlier curves, found another file. Choose another name.")
+    assert path.read_bytes() == b"a photo"
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     ("three", r"RUN three: expected a folder with log\.csv, or a name in results/\*/ or pretrained/, found only one, "
               r"top, two\. Check the name"),

@@ -178,6 +178,15 @@ def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(l
     assert run_state.load_state(line().folder / "state.pt")["epoch"] == (1 if locks else 2)
 
 
+def test_what_a_killed_run_left_half_written_goes_and_codes_that_others_write_stay(line):
+    first = line(epochs=1)
+    for name in (".1.tmp.pt", "reconstructions/.2.tmp.png", "codes/.3.tmp.npz"):
+        (first.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (first.folder / name).touch()
+    first.run()
+    assert [path.name for path in first.folder.rglob(".*")] == [".3.tmp.npz"]
+
+
 def test_the_global_batch_can_be_given_whatever_the_number_of_micro_batches(line):
     first = line(epochs=1, batch=2, global_batch=8)
     first.run()

@@ -35,6 +35,14 @@ class Step:
         return [short(sys.executable), *(launcher.split() if self.processes > 1 else ()), "-m", "vqvae2", self.name,
                 *shlex.split(self.arguments)]
 
+    def done(self) -> str:
+        """Return what the note of the finished command says."""
+        return "\n".join(filter(None, [shlex.join(self.command()), self.key]))
+
+    def is_done(self) -> bool:
+        """Return whether this very command is noted as finished."""
+        return self.note is not None and self.note.is_file() and self.note.read_text(encoding="utf-8") == self.done()
+
 
 def run_steps(steps: list[Step]) -> None:
     """Run the steps one after the other, their output going where ours goes.
@@ -43,8 +51,7 @@ def run_steps(steps: list[Step]) -> None:
     """
     for number, step in enumerate(steps, 1):
         title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
-        done = "\n".join(filter(None, [shlex.join(command), step.key]))
-        if step.note and step.note.is_file() and step.note.read_text(encoding="utf-8") == done:
+        if step.is_done():
             print(f"\n{title}: there already", flush=True)
             continue
         print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
@@ -53,7 +60,7 @@ def run_steps(steps: list[Step]) -> None:
                   "The same command goes on from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
         if step.note:
-            files.write_text(step.note, done)
+            files.write_text(step.note, step.done())
 
 
 def run(command: list[str], processes: int) -> int:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
-from vqvae2.runs.record import RecordedFolder
+from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.runs.settings import as_before
 from vqvae2.scans.dicom import is_dicom_name
 from vqvae2.scans.finding import Scan, find_scans, with_mask
@@ -51,7 +50,7 @@ from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
-ORIGINALS, MADE, MAPS, PICTURES, PARTS = "originals", "reconstructions", "code_images", "pictures", "parts"
+ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
 IN_GRID = 8
 COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
             "images that were given, whoever they are of: no benchmark.")
@@ -265,10 +264,6 @@ class PredictFolder(RecordedFolder):
             area, _, figure = key.partition(" ")
             figures.setdefault(area, {})[figure] = values
         return found.levels, figures
-
-    def tidy(self) -> None:
-        """Remove what was only there to go on from."""
-        shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _part(self, name: str) -> Path:
         return self.out / PARTS / f"{name}.npz"

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import operator
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -36,11 +35,11 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
-from vqvae2.runs.record import RecordedFolder
+from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import as_dict, from_dict
 
-SCHEMA, METRICS, PARTS = 1, "metrics.json", "parts"
+SCHEMA, METRICS = 1, "metrics.json"
 ADDED = ("probe", "rates", "likelihood", "lesions")
 """Flags of sections that may be added to a report."""
 PICTURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
@@ -163,10 +162,6 @@ class ReportFolder(RecordedFolder):
         """Write metrics.json; what it was made of goes."""
         files.write_json(self.out / METRICS, metrics)
         self.tidy()
-
-    def tidy(self) -> None:
-        """Remove what was only there to go on from."""
-        shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _json(self, path: Path) -> dict | None:
         with suppress(OSError, ValueError):

@@ -8,6 +8,7 @@ settings, and hashes of the models and data that they name. Then
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import changes
+
+PARTS = "parts"
+"""The folder of what is finished while not all is."""
 
 
 class RecordedFolder:
@@ -74,6 +78,10 @@ class RecordedFolder:
     def write_record(self, more: dict) -> None:
         """Write the settings, and `more` of what is in the folder. For rank 0 alone."""
         files.write_json(self.out / self.record, {"settings": self.settings, **more, "versions": weights.versions()})
+
+    def tidy(self) -> None:
+        """Remove what was only there to go on from."""
+        shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _read(self) -> dict:
         """Return what the record says, {} where there is none."""

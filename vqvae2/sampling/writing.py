@@ -11,7 +11,6 @@ and parts/ goes last: a kill at any moment loses no image that was finished. Sev
 
 import math
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
-from vqvae2.runs.record import RecordedFolder
+from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.sampler import FinishedImage, ImageSampler
 from vqvae2.sampling.settings import SampleSettings
@@ -36,7 +35,7 @@ from vqvae2.settings.parsing import as_dict
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""
-RECORD, CODES, GRID, PARTS, IMAGES = "sample.json", "codes.npz", "grid.png", "parts", "images"
+RECORD, CODES, GRID, IMAGES = "sample.json", "codes.npz", "grid.png", "images"
 
 
 class SampleFolder(RecordedFolder):
@@ -51,7 +50,7 @@ class SampleFolder(RecordedFolder):
         """Write what the images have in common, and remove what a killed run was just writing. For rank 0 alone."""
         if not self.before:  # what an earlier version has left here is drawn anew
             (self.out / CODES).unlink(missing_ok=True)
-            shutil.rmtree(self.out / PARTS, ignore_errors=True)
+            self.tidy()
         claim.remove_left_overs(IMAGES, PARTS)
         self.write_record({})
 
@@ -111,7 +110,7 @@ class SampleFolder(RecordedFolder):
             if re.fullmatch(r"(.+-)?\d{6,}", path.stem) and path.stem not in wanted:
                 path.unlink(missing_ok=True)
         self.write_record(report)
-        shutil.rmtree(self.out / PARTS, ignore_errors=True)
+        self.tidy()
 
     def _load(self, name: str) -> CodeMaps | None:
         return CodeMaps.load(self.out / name, self.settings["vqvae_hash"])
