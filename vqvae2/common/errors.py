@@ -92,7 +92,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         # Only rank 0 prints. torchrun ends all processes when the first process ends, so the others wait until rank 0
         # has printed; a process that is still alive after that has met an error of its own.
         if launched_rank() != 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which torchrun ends the wait
             time.sleep(5)
         print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
