@@ -34,7 +34,12 @@ def test_a_script_that_ends_well_exits_0_and_says_nothing(capfd):
     (UserError("--size: expected 8 to 4096 pixels, found 3.\n    Try 128."), 2,
      "--size: expected 8 to 4096 pixels, found 3. Try 128.\n"),
     (Stopped("Stopped by a signal at step 7, all saved."), 75, "Stopped by a signal at step 7, all saved.\n"),
-    (KeyboardInterrupt(), 75, "Stopped by Ctrl-C.\n")])
+    (KeyboardInterrupt(), 75, "Stopped by Ctrl-C.\n"),
+    (OSError(28, "No space left on device", "/tmp/x"), 2, "/tmp/x: expected a disk that can be written, found No space "
+     "left on device. Free some space; TMPDIR may name another folder for temporary files.\n"),
+    (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), 2, "disk: expected a disk that can be "
+     "written, found No usable temporary directory found in ['/tmp']. Free some space; TMPDIR may name another folder "
+     "for temporary files.\n")])
 def test_an_end_that_a_user_caused_is_one_line_on_stderr_and_a_status(error, status, line, capfd):
     assert status_of(raiser(error)) == status
     assert capfd.readouterr() == ("", line)
@@ -43,6 +48,8 @@ def test_an_end_that_a_user_caused_is_one_line_on_stderr_and_a_status(error, sta
 def test_any_other_exception_is_our_bug_and_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError, match="division by zero"):
         run_script(lambda: 1 / 0)
+    with pytest.raises(FileNotFoundError, match="a file of ours"):
+        run_script(raiser(FileNotFoundError(2, "a file of ours")))
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [5]), ("7", [5])])

@@ -5,6 +5,7 @@ again). torchrun turns every status except 0 into 1. Every other exception is a 
 traceback.
 """
 
+import errno
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ EXIT_STOPPED = 75
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
                      if hasattr(signal, name))
 """Signals that ask a process to save and end, those of them that this system has. A closed terminal sends SIGHUP."""
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 SECONDS_TO_END = 5.0
 """For so long a second signal leaves a process alone that is ending: one request often comes as several signals."""
 
@@ -82,6 +84,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
         except SystemExit as end:
             status = end.code
+        except OSError as error:  # what writes results says it better; this is for files that libraries write
+            if error.errno not in FULL_DISK and "usable temporary directory" not in str(error):
+                raise
+            raise UserError(f"{error.filename or 'disk'}: expected a disk that can be written, found {error.strerror}. "
+                            "Free some space; TMPDIR may name another folder for temporary files.") from error
         finally:
             deaf_until = math.inf
         lost = output.lost_result()
