@@ -48,7 +48,8 @@ def start(words: list[str], root: Path, name: str = "first", while_running: Call
           ) -> Ended:
     """Return how a command ended that was started in a folder of its own in `root`."""
     (root / name).mkdir(exist_ok=True)
-    return command(words, root / name, while_running=while_running)
+    # The first of two may be halted until the second has ended.
+    return command(words, root / name, limit=300, while_running=while_running)
 
 
 def copied(prepared: Path, root: Path) -> Path:
