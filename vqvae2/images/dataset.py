@@ -60,7 +60,12 @@ class ImageSet:
 
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
         """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default)."""
+        self.read_ahead(items)
         return from_bytes(torch.from_numpy(self.pixels.take(np.asarray(items, dtype=np.int64), 0)), device)
+
+    def read_ahead(self, items: torch.Tensor | list[int]) -> None:
+        """Begin to read the images that a later `batch` will need, where they do not fit into memory."""
+        memory.read_ahead(self.pixels, np.asarray(items, dtype=np.int64))
 
     def intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
@@ -254,7 +259,10 @@ def _refuse_broken(folder: Path, broken: dict[str, tuple[str, str]], tried: int)
 
 
 def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
-    found = distributed.gather_objects((hashlib.sha256(repr(files).encode()).hexdigest(), len(files)))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(repr(file).encode())
+    found = distributed.gather_objects((digest.hexdigest(), len(files)))
     for rank, other in enumerate(found):
         expect(other == found[0], f"--data {folder}", "the same images on all machines", f"{other[1]} on rank {rank} "
                f"that are not the {found[0][1]} of rank 0", "Copy the folder again, or share it.")
