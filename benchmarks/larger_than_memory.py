@@ -15,6 +15,7 @@ It needs Linux, and a control group: with version 1 of the kernel's interface th
 and the limit. Where the disk is a virtual machine's, the host may keep it in its own memory.
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -23,10 +24,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -37,6 +40,7 @@ from loader import write_pictures
 from vqvae2.common.errors import UserError, expect, run_script
 from vqvae2.images import memory
 from vqvae2.settings import checks, parsing
+from vqvae2.training import trainer
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
 
@@ -89,7 +93,7 @@ class TakingTurns(VqvaeTrainer):
     turn_steps = 0
 
     def start(self) -> None:
-        """Read the images, and say how long it took and where they lie."""
+        """Read the images, and say how long this takes and where they lie."""
         began = time.perf_counter()
         super().start()
         pixels = self.images.splits["train"].pixels
@@ -102,7 +106,7 @@ class TakingTurns(VqvaeTrainer):
         if self.steps_left == 0:
             if not sys.stdin.readline():
                 os._exit(0)
-            self.steps_left, self.turn_began = self.turn_steps, time.perf_counter()
+            self.steps_left, self.turn_began = self.turn_steps, (time.perf_counter(), time.process_time())
         super().coming(items)
 
     def after_step(self) -> None:
@@ -110,7 +114,8 @@ class TakingTurns(VqvaeTrainer):
         super().after_step()
         self.steps_left -= 1
         if self.steps_left == 0:
-            print(f"turn {time.perf_counter() - self.turn_began:.4f}", flush=True)
+            wall, cpu = (now - then for now, then in zip((time.perf_counter(), time.process_time()), self.turn_began))
+            print(f"turn {wall:.4f} {cpu:.4f}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -140,7 +145,7 @@ def write_set(folder: Path, settings: BenchmarkSettings) -> None:
 def compare(settings: BenchmarkSettings, folder: Path) -> None:
     """Let the processes take turns; print their rates and ratios."""
     kinds = [IN_MEMORY, LIMITED, *[PLAIN] * settings.plain]
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     with ExitStack() as stack:
         processes = {kind: stack.enter_context(started(settings, folder, kind)) for kind in kinds}
         for kind, process in processes.items():
@@ -151,12 +156,13 @@ def compare(settings: BenchmarkSettings, folder: Path) -> None:
         for _ in range(settings.rounds):
             for kind, process in processes.items():
                 print("go", file=process.stdin, flush=True)
-                seconds[kind].append(float(answer(process, kind)))
-    rates = {kind: [settings.steps * settings.batch / turn for turn in turns[1:]] for kind, turns in seconds.items()}
-    for kind, found in rates.items():
-        print(f"{kind}: {median(found):,.0f} images/s ({min(found):,.0f} to {max(found):,.0f})")
+                seconds[kind].append([float(figure) for figure in answer(process, kind).split()])
+    for kind, turns in seconds.items():
+        rates = [settings.steps * settings.batch / wall for wall, _ in turns[1:]]
+        print(f"{kind}: {median(rates):,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}); CPU time "
+              f"{1000 * median(cpu for _, cpu in turns[1:]) / settings.steps:.0f} ms a step")
     for kind in kinds[1:]:
-        ratios = [there / here for there, here in zip(rates[kind], rates[IN_MEMORY])]
+        ratios = [here / there for (here, _), (there, _) in zip(seconds[IN_MEMORY][1:], seconds[kind][1:])]
         print(f"ratio training {kind} / {IN_MEMORY} {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
@@ -170,8 +176,7 @@ def started(settings: BenchmarkSettings, folder: Path, kind: str) -> Iterator[su
         results = stack.enter_context(tempfile.TemporaryDirectory())
         if kind != IN_MEMORY:
             command = [*stack.enter_context(limited(settings.limit_mb * 10**6)), *command]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=results,
-                                   env={**os.environ, "TQDM_DISABLE": "1"})
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=results)
         stack.callback(process.wait)
         stack.callback(process.stdin.close)
         yield process
@@ -207,6 +212,7 @@ def answer(process: subprocess.Popen, kind: str) -> str:
 
 def take_turns(settings: BenchmarkSettings) -> None:
     """Be one of the processes: train whenever a line says so."""
+    trainer.tqdm = partial(tqdm, file=io.StringIO())  # bars of processes that take turns cannot be read
     if settings.turn == PLAIN:
         memory.read_ahead = lambda pixels, items: None
     TakingTurns.turn_steps = settings.steps

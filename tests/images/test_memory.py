@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SLICES_PER_SUBJECT, SUBJECTS, TINY, TINY_VQVAE, write_slices
 from PIL import Image
 from ranks import run_on_ranks
@@ -48,7 +49,8 @@ def facts(data: Path, dataset: str = "oasis") -> dict:
         return {"error": str(error)}
     return {"pixels": {split: np.array(image_set.pixels) for split, image_set in loaded.splits.items()},
             "kinds": {split: type(image_set.pixels.base).__name__ for split, image_set in loaded.splits.items()},
-            "described": loaded.describe(), "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
+            "described": loaded.describe(), "intensities": torch.cat(loaded.splits["train"].intensities()).tolist(),
+            "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
 
 
 def full(*places: Path) -> Callable[..., None]:
@@ -137,7 +139,7 @@ def single(folder) -> dict:
 def assert_same(two: list[dict], scenario: str, expected: dict) -> None:
     for rank in two:
         found = rank[scenario]
-        assert found["described"] == expected["described"]
+        assert (found["described"], found["intensities"]) == (expected["described"], expected["intensities"])
         assert found["bytes"].equal(expected["bytes"])
         for split, pixels in expected["pixels"].items():
             assert found["pixels"][split].dtype == pixels.dtype

@@ -71,11 +71,13 @@ class ImageSet:
         """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
 
         They come from counts of each grey value, in whole numbers: the same bits on every machine. A channel of one
-        value has the deviation 1.
+        value has the deviation 1. Every rank must call this and counts its share of the images; all get the same.
         """
         white, found = np.iinfo(self.pixels.dtype).max, []
         for channel in self.pixels.swapaxes(0, 1):
-            counts = sum(np.bincount(image.ravel(), minlength=white + 1) for image in channel).tolist()
+            own = sum(np.bincount(image.ravel(), minlength=white + 1)
+                      for image in channel[distributed.rank()::distributed.world_size()])
+            counts = sum(distributed.gather_objects(own)).tolist()
             number, total, squares = (sum(count * value**power for value, count in enumerate(counts))
                                       for power in (0, 1, 2))
             found.append((total / number / white, math.sqrt(squares * number - total**2) / number / white or 1.0))

@@ -34,7 +34,7 @@ class CodeMaps:
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""
-        arrays = {level: codes.numpy().astype(np.int16) for level, codes in self.levels.items()}
+        arrays = {level: codes.numpy().astype(np.int16, copy=False) for level, codes in self.levels.items()}
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
