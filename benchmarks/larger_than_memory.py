@@ -73,7 +73,7 @@ class BenchmarkSettings:
     plain: bool = False
     """Train a third process too, in a group of its own, which leaves all reading to the mapping."""
     work: Path | None = None
-    """A folder of PNGs that this benchmark has made before, to use again. Default: a new one, which is deleted."""
+    """A folder in which the PNGs stay, for another time with the same sizes. Default: a new one, which is deleted."""
     turn: str = ""
     """Only for the processes that this benchmark starts."""
 

@@ -3,8 +3,9 @@
 listing.py finds the pictures of a folder, and the subject and split of each; reading.py reads one.
 
 All images are decoded once and stay in memory, one copy on each machine (memory.py); a batch is cut out of it in
-less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). SliceDataset, for
-programs of others, reads a picture each time that it is asked for.
+less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). Where they do not fit
+into memory they lie in a file, and are read ahead. SliceDataset, for programs of others, reads a picture each time that
+it is asked for.
 """
 
 import hashlib
