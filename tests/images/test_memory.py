@@ -1,19 +1,26 @@
 """Decoded images lie in memory once on each machine, are what one process reads, and leave no file behind."""
 
+import csv
+import ctypes
 import errno
+import mmap
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
+import torch
+from conftest import SLICES_PER_SUBJECT, SUBJECTS, TINY, TINY_VQVAE, write_slices
 from PIL import Image
 from ranks import run_on_ranks
+from safetensors.torch import load_file
 from torch.multiprocessing import ProcessExitedException
 
+from vqvae2.commands import train_vqvae
 from vqvae2.common import distributed
 from vqvae2.common.errors import UserError
 from vqvae2.images import memory
@@ -42,7 +49,8 @@ def facts(data: Path, dataset: str = "oasis") -> dict:
         return {"error": str(error)}
     return {"pixels": {split: np.array(image_set.pixels) for split, image_set in loaded.splits.items()},
             "kinds": {split: type(image_set.pixels.base).__name__ for split, image_set in loaded.splits.items()},
-            "described": loaded.describe(), "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
+            "described": loaded.describe(), "intensities": torch.cat(loaded.splits["train"].intensities()).tolist(),
+            "bytes": loaded.splits["train"].bytes(), "mapping": mapping()}
 
 
 def full(*places: Path) -> Callable[..., None]:
@@ -131,7 +139,7 @@ def single(folder) -> dict:
 def assert_same(two: list[dict], scenario: str, expected: dict) -> None:
     for rank in two:
         found = rank[scenario]
-        assert found["described"] == expected["described"]
+        assert (found["described"], found["intensities"]) == (expected["described"], expected["intensities"])
         assert found["bytes"].equal(expected["bytes"])
         for split, pixels in expected["pixels"].items():
             assert found["pixels"][split].dtype == pixels.dtype
@@ -228,6 +236,68 @@ def facts_of_own_folder(first: str, second: str) -> dict:
     if distributed.rank() == 0:
         return facts(Path(first) / "slices")
     return facts(write_slices(Path(second) / "slices", size=16))
+
+
+@pytest.mark.parametrize("queue", [1, 4, 10, 4096])
+def test_pictures_lie_in_order_however_many_wait_for_a_thread(monkeypatch, queue):
+    monkeypatch.setattr(memory, "QUEUE", queue)
+    pixels, errors, _ = memory.decode(10, lambda i: RAMP[None] // (i + 1))
+    assert errors == {}
+    np.testing.assert_array_equal(pixels[:, 0], [RAMP // (i + 1) for i in range(10)])
+
+
+def in_memory(path: Path) -> list[int]:
+    """Return the numbers of a file's pages that the system holds in memory, without reading any."""
+    size = path.stat().st_size
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        pages = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+        start = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapped))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), pages) == 0
+    return [number for number, state in enumerate(pages) if state & 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="only Linux can say which pages are in memory")
+@pytest.mark.parametrize(("side", "items", "expected"), [
+    (64, [5, 2], {2, 5}),  # a page each
+    (128, [3, -1], {12, 13, 14, 15, 28, 29, 30, 31}),  # four pages each; the last picture
+    (48, [1, 4], {0, 1, 2}),  # 2304 bytes: 2304 to 4607 and 9216 to 11519
+    (64, [], set())])
+def test_of_a_file_only_the_pages_of_the_coming_pictures_are_read(tmp_path, side, items, expected):
+    path = tmp_path / "pixels"
+    path.write_bytes(np.random.default_rng(0).bytes(8 * side**2))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(path):
+        pytest.skip("this file system lies in memory")
+    pixels = np.asarray(np.memmap(path, np.uint8, "r", 0, (8, 1, side, side)))
+    memory.read_ahead(pixels, np.array(items, np.int64))
+    until = time.monotonic() + 5
+    while set(in_memory(path)) != expected and time.monotonic() < until:
+        time.sleep(0.01)
+    assert set(in_memory(path)) == expected
+
+
+def test_pictures_of_an_array_of_its_own_have_nothing_to_wait_for():
+    memory.read_ahead(np.zeros((3, 1, 8, 8), np.uint8), np.array([0, 2]))
+    memory.read_ahead(np.zeros((0, 1, 8, 8), np.uint8), np.array([], np.int64))
+
+
+def test_a_training_is_the_same_from_a_file_as_from_memory(tmp_path, monkeypatch, capsys):
+    write_slices(tmp_path / "slices")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    logs, weights = [], []
+    for free in (2**40, 3000):
+        monkeypatch.setattr(memory, "memory_available", lambda free=free: free)
+        train_vqvae.main(["--data", str(tmp_path / "slices"), "--results", str(tmp_path / f"{free}"), "--savename", "v",
+                          "--epochs", "2", "--batch", "8", *TINY[2:], *TINY_VQVAE[2:]])
+        run = tmp_path / f"{free}" / "oasis" / "v"
+        weights.append(load_file(run / "model.safetensors"))
+        logs.append([{name: value for name, value in row.items() if name != "seconds"}
+                     for row in csv.DictReader((run / "log.csv").read_text().splitlines())])
+        assert ("larger than the free memory" in capsys.readouterr().out) == (free == 3000)
+    assert logs[0] == logs[1]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
 def say_where(folder: str) -> None:

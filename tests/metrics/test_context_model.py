@@ -102,3 +102,10 @@ def test_maps_need_not_be_square_and_one_training_map_is_enough():
 def test_maps_yet_to_be_drawn_are_refused():
     with pytest.raises(ValueError, match=r"train_codes: .*\[0, 3\).* with -1 to 0"):
         context_model.draw(np.array([[[0, -1]]]), 3, 1, seed=0, level="top")
+
+
+def test_of_very_many_codes_evenly_chosen_maps_stand_for_all(few_codes, monkeypatch):
+    size, test = few_codes.max() + 1, few_codes[:5].astype(np.int16)
+    monkeypatch.setattr(context_model, "MOST_CODES", 3 * few_codes[0].size)
+    assert context_model.context_model_bits(few_codes, test, size) == context_model.context_model_bits(
+        few_codes[[0, 6, 11]], test[[0, 2, 4]], size)  # 5.5 is rounded to even

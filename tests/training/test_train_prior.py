@@ -212,7 +212,7 @@ class TestCopies:
             stored = CodeMaps.load(Path(f"results/oasis/tiny/codes/train-copy-{copy}-seed-0.npz"), trainer.vqvae.hash)
             for level in ("top", "bottom"):
                 assert torch.equal(stored.levels[level], codes[level])
-                assert not torch.equal(codes[level], trainer.maps["train"].levels[level])
+                assert not torch.equal(codes[level], trainer.maps["train"].levels[level].long())
 
     def test_an_image_or_one_of_its_copies_is_learned_with_both_its_levels_and_never_in_validation(self, trainer):
         sources = [trainer.maps["train"], *trainer.copies]
@@ -226,7 +226,11 @@ class TestCopies:
             counts += (same & (same.sum(0) == 1)).sum(1)
         assert (counts / counts.sum()).tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
         for level, maps in trainer._maps(share_of(range(6)), False).items():
-            assert torch.equal(maps, trainer.maps["validate"].levels[level])
+            assert torch.equal(maps, trainer.maps["validate"].levels[level].long())
+
+    def test_a_split_is_held_in_two_bytes_a_code(self, trainer):
+        held = [trainer.maps["train"], trainer.maps["validate"], *trainer.copies]
+        assert {codes.dtype for maps in held for codes in maps.levels.values()} == {torch.int16}
 
     def test_copies_do_not_count_as_images(self, trainer):
         assert (trainer.count("train"), trainer.rows[-1]["images_seen"]) == (18, 18)
@@ -240,7 +244,7 @@ class TestWeights:
         for name, value in prior.state_dict().items():
             assert torch.equal(value, trainer.average.state_dict()[name]), name
         assert not torch.equal(prior.bias, trainer.model.bias)
-        codes = trainer.maps["validate"].levels["top"]
+        codes = trainer.maps["validate"].levels["top"].long()
         # Ages 45 and unknown, a woman and a man, at 0, 1 and 2 mm: standardised by hand.
         position = [index / math.sqrt(2 / 3) for index in (-1, 0, 1)]
         known = torch.tensor([[-15 / math.sqrt(200), 0, place] for place in position] + [

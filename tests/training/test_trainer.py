@@ -48,6 +48,23 @@ class Interrupted(Line):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Foretold(Line):
+    """Writes down which items are said to come, and which then come."""
+
+    def start(self):
+        super().start()
+        self.foretold, self.came = [], []
+
+    def coming(self, items):
+        self.foretold.append(items.tolist())
+        self.came.append([])
+
+    def losses(self, model, share):
+        if model.training:
+            self.came[-1] += share.items.tolist()
+        return super().losses(model, share)
+
+
 @pytest.fixture
 def line(tmp_path):
     def make(kind: type[Trainer] = Line, **more: object) -> Trainer:
@@ -98,6 +115,15 @@ def test_stopping_and_going_on_equals_never_stopping_bitwise(line, tmp_path, sto
     drop = ("seconds",)
     assert [{k: v for k, v in row.items() if k not in drop} for row in again.rows] == [
         {k: v for k, v in row.items() if k not in drop} for row in whole.rows]
+
+
+def test_items_are_foretold_one_step_ahead_in_each_epoch(line):
+    trainer = line(Foretold, epochs=2, batch=3, global_batch=12)
+    trainer.run()
+    assert [len(items) for items in trainer.came] == [12, 12, 12, 4] * 2
+    for epoch in (0, 4):
+        came, foretold = (of[epoch:epoch + 4] for of in (trainer.came, trainer.foretold))
+        assert [sorted(items) for items in foretold] == [*(sorted(items) for items in came[1:]), []]
 
 
 def test_more_epochs_go_on_from_the_last_one_and_done_runs_end_at_once(line, capsys):

@@ -3,8 +3,9 @@
 listing.py finds the pictures of a folder, and the subject and split of each; reading.py reads one.
 
 All images are decoded once and stay in memory, one copy on each machine (memory.py); a batch is cut out of it in
-less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). SliceDataset, for
-programs of others, reads a picture each time that it is asked for.
+less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). Where they do not fit
+into memory they lie in a file, and are read ahead. SliceDataset, for programs of others, reads a picture each time that
+it is asked for.
 """
 
 import hashlib
@@ -60,17 +61,24 @@ class ImageSet:
 
     def batch(self, items: torch.Tensor | list[int], device: torch.device | None = None) -> torch.Tensor:
         """Return images `[n, channels, height, width]`, float32 in 0…1, on `device` (the CPU by default)."""
+        self.read_ahead(items)
         return from_bytes(torch.from_numpy(self.pixels.take(np.asarray(items, dtype=np.int64), 0)), device)
+
+    def read_ahead(self, items: torch.Tensor | list[int]) -> None:
+        """Begin to read the images that a later `batch` will need, where they do not fit into memory."""
+        memory.read_ahead(self.pixels, np.asarray(items, dtype=np.int64))
 
     def intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
 
         They come from counts of each grey value, in whole numbers: the same bits on every machine. A channel of one
-        value has the deviation 1.
+        value has the deviation 1. Every rank must call this and counts its share of the images; all get the same.
         """
         white, found = np.iinfo(self.pixels.dtype).max, []
         for channel in self.pixels.swapaxes(0, 1):
-            counts = sum(np.bincount(image.ravel(), minlength=white + 1) for image in channel).tolist()
+            own = sum(np.bincount(image.ravel(), minlength=white + 1)
+                      for image in channel[distributed.rank()::distributed.world_size()])
+            counts = sum(distributed.gather_objects(own)).tolist()
             number, total, squares = (sum(count * value**power for value, count in enumerate(counts))
                                       for power in (0, 1, 2))
             found.append((total / number / white, math.sqrt(squares * number - total**2) / number / white or 1.0))
@@ -254,7 +262,10 @@ def _refuse_broken(folder: Path, broken: dict[str, tuple[str, str]], tried: int)
 
 
 def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
-    found = distributed.gather_objects((hashlib.sha256(repr(files).encode()).hexdigest(), len(files)))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(repr(file).encode())
+    found = distributed.gather_objects((digest.hexdigest(), len(files)))
     for rank, other in enumerate(found):
         expect(other == found[0], f"--data {folder}", "the same images on all machines", f"{other[1]} on rank {rank} "
                f"that are not the {found[0][1]} of rank 0", "Copy the folder again, or share it.")

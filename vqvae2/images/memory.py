@@ -3,14 +3,17 @@
 A process alone decodes into an array of its own. Several processes on one machine (torchrun's LOCAL_WORLD_SIZE) share
 a file in memory, /dev/shm: each decodes its share into the file, and then all read the whole. The file lies in TMPDIR,
 or /var/tmp, where /dev/shm is too small (a container's has 64 MB) or the pictures are larger than the free memory; the
-kernel then keeps those of its pages in memory for which there is room.
+kernel then keeps those of its pages in memory for which there is room, and `read_ahead` lets it read pictures before
+they are needed.
 
 Nothing stays behind. The file has a name only until the processes of the machine have opened it, which is before the
 first picture is decoded into it; without a name it goes with the last of them, however they end.
 """
 
+import mmap
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
@@ -22,11 +25,14 @@ import numpy as np
 
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.room import memory_available
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
 LARGEST_SHARE_OF_MEMORY = 0.7
 """The share of the free memory that pictures may take; the network and the batches need the rest."""
+QUEUE = 4096
+"""Pictures that wait for a thread to decode them, at most."""
 Format = tuple[int, int, int, int]  # how one picture lies in memory: channels, height, width, bytes of a value (1 or 2)
 Why = tuple[str, str]  # why a picture cannot be read: the error's text, and a few words
 
@@ -65,11 +71,22 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, d
                 return np.asarray(np.memmap(file, kind, "r", 0, shape)) if file else pixels, errors, note
 
 
-def memory_available() -> int:
-    """Return how many bytes of this machine's memory are free, by the kernel's estimate; elsewhere half of it."""
-    with suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+def read_ahead(pixels: np.ndarray, items: np.ndarray) -> None:
+    """Let the system read pictures `items` of an array of `decode` into memory, all at the same time; do not wait.
+
+    What lies in memory costs a microsecond a picture. Without this each page of a picture that is not in memory would
+    be waited for by itself, and the kernel would read its neighbours too, which a shuffled order has no use for.
+    """
+    owner = pixels
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    start = pixels.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    for first in (start + items % len(pixels) * pixels[:1].nbytes).tolist():
+        page = first - first % mmap.PAGESIZE
+        with suppress(OSError):  # the system may refuse: it is only told what will be needed
+            owner.madvise(mmap.MADV_WILLNEED, page, first - page + pixels[:1].nbytes)
 
 
 def _common(formats: set[Format]) -> Format:
@@ -89,20 +106,24 @@ def _try_to_read(read: Callable[[int], np.ndarray], i: int) -> np.ndarray | Why:
 
 def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray]) -> tuple[set[Format], dict[int, Why]]:
     """Decode a share into its places; return the formats met, and why pictures cannot be read, by number."""
-    def fill_one(i: int) -> Format | Why:
+    formats: set[Format] = set()
+    broken: dict[int, Why] = {}
+
+    def fill_one(i: int) -> None:
         picture = _try_to_read(read, i)
         if not isinstance(picture, np.ndarray):
-            return picture
+            broken[i] = picture
+            return
+        formats.add((*picture.shape, picture.itemsize))
         # What does not fit in size, or loses bits here, has another format: `decode` refuses it or starts anew.
         with suppress(ValueError):
             pixels[i] = picture if picture.dtype == pixels.dtype else picture.astype(np.uint16) * 257
-        return *picture.shape, picture.itemsize
 
     # More than there are cores: while one waits for the disk, another decodes.
     with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels))) as pool:
-        found = dict(zip(share, pool.map(fill_one, share)))
-    broken = {i: result for i, result in found.items() if len(result) == 2}
-    return {result for result in found.values() if len(result) == 4}, broken
+        for first in range(0, len(share), QUEUE):  # a place in the queue takes a kilobyte
+            deque(pool.map(fill_one, share[first:first + QUEUE]), 0)
+    return formats, broken
 
 
 def _open_file(size: int, local_rank: int, processes: int) -> tuple[FileIO | None, str]:

@@ -12,10 +12,12 @@ def code_counts(codes: torch.Tensor, size: int) -> torch.Tensor:
     Add the counts of all batches and ranks before any figure is taken from them: means of figures are other numbers.
     Raises: ValueError for a code outside [0, size).
     """
-    flat = codes.flatten().long()
+    flat = codes.flatten()
     if flat.numel() and (flat.min() < 0 or flat.max() >= size):
         raise ValueError(f"codes: expected integers in [0, {size}), found {flat.min()} to {flat.max()}.")
-    return torch.bincount(flat, minlength=size)
+    # In parts: as int64 the codes of half a million images are four times as large as the int16 that hold them.
+    return sum((torch.bincount(part.long(), minlength=size) for part in flat.split(2**20)),
+               torch.zeros(size, dtype=torch.long, device=codes.device))
 
 
 def codebook_figures(counts: torch.Tensor) -> dict:

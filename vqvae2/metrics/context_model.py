@@ -21,8 +21,11 @@ import numpy as np
 import torch
 
 from vqvae2.common import random_numbers
+from vqvae2.common.statistics import evenly
 
 CONCENTRATIONS = 4.0 ** np.arange(-3, 9)
+MOST_CODES = 2**25
+"""Codes of the training maps, and of the test maps, that are counted at most, which takes about 4 GB."""
 STEPS = ("both", "side", "neighbour", "all", "even")
 """Each of these choices for a code has its own random number."""
 
@@ -36,11 +39,12 @@ def context_model_bits(train_codes: np.ndarray, test_codes: np.ndarray, size: in
     Returns: {"histogram", "position_histogram", "context"}: frequency, place and neighbours.
     Raises: ValueError for other shapes or codes.
 
-    Every k is the best of CONCENTRATIONS on the last fifth of the training maps, given counts of the others (maps stand
-    in the order of their subjects, so this fifth is mostly other people); then all are counted. Test codes choose
-    nothing.
+    Where there are more than MOST_CODES codes, those of evenly chosen maps stand for all. Every k is the best of
+    CONCENTRATIONS on the last fifth of the training maps, given counts of the others (maps stand in the order of their
+    subjects, so this fifth is mostly other people); then all are counted. Test codes choose nothing.
     """
-    train, test = (_checked_codes(codes, name, size) for codes, name in ((train_codes, "train"), (test_codes, "test")))
+    train, test = (_checked_codes(_some_maps(codes), name, size) for codes, name in (
+        (train_codes, "train"), (test_codes, "test")))
     if train.shape[1:] != test.shape[1:]:
         raise ValueError(f"test_codes: expected code maps of shape {train.shape[1:]}, found {test.shape[1:]}.")
     bits = _bits(_evidence(train, test, size), context_concentrations(train, size), size)
@@ -139,6 +143,12 @@ def _bits(evidence: dict, concentrations: dict[str, float], size: int) -> dict[s
     given = {"all": histogram} | {kind: estimate(kind, histogram) for kind in ("place", "left", "above")}
     given["both"] = estimate("both", (given["left"] + given["above"]) / 2)
     return {kind: float(-np.log2(probability).mean()) for kind, probability in given.items()}
+
+
+def _some_maps(codes: np.ndarray) -> np.ndarray:
+    """Return all maps, or evenly chosen maps of MOST_CODES codes at most."""
+    codes = np.asarray(codes)
+    return codes if codes.size <= MOST_CODES else codes[evenly(len(codes), MOST_CODES // codes[0].size)]
 
 
 def _checked_codes(codes: np.ndarray, name: str, size: int) -> np.ndarray:

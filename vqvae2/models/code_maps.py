@@ -23,7 +23,8 @@ class CodeMaps:
     """The codes of some images.
 
     Args:
-        levels: the code maps of each level, coarse first, int64 `[n, height, width]`.
+        levels: the code maps of each level, coarse first, `[n, height, width]`: int64, or int16 where a whole split is
+            held, a quarter of the memory.
         scores: further numbers of each image by their names, float64 `[n]`.
     """
 
@@ -33,7 +34,7 @@ class CodeMaps:
 
     def save(self, path: Path, vqvae_hash: str, data_hash: str) -> None:
         """Write the maps as .npz, atomically."""
-        arrays = {level: codes.numpy().astype(np.int16) for level, codes in self.levels.items()}
+        arrays = {level: codes.numpy().astype(np.int16, copy=False) for level, codes in self.levels.items()}
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -42,14 +43,16 @@ class CodeMaps:
         files.write_atomically(path, write)
 
     @classmethod
-    def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None) -> "CodeMaps | None":
-        """Return stored maps, or None where there are none, or they are another VQ-VAE's or another data set's."""
+    def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None,
+             kind: torch.dtype = torch.int64) -> "CodeMaps | None":
+        """Return stored maps of integers `kind`, or None where there are none, or they are another VQ-VAE's or another
+        data set's."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 if str(file["vqvae_hash"]) != vqvae_hash or data_hash not in (None, str(file["data_hash"])):
                     return None
                 return cls([str(name) for name in file["image"]],
-                           {level: torch.from_numpy(file[level].astype(np.int64)) for level in LEVELS if level in file},
+                           {level: torch.from_numpy(file[level]).to(kind) for level in LEVELS if level in file},
                            {name: torch.from_numpy(file[name]) for name in file
                             if name not in (*LEVELS, "image", "vqvae_hash", "data_hash")})
         except UNREADABLE:

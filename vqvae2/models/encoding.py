@@ -16,12 +16,14 @@ from vqvae2.models.code_maps import CodeMaps
 
 @torch.no_grad()
 def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int], object] = lambda _: None,
-            change: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None) -> CodeMaps:
+            change: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
+            kind: torch.dtype = torch.int64) -> CodeMaps:
     """Return the codes of all `images`; every rank encodes its share, and all get the whole.
 
     Args:
         batch: images at a time. on_batch: called with the number of images that this rank has done since its last call.
         change: a function that changes pictures first: (images `[n, c, h, w]` in 0…1, item numbers) -> images.
+        kind: the integers that hold the codes.
     """
     device = next(model.parameters()).device
     mine = np.arange(distributed.rank(), len(images), distributed.world_size())
@@ -34,9 +36,9 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
     shares, levels = distributed.gather_objects(own), {}
     for level, first in shares[0].items():  # rank r holds items r, r + ranks, …: they are put back in order
-        levels[level] = torch.zeros(len(images), *first.shape[1:], dtype=torch.long)
+        levels[level] = torch.zeros(len(images), *first.shape[1:], dtype=kind)
         for rank, share in enumerate(filter(None, shares)):
-            levels[level][rank::len(shares)] = torch.from_numpy(share[level]).long()
+            levels[level][rank::len(shares)] = torch.from_numpy(share[level])
     return CodeMaps(images.names, levels)
 
 
@@ -53,7 +55,7 @@ def reconstruct(model: Vqvae, images: ImageSet, batch: int,
 def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
     """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time."""
     device, count = next(model.parameters()).device, len(levels["top"])
-    return torch.cat([to_bytes(model.decode({level: codes[items].to(device) for level, codes in levels.items()}))
+    return torch.cat([to_bytes(model.decode({level: codes[items].to(device).long() for level, codes in levels.items()}))
                       for items in torch.arange(count).split(batch)])
 
 
@@ -106,7 +108,7 @@ def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], 
     mine = torch.arange(len(images))[distributed.rank()::distributed.world_size()]
     parts = []
     for items in mine.split(batch) if len(mine) else ():
-        decoded = model.decode({level: codes[items].to(device) for level, codes in levels.items()})
+        decoded = model.decode({level: codes[items].to(device).long() for level, codes in levels.items()})
         parts.append(similarity.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
     total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)

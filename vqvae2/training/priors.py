@@ -72,14 +72,14 @@ class PriorTrainer(Trainer):
     def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"
-        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"])
+        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"], torch.int16)
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:
                 change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = encoding.extract(self.vqvae.model, split, 64,
-                                       lambda count: bar.update(count * distributed.world_size()), change)
+                                       lambda count: bar.update(count * distributed.world_size()), change, torch.int16)
             if distributed.rank() == 0:
                 # Another prior may be writing the same codes.
                 with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
@@ -147,7 +147,7 @@ class PriorTrainer(Trainer):
             for level, codes in chosen.items():
                 for i in (number >= 0).nonzero()[:, 0].tolist():
                     codes[i] = self.copies[number[i]].levels[level][share.items[i]]
-        return {level: machine.to_device(codes, self.device) for level, codes in chosen.items()}
+        return {level: machine.to_device(codes, self.device).long() for level, codes in chosen.items()}
 
     def _known_facts(self, share: Share, training: bool) -> torch.Tensor | None:
         """Return the facts that the prior is told; in training some values, and all of some images, are unknown."""

@@ -59,6 +59,7 @@ class Trainer:
         describe()                more for config.json
         optimizer(parameters)     another optimiser than Adam
         parts_to_compile()        parts of the model that torch.compile may make one piece of
+        coming(items)             begin to read this rank's training items of the step after this one
         after_step()              what the model updates without gradient, on all ranks
         validate_more()           more figures for the epoch's row, on all ranks; collectives allowed
         may_be_best()             whether this epoch's weights are fit for use
@@ -114,6 +115,9 @@ class Trainer:
     def parts_to_compile(self) -> list[nn.Module]:
         """Return parts of the model that torch.compile may make one piece of."""
         return []
+
+    def coming(self, items: torch.Tensor) -> None:
+        """Begin to read the training items of this rank's next step; the default does nothing."""
 
     def after_step(self) -> None:
         """Update what has no gradient."""
@@ -219,7 +223,10 @@ class Trainer:
         with tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
                   desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0) as self.bar:
             while self.step_in_epoch < self.steps_per_epoch:
-                figures = self._train_step(order[self.step_in_epoch * self.global_batch:][: self.global_batch])
+                items, coming = (order[step * self.global_batch:][: self.global_batch]
+                                 for step in (self.step_in_epoch, self.step_in_epoch + 1))
+                self.coming(coming[distributed.rank()::distributed.world_size()])
+                figures = self._train_step(items)
                 self.running = {name: self.running.get(name, 0) + value for name, value in figures.items()}
                 self.step += 1
                 self.step_in_epoch += 1

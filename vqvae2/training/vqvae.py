@@ -82,6 +82,10 @@ class VqvaeTrainer(Trainer):
             figures["ssim"] = similarity.ssim(dataset.to_bytes(pixels), dataset.to_bytes(made.images))
         return figures
 
+    def coming(self, items: torch.Tensor) -> None:
+        """Begin to read images, which matters where they are larger than the memory."""
+        self.images.splits["train"].read_ahead(items)
+
     def after_step(self) -> None:
         """Move the codebooks."""
         self.model.update_codebooks()
@@ -95,7 +99,7 @@ class VqvaeTrainer(Trainer):
         if not self.model.is_quantising():
             return {}
         split = self.images.splits["validate"]
-        maps = encoding.extract(self.model, split, self.settings.batch)
+        maps = encoding.extract(self.model, split, self.settings.batch, kind=torch.int16)
         self.code_counts = {level: coding.code_counts(codes, self.settings.codebook_size)
                             for level, codes in maps.levels.items()}
         figures = encoding.code_figures(self.model, split, maps, self.settings.batch)

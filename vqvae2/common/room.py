@@ -1,0 +1,40 @@
+"""This machine, and the control groups of this process -> how much memory is free."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes of memory this process may still take, by the kernel's estimate; half of the machine's
+    memory where the system has none.
+
+    A container, a Slurm job and a Kubernetes pod are control groups, and each of the groups around this process may
+    have a limit of its own. What a group has read from files and not used again counts as free, as it does for the
+    whole machine: the kernel gives these pages up first.
+    """
+    free = []
+    with suppress(OSError, StopIteration), (proc / "meminfo").open() as lines:
+        free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, ValueError), (proc / "self/cgroup").open() as lines:
+        for line in lines:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            if controllers in ("", "memory"):
+                # A container may not see the groups around its own, which then lies at the top of what it sees.
+                inside = groups / controllers / group.strip("/")
+                free += [left for folder in (inside, *inside.parents) if folder.is_relative_to(groups)
+                         for left in _left(folder)]
+    return max(0, min(free or [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]))
+
+
+def _left(group: Path) -> list[int]:
+    """Return how many bytes each limit of one group (version 2 or 1 of the kernel's interface) leaves to it."""
+    found = []
+    for limit, used, idle in (("memory.max", "memory.current", "inactive_file "),
+                              ("memory.high", "memory.current", "inactive_file "),
+                              ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")):
+        with suppress(OSError, ValueError, StopIteration):  # there is no such file, or no limit ("max")
+            lines = (group / "memory.stat").read_text().splitlines()
+            found.append(int((group / limit).read_text()) - int((group / used).read_text())
+                         + next(int(line.split()[1]) for line in lines if line.startswith(idle)))
+    return found
