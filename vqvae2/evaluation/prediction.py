@@ -26,7 +26,7 @@ from vqvae2.common import distributed, files, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.images import dataset, listing
-from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -222,13 +222,14 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
 
 def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: Sequence[str]) -> list[Source]:
     inside = find_scans(folder, suffixes=suffixes, mask_suffixes=mask_suffixes)
-    pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(out.resolve())]
+    found, odd = find_pictures(folder)
+    pictures = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
     others = f"{inside.other} scans whose names are not of T1-weighted ones"
     if not inside.scans:
         found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
             "none", "Correct the path.")
         expect(bool(pictures), str(folder), "images or scans in this folder", found, advice)
-        return [Source(path, None, False) for path in pictures]
+        return [Source(path, None, False) for path in sorted([*pictures, *odd])]  # what is odd is told as not read
     left_out = [said for number, said in (
         (len(pictures), f"{len(pictures)} pictures, as in a folder of scans they are previews"),
         (inside.further, f"{inside.further} further scans of the same sessions"),

@@ -11,8 +11,8 @@ first picture is decoded into it; without a name it goes with the last of them, 
 
 import os
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from io import FileIO
@@ -89,20 +89,52 @@ def _try_to_read(read: Callable[[int], np.ndarray], i: int) -> np.ndarray | Why:
 
 def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray]) -> tuple[set[Format], dict[int, Why]]:
     """Decode a share into its places; return the formats met, and why pictures cannot be read, by number."""
-    def fill_one(i: int) -> Format | Why:
+    formats: set[Format] = set()
+    broken: dict[int, Why] = {}
+
+    def fill_one(i: int) -> None:
         picture = _try_to_read(read, i)
         if not isinstance(picture, np.ndarray):
-            return picture
+            broken[i] = picture
+            return
+        formats.add((*picture.shape, picture.itemsize))
         # What does not fit in size, or loses bits here, has another format: `decode` refuses it or starts anew.
         with suppress(ValueError):
             pixels[i] = picture if picture.dtype == pixels.dtype else picture.astype(np.uint16) * 257
-        return *picture.shape, picture.itemsize
 
     # More than there are cores: while one waits for the disk, another decodes.
-    with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels))) as pool:
-        found = dict(zip(share, pool.map(fill_one, share)))
-    broken = {i: result for i, result in found.items() if len(result) == 2}
-    return {result for result in found.values() if len(result) == 4}, broken
+    _in_threads(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels)), fill_one, share)
+    return formats, broken
+
+
+def _in_threads(number: int, work: Callable[[int], object], items: Iterable[int]) -> None:
+    """Call `work` with each of the items, in `number` threads; an exception of one is raised here.
+
+    A signal that stops the process ends the waiting at once. The threads take no further item then, and the process
+    does not wait for what they are at, as it does for those of concurrent.futures.
+    """
+    left, failures = iter(items), []
+
+    def do_what_is_left() -> None:
+        try:
+            for item in left:
+                if failures:
+                    return
+                work(item)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=do_what_is_left, daemon=True) for _ in range(number)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as stop:
+        failures.append(stop)
+        raise
+    if failures:
+        raise failures[0]
 
 
 def _open_file(size: int, local_rank: int, processes: int) -> tuple[FileIO | None, str]:
