@@ -73,8 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         rounds = [json.loads(subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, folder], cwd=ROOT, check=True,
                                             capture_output=True, text=True).stdout) for _ in range(settings.rounds)]
     listed, all_checks, processor_time, memory = map(min, zip(*rounds))
-    print(f"listed after {listed:.1f} s, all checks after {all_checks:.1f} s ({processor_time:.1f} s of the processor), "
-          f"{memory / 1e6:.0f} MB at most")
+    print(f"listed after {listed:.1f} s, all checks after {all_checks:.1f} s ({processor_time:.1f} s of the "
+          f"processor), {memory / 1e6:.0f} MB at most")
 
 
 def write_manifest(path: Path, count: int) -> None:

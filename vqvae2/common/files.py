@@ -64,7 +64,7 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
 
 
 def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:
-    """Return a regular file, opened for reading. Nothing else is waited for: a FIFO opens when someone writes to it.
+    """Return a regular file, opened for reading. Nothing else is waited for, as a pipe that nobody writes to would be.
 
     Args:
         follow_link: whether `path` may be a link; without it, opening a link fails with errno.ELOOP.
@@ -79,14 +79,15 @@ def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:
 
 
 def kind_of(path: Path) -> str:
-    """Return what has this name: "a file", "a folder", "a FIFO", "nothing", … or why that cannot be told."""
+    """Return what has this name: "a file", "a folder", "a named pipe", "nothing", … or why that cannot be told."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return "a link to a file that is not there" if path.is_symlink() else "nothing"
     except (OSError, ValueError) as error:
         return (getattr(error, "strerror", None) or str(error)).lower()
-    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
+             stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 

@@ -203,7 +203,7 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
         mask_suffixes: endings of the names of brain masks that lie beside scans.
     Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
     """
-    found: dict[tuple[Path, ...], Source] = {}
+    found: dict[tuple[str, ...], Source] = {}
     for given in inputs:
         expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
         is_scan = stem_of(given.name) is not None
@@ -214,7 +214,7 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
                    "Leave it out, or convert it; of DICOM files without an ending name the folder.")
             sources = [Source(given, _named_scan(given, mask_suffixes) if is_scan else None, True)]
         for source in sources:
-            key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
+            key = tuple(os.path.realpath(path) for path in files_of(source.path))  # a pair's two files are one scan
             if key not in found or source.named:
                 found[key] = source
     return list(found.values())
@@ -228,8 +228,9 @@ def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: 
     if not inside.scans:
         found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
             "none", "Correct the path.")
+        pictures = sorted([*pictures, *odd])  # those that are no files are told as not read
         expect(bool(pictures), str(folder), "images or scans in this folder", found, advice)
-        return [Source(path, None, False) for path in sorted([*pictures, *odd])]  # what is odd is told as not read
+        return [Source(path, None, False) for path in pictures]
     left_out = [said for number, said in (
         (len(pictures), f"{len(pictures)} pictures, as in a folder of scans they are previews"),
         (inside.further, f"{inside.further} further scans of the same sessions"),

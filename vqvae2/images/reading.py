@@ -152,7 +152,7 @@ def _content(path: Path, within: Path | None = None) -> bytes:
     except OSError as error:
         if within is None or error.errno != errno.ELOOP:
             raise
-        target = path.resolve(strict=True)
+        target = Path(os.path.realpath(path, strict=True))
         if not target.is_relative_to(within.resolve()):
             raise ValueError("a link that leaves the folder") from None
         file = files.open_regular(target)
