@@ -357,7 +357,7 @@ class TestGoingOn:
         for name in reversed(names):  # the validation image's pixels are in no other record of a run
             save(folder / name, np.full((32, 32), 128, np.uint8))
             with pytest.raises(UserError, match=rf"--data .*slices: expected the images that this run began with, "
-                                                rf"found another {name}\. Put back what was there, or choose another --"):
+                                                rf"found another {name}\. Put back what was there, or choose"):
                 loaded().describe(began)
 
     def test_an_image_more_or_less_is_told_with_the_first_that_differs(self, tmp_path):

@@ -64,18 +64,25 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
 
 
 def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:
-    """Return a regular file, opened for reading. Nothing else is waited for, as a pipe that nobody writes to would be.
+    """Return a regular file, opened for reading.
+
+    Nothing else is opened: a named pipe that nobody writes to would be waited for, and a device may react. What takes
+    the file's place in the same moment is not waited for either.
 
     Args:
         follow_link: whether `path` may be a link; without it, opening a link fails with errno.ELOOP.
     Raises: OSError, whose text says what has this name, if it is not a regular file.
     """
+    _check_regular(path, path.stat())
     flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow_link else getattr(os, "O_NOFOLLOW", 0))
     file = open(path, "rb", opener=lambda name, own: os.open(name, own | flags))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, kind_of(path))
+    _check_regular(path, os.fstat(file.fileno()))
     return file
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, kind_of(path))
 
 
 def kind_of(path: Path) -> str:
