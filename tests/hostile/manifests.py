@@ -22,7 +22,8 @@ Random = np.random.Generator
 Rows = list[list[str]]
 CELLS = ("", "../x.png", "/etc/hostname", "train/../../x.png", "train//a.png", ".", "..", "\0", "a" * 140_000,
          "é患者\u202e", "0" * 64, "f" * 64, "=1+1", "-1", "nan", "1e999", "train", "test", "validate", "TRAIN",
-         "\ud7ff", '"', ",", "\n", "\r", "C:\\x.png", "train\\a.png", "~", "$HOME", "%s{0}", "train/OAS1_0001_axial070.PNG")
+         "\ud7ff", '"', ",", "\n", "\r", "C:\\x.png", "train\\a.png", "~", "$HOME",
+         "%s{0}", "train/OAS1_0001_axial070.PNG")
 
 
 def any_cell(random: Random, rows: Rows) -> None:
