@@ -266,7 +266,7 @@ def _as_bytes(name: str) -> bytes:
 def _refuse_changed(folder: Path, files: Sequence[ImageFile], hashes: Mapping[str, str], before: Mapping) -> None:
     """Raise UserError if images are not those of the config `before`, or do nothing where it does not say which."""
     began, now = before.get("image_marks"), hashes["image_marks"]
-    if began is None or hashes["images_hash"] == before.get("images_hash"):
+    if not isinstance(began, str) or hashes["images_hash"] == before.get("images_hash"):
         return
     digits = MARK_BYTES * 4 // 3
     count = len(began) // digits
