@@ -247,9 +247,9 @@ def hashes_of(files: Sequence[ImageFile], digests: Mapping[str, np.ndarray], pix
     listing, images, marks, is_vouched = hashlib.sha256(), hashlib.sha256(), bytearray(), True
     read = {split: iter(of_split) for split, of_split in digests.items()}
     for number, file in enumerate(files):
-        line, stated, digest = f"{file.name} {file.split} {file.subject} ", file.sha256, next(read[file.split], b"")
-        listing.update(_as_bytes(f"{chr(10) * (number > 0)}{line}{stated}"))
-        mark = hashlib.sha256(_as_bytes(line) + (bytes(digest) or bytes.fromhex(stated))).digest()
+        line, stated = _as_bytes(f"{file.name} {file.split} {file.subject} "), file.sha256
+        listing.update(b"\n" * (number > 0) + line + stated.encode())
+        mark = hashlib.sha256(line + (bytes(next(read[file.split], b"")) or bytes.fromhex(stated))).digest()
         images.update(mark)
         marks += mark[:MARK_BYTES]
         is_vouched &= stated != ""
@@ -269,10 +269,10 @@ def _refuse_changed(folder: Path, files: Sequence[ImageFile], hashes: Mapping[st
     if not isinstance(began, str) or hashes["images_hash"] == before.get("images_hash"):
         return
     digits = MARK_BYTES * 4 // 3
+    places = range(0, len(now), digits)
+    place = next((place for place in places if began[place:place + digits] != now[place:place + digits]), len(now))
     count = len(began) // digits
-    place = next((place for place in range(len(files)) if began[place * digits:][:digits] != now[place * digits:][
-        :digits]), len(files))
-    name = files[place].name if place < len(files) else f"none after {files[-1].name}"
+    name = files[place // digits].name if place < len(now) else f"none after {files[-1].name}"
     expect(False, f"--data {folder}", "the images that this run began with", f"another {name}" if count == len(files)
            else f"{len(files)} instead of {count}; the first that differs is {name}",
            "Put back what was there, or choose another --savename.")
