@@ -10,6 +10,8 @@ Synthetic PNGs are made in a temporary folder. Measured are the start (listing, 
 with and without --augment, one training step of the default network (which says how much of it the loader takes), and
 with the largest size the memory of a process (Pss, which counts a page that N processes map as 1/N) with 1 and 2
 processes. The least time of all rounds counts; everything is on the CPU.
+
+What it costs that each file is hashed as it is read is measured by starts with and without it, one after the other.
 """
 
 import gc
@@ -21,6 +23,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,7 +40,7 @@ from ranks import run_on_ranks
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
-from vqvae2.images import dataset
+from vqvae2.images import dataset, reading
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.images.settings import DataSettings
 from vqvae2.settings import checks, parsing
@@ -125,8 +130,26 @@ def measure(settings: BenchmarkSettings, folder: Path, size: int) -> None:
         for reference in ("DataLoader, 0 workers", "DataLoader, 2 workers", "training step"):
             ratio(f"{size}² {name} / {reference}", rates[name] / rates[reference])
     ratio(f"{size}² start / one epoch of DataLoader, 0 workers", rates["start"] / rates["DataLoader, 0 workers"])
+    ratio(f"{size}² start with each file's hash / without", cost_of_hashes(settings, data))
     if size == max(settings.sizes):  # of small ones the interpreter's own comings and goings would be most
         print_memory(folder, len(split) * size * size)
+
+
+def cost_of_hashes(settings: BenchmarkSettings, data: DataSettings) -> float:
+    """Return how many times longer a start takes because the files are hashed: the median of interleaved rounds."""
+    without = SimpleNamespace(sha256=lambda content: SimpleNamespace(digest=lambda: bytes(range(32))))
+
+    def start() -> None:
+        dataset.load_images(data).describe()
+
+    ratios = []
+    for _ in range(5 * settings.rounds):
+        with mock.patch.object(reading, "hashlib", without):
+            before = seconds(start)
+        hashed = seconds(start)
+        with mock.patch.object(reading, "hashlib", without):
+            ratios.append(2 * hashed / (before + seconds(start)))
+    return median(ratios)
 
 
 def print_memory(folder: Path, decoded: int) -> None:
@@ -197,7 +220,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def ratio(name: str, value: float) -> None:
-    print(f"ratio {name} {value:.1f}x" if value >= 10 else f"ratio {name} {value:.2f}x", flush=True)
+    print(f"ratio {name} {value:.1f}x" if value >= 10 else f"ratio {name} {value:.3f}x", flush=True)
 
 
 def write_pictures(folder: Path, count: int, size: int) -> None:

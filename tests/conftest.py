@@ -122,6 +122,21 @@ def write_slices(folder: Path, size: int = 32) -> Path:
     return folder
 
 
+def edit_manifest(folder: Path, change: Callable[[list[dict[str, str]]], object] = lambda rows: None, *,
+                  hashed: bool = False) -> None:
+    """Rewrite manifest.csv with `change` applied to its rows, and with the hashes that the images have now if `hashed`.
+    """
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    change(rows)
+    for row in rows if hashed else ():
+        row["sha256"] = hashlib.sha256((folder / row["image"]).read_bytes()).hexdigest()
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def picture_of(subject: int, index: int, size: int = 32) -> np.ndarray:
     """A head-like ellipse with two dark ventricles, uint8 `[size, size]`."""
     draws = np.random.default_rng(subject)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, on_screen, write_slices
+from conftest import TINY, TINY_PRIOR, TINY_VQVAE, edit_manifest, files_in, on_screen, write_slices
 
 from vqvae2.commands import evaluate, sample, train_vqvae
 from vqvae2.commands import train_prior as train_pixel_cnn
@@ -170,14 +170,25 @@ class TestGoingOn:
 
     def test_other_images_than_before(self, run, apart, check_refused):
         other = write_slices(apart / "other")
-        with (other / "manifest.csv").open("a") as file:
-            file.write("train/OAS1_0001_axial070.png,train,OAS1_0001,,,axial,99,0,0,1,0\n")
+        for name in ("validate/OAS1_0008_axial071.png", "train/OAS1_0002_axial072.png"):
+            shutil.copy(other / "train" / "OAS1_0001_axial070.png", other / name)
+        edit_manifest(other, hashed=True)
+        said = r"^--data .*other: expected the images that this run began with, found another train/OAS1_0002_axial072"
+        check_refused(rf"{said}\.png\. Put back", train_vqvae.main, *train(run, "--data", other))
+        train_pixel_cnn.main([str(word) for word in train_prior(run)])
+        check_refused(rf"{said}\.png\. Put back", train_pixel_cnn.main, *train_prior(run, "--data", other))
+
+    def test_a_run_of_before_its_images_were_marked_tells_other_data_all_the_same(self, run, apart, check_refused):
         config = weights.read_config(run.vqvae)
-        config["settings"]["data"] = str(other)  # as if they had changed where they were
-        files.write_json(run.vqvae / weights.CONFIG, config)
+        files.write_json(run.vqvae / weights.CONFIG, {name: value for name, value in config.items() if name not in (
+            "images_hash", "image_marks")})
+        other = write_slices(apart / "other")
+        edit_manifest(other, lambda rows: rows.pop())
         check_refused(
             r"^--savename tiny: expected the data that this run began with \([0-9a-f]{12}\), found [0-9a-f]{12}\. "
             r"Choose another --savename", train_vqvae.main, *train(run, "--data", other))
+        train_vqvae.main([str(word) for word in train(run, "--epochs", "11")])
+        assert weights.read_config(run.vqvae)["images_hash"] == config["images_hash"]
 
     @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:1000]),
                                        lambda path: path.write_bytes(b"")], ids=["torn", "empty"])
@@ -214,6 +225,7 @@ class TestData:
     def test_test_images_that_were_trained_on(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         shutil.copy(other / "train" / "OAS1_0001_axial070.png", other / "test" / "OAS1_0009_axial071.png")
+        edit_manifest(other, hashed=True)
         check_refused(r"^--split test: expected images that --vqvae .* not trained on, found 1 of 9 that .*\. Give the",
                       evaluate.main, "--vqvae", "tiny", "--data", other, "--out", "out")
 

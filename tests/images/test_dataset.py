@@ -1,15 +1,15 @@
 """Images of three kinds of folder come into memory as they are, or one line says which does not fit."""
 
-import csv
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SLICES_PER_SUBJECT, SUBJECTS, write_slices
+from conftest import SLICES_PER_SUBJECT, SUBJECTS, edit_manifest, write_slices
 from PIL import Image
 
 from vqvae2.common.errors import UserError
@@ -32,18 +32,6 @@ def save(path: Path, pixels: np.ndarray = RAMP, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
     return path
-
-
-def edit_manifest(folder, change):
-    """Rewrite manifest.csv with `change` applied to its rows (lists of dicts)."""
-    path = folder / "manifest.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    change(rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class TestManifest:
@@ -94,7 +82,7 @@ class TestManifest:
         def change(rows):
             if column == "image":
                 (slices / rows[0]["image"]).rename(slices / "train" / "renamed.png")
-            value = {"split": "validate", "subject": "another", "sha256": "0" * 64, "image": "train/renamed.png"}
+            value = {"split": "validate", "subject": "another", "sha256": "", "image": "train/renamed.png"}
             for row in rows[:SLICES_PER_SUBJECT] if column == "split" else rows[:1]:
                 row[column] = value[column]
         edit_manifest(slices, change)
@@ -128,6 +116,19 @@ class TestManifest:
     def test_a_damaged_folder_names_the_file_and_the_next_step(self, damage, said, slices):
         damage(slices)
         with pytest.raises(UserError, match=said):
+            load(slices)
+
+    def test_an_image_that_is_not_the_manifests_is_named(self, slices):
+        save(slices / "train" / "OAS1_0002_axial071.png", np.full((32, 32), 128, np.uint8))
+        with pytest.raises(UserError, match=r"OAS1_0002_axial071\.png: expected the image whose SHA-256 the manifest "
+                                            r"has \([0-9a-f]{12}\), found another \([0-9a-f]{12}\)\. Put it back, or"):
+            load(slices)
+        with pytest.raises(UserError, match=r"OAS1_0002_axial071\.png: expected the image whose SHA-256"):
+            list(dataset.SliceDataset(slices, "train"))
+        for path in (slices / "validate").iterdir():
+            save(path, RAMP)
+        with pytest.raises(UserError, match=r"found 7 of 33 that cannot: train/OAS1_0002_axial071\.png \(not the image "
+                                            r"whose SHA-256 the manifest has\); validate/"):
             load(slices)
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -325,3 +326,54 @@ class TestSliceDataset:
         said = {"monai": r"torch\.Size\(\[8, 1, 32, 32\]\) \['OAS1_000\d'(, 'OAS1_000\d'){7}\]\n",
                 "torchio": r"\(1, 32, 32, 1\) OAS1_0007\n"}[library]
         assert re.fullmatch(said, capsys.readouterr().out)
+
+
+class TestGoingOn:
+    """What a run began with is compared with what is there now, whatever the kind of data set."""
+
+    @pytest.fixture(params=["oasis", "folder", "keras_png_slices"])
+    def data(self, request, tmp_path):
+        """(folder, how to load it, the names of a training and of a validation image)"""
+        folder = write_slices(tmp_path / "slices")
+        names = "train/OAS1_0003_axial071.png", "validate/OAS1_0008_axial070.png"
+        if request.param == "keras_png_slices":
+            for path in folder.glob("*/*.png"):
+                path.rename(path.with_name(f"case_{path.name[5:9]}_slice_{path.stem[-3:]}.nii.png"))
+            for split in SUBJECTS:
+                (folder / split).rename(folder / f"keras_png_slices_{split}")
+            names = ("keras_png_slices_train/case_0003_slice_071.nii.png",
+                     "keras_png_slices_validate/case_0008_slice_070.nii.png")
+
+        def loaded():
+            if request.param == "oasis":
+                edit_manifest(folder, hashed=True)
+            return load(folder, splits=("train", "validate"), dataset=request.param)
+        return folder, loaded, names
+
+    def test_the_first_image_that_differs_is_named(self, data):
+        folder, loaded, names = data
+        began = loaded().describe()
+        assert loaded().describe(began) == began
+        for name in reversed(names):  # the validation image's pixels are in no other record of a run
+            save(folder / name, np.full((32, 32), 128, np.uint8))
+            with pytest.raises(UserError, match=rf"--data .*slices: expected the images that this run began with, "
+                                                rf"found another {name}\. Put back what was there, or choose"):
+                loaded().describe(began)
+
+    def test_an_image_more_or_less_is_told_with_the_first_that_differs(self, tmp_path):
+        for number in range(4):
+            save(tmp_path / "train" / f"{number}.png", RAMP + number)
+        began = load_folder(tmp_path).describe()
+        save(tmp_path / "train" / "15.png")
+        with pytest.raises(UserError, match=r"found 5 instead of 4; the first that differs is train/15\.png\. Put"):
+            load_folder(tmp_path).describe(began)
+        for name in ("15", "3"):
+            (tmp_path / "train" / f"{name}.png").unlink()
+        with pytest.raises(UserError, match=r"3 instead of 4; the first that differs is none after train/2\.png\."):
+            load_folder(tmp_path).describe(began)
+
+    def test_a_name_that_is_not_utf_8_is_a_name(self, tmp_path):
+        (tmp_path / "train").mkdir()
+        os.rename(save(tmp_path / "a.png"), tmp_path / "train" / "\udcff.png")
+        loaded = load_folder(tmp_path)
+        assert loaded.describe(loaded.describe())["data"]["images"]["train"] == 1

@@ -7,6 +7,8 @@ import mmap
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,7 @@ def each_scenario(folder: str) -> dict[str, dict]:
 
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     found["two machines"] = facts(folder / "slices")
+    found["other on rank 1"] = facts(folder / ("plain" if rank == 0 else "plain-other"), "folder")
     return {**found, "left": left_in(shared, disk)}
 
 
@@ -111,6 +114,9 @@ def folder(tmp_path_factory) -> Path:
         save(folder / "sizes" / "train" / f"{number}.png", RAMP[:side])
     for number in range(3):
         save(folder / "all-bad" / "train" / f"{number}.png", RAMP).write_bytes(b"no picture")
+    for name in ("plain", "plain-other"):
+        for number in range(5):
+            save(folder / name / "train" / f"{number}.png", RAMP + number * (name == "plain" or number < 3))
     for name in ("memory", "disk"):
         (folder / name).mkdir()
     return folder
@@ -227,6 +233,11 @@ class TestTwoProcesses:
             assert (f"expected the same images on all machines, found {total} on rank 1 that are not the "
                     f"{total} of rank 0. Copy the folder again") in rank["error"]
 
+    def test_an_image_that_is_another_on_another_machine_is_named_on_both(self, two):
+        for rank in two:
+            assert ("expected the same images on all machines, found another train/3.png on rank 1. Copy the folder "
+                    "again") in rank["other on rank 1"]["error"]
+
     def test_nothing_is_left_behind_after_all_that(self, two, folder):
         assert left_in(folder / "memory", folder / "disk") == []
 
@@ -331,3 +342,39 @@ def test_a_process_that_is_killed_while_it_decodes_leaves_no_file(tmp_path):
     with pytest.raises(ProcessExitedException, match=r"process 1 terminated with signal SIGKILL"):
         run_on_ranks(2, die_while_decoding, str(tmp_path))
     assert left_in(tmp_path) == []
+
+
+def test_a_stop_does_not_wait_for_the_pictures_that_are_being_decoded():
+    """Nor does the process, though one picture takes for ever."""
+    script = """
+import os, signal, threading
+from vqvae2.common.errors import Stopped, run_script
+from vqvae2.common.machine import Signals
+from vqvae2.images import memory
+import numpy as np
+
+def read(i):
+    if i == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if i:
+        threading.Event().wait()
+    return np.zeros((1, 8, 8), np.uint8)
+
+def main():
+    signals = Signals()
+    with signals, signals.stopping_at_once("Stopped while getting ready."):
+        memory.decode(1000, read)
+
+run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.strip()) == (75, "Stopped while getting ready.")
+
+
+def test_an_error_in_a_thread_is_raised_where_the_pictures_are_wanted():
+    def read(i: int) -> np.ndarray:
+        if i == 50:
+            raise ZeroDivisionError("a bug")
+        return RAMP[None]
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        memory.decode(100, read)

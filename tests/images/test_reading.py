@@ -1,17 +1,20 @@
 """A picture's file becomes the pixels that a person would see, or one line says why it does not."""
 
 import io
+import os
+import stat
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import Stopped, UserError
 from vqvae2.images import reading
 from vqvae2.images.reading import BrokenPicture, pictures_in, read_picture
 
@@ -100,6 +103,50 @@ class TestFormats:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
         assert [path.name for path in pictures_in(tmp_path)] == ["a.tiff", "b.GIF", "c.bmp"]
+
+    def test_they_are_sorted_as_paths_are(self, tmp_path):
+        for name in ("a.png", "a/b.png", "a-b/c.png", "a/B.png", "b.png/d.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        assert pictures_in(tmp_path) == sorted(tmp_path / name for name in (
+            "a.png", "a/b.png", "a-b/c.png", "a/B.png", "b.png/d.png"))
+
+
+def odd_files(folder: Path) -> dict[str, str]:
+    """Make what has a picture's name and is none; return why it is not read."""
+    os.mkfifo(folder / "pipe.png")
+    os.mknod(folder / "socket.png", stat.S_IFSOCK | 0o600)
+    for name, target in (("device.png", "/dev/zero"), ("dangling.png", "nothing"), ("circle.png", "circle.png"),
+                         ("up", "."), ("above.png", "..")):
+        (folder / name).symlink_to(target)
+    return {"above.png": "a link to a folder", "circle.png": "too many levels of symbolic links", "dangling.png":
+            "a link to a file that is not there", "device.png": "a device", "pipe.png": "a named pipe", "socket.png":
+            "a socket", "up": "a link to a folder"}
+
+
+class TestOddFiles:
+    """A named pipe that nobody writes to would keep whoever opens it waiting for ever."""
+
+    def test_they_are_not_read_and_one_line_says_so(self, tmp_path, capsys):
+        reasons = odd_files(tmp_path)
+        (tmp_path / "good.png").touch()
+        assert reading.find_pictures(tmp_path) == ([tmp_path / "good.png"],
+                                                   {tmp_path / name: why for name, why in reasons.items()})
+        assert pictures_in(tmp_path) == [tmp_path / "good.png"]
+        assert capsys.readouterr().out == (
+            f"images: 7 in {tmp_path} not read, such as above.png (a link to a folder)\n")
+
+    def test_one_that_is_named_is_a_broken_picture(self, tmp_path):
+        for name, why in odd_files(tmp_path).items():
+            with pytest.raises(BrokenPicture, match=rf"{name}: expected .*, found .*\. ") as caught:
+                read_picture(tmp_path / name)
+            expected = "not there" if name == "dangling.png" else why.replace("a link to a folder", "a folder")
+            assert caught.value.why.lower() == expected
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+    def test_a_folder_that_cannot_be_read_is_told(self, tmp_path):
+        (tmp_path / "closed").mkdir(mode=0)
+        assert reading.find_pictures(tmp_path) == ([], {tmp_path / "closed": "permission denied"})
 
 
 class TestBits:
@@ -248,6 +295,30 @@ class TestBroken:
             except BrokenPicture as error:
                 refused += "expected a readable image" in str(error) and bool(error.why)
         assert refused > 10
+
+    @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P5 1 1 255 a",
+                                         b"\x00\x00\x00\x0cjP  \r\n\x87\n"], ids=["PostScript", "PGM", "JPEG 2000"])
+    def test_what_else_pillow_reads_is_refused_whatever_it_is_called(self, content, read, monkeypatch):
+        monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+        with pytest.raises(BrokenPicture, match=r"a\.png: expected a readable image, found cannot identify image file"):
+            read(content)
+
+    def test_an_error_of_whatever_class_is_one_broken_picture_and_a_stop_is_a_stop(self, read, monkeypatch):
+        for error in (RuntimeError("odd"), AssertionError("odd"), MemoryError("odd"), ZeroDivisionError("odd"),
+                      type("Odd", (Exception,), {})("odd")):
+            monkeypatch.setattr(reading, "_decoded", mock.Mock(side_effect=error))
+            with pytest.raises(BrokenPicture, match=r"found odd\. Delete it"):
+                read(RAMP)
+        for stop in (Stopped("now"), KeyboardInterrupt()):
+            monkeypatch.setattr(reading, "_decoded", mock.Mock(side_effect=stop))
+            with pytest.raises(type(stop)):
+                read(RAMP)
+
+    def test_a_file_that_is_larger_than_any_picture_is_not_read(self, tmp_path):
+        with (tmp_path / "a.png").open("wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(BrokenPicture, match=r"found 1,099,511,627,776 bytes, where 536,870,912 are the most"):
+            read_picture(tmp_path / "a.png")
 
     def test_a_few_words_say_why_without_the_path(self, read, tmp_path):
         with pytest.raises(BrokenPicture) as caught:

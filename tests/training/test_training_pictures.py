@@ -1,6 +1,7 @@
 """What a training run draws as it goes: files of each epoch, a GIF, TensorBoard; and what a stop leaves of them."""
 
 import os
+import shutil
 import signal
 from itertools import pairwise
 
@@ -185,7 +186,7 @@ def test_without_validation_images_training_images_are_pictured_and_no_code_is_c
     data = tmp_path / "data"
     data.mkdir()
     for split in ("train", "test"):
-        (data / split).symlink_to(tiny_slices / split)
+        shutil.copytree(tiny_slices / split, data / split)
     (data / "manifest.csv").write_text("\n".join(line for line in lines if ",validate," not in line) + "\n")
     folder = train(data, tmp_path / "results", 3)
     assert frames_in(folder / "reconstructions.gif") == 3

@@ -1,17 +1,20 @@
-"""Values -> files that are either complete or absent; tables and JSON.
+"""Values -> files that are either complete or absent; tables and JSON; a name -> the regular file that has it.
 
 A file is written under a temporary name beside its own, synced and renamed: if the process is killed, the last good
 file remains.
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from vqvae2.common.errors import UserError, expect
 
@@ -58,6 +61,41 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
     finally:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove
             temporary.unlink()
+
+
+def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:
+    """Return a regular file, opened for reading.
+
+    Nothing else is opened: a named pipe that nobody writes to would be waited for, and a device may react. What takes
+    the file's place in the same moment is not waited for either.
+
+    Args:
+        follow_link: whether `path` may be a link; without it, opening a link fails with errno.ELOOP.
+    Raises: OSError, whose text says what has this name, if it is not a regular file.
+    """
+    _check_regular(path, path.stat())
+    flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow_link else getattr(os, "O_NOFOLLOW", 0))
+    file = open(path, "rb", opener=lambda name, own: os.open(name, own | flags))  # noqa: SIM115
+    _check_regular(path, os.fstat(file.fileno()))
+    return file
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, kind_of(path))
+
+
+def kind_of(path: Path) -> str:
+    """Return what has this name: "a file", "a folder", "a named pipe", "nothing", … or why that cannot be told."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to a file that is not there" if path.is_symlink() else "nothing"
+    except (OSError, ValueError) as error:
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
+             stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def check_folder(folder: Path, flag: str) -> None:

@@ -35,7 +35,7 @@ class FeatureTrainer(Trainer):
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
-        return self.images.describe()
+        return self.images.describe(self.config)
 
     def count(self, split: str) -> int:
         """Return the number of images."""

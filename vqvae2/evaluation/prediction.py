@@ -30,7 +30,7 @@ from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.images import dataset, listing
-from vqvae2.images.reading import pictures_in, read_picture
+from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -279,7 +279,7 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
         mask_suffixes: endings of the names of brain masks that lie beside scans.
     Raises: UserError for an input that is not there or of another kind, and for a folder that holds nothing to read.
     """
-    found: dict[tuple[Path, ...], Source] = {}
+    found: dict[tuple[str, ...], Source] = {}
     for given in inputs:
         expect(given.exists(), str(given), WHAT_IS_READ, "nothing", "Correct the path.")
         is_scan = stem_of(given.name) is not None
@@ -290,7 +290,7 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
                    "Leave it out, or convert it; of DICOM files without an ending name the folder.")
             sources = [Source(given, _named_scan(given, mask_suffixes) if is_scan else None, True)]
         for source in sources:
-            key = tuple(path.resolve() for path in files_of(source.path))  # a pair's two files are one scan
+            key = tuple(os.path.realpath(path) for path in files_of(source.path))  # a pair's two files are one scan
             if key not in found or source.named:
                 found[key] = source
     return list(found.values())
@@ -298,11 +298,13 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
 
 def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: Sequence[str]) -> list[Source]:
     inside = find_scans(folder, suffixes=suffixes, mask_suffixes=mask_suffixes)
-    pictures = [path for path in pictures_in(folder) if not path.resolve().is_relative_to(out.resolve())]
+    found, odd = find_pictures(folder)
+    pictures = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
     others = f"{inside.other} scans whose names are not of T1-weighted ones"
     if not inside.scans:
         found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
             "none", "Correct the path.")
+        pictures = sorted([*pictures, *odd])  # those that are no files are told as not read
         expect(bool(pictures), str(folder), "images or scans in this folder", found, advice)
         return [Source(path, None, False) for path in pictures]
     left_out = [said for number, said in (

@@ -8,29 +8,35 @@ into memory they lie in a file, and are read ahead. SliceDataset, for programs o
 it is asked for.
 """
 
+import base64
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vqvae2.common import distributed, machine
+from vqvae2.common import distributed, files, machine
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SPLITS
 from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files, shared_subjects
-from vqvae2.images.reading import read_picture
+from vqvae2.images.manifest import in_one_hash
+from vqvae2.images.reading import BrokenPicture, read_hashed
 from vqvae2.images.settings import DataSettings
 
 HASH_DIGITS = 16
 MOST_NAMED = 10
 """Broken images that an error names."""
+MARK_BYTES = 3
+"""What config.json keeps of each image's hash, 4 characters: enough to name the one that differs, since `images_hash`
+says whether there is one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class ImageSet:
         return [file.subject for file in self.files]
 
     @property
-    def facts(self) -> list[dict[str, str]]:
+    def facts(self) -> list[Mapping[str, str]]:
         """Return the manifest's row of each image, in order."""
         return [file.facts for file in self.files]
 
@@ -102,6 +108,8 @@ class Images:
     """False where each image had to count as its own subject."""
     files: tuple[ImageFile, ...]
     """The pictures of all splits, read or not."""
+    digests: dict[str, np.ndarray] = field(repr=False)
+    """For each split that was read `[n, 32]`, uint8: the SHA-256 of each picture's file."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,19 +127,21 @@ class Images:
         found = (_extraction(self.folder) or {}).get("field_of_view")
         return found if isinstance(found, (int, float)) and found > 0 else None
 
-    def describe(self) -> dict:
+    def describe(self, before: Mapping = MappingProxyType({})) -> dict:
         """Return what config.json keeps of the data: hashes, sizes, and what was trained on.
 
+        Args:
+            before: the config of a run that goes on with these images, if one does.
         Every rank must call this and hashes its share of the training images; all get the same.
+        Raises: UserError, on all ranks, if an image is not the one that the run began with; it names the first.
         """
         train = self.splits["train"]
         of = {split: [file for file in self.files if file.split == split] for split in SPLITS}
         own = {pixel_hash(picture) for picture in train.pixels[distributed.rank()::distributed.world_size()]}
         pictures = sorted(set().union(*distributed.gather_objects(own)))
-        listing = "\n".join(f"{file.name} {file.split} {file.subject} {file.sha256}" for file in self.files)
-        if not all(file.sha256 for file in self.files):  # no manifest vouches for what is in the files
-            listing += "\n".join(pictures)
-        return {"data_hash": hashlib.sha256(listing.encode()).hexdigest(),
+        hashes = hashes_of(self.files, self.digests, pictures)
+        _refuse_changed(self.folder, self.files, hashes, before)
+        return {**hashes,
                 "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
                          "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
                          "subjects_known": self.subjects_known, "shared_subjects": self.shared_subjects,
@@ -147,7 +157,8 @@ def _extraction(folder: Path) -> dict | None:
     None where there is no record that can be read: nothing else depends on it.
     """
     try:
-        settings = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["settings"]
+        with files.open_regular(folder / "extraction.json") as file:
+            settings = json.loads(file.read())["settings"]
         return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -163,19 +174,28 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
     Raises: UserError, the same on all ranks, if the folder does not fit, a subject is in two splits (unless
         settings.allow_leak), images cannot be read, or another rank (on another machine) has other files.
     """
-    folder, files = distributed.together(lambda: list_files(settings))
-    _check_ranks_see_the_same(folder, files)
-    sets, notes, broken = {}, set(), {}
+    folder, listed = distributed.together(lambda: list_files(settings))
+    _check_ranks_see_the_same(folder, listed)
+    sets, digests, notes, broken = {}, {}, set(), {}
     for split in SPLITS:
-        chosen = tuple(file for file in files if file.split == split and split in splits)
-        pixels, errors, note = memory.decode(len(chosen), lambda i, chosen=chosen: _read(folder, chosen[i], settings))
+        chosen = tuple(file for file in listed if file.split == split and split in splits)
+        digests[split] = np.zeros((len(chosen), 32), np.uint8)
+
+        def read(i: int, chosen: tuple[ImageFile, ...] = chosen, own: np.ndarray = digests[split]) -> np.ndarray:
+            pixels, digest = _read(folder, chosen[i], settings)
+            own[i] = np.frombuffer(digest, np.uint8)
+            return pixels
+        pixels, errors, note = memory.decode(len(chosen), read)
         sets[split] = ImageSet(chosen, pixels)
         notes.add(note)
         broken |= {chosen[i].name: why for i, why in errors.items()}
-    _refuse_broken(folder, broken, sum(file.split in splits for file in files))
+    _refuse_broken(folder, broken, sum(file.split in splits for file in listed))
+    for split, image_set in sets.items():
+        _gather_digests(folder, image_set.files, digests[split])
     if distributed.launched_rank() == 0:
         print("".join(f"{note}\n" for note in sorted(notes - {""})), end="", flush=True)
-    images = Images(folder, sets, settings.dataset != "folder" or settings.subject_pattern is not None, tuple(files))
+    images = Images(folder, sets, settings.dataset != "folder" or settings.subject_pattern is not None, tuple(listed),
+                    digests)
     _check_shapes(images, shape_must_divide)
     return images
 
@@ -198,8 +218,8 @@ class SliceDataset(Dataset):
         Raises: UserError if the folder does not fit them, or the split has no image.
         """
         self.settings = DataSettings(data=Path(folder), **settings)
-        self.folder, files = list_files(self.settings)
-        self.files = [file for file in files if file.split == split]
+        self.folder, listed = list_files(self.settings)
+        self.files = [file for file in listed if file.split == split]
         expect(bool(self.files), f"{folder}", f"images in the split {split}", "none", f"Choose of {', '.join(SPLITS)}.")
 
     def __len__(self) -> int:
@@ -207,12 +227,63 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         file = self.files[i]
-        image = from_bytes(torch.tensor(_read(self.folder, file, self.settings)))
+        image = from_bytes(torch.tensor(_read(self.folder, file, self.settings)[0]))
         return {**file.facts, "image": image, "name": file.name, "subject": file.subject}
 
 
-def _read(folder: Path, file: ImageFile, settings: DataSettings) -> np.ndarray:
-    return read_picture(folder / file.name, settings.size, settings.fit, settings.colours)
+def _read(folder: Path, file: ImageFile, settings: DataSettings) -> tuple[np.ndarray, bytes]:
+    """Return an image's pixels and the SHA-256 of its file. Raises: BrokenPicture, also if the manifest has another."""
+    path = folder / file.name
+    pixels, digest = read_hashed(path, settings.size, settings.fit, settings.colours,
+                                 folder if settings.dataset == "oasis" else None)
+    if file.sha256 not in ("", digest.hex()):
+        raise BrokenPicture(f"{path}: expected the image whose SHA-256 the manifest has ({file.sha256[:12]}), found "
+                            f"another ({digest.hex()[:12]}). Put it back, or run extract_slices.py again.",
+                            "not the image whose SHA-256 the manifest has")
+    return pixels, digest
+
+
+def hashes_of(files: Sequence[ImageFile], digests: Mapping[str, np.ndarray], pixel_hashes: Sequence[str]) -> dict:
+    """Return what tells these images from others, for config.json.
+
+    `data_hash` is of what the listing says, and of the training images' pixels where no manifest vouches for them;
+    `images_hash` of each image's name, split, subject and file; `image_marks` has some digits of each image's own hash.
+
+    Args:
+        digests: as in `Images`. An image that was not read counts by the hash that its manifest states.
+    """
+    listing, images, marks, is_vouched = hashlib.sha256(), hashlib.sha256(), bytearray(), True
+    read = {split: iter(of_split) for split, of_split in digests.items()}
+    for number, file in enumerate(files):
+        line, stated = _as_bytes(f"{file.name} {file.split} {file.subject} "), file.sha256
+        listing.update(b"\n" * (number > 0) + line + stated.encode())
+        mark = hashlib.sha256(line + (bytes(next(read[file.split], b"")) or bytes.fromhex(stated))).digest()
+        images.update(mark)
+        marks += mark[:MARK_BYTES]
+        is_vouched &= stated != ""
+    if not is_vouched:
+        listing.update("\n".join(pixel_hashes).encode())
+    return {"data_hash": listing.hexdigest(), "images_hash": images.hexdigest(),
+            "image_marks": base64.b64encode(marks).decode()}
+
+
+def _as_bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")  # a file's name need not be UTF-8
+
+
+def _refuse_changed(folder: Path, files: Sequence[ImageFile], hashes: Mapping[str, str], before: Mapping) -> None:
+    """Raise UserError if images are not those of the config `before`, or do nothing where it does not say which."""
+    began, now = before.get("image_marks"), hashes["image_marks"]
+    if not isinstance(began, str) or hashes["images_hash"] == before.get("images_hash"):
+        return
+    digits = MARK_BYTES * 4 // 3
+    places = range(0, len(now), digits)
+    place = next((place for place in places if began[place:place + digits] != now[place:place + digits]), len(now))
+    count = len(began) // digits
+    name = files[place // digits].name if place < len(now) else f"none after {files[-1].name}"
+    expect(False, f"--data {folder}", "the images that this run began with", f"another {name}" if count == len(files)
+           else f"{len(files)} instead of {count}; the first that differs is {name}",
+           "Put back what was there, or choose another --savename.")
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -222,7 +293,7 @@ def pixel_hash(pixels: np.ndarray) -> str:
 
 def subject_hash(subject: str) -> str:
     """Return 16 hex digits of the SHA-256 of a subject's name: enough to compare, without telling it."""
-    return hashlib.sha256(subject.encode()).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(_as_bytes(subject)).hexdigest()[:HASH_DIGITS]
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -230,7 +301,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
     whole name are added. A file system may hold a and A to be the same."""
     count = Counter(PurePosixPath(name).stem.casefold() for name in names)
     return [stem if count[(stem := PurePosixPath(name).stem).casefold()] == 1
-            else f"{stem}_{hashlib.sha256(name.encode()).hexdigest()[:8]}" for name in names]
+            else f"{stem}_{hashlib.sha256(_as_bytes(name)).hexdigest()[:8]}" for name in names]
 
 
 def from_bytes(pixels: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
@@ -262,13 +333,31 @@ def _refuse_broken(folder: Path, broken: dict[str, tuple[str, str]], tried: int)
 
 
 def _check_ranks_see_the_same(folder: Path, files: list[ImageFile]) -> None:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(repr(file).encode())
-    found = distributed.gather_objects((digest.hexdigest(), len(files)))
+    if distributed.world_size() == 1:
+        return
+    found = distributed.gather_objects((in_one_hash(files), len(files)))
     for rank, other in enumerate(found):
         expect(other == found[0], f"--data {folder}", "the same images on all machines", f"{other[1]} on rank {rank} "
                f"that are not the {found[0][1]} of rank 0", "Copy the folder again, or share it.")
+
+
+def _gather_digests(folder: Path, files: Sequence[ImageFile], digests: np.ndarray) -> None:
+    """Give each rank the hashes `[n, 32]` of all files; each has read a share of them, and a machine all.
+
+    Raises: UserError, the same on all ranks, if a file is another on another machine.
+    """
+    if distributed.world_size() == 1:
+        return
+    read = np.flatnonzero(digests.any(1))
+    gathered = distributed.gather_objects((read, digests[read]))
+    digests[:] = 0
+    for rank, (read, found) in enumerate(gathered):
+        before = digests[read]
+        differs = read[before.any(1) & (before != found).any(1)]
+        expect(not len(differs), f"--data {folder}", "the same images on all machines",
+               f"another {files[differs[0]].name if len(differs) else ''} on rank {rank}",
+               "Copy the folder again, or share it.")
+        digests[read] = found
 
 
 def _check_shapes(images: Images, divisor: int) -> None:

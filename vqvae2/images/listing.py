@@ -11,16 +11,15 @@ that is one folder too high or too deep is not guessed at, since what would be r
 answer names the right one.
 """
 
-import csv
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from vqvae2.common import random_numbers
 from vqvae2.common.errors import UserError, expect, launched_rank
 from vqvae2.common.names import CASES_UNFINISHED, KERAS, SPLITS, SUFFIXES
-from vqvae2.images.reading import pictures_in
+from vqvae2.images.manifest import ImageFile, read_manifest
+from vqvae2.images.reading import find_pictures, pictures_in
 from vqvae2.images.settings import DataSettings
 from vqvae2.scans.archives import first_match
 from vqvae2.settings.parsing import path_from_environment
@@ -32,20 +31,6 @@ CASE = r"^(case_\d+)"
 """The subject in the name of a picture of the OASIS PNG release."""
 LABELS = re.compile(r"(^|_)seg(_|\.|$)", re.IGNORECASE)
 """Pictures of such a name, or in a folder of such a name, are labels of a segmentation and not a scan."""
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One picture on disk, not read yet."""
-
-    name: str
-    """Path relative to the data folder, with forward slashes."""
-    split: str
-    subject: str
-    sha256: str
-    """The file's hash, 64 hex digits; empty where no manifest states it."""
-    facts: dict[str, str] = field(default_factory=dict, hash=False)
-    """The image's row of the manifest, all of it; empty where there is none."""
 
 
 def list_files(settings: DataSettings) -> tuple[Path, list[ImageFile]]:
@@ -89,18 +74,7 @@ def _list_manifest(folder: Path, _: DataSettings) -> list[ImageFile]:
     path = folder / "manifest.csv"
     expect(path.is_file(), str(path), "the manifest that extract_slices.py writes", "none", "Run extract_slices.py, or "
            f"choose --dataset {'keras_png_slices' if _split_folders(folder, KERAS) else 'folder'}.")
-    again = "Run extract_slices.py again."
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put its mark in front
-            rows = csv.DictReader(file, restval="")
-            columns, table = list(rows.fieldnames or ()), list(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a readable manifest, found {error}. {again}") from None
-    missing = {"image", "split", "subject", "sha256"} - set(columns)
-    expect(not missing, str(path), f"the column(s) {', '.join(sorted(missing))}", ", ".join(columns) or "none", again)
-    unknown = {row["split"] or "nothing" for row in table} - set(SPLITS)
-    expect(not unknown, str(path), "splits train, validate, test", ", ".join(sorted(unknown)), again)
-    return [ImageFile(row["image"], row["split"], row["subject"], row["sha256"], row) for row in table]
+    return read_manifest(path)
 
 
 def _list_keras(folder: Path, settings: DataSettings) -> list[ImageFile]:
@@ -167,7 +141,7 @@ def _one_for_each(folder: Path, found: list[tuple[Path, str]]) -> dict[str, Path
 def _say_what_is_beside(folder: Path, named: list[Path]) -> None:
     """Rank 0 prints a line about pictures that lie beside the folders of the splits and are not read."""
     others = [path for path in sorted(folder.glob("[!.]*")) if path not in named]
-    beside = [picture for path in others for picture in (pictures_in(path) if path.is_dir() else [path])
+    beside = [picture for path in others for picture in (find_pictures(path)[0] if path.is_dir() else [path])
               if picture.suffix.lower() in SUFFIXES]
     if beside and launched_rank() == 0:
         print(f"images: {len(beside)} beside {', '.join(path.name for path in named)} are not read, such as "
@@ -198,7 +172,10 @@ def _split_of(subject: str, settings: DataSettings) -> str:
 
 def shared_subjects(files: Iterable[ImageFile]) -> dict[str, list[str]]:
     """Return the splits of each subject that is in more than one split."""
-    splits: dict[str, dict[str, None]] = {}
+    first: dict[str, str] = {}
+    shared: dict[str, list[str]] = {}
     for file in files:
-        splits.setdefault(file.subject, {})[file.split] = None
-    return {subject: list(found) for subject, found in splits.items() if len(found) > 1}
+        if first.setdefault(file.subject, file.split) != file.split:
+            splits = shared.setdefault(file.subject, [first[file.subject]])
+            splits += [file.split] if file.split not in splits else []
+    return shared

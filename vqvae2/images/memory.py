@@ -13,9 +13,8 @@ first picture is decoded into it; without a name it goes with the last of them, 
 import mmap
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from io import FileIO
@@ -31,8 +30,6 @@ PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
 LARGEST_SHARE_OF_MEMORY = 0.7
 """The share of the free memory that pictures may take; the network and the batches need the rest."""
-QUEUE = 4096
-"""Pictures that wait for a thread to decode them, at most."""
 Format = tuple[int, int, int, int]  # how one picture lies in memory: channels, height, width, bytes of a value (1 or 2)
 Why = tuple[str, str]  # why a picture cannot be read: the error's text, and a few words
 
@@ -120,10 +117,38 @@ def _fill(pixels: np.ndarray, share: range, read: Callable[[int], np.ndarray]) -
             pixels[i] = picture if picture.dtype == pixels.dtype else picture.astype(np.uint16) * 257
 
     # More than there are cores: while one waits for the disk, another decodes.
-    with ThreadPoolExecutor(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels))) as pool:
-        for first in range(0, len(share), QUEUE):  # a place in the queue takes a kilobyte
-            deque(pool.map(fill_one, share[first:first + QUEUE]), 0)
+    _in_threads(max(2, min(32, machine.cores() + 4) * len(share) // len(pixels)), fill_one, share)
     return formats, broken
+
+
+def _in_threads(number: int, work: Callable[[int], object], items: Iterable[int]) -> None:
+    """Call `work` with each of the items, in `number` threads; an exception of one is raised here.
+
+    A signal that stops the process ends the waiting at once. The threads take no further item then, and the process
+    does not wait for what they are at, as it does for those of concurrent.futures.
+    """
+    left, failures = iter(items), []
+
+    def do_what_is_left() -> None:
+        try:
+            for item in left:
+                if failures:
+                    return
+                work(item)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=do_what_is_left, daemon=True) for _ in range(number)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as stop:
+        failures.append(stop)
+        raise
+    if failures:
+        raise failures[0]
 
 
 def _open_file(size: int, local_rank: int, processes: int) -> tuple[FileIO | None, str]:

@@ -18,6 +18,8 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vqvae2.common import files
+from vqvae2.common.errors import UserError
+from vqvae2.images.reading import load_picture
 
 INK = "#1e1e1e"
 DIFFERENCE_SCALE = 0.2  # |difference| on the range 0…1 that gets the brightest colour: pictures can be compared
@@ -159,7 +161,7 @@ def animate(pictures: Sequence[Path], out: Path | str, columns: int = 1) -> int:
     kept = [*pictures[:-1:max(1, math.ceil((len(pictures) - 1) / (GIF_FRAMES - 1)))], *pictures[-1:]]
     frames = []
     for path in kept:
-        with suppress(OSError):
+        with suppress(OSError, UserError):
             frames.append(_frame(path, path.stat().st_mtime_ns, columns))
     frames = [frame for frame in frames if frame.width == frames[-1].width]
     if frames:
@@ -211,8 +213,7 @@ def _inferno(values: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=2 * GIF_FRAMES)
 def _frame(path: Path, changed: int, columns: int) -> Image.Image:
     """Return a picture, as it was when last changed, in fixed colours, cut behind the last whole column that fits."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = load_picture(path).convert("RGB")
     column = (picture.width - LABEL_WIDTH) / columns
     width = LABEL_WIDTH + column * max(1, (GIF_WIDTH - LABEL_WIDTH) // column)
     greys = np.linspace(0, 256, GIF_GREYS, endpoint=False).astype(np.uint8)[:, None].repeat(3, 1)

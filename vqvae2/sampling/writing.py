@@ -24,6 +24,7 @@ from tqdm import tqdm
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.output_folder import Claim, claimed
+from vqvae2.images.reading import BrokenPicture, load_picture
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
@@ -91,10 +92,9 @@ class SampleFolder(RecordedFolder):
         """Return an image that is there, uint8 `[channels, height, width]`. Raises: UserError if it cannot be read."""
         path = self.out / _picture(name)
         try:
-            with Image.open(path) as picture:
-                pixels = torch.from_numpy(np.array(picture))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path}: expected an image that sample.py wrote, found {error}. Delete it and run the "
+            pixels = torch.from_numpy(np.array(load_picture(path)))
+        except BrokenPicture as error:
+            raise UserError(f"{path}: expected an image that sample.py wrote, found {error.why}. Delete it and run the "
                             "same command again.") from None
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 

@@ -56,7 +56,7 @@ class PriorTrainer(Trainer):
         expected = tuple(self.vqvae.config["image_shape"])
         expect(loaded.shape == expected, f"--data {loaded.folder}", f"images of shape {expected} as --vqvae "
                f"{self.settings.vqvae} was trained on", loaded.shape, "Give its --data or --size.")
-        self.data = loaded.describe()
+        self.data = loaded.describe(self.config)
         facts = {split: loaded.splits[split].facts for split in ("train", "validate")}
         self.columns = conditions.fit(facts["train"], self.settings.condition)
         self.known = {split: conditions.numbers(self.columns, rows) for split, rows in facts.items()}
@@ -72,7 +72,9 @@ class PriorTrainer(Trainer):
     def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"
-        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, self.data["data_hash"], torch.int16)
+        # Only `images_hash` knows the pixels of validation images that no manifest vouches for.
+        of_data = self.data["images_hash" if name == "validate" else "data_hash"]
+        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, of_data, torch.int16)
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:
@@ -84,7 +86,7 @@ class PriorTrainer(Trainer):
                 # Another prior may be writing the same codes.
                 with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
                     claim.remove_left_overs()
-                    stored.save(path, self.vqvae.hash, self.data["data_hash"])
+                    stored.save(path, self.vqvae.hash, of_data)
         return stored
 
     def _report_references(self) -> None:

@@ -36,7 +36,7 @@ class VqvaeTrainer(Trainer):
 
     def describe(self) -> dict:
         """Return the data's hashes and sizes."""
-        return self.images.describe()
+        return self.images.describe(self.config)
 
     def count(self, split: str) -> int:
         """Return the number of images."""
