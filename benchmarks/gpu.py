@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS, TO_SAVE, QUICK = 530, 12, 4
+SECONDS, TO_SAVE, QUICK = 530, 12, 8
 """For all checks; for a process to end after SIGTERM; how many times that all may take with --quick, on a CPU."""
 LARGEST = 16 * 2**20
 """Bytes of a file that is kept."""
@@ -106,31 +106,31 @@ def all_checks(given: argparse.Namespace, data: Path, work: Path) -> list[Check]
     size = ["--channels", "8", "--codebook-size", "16"] if quick else ["--codebook-size", "256"]
     layers = ["--channels", "8", "--layers", "2", "--heads", "2"] if quick else []
     vqvae = ["train_vqvae.py", *common, "--savename", "vqvae", "--batch", "8" if quick else "64", *size,
-             "--start-steps", "4" if quick else "50", "--augment", "--epochs"]
+             "--start-steps", "4" if quick else "50", "--augment", "--compile", "never", "--epochs"]
     samples = "2" if quick else "64"
     stopped = (0, SAVED) if quick else (SAVED,)
     speed = ["benchmarks/train.py", *(["--quick"] if quick else ["--sizes", "256", "--rounds", "2"]), "--compile"]
     checks = [Check("machine", 15, part("machine")),
-              *([] if given.data else [Check("slices", 25, part("slices"))]),
-              Check("no-wait", 35, [*speed, "never", "--sync-check"]),
-              Check("agreement", 35, part("agreement")),
+              *([] if given.data else [Check("slices", 20, part("slices"))]),
+              Check("no-wait", 30, [*speed, "never", "--sync-check"]),
+              Check("agreement", 40, part("agreement")),
               Check("vqvae", 30, [*vqvae, "2" if quick else "400"], stopped),
-              Check("vqvae-resumed", 45, [*vqvae, "4" if quick else "400"], (0, SAVED), "going on at")]
+              Check("vqvae-resumed", 40, [*vqvae, "4" if quick else "400"], (0, SAVED), "going on at")]
     for level in ("top", "bottom"):
-        checks.append(Check(level, 30, [
+        checks.append(Check(level, 25, [
             "train_pixel_cnn.py", "--level", level, "--vqvae", str(runs / "vqvae"), *common, "--savename", level,
             "--copies", "1", "--condition", "position_mm", "--batch", "8" if quick else "32", *layers,
             "--epochs", "1" if quick else "100"], (0, SAVED)))
     return [*checks,
-            Check("sample", 35, ["sample.py", *models, "--count", samples, "--batch", "64", "--out",
+            Check("sample", 30, ["sample.py", *models, "--count", samples, "--batch", "64", "--out",
                                  str(work / "samples")]),
-            Check("evaluate", 50, ["evaluate.py", *models, "--data", str(data), "--out", str(work / "report"),
+            Check("evaluate", 40, ["evaluate.py", *models, "--data", str(data), "--out", str(work / "report"),
                                    "--samples", samples]),
-            Check("quantizer", 20, ["benchmarks/quantizer.py", *(
+            Check("quantizer", 25, ["benchmarks/quantizer.py", *(
                 ["--rounds", "1", "--vectors", "2048"] if quick else [])]),
-            Check("speed", 50, [*speed, "never"]),
-            *([] if quick else [Check("speed-compiled", 60, [*speed, "always"])]),
-            Check("sampling", 35, ["benchmarks/sampling.py", "--seconds", "1", "--priors", "top", *(
+            Check("speed", 70, [*speed, "never"]),
+            *([] if quick else [Check("speed-compiled", 90, [*speed, "always"])]),
+            Check("sampling", 30, ["benchmarks/sampling.py", "--seconds", "1", "--priors", "top", *(
                 ["--sides", "4"] if quick else ["bottom", "--sides", "32"])])]
 
 

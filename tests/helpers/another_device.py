@@ -11,6 +11,7 @@ GPUs that runs, with autocast to bf16. torch cannot be rid of either, nor of wha
 
 import ctypes
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,11 +81,13 @@ class Shell(torch.Tensor):
 
 
 class Waits(TorchDispatchMode):
-    """In this context tensors can be on `device`; `found` are the waits for it so far."""
+    """In this context tensors can be on `device`; `found` are the waits so far, `times` how often a part was done."""
 
     def __init__(self, device: torch.device):
         super().__init__()
-        self.device, self.found, self.part = device, [], ""
+        self.device, self.part = device, ""
+        self.found: list[Wait] = []
+        self.times: Counter[str] = Counter()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -94,6 +97,7 @@ class Waits(TorchDispatchMode):
     def during(self, part: str) -> Iterator[list[Wait]]:
         """Note waits as of `part`, and yield them."""
         before, self.part, first = self.part, part, len(self.found)
+        self.times[part] += 1
         found: list[Wait] = []
         try:
             yield found
