@@ -8,8 +8,8 @@ The chain is that of 256 x 256 pixels, on made-up pictures, or on --data, a fold
 VQ-VAE, stopped by a signal and resumed, both priors, samples, evaluation. Speeds are ratios to references of the same
 run. Each check is a process with a limit of its own, and the next one runs whatever becomes of it.
 
-OUT/results.json is written after each check, OUT/log.txt as they run: a command that is cut off loses nothing. With
-them come weights, metrics.json, a grid of samples and a strip of reconstructions: 8 files of at most 16 MB. This
+OUT/results.json is written after each check, OUT/log.txt as they run: a command that is cut off loses nothing. Beside
+them are weights, metrics.json, a grid of samples and a strip of reconstructions: 8 files of at most 16 MB. This
 program needs no package. Where others are missing and nothing can be downloaded, put wheels into .whl/ before:
     pip download --no-deps --only-binary=:all: -d .whl tyro docstring-parser typeguard typing-extensions python-dotenv
 """
@@ -84,12 +84,12 @@ def main() -> int:
         for check in checks:
             check.seconds = min(check.seconds * patience, SECONDS * patience - (time.monotonic() - began) - TO_SAVE)
             run(check, environment, log)
+            keep(work, given.out)
             (given.out / "results.json").write_text(json.dumps({"quick": given.quick, "checks": [
                 asdict(each) for each in checks if each.status is not None]}, indent=1))
             print(f"{'right' if check.is_right else 'WRONG'}  {check.name:16s} {check.took:6.1f} s of "
                   f"{check.seconds:3.0f}, status {check.status}  " + ", ".join(
                       f"{name} {value:g}" for name, value in list(check.figures.items())[:6]), flush=True)
-        keep(work, given.out)
     print(f"{time.monotonic() - began:.0f} s in all: {given.out / 'results.json'}, {given.out / 'log.txt'}")
     return int(not all(check.is_right for check in checks))
 
@@ -131,7 +131,8 @@ def all_checks(given: argparse.Namespace, data: Path, work: Path) -> list[Check]
             Check("speed", 70, [*speed, "never"]),
             *([] if quick else [Check("speed-compiled", 90, [*speed, "always"])]),
             Check("sampling", 30, ["benchmarks/sampling.py", "--seconds", "1", "--priors", "top", *(
-                ["--sides", "4"] if quick else ["bottom", "--sides", "32"])])]
+                ["--sides", "4"] if quick else ["bottom", "--sides", "32"])]),
+            Check("profile", 30, [*speed, "never", "--profile"])]
 
 
 def run(check: Check, environment: dict[str, str], log: TextIO) -> None:
@@ -146,8 +147,9 @@ def run(check: Check, environment: dict[str, str], log: TextIO) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(TO_SAVE)
-    with suppress(ProcessLookupError):  # with the processes that it has started
-        os.killpg(process.pid, signal.SIGKILL)
+    finally:  # with the processes that it has started
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     check.status, check.took = process.wait(), time.monotonic() - began
     with Path(log.name).open(errors="replace") as file:
         file.seek(start)
