@@ -75,6 +75,7 @@ def main() -> int:
         PARTS[given.part](given)
         return 0
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the running check is then ended too
     with tempfile.TemporaryDirectory() as folder, (given.out / "log.txt").open("w") as log:
         work, began, patience = Path(folder), time.monotonic(), QUICK if given.quick else 1
         data = (given.data or work / "slices").resolve()
