@@ -207,7 +207,7 @@ class Ours:
             dataset="folder", data=Path(task.images), results=Path(task.results), split=(1, 0, 0), start_steps=2,
             precision=precision, compile=task.compile, threads=task.threads)
         self.trainer = trainer = VqvaeTrainer(settings)
-        trainer.config, trainer.device = {}, torch.device(task.device)
+        trainer.config, trainer.device, trainer.sum_type = {}, torch.device(task.device), torch.float64
         if task.device == "cuda":
             trainer.device = torch.device("cuda", distributed.launched_rank())
         distributed.start(trainer.device)

@@ -17,7 +17,8 @@ Modules of this project are not among them, since that process does not know whi
 multiprocessing.set_forkserver_preload(PRELOADED)
 
 
-def run_on_ranks(count: int, function: Callable, *arguments: object, start_method: str = "forkserver") -> list:
+def run_on_ranks(count: int, function: Callable, *arguments: object, start_method: str = "forkserver",
+                 seconds: int = SECONDS) -> list:
     """Return `function(*arguments)` of each of `count` new processes; a deadlock or an exception is a failure.
 
     `function` must stand at the top of its module: the processes import it by name.
@@ -26,13 +27,13 @@ def run_on_ranks(count: int, function: Callable, *arguments: object, start_metho
         context = multiprocessing.start_processes(_on_rank, (count, folder, function, arguments), nprocs=count,
                                                   join=False, start_method=start_method)
         done = False
-        for _ in range(SECONDS):
+        for _ in range(seconds):
             done = context.join(timeout=1)
             if done:
                 break
         for process in context.processes:
             process.kill()
-        assert done, f"{count} ranks had not ended after {SECONDS} seconds: a deadlock"
+        assert done, f"{count} ranks had not ended after {seconds} seconds: a deadlock"
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 

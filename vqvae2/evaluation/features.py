@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vqvae2.common import random_numbers
+from vqvae2.common import machine, random_numbers
 from vqvae2.common.errors import UserError, expect
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import from_dict
@@ -133,7 +133,7 @@ def bands(pictures: torch.Tensor) -> torch.Tensor:
     across, down and along both diagonals: log(1 + 100 |difference|) / 2 of the mean over each cell. `pictures` is
     `[n, 1, 128, 128]`.
     """
-    kernels = torch.tensor(FILTERS, dtype=pictures.dtype, device=pictures.device).view(-1, 1, 3, 3)
+    kernels = machine.to_device(torch.tensor(FILTERS, dtype=pictures.dtype), pictures.device).view(-1, 1, 3, 3)
     found = [3 * functional.avg_pool2d(pictures, SIDE // SMALL_SIDE)]
     for octave in range(OCTAVES):
         answers = functional.conv2d(pictures, kernels, padding=1).abs()

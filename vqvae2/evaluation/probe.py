@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vqvae2.common import random_numbers
+from vqvae2.common import machine, random_numbers
 from vqvae2.common.statistics import auroc, by_group, with_interval
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
@@ -195,8 +195,8 @@ def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(BATCH // 2)
     for _ in tqdm(range(STEPS), "probe", unit="step", leave=False):
-        batch = prepared(torch.cat([_pictures(images, generator) for images in sides])).to(device)
-        loss = functional.binary_cross_entropy_with_logits(model(batch), labels)
+        batch = prepared(torch.cat([_pictures(images, generator) for images in sides]))
+        loss = functional.binary_cross_entropy_with_logits(model(machine.to_device(batch, labels.device)), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -307,9 +307,9 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def from_bytes(pixels: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """Return pixels, uint8 or uint16, as float32 in 0…1 on `device` (where they are by default).
 
-    To a CUDA device the stored bytes travel, a quarter of the floats, without the host waiting for it.
+    The stored bytes travel, a quarter of the floats, without the host waiting for it.
     """
-    if device is not None and device.type == "cuda":
+    if device is not None and device.type != "mps":  # it may lack uint16
         pixels = machine.to_device(pixels, device)
     # CUDA divides by a number of the host by multiplying with its inverse, whose last bits differ from the CPU's.
     white = torch.full((), float(torch.iinfo(pixels.dtype).max), device=pixels.device)

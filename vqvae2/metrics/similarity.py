@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from vqvae2.common import machine
+
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # reference 1, sections III.B and III.C
 BORDER = WINDOW // 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # reference 2, section 3.2, finest scale first
@@ -130,7 +132,7 @@ def _window_matrix(size: int, like: torch.Tensor) -> torch.Tensor:
     rows = torch.arange(size - 2 * BORDER)[:, None]
     matrix = torch.zeros(size - 2 * BORDER, size, dtype=torch.float64)
     matrix[rows, rows + torch.arange(WINDOW)] = window / window.sum()
-    return matrix.to(like)
+    return machine.to_device(matrix.to(like.dtype), like.device)
 
 
 def _structural_similarities(first: torch.Tensor, second: torch.Tensor,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from vqvae2.common import machine
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.images.dataset import to_bytes, unique_names
@@ -105,7 +106,7 @@ def encode_visible(originals: torch.Tensor, hidden: torch.Tensor, vqvae: Trained
     """
     device = next(vqvae.model.parameters()).device
     visible = originals.masked_fill(hidden, 0).to(torch.float32).div_(255)
-    maps = [vqvae.model.encode(image[None].to(device)) for image in visible]
+    maps = [vqvae.model.encode(machine.to_device(image[None], device)) for image in visible]
     codes = {level: torch.cat([image[level] for image in maps]).cpu() for level in vqvae.model.levels}
     reached = {level: functional.max_pool2d(hidden[None].float(), hidden.shape[0] // maps.shape[1])[0] > 0
                for level, maps in codes.items()}

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vqvae2.common import random_numbers
+from vqvae2.common import machine, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
@@ -87,7 +87,7 @@ class SamplingRule:
         probabilities = logits.softmax(1)
         if self.top_p < 1:
             ranked, order = probabilities.sort(dim=1, descending=True, stable=True)
-            ranked[ranked.cumsum(1) - ranked >= self.top_p] = 0  # the likeliest stays, whatever it has
+            ranked = ranked.masked_fill(ranked.cumsum(1) - ranked >= self.top_p, 0)  # the likeliest stays at any rate
             probabilities = torch.zeros_like(ranked).scatter(1, order, ranked)
             probabilities /= probabilities.sum(1, keepdim=True)
         return probabilities
@@ -215,11 +215,14 @@ def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor],
     """
     total = torch.zeros(len(maps["top"]), dtype=torch.float64)
     for level, prior in priors.items():
+        known = machine.to_device(facts[level], prior.device) if prior.columns else None
+        nats = []
         for i in range(len(total)):
-            codes, top_codes, known = maps[level][i:i + 1], maps["top"][i:i + 1], facts[level][i:i + 1]
-            logits = prior(codes, top_codes, known.to(codes.device) if prior.columns else None)
-            nats = functional.cross_entropy(logits, codes, reduction="none").cpu().double().sum()
-            total[i] += nats.item() / math.log(2)
+            codes, top_codes = maps[level][i:i + 1], maps["top"][i:i + 1]
+            logits = prior(codes, top_codes, None if known is None else known[i:i + 1])
+            nats.append(functional.cross_entropy(logits, codes, reduction="none"))
+        for i, own in enumerate(torch.cat(nats).cpu()):
+            total[i] += own.double().sum().item() / math.log(2)
     return total / sum(math.prod(prior.shape) for prior in priors.values())
 
 
@@ -331,15 +334,16 @@ class ImageSampler:
         maps = draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
                                  lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
         alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
-        images = [to_bytes(self.model.decode(codes)) for codes in alone]
+        images = to_bytes(torch.cat([self.model.decode(codes) for codes in alone]))
         scores: list[dict[str, float]] = [{}] * len(batch)
         if self.settings.reject > 1:
             values = (bits_per_code(self.priors, maps, facts).tolist()
                       if self.settings.reject_by == "likelihood" else
-                      [agreement(self.model, image, codes) for image, codes in zip(images, alone)])
+                      torch.stack([agreement(self.model, *pair) for pair in zip(images.split(1), alone)]).tolist())
             scores = [{SCORES[self.settings.reject_by]: value} for value in values]
-        return [FinishedImage(request.name, image[0], {level: maps[0].cpu() for level, maps in codes.items()}, score)
-                for (request, _), image, codes, score in zip(batch, images, alone, scores)]
+        maps = {level: codes.cpu() for level, codes in maps.items()}
+        return [FinishedImage(request.name, images[i], {level: codes[i] for level, codes in maps.items()}, scores[i])
+                for i, (request, _) in enumerate(batch)]
 
     def _finish(self, request: Request, candidates: Sequence[FinishedImage]) -> FinishedImage:
         """Return the best candidate, the first one of equals, as the finished image."""
@@ -354,15 +358,15 @@ class ImageSampler:
 
 
 @torch.no_grad()
-def agreement(model: Vqvae, image: torch.Tensor, codes: Mapping[str, torch.Tensor]) -> float:
-    """Return the share, 0…1, of an image's codes, all levels together, that encoding it again gives back.
+def agreement(model: Vqvae, image: torch.Tensor, codes: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the share, 0…1, of an image's codes, all levels together, that encoding it again gives back: float64 `[]`.
 
     Args:
         image: uint8 `[1, channels, height, width]`; codes: for each level `[1, height, width]`.
     """
-    again = model.encode(image.to(next(iter(codes.values())).device).to(torch.float32).div_(255))
+    again = model.encode(machine.to_device(image, codes["top"].device).to(torch.float32).div_(255))
     same = torch.cat([(again[level] == maps).flatten() for level, maps in codes.items()])
-    return same.double().mean().item()
+    return same.double().mean()
 
 
 def rejection_report(settings: SampleSettings, maps: CodeMaps) -> dict:

@@ -327,7 +327,7 @@ class Trainer:
         """Yield this rank's shares of a whole split, in order: items rank, rank + ranks, …"""
         mine = torch.arange(total)[distributed.rank()::distributed.world_size()]
         for items in mine.split(self.settings.batch) if len(mine) else ():
-            yield Share(items, items.to(self.device), total, self.epoch, self.step)
+            yield Share(items, machine.to_device(items, self.device), total, self.epoch, self.step)
 
     def learning_rate(self) -> float:
         """Return this step's rate: a linear rise, then a cosine to 0 over the whole run."""
