@@ -249,14 +249,6 @@ def facts_of_own_folder(first: str, second: str) -> dict:
     return facts(write_slices(Path(second) / "slices", size=16))
 
 
-@pytest.mark.parametrize("queue", [1, 4, 10, 4096])
-def test_pictures_lie_in_order_however_many_wait_for_a_thread(monkeypatch, queue):
-    monkeypatch.setattr(memory, "QUEUE", queue)
-    pixels, errors, _ = memory.decode(10, lambda i: RAMP[None] // (i + 1))
-    assert errors == {}
-    np.testing.assert_array_equal(pixels[:, 0], [RAMP // (i + 1) for i in range(10)])
-
-
 def in_memory(path: Path) -> list[int]:
     """Return the numbers of a file's pages that the system holds in memory, without reading any."""
     size = path.stat().st_size
