@@ -8,7 +8,6 @@ programs of others, reads a picture each time that it is asked for.
 """
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,9 @@ from vqvae2.images import memory
 from vqvae2.images.listing import ImageFile, list_files, shared_subjects
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
+from vqvae2.runs.config import Cutting
+from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.stored import as_declared, read_json
 
 HASH_DIGITS = 16
 MOST_NAMED = 10
@@ -136,13 +138,16 @@ class Images:
 def _extraction(folder: Path) -> dict | None:
     """Return how extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise.
 
-    None where there is no record that can be read: nothing else depends on it.
+    None where there is no record, or that of an older version, which said less.
+    Raises: UserError if the record says what extract_slices.py does not do.
     """
-    try:
-        settings = json.loads((folder / "extraction.json").read_text(encoding="utf-8"))["settings"]
-        return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}
-    except (OSError, ValueError, KeyError, TypeError):
+    path = folder / "extraction.json"
+    if not path.exists():
         return None
+    advice = "Run extract_slices.py again, or delete the file: then nothing is known of how the slices were cut."
+    settings = read_json(path, "what extract_slices.py wrote", advice).get("settings")
+    cutting = as_dict(as_declared(settings, Cutting, f"{path}.settings"))
+    return None if None in cutting.values() else cutting
 
 
 def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:

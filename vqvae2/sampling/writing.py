@@ -9,7 +9,6 @@ An image is there when its picture is and its codes are, in parts/ or in codes.n
 and parts/ goes last: a kill at any moment loses no image that was finished. Several processes write different images.
 """
 
-import json
 import math
 import re
 import shutil
@@ -30,6 +29,7 @@ from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.sampler import FinishedImage, ImageSampler
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import as_dict, changes
+from vqvae2.settings.stored import read_json
 
 MOST_IN_GRID, MOST_ROWS, MOST_COMPLETIONS = 400, 16, 8
 """Images in a grid; images that were completed, and completions of each, in theirs."""
@@ -143,14 +143,13 @@ class SampleFolder:
 
     def _settings_before(self) -> dict:
         """Return the settings of the images in the folder, {} where there are none that can be gone on with."""
-        try:
-            settings = json.loads((self.out / RECORD).read_text(encoding="utf-8"))["settings"]
-            return settings if set(HASHED.values()) <= set(settings) else {}  # an earlier version wrote no hashes
-        except FileNotFoundError:
+        path, what = self.out / RECORD, "settings that sample.py wrote"
+        advice = "Delete it to draw all images anew, or choose another --out."
+        if not path.exists():
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.out / RECORD}: expected settings that sample.py wrote, found {error}. Delete it "
-                            "to draw all images anew, or choose another --out.") from None
+        settings = read_json(path, what, advice).get("settings")
+        expect(isinstance(settings, dict), str(path), what, "others", advice)
+        return settings if set(HASHED.values()) <= set(settings) else {}  # an earlier version wrote no hashes
 
 
 def changed_settings(new: dict, old: dict) -> list[str]:
