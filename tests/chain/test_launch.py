@@ -100,7 +100,7 @@ def test_usr1_saves_everything_and_requeues_once_and_the_second_start_finishes_b
 def test_a_users_error_is_in_the_log_and_is_not_requeued(fake, slices):
     with real_job(fake, slices, "--embedding-dim", "0") as job:
         assert job.status() == 2, job.printed()[-6000:]
-    assert "not requeued, only you can mend this: --embedding-dim: expected at least 2, found 0." in job.printed()
+    assert "not requeued, only you can mend this: --embedding-dim: expected 2 to 16384, found 0." in job.printed()
     assert calls(fake) == []
 
 

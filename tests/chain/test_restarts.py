@@ -191,7 +191,7 @@ def test_a_worker_killed_in_mid_epoch_is_started_again_and_the_end_is_bitwise_th
 
 
 @pytest.mark.parametrize(("wrong", "line"), [
-    (["--embedding-dim", "0"], "--embedding-dim: expected at least 2, found 0."),  # before the processes join
+    (["--embedding-dim", "0"], "--embedding-dim: expected 2 to 16384, found 0."),  # before the processes join
     (["--data", "nowhere"], "nowhere: expected")])  # after
 def test_a_users_error_is_said_once_and_not_tried_again(slices, tmp_path, wrong, line):
     command = torchrun("--standalone", "--nproc_per_node=2", "--max_restarts=2") + training(slices, tmp_path, 4, *wrong)

@@ -54,12 +54,14 @@ def another_vqvae(run):
 
 @pytest.fixture
 def one_level(run):
-    """An untrained VQ-VAE with one level, as train_vqvae.py would leave it."""
+    """An untrained VQ-VAE with one level, whose codebook counts as placed."""
     _, config = weights.load_weights(run.vqvae / weights.WEIGHTS)
     settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16, data=run.data)
     folder = run.results / "oasis" / "one"
-    weights.save_weights(folder / weights.WEIGHTS, Vqvae(settings).state_dict(),
+    tensors = Vqvae(settings).state_dict()
+    tensors["quantizers.top.is_started"].fill_(True)
+    weights.save_weights(folder / weights.WEIGHTS, tensors,
                              {**config, "settings": as_dict(settings)})
     return folder
 

@@ -283,7 +283,7 @@ class TestOwnRuns:
 
 @pytest.mark.parametrize(("flags", "found"), [
     ({"dims": 1}, "--dims: expected 2 to 2048, found 1"),
-    ({"channels": 6}, "--channels: expected a multiple of 4, found 6"),
+    ({"channels": 6}, "--channels: expected a multiple of 4 up to 4096, found 6"),
     ({"harm": 0.0}, "--harm: expected 0 < SHARE <= 1, found 0.0"), ({"redraw": -1.0}, "--redraw: .* found -1.0")])
 def test_settings_that_do_not_fit_are_refused(flags, found):
     with pytest.raises(UserError, match=found):

@@ -16,7 +16,7 @@ from vqvae2.evaluation.report import JUDGES
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.sampling import sampler
-from vqvae2.settings.parsing import from_dict
+from vqvae2.settings.stored import from_dict
 from vqvae2.training.settings import TrainVqvae
 
 

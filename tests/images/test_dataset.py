@@ -64,8 +64,23 @@ class TestManifest:
         record = {"planes": ["axial"], "extent": [0.3, 0.8], "size": 32, "field_of_view": 224, "bits": 8}
         (slices / "extraction.json").write_text(json.dumps({"settings": record | {"seed": 0}}))
         assert load(slices).describe()["data"]["extraction"] == record
-        (slices / "extraction.json").write_text("not JSON")
-        assert load(slices).describe()["data"]["extraction"] is None
+        (slices / "extraction.json").write_text(json.dumps({"settings": {"planes": ["axial"], "size": 32}}))
+        assert load(slices).describe()["data"]["extraction"] is None  # an older version said less
+
+    @pytest.mark.parametrize(("text", "said"), [
+        ("not JSON", r"extraction\.json: expected what extract_slices\.py wrote, found Expecting value.* Run ext"),
+        ('{"settings": 5}', r"extraction\.json\.settings: expected named values, found 5\."),
+        ('{"settings": {"planes": ["oblique"]}}', r"settings\.planes\[0\]: expected one of axial, .* found .oblique"),
+        ('{"settings": {"extent": [0.8, 0.3]}}', r"--extent: expected two fractions, .* found 0\.8 0\.3"),
+        ('{"settings": {"extent": [0.3]}}', r"settings\.extent: expected a list of 2, found 1 values\."),
+        ('{"settings": {"size": 1e999}}', r"extraction\.json: expected what .*, found the number 1e999\."),
+        ('{"settings": {"size": 8.5}}', r"settings\.size: expected a whole number, found 8\.5\."),
+        ('{"settings": {"bits": true}}', r"settings\.bits: expected one of 8, 16, found true\."),
+        ('{"settings": {}, "settings": {}}', r"extraction\.json: .* found 'settings' twice\.")])
+    def test_a_record_of_what_extract_slices_does_not_do_is_refused(self, text, said, slices):
+        (slices / "extraction.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            load(slices).describe()
 
     def test_what_was_trained_on_is_kept_as_hashes_of_pixels_and_subjects(self, tiny_slices):
         described = load(tiny_slices).describe()

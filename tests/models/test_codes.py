@@ -1,5 +1,8 @@
 """Stored code maps belong to one VQ-VAE and one data set; what codes are worth is measured by exchanging them."""
 
+import re
+import struct
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,9 +92,10 @@ class TestStored:
         maps_of(5).save(tmp_path / "train.npz", "abc", "data")
         assert CodeMaps.load(tmp_path / "train.npz", vqvae, data) is None
 
-    def test_no_file_a_torn_one_or_a_damaged_one_do_not_count(self, tmp_path):
+    def test_no_file_a_torn_one_or_a_damaged_one_do_not_count_and_damage_is_said(self, tmp_path, capsys):
         path = tmp_path / "train.npz"
         assert CodeMaps.load(path, "abc") is None
+        assert capsys.readouterr().err == ""
         maps_of(5).save(path, "abc", "data")
         whole = path.read_bytes()
         at = whole.index(b"top.npy") + 60
@@ -99,6 +103,36 @@ class TestStored:
                         whole[at + 40:], b"not a zip file"):
             path.write_bytes(content)
             assert CodeMaps.load(path, "abc", "data") is None
+            said = capsys.readouterr().err
+            assert re.fullmatch(r"warning: .*train\.npz: expected code maps that this project wrote, found .+\. "
+                                r"They are made anew\.\n", said), said
+
+    @pytest.mark.parametrize(("change", "said"), [
+        ({"top": np.zeros((5, 2, 2), np.int16)}, r"top codes of shape \(5, 2, 2\), int16, for 5 images"),
+        ({"top": np.zeros((5, 2, 3))}, r"top codes of shape \(5, 2, 3\), float64"),
+        ({"top": np.full((5, 2, 3), 512)}, "top codes from 512 to 512"), ({"top": np.full((5, 2, 3), -1)}, "from -1"),
+        ({"image": np.array(["a"] * 5)}, "two maps of one name"), ({"image": np.array(list("abcde"))}, "other images"),
+        ({"image": np.array(list("abc"))}, "for 3 images"),
+        ({"image": np.array([{}] * 5)}, r"image\.npy of shape \(5,\) in"),
+        ({"score": np.full(5, np.nan)}, "score that is no number"),
+        ({"top": np.zeros(2 * 10**8, np.int8)}, r"5 arrays of 200,\d{3},\d{3} bytes in \d+,")])
+    def test_maps_that_do_not_fit_are_no_maps_of_this_project(self, change, said, tmp_path, capsys):
+        maps = maps_of(5)
+        arrays = {"image": np.array(maps.names), "vqvae_hash": "abc", "data_hash": "data",
+                  **{level: codes.numpy() for level, codes in maps.levels.items()}}
+        for content, fits in ((arrays, True), (arrays | change, False)):
+            np.savez_compressed(tmp_path / "a.npz", **content)
+            found = CodeMaps.load(tmp_path / "a.npz", "abc", "data", maps.names, {"top": (2, 3), "bottom": (4, 6)}, 512)
+            assert (found is not None) is fits
+        assert re.search(said, capsys.readouterr().err)
+
+    def test_an_array_that_claims_more_than_there_is_takes_no_memory(self, tmp_path, capsys):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in ("image", "vqvae_hash"):
+                header = b"{'descr': '<i2', 'fortran_order': False, 'shape': (100000000000,), }\n"
+                archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"0")
+        assert CodeMaps.load(tmp_path / "a.npz", "abc") is None
+        assert "image.npy of shape (100000000000,) in 1 bytes" in capsys.readouterr().err
 
     def test_maps_are_written_whole_or_not_at_all(self, tmp_path, monkeypatch):
         def fail(*_, **__):

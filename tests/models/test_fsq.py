@@ -18,7 +18,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.quantizer import QUANTIZERS, BatchPlace, FiniteScalarQuantizer, Quantizer
 from vqvae2.models.settings import FSQ_LEVELS, QUANTIZER_NAMES, VqvaeSettings
-from vqvae2.settings.parsing import from_dict
+from vqvae2.settings.stored import from_dict
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
 

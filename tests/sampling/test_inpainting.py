@@ -134,7 +134,7 @@ class TestWhatIsDrawn:
         found = encode_visible(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8), hidden, one_level)
         assert set(found) == {"top"}
         assert (found["top"] == -1).tolist() == [4 * [[False, False, True, True]]]
-        assert inpainting.vqvae_grids(one_level) == {"top": (4, 4)}
+        assert inpainting.code_grids(one_level) == {"top": (4, 4)}
 
     def test_what_is_white_or_nearly_so_in_a_file_is_drawn(self, complete, pictures, apart):
         """A mask in colour with a grey edge: more than half of white counts."""

@@ -14,7 +14,7 @@ from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.settings import DataSettings
 from vqvae2.runs import settings as settings_module
 from vqvae2.sampling.settings import SampleSettings
-from vqvae2.settings import parsing
+from vqvae2.settings import parsing, stored
 from vqvae2.settings.parsing import one_line, parse
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.training.settings import TrainPrior, TrainVqvae
@@ -192,16 +192,16 @@ class TestCommandLine:
     (TrainVqvae, {**RUN, "downsample": (4,)}, r"--downsample: expected 2 value\(s\) for --levels 2, found 4\. For"),
     (TrainVqvae, {**RUN, "levels": 1, "downsample": (4, 2)},
      r"--downsample: expected 1 value\(s\) for --levels 1, found 4 2\. For example --downsample 4\.$"),
-    (TrainVqvae, {**RUN, "downsample": (4, 3)}, r"--downsample: expected powers of 2, from 2, found 4 3\. For"),
-    (TrainVqvae, {**RUN, "downsample": (4, 1)}, r"--downsample: expected powers of 2, from 2, found 4 1\. For"),
+    (TrainVqvae, {**RUN, "downsample": (4, 3)}, r"--downsample: expected powers of 2, from 2 to 4096, found 4 3\. For"),
+    (TrainVqvae, {**RUN, "downsample": (4, 1)}, r"--downsample: expected powers of 2, from 2 to 4096, found 4 1\. For"),
     (TrainVqvae, {**RUN, "codebook_size": 40000}, r"--codebook-size: expected 2 to 32767, found 40000\. Codes"),
-    (TrainVqvae, {**RUN, "channels": 1}, r"--channels: expected at least 2, found 1\. See"),
+    (TrainVqvae, {**RUN, "channels": 1}, r"--channels: expected 2 to 16384, found 1\. See"),
     (TrainVqvae, {**RUN, "decay": 1.0}, r"--decay: expected 0 <= DECAY < 1, found 1\.0\. The default"),
     (TrainVqvae, {**RUN, "learning_rate": math.nan}, r"--learning-rate: expected a finite number, found nan\. See"),
     (TrainVqvae, {**RUN, "commitment": -0.1}, r"--commitment: expected at least 0, found -0\.1\. See"),
     (TrainPrior, {**PRIOR, "heads": 3}, r"--channels: expected a multiple of --heads 3, found 128\. For"),
     (TrainPrior, {**PRIOR, "heads": 0}, r"--heads: expected at least 1, found 0\. The default is 4"),
-    (TrainPrior, {**PRIOR, "layers": 0}, r"--layers: expected at least 1, found 0\. The default is 8"),
+    (TrainPrior, {**PRIOR, "layers": 0}, r"--layers: expected 1 to 256, found 0\. The default is 8"),
     (TrainPrior, {**PRIOR, "attention_every": -1}, r"--attention-every: expected 0 or more, found -1\. See"),
     (TrainPrior, {**PRIOR, "weight_decay": -0.1}, r"--weight-decay: expected 0 or more, found -0\.1\. See"),
     (TrainPrior, {**PRIOR, "dropout": 1.0}, r"--dropout: expected 0 <= SHARE < 1, found 1\.0\. The default"),
@@ -235,12 +235,12 @@ def test_settings_are_the_same_after_they_were_json():
     values = parsing.as_dict(settings)
     assert values["data"] == "/slices"
     assert values["split"] == [1, 2, 3]
-    assert parsing.from_dict(TrainPrior, values) == settings
+    assert stored.from_dict(TrainPrior, values) == settings
 
 
 def test_settings_of_a_later_version_are_read_without_what_is_not_known_here():
     settings = TrainVqvae(**RUN)
-    assert parsing.from_dict(TrainVqvae, {**parsing.as_dict(settings), "not_invented_yet": 3}) == settings
+    assert stored.from_dict(TrainVqvae, {**parsing.as_dict(settings), "not_invented_yet": 3}) == settings
 
 
 def test_what_may_change_when_a_run_goes_on_are_settings():

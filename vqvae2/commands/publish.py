@@ -25,13 +25,16 @@ import tyro
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.names import SPLITS
 from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.evaluation import leaks, text
 from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.plots import charts
 from vqvae2.runs import weights
+from vqvae2.runs.config import need
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import as_dict, parse
+from vqvae2.settings.stored import from_dict
 from vqvae2.training.settings import TrainPrior, TrainVqvae
 
 # Whole numbers, codebooks (a code's embedding is compared with vectors, and there every digit counts) and the mean and
@@ -93,6 +96,7 @@ def _publish(run: Path, out: Path, bf16: bool, claim: Claim) -> str:
     else:
         names = ", ".join(name for name in OWN if (out / name).exists())
         expect(not names, str(out), earlier, f"{names} and no model", "Choose another folder.")
+    _check(config, str(run / weights.WEIGHTS))
     claim.remove_left_overs()
     before = _edited_card(out)
     config = without_paths(config)
@@ -117,6 +121,21 @@ def _edited_card(out: Path) -> Path | None:
         if not (out / CARD).exists() or (out / CARD).read_text(encoding="utf-8") == card(out):
             return None
     return out / "README-before.md"
+def _check(config: dict, where: str) -> None:
+    """Raise UserError unless a config has all that is published of it, of the types that its kind of run declares."""
+    advice = "Only what train_vqvae.py, train_pixel_cnn.py and vqvae2 train-features have trained is published."
+    expect(_kind(config) in KINDS, where, f"a run of kind {', '.join(KINDS)}", str(config["kind"]), advice)
+    need(config, "global_batch", "data", "image_shape", "versions", "command",
+         *(("shape", "vqvae_hash") if _kind(config) == "prior" else ()))
+    from_dict({"vqvae": TrainVqvae, "prior": TrainPrior, "features": FeatureSettings}[_kind(config)],
+              config["settings"], where)
+    counts = [config["data"].get(name, {}).keys() >= set(SPLITS) for name in ("images", "subjects")]
+    try:
+        words = shlex.split(config["command"])
+    except ValueError:
+        words = []
+    expect(all(counts) and bool(words) and "torch" in config["versions"], where, "the counts of each split, the "
+           "command and the version of torch", "others", advice)
 
 
 def without_paths(config: dict) -> dict:
@@ -191,7 +210,7 @@ def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
 
 def _kind(config: dict) -> str:
     """Return vqvae, prior or features."""
-    return config["kind"].split()[-1]
+    return (config.get("kind") or "none").split()[-1]
 
 
 def _introduction(folder: Path, config: dict) -> str:

@@ -9,9 +9,10 @@ Exit status: 0 if the run has made all its epochs, 1 if not, 2 if the run's stat
 import sys
 
 from vqvae2.common import output
-from vqvae2.common.errors import UserError, expect
-from vqvae2.runs.state import load_last_state
+from vqvae2.common.errors import expect
+from vqvae2.runs.state import STATE, load_last_state
 from vqvae2.runs.weights import CONFIG, find_run, read_config
+from vqvae2.settings.stored import as_declared
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,12 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = find_run(words[0], "RUN", file=CONFIG)
     config = read_config(folder)
     state, warning = load_last_state(folder, config.get("run_id"))
-    try:
-        epochs = int(config["settings"]["epochs"])
-        made, step = (state["epoch"], state["step"]) if state else (0, 0)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{folder}: expected a training run, found other files of these names. Point at a folder that "
-                        "a training script made.") from None
+    epochs = as_declared(config["settings"].get("epochs"), int, f"{folder / CONFIG}.settings.epochs")
+    made, step = (as_declared(state.get(name), int, f"{folder / STATE}.{name}") for name in ("epoch", "step")
+                  ) if state else (0, 0)
     print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of {epochs} epochs, "
           f"{step} steps")
     raise SystemExit(made < epochs)

@@ -37,7 +37,8 @@ from torch.nn import functional
 from vqvae2.common import machine, random_numbers
 from vqvae2.common.errors import UserError, expect
 from vqvae2.runs import weights
-from vqvae2.settings.parsing import from_dict
+from vqvae2.runs.config import need
+from vqvae2.settings.stored import from_dict
 from vqvae2.training.settings import TrainingSettings
 
 KIND = "features"
@@ -72,7 +73,8 @@ class FeatureSettings(TrainingSettings):
 
     RULES = (
         ("dims", lambda dims: 2 <= dims <= 2048, "2 to 2048", "The default is 32."),
-        ("channels", lambda channels: channels >= 4 and channels % 4 == 0, "a multiple of 4", "The default is 32."),
+        ("channels", lambda channels: 4 <= channels <= 4096 and channels % 4 == 0, "a multiple of 4 up to 4096",
+         "The default is 32."),
         ("redraw", lambda weight: weight >= 0, "0 or more", "The default is 3."),
         ("harm", lambda share: 0 < share <= 1, "0 < SHARE <= 1", "The default is 0.25."))
 
@@ -185,8 +187,7 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
     if path.is_file() or path.suffix == ".pt":
         return _torch_script(path, device, shape)
     loaded = weights.load_model(
-        spec or str(SHIPPED), "--features", KIND, lambda config, _: FeatureNet(
-            from_dict(FeatureSettings, config["settings"])), words="a feature network", advice=f"Give {NEED}.")
+        spec or str(SHIPPED), "--features", KIND, _from_config, words="a feature network", advice=f"Give {NEED}.")
     model = loaded.model
     mean, white = model.mean.double(), torch.from_numpy(whitening(model.covariance.double().numpy()))
     model.to(device)
@@ -196,6 +197,11 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
         return (model(seen.to(device)).features.cpu().double() - mean) @ white
 
     return Extractor(loaded.folder.name if spec else "features", loaded.hash, len(mean), embed, loaded.config)
+
+
+def _from_config(config: dict, _: object) -> FeatureNet:
+    need(config, "training_images", "training_subjects")
+    return FeatureNet(from_dict(FeatureSettings, config["settings"]))
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import Images, ImageSet
 from vqvae2.metrics import context_model, similarity
 from vqvae2.models import encoding
-from vqvae2.models.autoencoder import TrainedVqvae
+from vqvae2.models.autoencoder import TrainedVqvae, code_grids
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.base import Prior
 
@@ -98,7 +98,8 @@ class Evaluation:
         if not train or self.settings.split == "train":
             return None
         stored = CodeMaps.load(self.vqvae.folder / "codes" / "train.npz", self.vqvae.hash,
-                               self.data.describe()["data_hash"])
+                               self.data.describe()["data_hash"], train.names, code_grids(self.vqvae),
+                               self.vqvae.model.settings.codebook_size)
         return stored or encoding.extract(self.vqvae.model, train, self.settings.batch)
 
     @cached_property

@@ -44,7 +44,8 @@ from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.identities import SERIES, File, identify, stem_of
 from vqvae2.scans.volumes import files_of
 from vqvae2.settings.checks import SAID, Checked
-from vqvae2.settings.parsing import as_dict, from_dict
+from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.stored import from_dict
 from vqvae2.slices.scan_slices import draw_slices
 from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 

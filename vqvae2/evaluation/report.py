@@ -37,7 +37,8 @@ from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
 from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import sampler
-from vqvae2.settings.parsing import as_dict, from_dict
+from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.stored import from_dict
 
 SCHEMA, METRICS = 1, "metrics.json"
 ADDED = ("probe", "rates", "likelihood", "lesions")
@@ -202,7 +203,7 @@ def load(settings: EvaluateSettings) -> Evaluation:
            "Choose another split, or extract with a larger share for it.")
     expect(data.shape == expected, f"--data {data.folder}", f"images of shape {expected} as --vqvae {settings.vqvae} "
            "was trained on", data.shape, "Give the data that it was trained with.")
-    configs = {flag: weights.load_weights(folder / weights.WEIGHTS)[1] for flag, folder in _folders(settings).items()}
+    configs = {flag: weights.config_in_weights(folder / weights.WEIGHTS) for flag, folder in _folders(settings).items()}
     seen = leaks.seen_in_training(configs.values(), split)
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
     warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]

@@ -10,7 +10,6 @@ it is asked for.
 
 import base64
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vqvae2.common import distributed, files, machine
+from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SPLITS
 from vqvae2.images import memory
@@ -30,6 +29,9 @@ from vqvae2.images.listing import ImageFile, list_files, shared_subjects
 from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.reading import BrokenPicture, read_hashed
 from vqvae2.images.settings import DataSettings
+from vqvae2.runs.config import Cutting
+from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.stored import as_declared, read_json
 
 HASH_DIGITS = 16
 MOST_NAMED = 10
@@ -154,14 +156,16 @@ class Images:
 def _extraction(folder: Path) -> dict | None:
     """Return how extract_slices.py has cut the slices of a folder, so that predict.py can cut others likewise.
 
-    None where there is no record that can be read: nothing else depends on it.
+    None where there is no record, or that of an older version, which said less.
+    Raises: UserError if the record says what extract_slices.py does not do.
     """
-    try:
-        with files.open_regular(folder / "extraction.json") as file:
-            settings = json.loads(file.read())["settings"]
-        return {name: settings[name] for name in ("planes", "extent", "size", "field_of_view", "bits")}
-    except (OSError, ValueError, KeyError, TypeError):
+    path = folder / "extraction.json"
+    if not path.exists():
         return None
+    advice = "Run extract_slices.py again, or delete the file: then nothing is known of how the slices were cut."
+    settings = read_json(path, "what extract_slices.py wrote", advice).get("settings")
+    cutting = as_dict(as_declared(settings, Cutting, f"{path}.settings"))
+    return None if None in cutting.values() else cutting
 
 
 def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:

@@ -38,10 +38,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vqvae2.common.errors import expect
+from vqvae2.images.settings import DataSettings
 from vqvae2.models.quantizer import QUANTIZERS, BatchPlace, Quantized
 from vqvae2.models.settings import VqvaeSettings
+from vqvae2.runs.config import need
 from vqvae2.runs.weights import Pretrained, TrainedModel, load_model
-from vqvae2.settings.parsing import from_dict
+from vqvae2.settings.stored import ADVICE, from_dict
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,20 @@ class Vqvae(Pretrained, nn.Module):
             self.mean, self.deviation = 0.5, 1.0
 
     @classmethod
-    def from_config(cls, config: dict, _: dict[str, torch.Tensor]) -> "Vqvae":
-        """Return a model of a run's config, whose weights are still to be loaded."""
-        return cls(from_dict(VqvaeSettings, config["settings"]), config["image_shape"][0])
+    def from_config(cls, config: dict, tensors: dict[str, torch.Tensor]) -> "Vqvae":
+        """Return a model of a run's config, whose weights are still to be loaded.
+
+        Raises: UserError if config or weights are those of no VQ-VAE.
+        """
+        need(config, "image_shape", "data", "training_images", "training_subjects")
+        settings, shape = from_dict(VqvaeSettings, config["settings"]), config["image_shape"]
+        from_dict(DataSettings, config["settings"])  # how images are read is asked for in many places
+        cell = math.prod(settings.downsample)
+        expect(shape[1] % cell == shape[2] % cell == 0, "config.image_shape", f"a height and a width that {cell} "
+               "divides (settings.downsample)", shape, ADVICE)
+        expect(bool((tensors.get("deviation", torch.ones(1)) > 0).all()), "tensor deviation", "numbers above 0",
+               "others", ADVICE)
+        return cls(settings, shape[0])
 
     def forward(self, images: torch.Tensor, place: BatchPlace | None = None) -> Reconstruction:
         """Reconstruct `images` `[batch, channels, height, width]` in 0…1.
@@ -251,12 +265,22 @@ TrainedVqvae = TrainedModel
 """A `Vqvae` read from its folder."""
 
 
+def code_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:
+    """Return height and width of each level's code maps, top first."""
+    height, width = vqvae.config["image_shape"][1:]
+    factors = vqvae.model.settings.downsample
+    cells = {"top": math.prod(factors), "bottom": factors[0]}
+    return {level: (height // cells[level], width // cells[level]) for level in vqvae.model.levels}
+
+
 def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae", results: Path = Path("results")) -> TrainedVqvae:
     """Return the VQ-VAE in the folder `name`, or of that name in results/*/ or pretrained/.
 
-    Raises: UserError if there is none, or the folder holds another kind of model.
+    Raises: UserError if there is none, the folder holds another kind of model, or one whose codes mean nothing yet.
     """
     loaded = load_model(name, flag, Vqvae.kind, Vqvae.from_config, results, words="a VQ-VAE",
                         advice="Give the name that train_vqvae.py was run with.")
+    expect(loaded.model.is_quantising(), f"{flag} {name}", "a VQ-VAE whose codebooks are placed",
+           "one whose training ended before that: its codes mean nothing", "Train one for more steps.")
     loaded.model.to(device)
     return loaded

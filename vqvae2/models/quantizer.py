@@ -207,6 +207,9 @@ class LearnedCodebook(Quantizer):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *more: object) -> None:
         gathered = state_dict.pop(f"{prefix}gathered", self.gathered[:0])
+        if not isinstance(gathered, torch.Tensor) or gathered.shape[1:] != (self.dim,) or len(
+                gathered) >= CANDIDATES_PER_CODE * self.codebook_size:
+            raise ValueError(f"{prefix}gathered: expected fewer vectors of dimension {self.dim}")
         self.gathered = gathered.to(self.gathered)
         super()._load_from_state_dict(state_dict, prefix, *more)
         self.started = bool(self.is_started)

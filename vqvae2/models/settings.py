@@ -66,14 +66,16 @@ class VqvaeSettings(Checked):
     """Weight of the absolute error of the differences between neighbouring pixels."""
 
     RULES = (
-        ("downsample", lambda factors: all(f >= 2 and f & (f - 1) == 0 for f in factors), "powers of 2, from 2",
+        ("downsample", lambda factors: all(2 <= f <= 4096 and f & (f - 1) == 0 for f in factors),
+         "powers of 2, from 2 to 4096",
          "For example --downsample 4 2."),
         ("codebook_size", lambda size: 2 <= size <= 32767, "2 to 32767",
          "Codes are stored as int16. The default is 512."),
         ("decay", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.99."),
-        ("embedding_dim channels residual_channels", lambda value: value >= 2, "at least 2",
+        ("embedding_dim channels residual_channels", lambda value: 2 <= value <= 16384, "2 to 16384",
          "See --help for defaults."),
-        ("residual_layers commitment prediction start_steps restart_every ssim_weight gradient_weight",
+        ("residual_layers", lambda layers: 0 <= layers <= 256, "0 to 256", "The default is 2."),
+        ("commitment prediction start_steps restart_every ssim_weight gradient_weight",
          lambda value: value >= 0, "at least 0", "See --help for defaults."))
 
     def __post_init__(self) -> None:

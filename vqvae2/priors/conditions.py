@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vqvae2.common.errors import expect
+from vqvae2.settings.checks import Checked
+from vqvae2.settings.stored import from_dict
 
 UNKNOWN = {"", "n/a", "na", "nan", "none", "null"}
 MOST_CATEGORIES = 64
@@ -21,7 +23,7 @@ RANGE = re.compile(r"(?<!\.)\.\.(?!\.)")
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Checked):
     """One column of the manifest that a prior is told, as the training images have it.
 
     Args:
@@ -36,6 +38,8 @@ class Column:
     spread: float = 1.0
     least: float = 0.0
     most: float = 0.0
+
+    RULES = (("spread", lambda spread: spread > 0, "more than 0", "The file is damaged."),)
 
     def number(self, text: str) -> float:
         """Return what stands for a value: a category's place, a standardised number; NaN for what is not known."""
@@ -141,8 +145,8 @@ def as_json(columns: Sequence[Column]) -> list[dict]:
 
 
 def from_json(values: Sequence[Mapping]) -> tuple[Column, ...]:
-    """Return the columns that `as_json` has written."""
-    return tuple(Column(**{**value, "categories": tuple(value["categories"])}) for value in values)
+    """Return the columns that `as_json` has written. Raises: UserError if a value is of another type."""
+    return tuple(from_dict(Column, value, f"config.columns[{number}]") for number, value in enumerate(values))
 
 
 def _as_number(text: str) -> float | None:

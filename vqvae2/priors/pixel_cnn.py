@@ -34,8 +34,9 @@ from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.priors.stepping import PixelCNNCursor
+from vqvae2.runs.config import need
 from vqvae2.runs.weights import Pretrained, load_model
-from vqvae2.settings.parsing import from_dict
+from vqvae2.settings.stored import ADVICE, from_dict
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -214,12 +215,26 @@ class PixelCNN(Pretrained, Prior):
 
     @classmethod
     def from_config(cls, config: dict, tensors: Mapping[str, torch.Tensor]) -> "PixelCNN":
-        """Return a prior of a run's config and the shapes of its weights, which are still to be loaded."""
-        # Weights may be stored in 16 bit; the model is built in 32.
-        table, *top_table = (tensors[name].float() for name in ("table", "conditioner.table") if name in tensors)
-        return cls(from_dict(PriorSettings, config["settings"]), table, config["shape"], *top_table,
-                   **({"top_shape": config["top_shape"]} if top_table else {}),
-                   columns=conditions.from_json(config.get("columns", [])))
+        """Return a prior of a run's config and the shapes of its weights, which are still to be loaded.
+
+        Raises: UserError if config or weights are those of no prior.
+        """
+        need(config, "shape", "vqvae_hash", "training_images", "training_subjects")
+        settings, shape = from_dict(PriorSettings, config["settings"]), config["shape"]
+        expect(config["kind"] == f"{settings.level} prior", "config.kind", f"{settings.level} prior, the level of its "
+               "settings", config["kind"], ADVICE)
+        names = ["table", "conditioner.table"][: 1 + (settings.level == "bottom")]
+        for name in names:
+            form = list(tensors[name].shape) if name in tensors else []
+            expect(len(form) == 2 and 0 not in form, f"tensor {name}", "a row for each code", form, ADVICE)
+        table, *top_table = (tensors[name].float() for name in names)  # stored in 16 bit, the model is built in 32
+        if top_table:
+            need(config, "top_shape")
+            factor = shape[0] // config["top_shape"][0]
+            expect([factor * side for side in config["top_shape"]] == list(shape), "config.top_shape",
+                   f"a height and a width that fit into those of the bottom, {shape}", config["top_shape"], ADVICE)
+        return cls(settings, table, shape, *top_table, **({"top_shape": config["top_shape"]} if top_table else {}),
+                   columns=conditions.from_json(config.get("columns") or []))
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
                 known: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
@@ -277,7 +292,7 @@ def load_prior(name: str, level: str, vqvae_hash: str, device: torch.device,
     """
     prior = load_model(name, f"--{level}", f"{level} prior", PixelCNN.from_config, results, words=f"a {level} prior",
                        advice=f"Give the name that train_pixel_cnn.py --level {level} was run with.").model
-    learned, own = prior.config["vqvae_hash"], prior.config["settings"]["vqvae"]
+    learned, own = prior.config["vqvae_hash"], prior.config["settings"].get("vqvae")
     expect(learned == vqvae_hash, "--vqvae", f"the VQ-VAE whose codes --{level} {name} learned ({learned[:6]}, {own})",
            vqvae_hash[:6], f"Pass --vqvae {own}, or train the prior again.")
     return prior.to(device)

@@ -30,8 +30,9 @@ class PriorSettings(Checked):
     """Share of channels dropped in each layer while training."""
 
     RULES = (
+        ("channels", lambda channels: 2 <= channels <= 16384, "2 to 16384", "The default is 128."),
         ("heads", lambda heads: heads >= 1, "at least 1", "The default is 4."),
-        ("layers", lambda layers: layers >= 1, "at least 1", "The default is 8."),
+        ("layers", lambda layers: 1 <= layers <= 256, "1 to 256", "The default is 8."),
         ("attention_every", lambda layers: layers >= 0, "0 or more", "See --help for defaults."),
         ("condition", lambda names: len(set(names)) == len(names), "each column once",
          "For example --condition age sex."),
@@ -39,5 +40,5 @@ class PriorSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self.channels >= 2 and self.channels % self.heads == 0, "--channels",
+        expect(self.channels % self.heads == 0, "--channels",
                f"a multiple of --heads {self.heads}", self.channels, "For example 128.")

@@ -7,15 +7,15 @@ settings, and hashes of the models and data that they name. Then
 - other settings, models or data are refused, each by its name.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from vqvae2.common import files
-from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.errors import expect, flag
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import changes
+from vqvae2.settings.stored import read_json
 
 PARTS = "parts"
 """The folder of what is finished while not all is."""
@@ -85,17 +85,13 @@ class RecordedFolder:
 
     def _read(self) -> dict:
         """Return what the record says, {} where there is none."""
-        path = self.out / self.record
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found["settings"], dict):
-                raise ValueError("no settings")
-            return found
-        except FileNotFoundError:
+        path, what = self.out / self.record, f"settings that {self.command} wrote"
+        advice = "Delete the folder to make all of it anew, or choose another --out."
+        if not path.exists():
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: expected settings that {self.command} wrote, found {error}. Delete the folder to "
-                            "make all of it anew, or choose another --out.") from None
+        found = read_json(path, what, advice)
+        expect(isinstance(found.get("settings"), dict), str(path), what, "others", advice)
+        return found
 
     def _settings_before(self) -> dict:
         settings = {name: self.found[name] for name in self.hashes.values() if name in self.found}

@@ -14,6 +14,8 @@ import os
 import shlex
 import sys
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +30,8 @@ from vqvae2.settings.parsing import as_dict
 STATE, STATE_BEFORE = "state.pt", "state-before.pt"
 CODES = "codes"
 DELETE = "Delete it to train from the start."
+MISFIT = (UserError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What torch raises where a state is not that of a model or of its optimiser."""
 SEAL = b"vqvae2 sha256 "
 """Stands at the end of a state, before the 32 bytes of the SHA-256 of all that comes before it."""
 
@@ -56,10 +60,13 @@ def load_state(path: Path) -> dict:
         the disk does not let it be read.
     """
     try:
-        content = path.read_bytes()
+        with files.open_regular(path) as file:
+            content = file.read()
         body, seal = content[:-len(SEAL) - 32], content[-len(SEAL) - 32:]
         if seal != SEAL + hashlib.sha256(body).digest():
             raise ValueError("a torn or foreign file" if content else "an empty file")
+        if sum(member.file_size for member in zipfile.ZipFile(io.BytesIO(body)).infolist()) > len(body):
+            raise ValueError("a file that was made smaller")  # torch compresses nothing, and makes room for all of it
         with warnings.catch_warnings():  # torch's about how a file was pickled, which is not the user's business
             warnings.simplefilter("ignore")
             state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -75,11 +82,13 @@ def load_state(path: Path) -> dict:
                         ) from None
 
 
-def load_last_state(folder: Path, run_id: str | None = None) -> tuple[dict | None, str]:
+def load_last_state(folder: Path, run_id: str | None = None,
+                    restore: Callable[[dict], object] = lambda _: None) -> tuple[dict | None, str]:
     """Return a run's last state that can be trusted, None where none was saved, and a warning or "".
 
     Args:
         run_id: what a state of this run has under "run_id"; another run's is foreign.
+        restore: takes a state over, whole, or raises one of MISFIT where it is not the state of this model.
     Raises: UserError if there are states and none can be trusted; Unreadable if the disk does not let one be read.
     """
     failures: list[str] = []
@@ -88,6 +97,11 @@ def load_last_state(folder: Path, run_id: str | None = None) -> tuple[dict | Non
             state = load_state(path)
             expect(run_id in (None, state.get("run_id")), str(path), "a training state of this run",
                    "one of another run", DELETE)
+            try:
+                restore(state)
+            except MISFIT as error:
+                raise UserError(f"{path}: expected a training state of this model, found another "
+                                f"({files.in_brief(error)}). {DELETE}") from None
             return state, f"warning: {failures[0]} Going on from {path}, the one before it." if failures else ""
         except Unreadable:
             raise
@@ -154,7 +168,7 @@ def describe(settings: RunSettings, kind: str, global_batch: int, data: dict, be
     for name, value in hashes.items():
         began = before.get(name, value)
         expect(began == value, f"--savename {settings.savename}", f"the {name[:-5]} that this run began with "
-               f"({began[:12]})", value[:12], "Choose another --savename.")
+               f"({str(began)[:12]})", value[:12], "Choose another --savename.")
     own = {name: value for name, value in as_dict(settings).items() if name not in NOT_PART_OF_A_RUN}
     run_id = hashlib.sha256(json.dumps([kind, own, global_batch, hashes]).encode()).hexdigest()[:16]
     return {"kind": kind, "settings": as_dict(settings), "global_batch": global_batch, **data,
@@ -185,14 +199,16 @@ def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None
            "Stop one of them; the same command goes on from that state.")
 
 
-def resume_state(folder: Path, config: dict, settings: RunSettings) -> dict | None:
+def resume_state(folder: Path, config: dict, settings: RunSettings,
+                 restore: Callable[[dict], object] = lambda _: None) -> dict | None:
     """Return the state that this run goes on from, None at its first start; the same on every rank.
 
-    A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.
+    The state has been given to `restore` (see `load_last_state`). A state that is torn or foreign is passed over, with
+    a warning, for the one before it, and renamed state-bad.pt.
     Raises: UserError, on all ranks, if no state can be trusted, or machines do not see the same folder (which shows
         once something has been saved).
     """
-    state, warning = distributed.together(lambda: load_last_state(folder, config["run_id"]))
+    state, warning = distributed.together(lambda: load_last_state(folder, config["run_id"], restore))
     found = distributed.gather_objects((config["run_id"], 0 if state is None else state["step"]))
     expect(len(set(found)) == 1, f"--results {settings.results}", "one folder that all machines share",
            f"ranks of run and step {', '.join(f'{run[:6]} {step}' for run, step in found)}", "Put it on a shared disk.")

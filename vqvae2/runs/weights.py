@@ -3,16 +3,22 @@
 Weights are safetensors with the run's config in their metadata, so that they load without the code's defaults and
 without executing anything. A run's folder already has the hub's layout: `model.safetensors` and `config.json`. Only
 reaching the hub itself needs the package huggingface_hub (`pip install vqvae2-brain-mri[hub]`).
+
+A model may come from a stranger, or over a bad line. So its config is checked field by field, its weights must have the
+hash that the file says and be numbers that a trained network can have, and a model that is larger than its weights is
+not built to its end. Files of older versions say no hashes.
 """
 
 import hashlib
 import importlib
 import json
+import math
 import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,59 +28,109 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vqvae2 import __version__
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.files import in_brief, write_atomically, write_json
+from vqvae2.runs import config as run_config
+from vqvae2.settings import stored
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HASH, CONFIG_HASH = "sha256", "config_sha256"
+"""Names in the metadata of a weights file: of the `weights_hash` of its tensors, and the SHA-256 of its config."""
+MOST_HEADER, MOST_TENSORS = 64 * 2**20, 20_000
+"""Bytes of a header and tensors in it; a model of this project has hundreds."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ALWAYS_BUILT = 5_000_000
+"""Numbers, at most, of a model's tables that its weights file does not hold."""
+LARGEST, LARGEST_STATISTIC = 1e6, 1e18
+"""The largest weight, and the largest count of vectors or sum of them: trained weights stay below a thousand, and the
+square of a statistic is still a float32."""
+STATISTICS = {"counts", "recent", "sums", "updates"}
+"""The last part of the names of counts and sums that a codebook keeps for its training."""
+DAMAGED = "Copy it again from where it came, or train the model again."
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """An owner and a name, such as ada/vqvae-128."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], config: dict) -> None:
-    """Write `tensors` as safetensors with `config` in the metadata, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Write `tensors` as safetensors with `config` and the hashes of both in the metadata, atomically."""
+    plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+             for name, tensor in tensors.items()}
+    text = json.dumps(config)
     # Made in memory: a full disk is then an OSError, as everywhere, and not the library's own kind of error.
-    write_atomically(path, save(plain, {"config": json.dumps(config)}))
+    made = memoryview(save(plain, {"config": text, HASH: weights_hash(plain), CONFIG_HASH: _hash_of(text)}))
+    end = 8 + int.from_bytes(made[:8], "little")
+    # The library writes the metadata in a random order; equal weights give equal bytes.
+    header = json.dumps(json.loads(bytes(made[8:end])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_atomically(path, b"".join([len(header).to_bytes(8, "little"), header, made[end:]]))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, dict, str | None]]:
+    """Open a weights file; give its config, which is checked, and the hash that its tensors should have.
+
+    Raises: UserError, also for what is done with the file, if it is missing, damaged or not one of this project.
+    """
+    try:
+        with path.open("rb") as raw:
+            header = raw.read(min(int.from_bytes(raw.read(8), "little"), MOST_HEADER + 1))
+        if len(header) > MOST_HEADER or header.count(b"{") > MOST_TENSORS:
+            raise ValueError("a header that is larger than any of this project")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            config = stored.parse(metadata["config"])
+            if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+                raise KeyError("settings in its config")
+            if metadata.get(CONFIG_HASH) not in (None, _hash_of(metadata["config"])):
+                raise ValueError("a config that has changed since it was written")
+            yield file, run_config.checked(config, f"{path}: config"), metadata.get(HASH)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: expected a weights file of this project, found {in_brief(error)}. "
+                        "Check the name, or train the model again.") from None
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Return the tensors and the config of a weights file.
 
-    Raises: UserError if it is missing or not a weights file of this project.
+    Raises: UserError if it is missing, damaged or not a weights file of this project.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
-            if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-                raise KeyError("settings in its config")
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: expected a weights file of this project, found {in_brief(error)}. "
-                        "Check the name, or train the model again.") from None
+    with _opened(path) as (file, config, wanted):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if wanted is not None:
+        found = weights_hash(tensors)
+        expect(found == wanted, str(path), f"tensors of the hash {wanted[:12]}", found[:12], DAMAGED)
+    return tensors, config
+
+
+def config_in_weights(path: Path) -> dict:
+    """Return the config of a weights file. Raises: as `load_weights`, but for the tensors, which stay unread."""
+    with _opened(path) as (_, config, _):
+        return config
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over names, shapes and bytes of `tensors`, sorted by name, as 64 hex digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        # Not contiguous(), which leaves odd strides to dimensions of size 1.
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict:
-    """Return a run's config.json. Raises: UserError if it is missing or not JSON."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-            raise ValueError("other JSON")
-        return config
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: expected the settings of a run, found {in_brief(error)}. "
-                        "Point at a folder that a training script made.") from None
+    """Return a run's config.json. Raises: UserError if it is missing, not JSON, or a value is of another type."""
+    path = folder / CONFIG
+    config = stored.read_json(path, "the settings of a run", "Point at a folder that a training script made.")
+    return run_config.checked(config, str(path))
 
 
 def find_run(name: str, flag: str, results: Path = Path("results"), file: str = WEIGHTS) -> Path:
@@ -155,24 +211,61 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
     Raises: UserError if there is none, or the folder holds another kind of model or weights of another form.
     """
     folder = find_run(name, flag, results)
-    tensors, config = load_weights(folder / WEIGHTS)
+    path = folder / WEIGHTS
+    tensors, config = load_weights(path)
     found = str(config.get("kind"))
     expect(found.endswith(kind), f"{flag} {name}", words, f"a {found} in {folder}", advice)
-    model = build(config, tensors)
     try:
+        _check_values(tensors)
+        with _Budget(3 * sum(tensor.numel() for tensor in tensors.values()) + ALWAYS_BUILT):
+            model = build(config, tensors)
+        _check_forms(model.state_dict(), tensors)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{flag} {name}: expected weights that this version of the code reads, found others "
-                        f"({in_brief(error)}). Train the model again.") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     model.config = config
     return TrainedModel(model.eval(), config, weights_hash(tensors), folder)
+
+
+class _Budget(TorchFunctionMode):
+    """Inside this context, tensors of at most so many new numbers are made: a config may ask for any size."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.numbers = self.left = numbers
+
+    def __torch_function__(self, function: Callable, _: object, args: tuple = (),
+                           options: dict | None = None) -> object:
+        if function in (torch.empty, torch.zeros, torch.ones, torch.randn):
+            self.left -= math.prod(args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            expect(self.left >= 0, "config", f"settings of a model of the {self.numbers} numbers that the file may "
+                   "need", "those of a larger one", DAMAGED)
+        return function(*args, **options or {})
+
+
+def _check_forms(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError unless the tensors are those of the model; floats may be stored in other sizes."""
+    for name in sorted(wanted.keys() | found.keys()):
+        ours, theirs = (f"{'float' if of[name].dtype in FLOATS else str(of[name].dtype).removeprefix('torch.')} "
+                        f"{list(of[name].shape)}" if name in of else "none" for of in (wanted, found))
+        expect(ours == theirs, f"tensor {name[:80]}", f"{ours}, which config and version of the code say", theirs,
+               "Train the model again.")
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError where a tensor is not finite, or holds numbers that no trained network has."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS and tensor.numel():
+            largest = max(-tensor.min().item(), tensor.max().item())
+            most = LARGEST_STATISTIC if name.rpartition(".")[2] in STATISTICS else LARGEST
+            expect(largest <= most, f"tensor {name[:80]}", f"finite numbers up to {most:g}", f"{largest:g}", DAMAGED)
 
 
 class Pretrained:
     """The part of a model that reads it from, and writes it to, a folder in the layout of the Hugging Face hub.
 
     A class provides `kind`, with which the kind in its config.json ends, and `from_config(config, tensors)`, which
-    returns a model without these weights yet.
+    returns a model without these weights yet, or raises UserError where config or weights make no model.
     """
 
     kind: str

@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from vqvae2.common import machine
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.files import in_brief
 from vqvae2.common.names import SUFFIXES
 from vqvae2.images.dataset import to_bytes, unique_names
 from vqvae2.images.reading import pictures_in, read_picture
-from vqvae2.models.autoencoder import TrainedVqvae
-from vqvae2.models.code_maps import LEVELS, UNREADABLE
+from vqvae2.models.autoencoder import TrainedVqvae, code_grids
+from vqvae2.models.code_maps import UNREADABLE, read_arrays
 from vqvae2.sampling.settings import CODE_FILE, SampleSettings
 
 HALVES = ("left", "right", "upper", "lower")
@@ -159,19 +160,17 @@ def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> IncompleteImag
     """
     what, size = f"--inpaint {settings.inpaint}", vqvae.model.settings.codebook_size
     try:
-        with np.load(settings.inpaint, allow_pickle=False) as file:
-            names, made_by = [str(name) for name in file["image"]], str(file["vqvae_hash"])
-            arrays = {level: file[level] for level in LEVELS if level in file}
+        arrays = read_arrays(settings.inpaint)
+        names, made_by = [str(name) for name in arrays["image"]], str(arrays["vqvae_hash"])
     except UNREADABLE as error:
         raise UserError(f"{what}: expected a code file with image, {', '.join(vqvae.model.levels)} and vqvae_hash, "
-                        f"found {' '.join(str(error).split())[:120]}. sample.py and train_pixel_cnn.py write such "
-                        "files.") from None
+                        f"found {in_brief(error)}. sample.py and train_pixel_cnn.py write such files.") from None
     expect(made_by == vqvae.hash, what, f"codes of --vqvae {settings.vqvae} ({vqvae.hash[:6]})", made_by[:6],
            "Give the VQ-VAE that made them.")
     unfit = next((name for name, times in Counter(names).items() if times > 1 or "\0" in name), None)
     expect(unfit is None, what, "a name for each image that a file can have, no two alike", repr(unfit), "Rename it.")
     codes = {}
-    for level, shape in vqvae_grids(vqvae).items():
+    for level, shape in code_grids(vqvae).items():
         found = tuple(arrays[level].shape) if level in arrays else "none"
         expect(found == (len(names), *shape), what, f"{level} codes of shape {(len(names), *shape)}", found,
                "Make the file again.")
@@ -188,14 +187,6 @@ def _load_codes(settings: SampleSettings, vqvae: TrainedVqvae) -> IncompleteImag
     expect(bool(hidden.any()), what, "at least one code marked -1", "none", "What is -1 is drawn.")
     return IncompleteImages(unique_names(names), codes, hidden.float(), None,
                             {"images_hash": _hash(names, *codes.values())})
-
-
-def vqvae_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:
-    """Return height and width of each level's code maps, top first."""
-    height, width = vqvae.config["image_shape"][1:]
-    factors = vqvae.model.settings.downsample
-    cells = {"top": int(np.prod(factors)), "bottom": factors[0]}
-    return {level: (height // cells[level], width // cells[level]) for level in vqvae.model.levels}
 
 
 def blend_weights(hidden: torch.Tensor, blend: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ from torch.nn import functional
 from vqvae2.common import machine, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.images.dataset import to_bytes
-from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, load_vqvae
+from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, code_grids, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior, WholeMapCursor
@@ -54,7 +54,13 @@ def load_models(vqvae_name: str, top_name: str | None, bottom_name: str | None, 
     names = {"top": top_name, "bottom": bottom_name}
     expect(not bottom_name or "bottom" in vqvae.model.levels, "--bottom",
            f"no bottom prior, since --vqvae {vqvae_name} has one level", bottom_name, "Drop --bottom.")
-    return vqvae, {level: load_prior(name, level, vqvae.hash, device, results) for level, name in names.items() if name}
+    priors = {level: load_prior(name, level, vqvae.hash, device, results) for level, name in names.items() if name}
+    for level, prior in priors.items():
+        own = vqvae.model.settings.codebook_size, code_grids(vqvae)[level]
+        expect((prior.codebook_size, prior.shape) == own, f"--{level} {names[level]}", f"a prior of {own[0]} codes "
+               f"on maps of {own[1]}, as --vqvae {vqvae_name} has", f"{prior.codebook_size} on {prior.shape}",
+               "Train the prior again.")
+    return vqvae, priors
 
 
 def in_float64(priors: Mapping[str, Prior]) -> dict[str, Prior]:

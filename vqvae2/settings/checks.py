@@ -14,6 +14,15 @@ SEED = ("seed", lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "The default 
 SPLIT = ("split", lambda split: min(split) >= 0 < sum(split), "three shares of 0 or more, one above 0",
          "The default is 64 16 20.")
 
+CUTTING = (
+    ("planes", lambda planes: 0 < len(planes) == len(set(planes)), "axial, coronal, sagittal, each at most once",
+     "Name at least one."),
+    ("extent", lambda extent: 0 <= extent[0] < extent[1] <= 1, "two fractions, 0 <= LOW < HIGH <= 1",
+     "The default is 0.3 0.8."),
+    ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "The default is 256."),
+    ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."))
+"""Rules of the settings that say how slices are cut out of scans."""
+
 
 class Checked:
     """Settings whose numbers are finite and which follow the RULES of their class and of its parents.
@@ -42,7 +51,7 @@ def has_group(pattern: str) -> bool:
     """Return whether a regular expression has a group. Raises: UserError if the pattern is no regular expression."""
     try:
         return re.compile(pattern).groups >= 1
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"--subject-pattern: expected a regular expression, found {pattern} ({error}). "
                         "For example 'case_(\\d+)'.") from None
 

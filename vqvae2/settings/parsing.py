@@ -1,4 +1,4 @@
-"""A command line, the environment, .env -> a frozen dataclass of settings, and such a dataclass -> JSON and back.
+"""A command line, the environment, .env -> a frozen dataclass of settings, and such a dataclass -> JSON.
 
 The sentence under a field is what `--help` prints. A flag beats the environment, which beats .env.
 
@@ -100,13 +100,6 @@ def changes(new: dict, old: dict) -> list[str]:
 
     return [f"{flag(name)} {words(value)} (was {words(old[name])})" for name, value in new.items()
             if old.get(name, value) != value]
-
-
-def from_dict(settings: type[Settings], values: dict) -> Settings:
-    """Return a settings dataclass from what `as_dict` made of it; values that this version lacks are left out."""
-    return settings(**{key: Path(value) if key in ("data", "results") and value is not None else
-                       tuple(value) if isinstance(value, list) else value
-                       for key, value in values.items() if key in settings.__dataclass_fields__})
 
 
 def completed(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import tyro
 
 from vqvae2.common.errors import expect
 from vqvae2.scans.archives import BY_NAME
-from vqvae2.settings.checks import SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked
+from vqvae2.settings.checks import CUTTING, SAID, SEED, SPLIT, SUBJECT_PATTERN, Checked
 
 Plane = Literal["axial", "coronal", "sagittal"]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -87,14 +87,8 @@ class ExtractSettings(Checked):
     """End at the first scan that cannot be used, with exit status 2."""
 
     RULES = (
-        SPLIT, SEED, SUBJECT_PATTERN,
-        ("planes", lambda planes: 0 < len(planes) == len(set(planes)), "axial, coronal, sagittal, each at most once",
-         "Name at least one."),
+        SPLIT, SEED, SUBJECT_PATTERN, *CUTTING,
         ("per_scan workers", lambda value: value >= 1, "at least 1", "Give a larger number."),
-        ("extent", lambda extent: 0 <= extent[0] < extent[1] <= 1, "two fractions, 0 <= LOW < HIGH <= 1",
-         "The default is 0.3 0.8."),
-        ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "The default is 256."),
-        ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."),
         ("assume_orientation", lambda letters: sorted(letters.upper().translate(ONE_OF_EACH_PAIR)) == ["A", "R", "S"],
          "one letter each of R/L, A/P and S/I", "For example RAS, LAS or ASL."),
         ("archive", lambda name: name in BY_NAME or re.fullmatch(r"plain:([1-9]\d?|file)", name) is not None,

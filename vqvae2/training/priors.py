@@ -13,6 +13,7 @@ from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.common.output_folder import claimed
 from vqvae2.images import augmentation, dataset
+from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, context_model
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import charts
@@ -21,6 +22,7 @@ from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.runs.log import say
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import path_from_environment
+from vqvae2.settings.stored import from_dict
 from vqvae2.training.settings import TrainPrior
 from vqvae2.training.trainer import Share, Trainer
 
@@ -43,12 +45,12 @@ class PriorTrainer(Trainer):
                f"a level of --vqvae {self.settings.vqvae}", "one level, called top", "Use --level top.")
         # The images that the VQ-VAE saw, from --data or else from its folder, by its seed too: that decides who is in
         # which split where the images are not split on disk.
-        own = as_before(self.vqvae.config["settings"])
-        data = self.settings.data or own["data"]
+        own = from_dict(DataSettings, as_before(self.vqvae.config["settings"]))
+        data = self.settings.data or own.data
         given = dataclasses.replace(
-            self.settings, size=self.settings.size or own["size"], split=tuple(own["split"]), seed=own["seed"],
-            fit=own["fit"], colours=own["colours"], allow_leak=self.settings.allow_leak or own["allow_leak"],
-            subject_pattern=self.settings.subject_pattern or own["subject_pattern"],
+            self.settings, size=self.settings.size or own.size, split=own.split, seed=own.seed,
+            fit=own.fit, colours=own.colours, allow_leak=self.settings.allow_leak or own.allow_leak,
+            subject_pattern=self.settings.subject_pattern or own.subject_pattern,
             data=data and path_from_environment(data, "SLICES_PATH", "--data"))
         loaded = dataset.load_images(given, ("train", "validate"))
         expect(len(loaded.splits["train"]) > 0, f"--data {loaded.folder}", "at least 1 training image", 0,
@@ -74,7 +76,9 @@ class PriorTrainer(Trainer):
         path = self.vqvae.folder / "codes" / f"{name}.npz"
         # Only `images_hash` knows the pixels of validation images that no manifest vouches for.
         of_data = self.data["images_hash" if name == "validate" else "data_hash"]
-        stored = code_maps.CodeMaps.load(path, self.vqvae.hash, of_data, torch.int16)
+        stored = code_maps.CodeMaps.load(
+            path, self.vqvae.hash, of_data, split.names, autoencoder.code_grids(self.vqvae),
+            self.vqvae.model.settings.codebook_size, torch.int16)
         if distributed.any_rank(stored is None, self.device):
             with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
                       disable=distributed.rank() != 0) as bar:

@@ -20,11 +20,15 @@ from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
 from vqvae2.common.output_folder import claimed
 from vqvae2.runs import log, state, weights
+from vqvae2.settings.stored import as_declared
 from vqvae2.training.settings import TrainingSettings
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """Seconds, about, between the moments at which all ranks look at the loss, and whether to stop or to save."""
-PLACE_IN_RUN = ("epoch", "step", "step_in_epoch", "best", "rows", "sums", "seconds")
+PLACE_IN_RUN = {"epoch": int, "step": int, "step_in_epoch": int, "best": float, "rows": list[dict[str, float]],
+                "sums": dict[str, float], "seconds": float}
+"""The attributes that say where a run stands, with their types."""
+OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -187,8 +191,7 @@ class Trainer:
         self.config = state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
-        if found := state.resume_state(self.folder, self.config, self.settings):
-            self._restore(found)
+        state.resume_state(self.folder, self.config, self.settings, self._restore)
         self.state_number = state.file_number(self.folder / state.STATE)
         distributed.on_rank_0(lambda: state.begin(self.claim, self.config))
         self.log = log.RunLog(self.folder, self.epoch)
@@ -398,12 +401,26 @@ class Trainer:
             **{name: getattr(self, name) for name in PLACE_IN_RUN}})
 
     def _restore(self, saved: dict) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.stepper.load_state_dict(saved["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        for name in PLACE_IN_RUN:
-            setattr(self, name, saved[name])
+        """Take over a state. Raises: one of state.MISFIT if it is not one of this model and its optimiser."""
+        place = {name: as_declared(saved[name], kind, name) for name, kind in PLACE_IN_RUN.items()}
+        if min(place["epoch"], place["step"], place["step_in_epoch"]) < 0 or not all("epoch" in row
+                                                                                     for row in place["rows"]):
+            raise ValueError("no place in a run")
+        for name, model in (("model", self.model), *([("average", self.average)] if self.average is not None else ())):
+            for part, ours in model.state_dict().items():
+                _check_tensor(f"{name}.{part}", saved[name].get(part, ours), [ours.shape], ours.dtype)
+            model.load_state_dict(saved[name])
+        self.stepper.load_state_dict({**saved["optimizer"], "param_groups": [
+            _options(ours, theirs) for ours, theirs in zip(self.stepper.param_groups,
+                                                           saved["optimizer"]["param_groups"])]})
+        for parameter, kept in self.stepper.state.items():
+            if isinstance(self.stepper, (torch.optim.Adam, torch.optim.AdamW)) and not kept.keys() >= OF_ADAM:
+                raise ValueError(f"no {' or '.join(sorted(OF_ADAM - kept.keys()))} of the optimiser")
+            for name, value in kept.items():
+                if name in OF_ADAM or isinstance(value, torch.Tensor):
+                    _check_tensor(f"optimiser {name}", value, [parameter.shape, torch.Size()])
+        for name, value in place.items():
+            setattr(self, name, value)
 
     def _stopped(self, when: str | None = None) -> str:
         return (f"Stopped by a signal {when or f'at step {self.step}'}, all saved: {self.folder}. "
@@ -422,3 +439,26 @@ class Trainer:
             log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
             log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
+
+
+def _check_tensor(name: str, value: object, shapes: list[torch.Size], kind: torch.dtype | None = None) -> None:
+    """Raise ValueError unless a value of a state is a tensor of one of `shapes`, and of the type `kind` if given."""
+    if not isinstance(value, torch.Tensor) or value.shape not in shapes or kind not in (None, value.dtype):
+        raise ValueError(f"{name}: {list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__}")
+
+
+def _options(ours: dict, saved: dict) -> dict:
+    """Return an optimiser's saved options; those that are no numbers, such as `fused`, are this start's own.
+
+    Raises: ValueError where a saved option is no number, or not as many.
+    """
+    def form(value: object) -> object:
+        if isinstance(value, (tuple, list)):
+            return [form(item) for item in value]
+        return "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    numbers = {name: form(value) for name, value in ours.items() if name != "params" and form(value) is not None}
+    for name, wanted in numbers.items():
+        if form(saved.get(name)) != wanted:
+            raise ValueError(f"{name} of the optimiser")
+    return saved | {name: value for name, value in ours.items() if name not in ("params", *numbers)}
