@@ -5,9 +5,11 @@ file remains.
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +19,10 @@ from vqvae2.common.errors import UserError, expect
 
 LEFT_OVERS = ".*.tmp*"
 """Pattern of the names of files that a killed process was just writing."""
+
+KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+         stat.S_IFDIR: "a folder"}
+"""What may stand in a file's place."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
@@ -58,6 +64,25 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
     finally:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove
             temporary.unlink()
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading bytes; whatever is at `path`, this returns or raises at once.
+
+    Raises: OSError, also if the path is of a pipe, whose writer would be waited for, a socket, a device or a folder.
+    """
+    def expect_regular(mode: int) -> None:
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"Not a regular file but {KINDS.get(stat.S_IFMT(mode), 'something else')}")
+
+    expect_regular(os.stat(path).st_mode)  # to open a device may move its tape
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        expect_regular(os.fstat(number).st_mode)  # a pipe may have taken the file's place meanwhile
+        return open(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
 
 
 def check_folder(folder: Path, flag: str) -> None:
