@@ -247,7 +247,7 @@ BAD = {
                       r"expected whole DICOM files, found 1 cut short or damaged, such as a\.dcm"),
     "a link to nothing": (lambda folder: (save_slices(folder), (folder / "a.dcm").symlink_to("nowhere")),
                           r"expected all files of a DICOM series, found a link to a file that is not there"),
-    "an empty folder": (Path.mkdir, r"expected a file that can be read, found not a regular file"),
+    "an empty folder": (Path.mkdir, r"expected a folder of DICOM files, found none in it\."),
 }
 
 

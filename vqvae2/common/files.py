@@ -6,6 +6,7 @@ file remains.
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -71,18 +72,38 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     Raises: OSError, also if the path is of a pipe, whose writer would be waited for, a socket, a device or a folder.
     """
-    def expect_regular(mode: int) -> None:
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, f"Not a regular file but {KINDS.get(stat.S_IFMT(mode), 'something else')}")
-
-    expect_regular(os.stat(path).st_mode)  # to open a device may move its tape
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    _expect_regular(os.stat(path).st_mode)  # opening a device may change it
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     try:
-        expect_regular(os.fstat(number).st_mode)  # a pipe may have taken the file's place meanwhile
-        return open(number, "rb")
-    except BaseException:
-        os.close(number)
+        _expect_regular(os.fstat(file.fileno()).st_mode)  # a pipe may have taken the file's place meanwhile
+    except OSError:
+        file.close()
         raise
+    return file
+
+
+def _expect_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"Not a regular file but {KINDS.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """Return the bytes of a file that has no more than `most`. Raises: OSError, also if it has more, or is no file."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"A file of more than {most >> 20} MB")
+    return content
+
+
+def sha256_of_file(path: Path, digest: "hashlib._Hash | None" = None) -> "hashlib._Hash":
+    """Return the SHA-256 of a file's bytes, added to `digest` where there is one. Raises: OSError, as `open_regular`.
+    """
+    digest = digest or hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest
 
 
 def check_folder(folder: Path, flag: str) -> None:

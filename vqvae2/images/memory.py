@@ -22,6 +22,7 @@ import numpy as np
 
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.memory import memory_available
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")
@@ -63,13 +64,6 @@ def decode(count: int, read: Callable[[int], np.ndarray]) -> tuple[np.ndarray, d
             formats = {wanted}.union(*(met for met, _ in found))
             if errors or _common(formats) == wanted:
                 return np.asarray(np.memmap(file, kind, "r", 0, shape)) if file else pixels, errors, note
-
-
-def memory_available() -> int:
-    """Return how many bytes of this machine's memory are free, by the kernel's estimate; elsewhere half of it."""
-    with suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _common(formats: set[Format]) -> Format:

@@ -32,8 +32,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vqvae2.common import memory
 from vqvae2.common.errors import UserError, expect, flag
-from vqvae2.common.files import LEFT_OVERS, check_folder
+from vqvae2.common.files import LEFT_OVERS, check_folder, read_at_most
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates, dicom
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
@@ -48,6 +49,7 @@ from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
     HEAD,
+    LARGEST_SIDECAR,
     MANIFEST,
     PAGE,
     SIDECARS,
@@ -78,6 +80,8 @@ COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "po
            "voxels", "archive", "voxel_size_mm", "brain_mm", "geometry", "mask", "mask_sha256")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "trust")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
+BYTES_OF_WORKER = 128 << 20
+"""The memory of a worker that has not read a scan yet."""
 GONE = "scan is gone"
 """The page's kind of warning for slices of a scan that is no longer there."""
 SAME = "likely the same person"
@@ -202,12 +206,16 @@ def merge(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path)
 
 def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
     """Yield each task's outcome in the order of the tasks, whatever the number of workers."""
-    if min(workers, len(tasks)) <= 1:
-        yield from itertools.starmap(work_on, tasks)
+    count = max(1, min(workers, len(tasks)))
+    # Shared out now: later, what a worker holds from its last scan would count as not free for the next one.
+    share = memory.memory_available() // count
+    if count == 1:
+        with memory.only(share):
+            yield from itertools.starmap(work_on, tasks)
         return
     # Not forkserver, which starts sooner but may import another checkout's modules: it does not know sys.path.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
+    pool = ProcessPoolExecutor(count, context, _start_worker, (share - BYTES_OF_WORKER,))
     try:
         yield from pool.map(work_on, *zip(*tasks))
     except BrokenProcessPool:
@@ -217,8 +225,10 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leave signals to the main process, and end with that process, also if it is killed."""
+def _start_worker(share: int) -> None:
+    """Leave signals to the main process, and end with that process, also if it is killed; take `share` bytes at most.
+    """
+    memory.set_room(share)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
@@ -368,7 +378,7 @@ def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out:
     asked = json.dumps([RECIPE, LIKELY_SAME, [firsts[name]["subject"] for name in names], texts])
     asked = hashlib.sha256(asked.encode()).hexdigest()
     try:
-        before = json.loads((out / SIDECARS / "likely-same").read_bytes())
+        before = json.loads(read_at_most(out / SIDECARS / "likely-same", LARGEST_SIDECAR))
         pairs = [(int(first), int(second), float(alike)) for first, second, alike in before[asked]]
     except (OSError, ValueError, TypeError, KeyError):
         pairs = likely_same([from_text(text) for text in texts], [firsts[name]["subject"] for name in names])
@@ -440,7 +450,7 @@ def changed_settings(out: Path, settings: ExtractSettings) -> str:
     """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
     now, before = _reported(settings), {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        before = dict(json.loads((out / "extraction.json").read_text(encoding="utf-8"))["settings"])
+        before = dict(json.loads(read_at_most(out / "extraction.json", LARGEST_SIDECAR))["settings"])
     return ", ".join(f"{flag(name)} {_words(now[name])} (was {_words(before[name])})"
                      for name in now if before.get(name, now[name]) != now[name])
 
