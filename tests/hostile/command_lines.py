@@ -37,7 +37,8 @@ COMMANDS = {
     "publish": (PublishSettings, ["results/oasis/tiny", "out"])}
 """Each command with its settings, and words with which it takes a second or two; a later flag beats an earlier one."""
 LEFT_OUT = {"preset", "compile", "workers", "shard", "merge", "archives", "list", "lesions", "probe", "rates",
-            "features", "savename", "runs", "run", "input", "threads", "timeout_minutes", "data", "results", "channels", "out"}
+            "features", "savename", "runs", "run", "input", "threads", "timeout_minutes", "data",
+            "results", "channels", "out"}
 """Settings that take minutes, make other commands of these, or name what the words above name."""
 SMALL = {"epochs": (1, 2), "batch": (1, 3, 8, 64), "size": (16, 32, 64), "per_scan": (1, 2, 5), "copies": (0, 1),
          "count": (1, 3), "samples": (2, 8), "reject": (1, 2), "layers": (1, 2), "residual_layers": (0, 1, 2),
@@ -55,8 +56,8 @@ SMALL = {"epochs": (1, 2), "batch": (1, 3, 8, 64), "size": (16, 32, 64), "per_sc
          "temperature": ((1.0,), (0.5, 0.9), (0.0,)), "top_k": ((0,), (5, 3)), "top_p": ((1.0,), (0.5,)),
          "guidance": ((1.0,), (2.0,))}
 """Values that mostly fit, and with which a command ends soon; other settings get what their type says."""
-WRONG = ("-1", "0", "7", "nan", "inf", "1e400", "x", " ", "é", "slices", "tiny-top", "--", "99999999999999999999",
-         "../..", "/dev/null", "null", "0.5", "%s", "\\", "a" * 5000)
+WRONG = ("-1", "0", "7", "nan", "inf", "1e400", "x", " ", "é", "slices", "tiny-top", "--",
+         "99999999999999999999", "../..", "/dev/null", "null", "0.5", "%s", "\\", "a" * 5000)
 SHARE_OF_WRONG = 0.3
 
 

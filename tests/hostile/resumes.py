@@ -1,9 +1,9 @@
 """Trainings killed at random moments, again and again -> do they end like those that never were?
 
 Each of three trainings (a VQ-VAE alone, a VQ-VAE on two processes under torchrun, a top prior alone) is run once
-without disturbance, and again with: a random signal (half of them SIGKILL) to the launcher or to a worker after a random
-time, and now and then a torn state.pt as well. After each kill the same command goes on. In the end the weights, the
-whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
+without disturbance, and again with: a random signal (half of them SIGKILL) to the launcher or to a worker after a
+random time, and now and then a torn state.pt as well. After each kill the same command goes on. In the end the weights,
+the whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
 """
 
 import csv

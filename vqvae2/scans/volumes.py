@@ -54,6 +54,8 @@ except ImportError:
     from gzip import GzipFile
     InflateError, crc32 = zlib.error, zlib.crc32
 
+GZIP = b"\x1f\x8b"
+"""The first bytes of a gzip file."""
 CHUNK = 1 << 18
 """Bytes inflated at a time: few enough to stay in the processor's cache until they are copied."""
 MOST_FROM_A_BYTE = 1032
@@ -263,8 +265,7 @@ def _claimed(path: Path, number: int | None) -> _Claimed:
     Raises: UnusableScan if the file cannot be so, is no volume of real numbers, or needs more memory than there is.
     """
     files = files_of(path)
-    with opened(files[0], path) as (stream, _):
-        header = parse_header(path, stream.read(BEGINNING_BYTES))
+    header = parse_header(path, _beginning(files[0], path))
     check_shape(path.name, header, number)
     size = header.voxels * header.number_type.itemsize
     start = header.voxels_at + (size * number if header.is_series else 0)
@@ -346,12 +347,28 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path, beside(".img")) if suffix.startswith(".hdr") else (beside(".hdr"), path)
 
 
+def _beginning(part: Path, scan: Path) -> bytes:
+    """Return the first bytes of a file, inflated; a reader of gzip might look for more behind them, as far as it goes.
+    """
+    with errors_of(part, scan), open_regular(part) as file:
+        packed, content = file.read(CHUNK), b""
+        if not packed.startswith(GZIP):
+            return packed[:BEGINNING_BYTES]
+        while packed.startswith(GZIP) and len(content) < BEGINNING_BYTES:  # a member of several
+            inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            content += inflater.decompress(packed, BEGINNING_BYTES - len(content))
+            if not content and not inflater.eof:
+                raise EOFError
+            packed = inflater.unused_data
+        return content
+
+
 @contextlib.contextmanager
 def opened(part: Path, scan: Path) -> Iterator[tuple[io.BufferedReader, int]]:
     """Open `part`, the scan or a file of its pair; yield its inflated bytes, and how many there can be at most."""
     with errors_of(part, scan), open_regular(part) as file:
         size = os.fstat(file.fileno()).st_size
-        if file.peek(2)[:2] == b"\x1f\x8b":
+        if file.peek(2).startswith(GZIP):
             inflating = GzipFile(fileobj=file, mode="rb")
             # GzipFile has no readinto of its own: reading through it would copy every byte once more.
             yield inflating._buffer, size * MOST_FROM_A_BYTE
