@@ -76,6 +76,8 @@ def results_of(name: str) -> dict[int, dict]:
 def work(connection: Connection) -> None:
     """Make the tries that come in: (part, number, its prepared folder), with None for the number to prepare it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    for stream in (1, 2):  # what commands print would tear the parent's bar
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with suppress(EOFError, OSError):
         while True:
             name, number, prepared = connection.recv()
@@ -142,8 +144,8 @@ class Worker:
 
 def tries(name: str, numbers: list[int], until: float) -> Iterator[tuple[int, str, str, float]]:
     """Yield (number, word, error, seconds) of each try of a part as it ends; no try begins after `until`."""
-    waiting: deque[int | None] = deque(numbers)
-    workers = [Worker.start() for _ in range(min(PROCESSES, len(numbers)))]
+    waiting: deque[int] = deque()  # until the part is prepared
+    workers, busy = [Worker.start() for _ in range(min(PROCESSES, len(numbers)))], []
     with tempfile.TemporaryDirectory(prefix=f"soak-{name}-", ignore_cleanup_errors=True) as prepared:
         try:
             workers[0].give(name, None, prepared)
@@ -157,6 +159,7 @@ def tries(name: str, numbers: list[int], until: float) -> Iterator[tuple[int, st
                     if worker.number is None:
                         if outcome[0] == LOST:
                             raise SystemExit(f"{name}: cannot be prepared: {outcome[1]}")
+                        waiting.extend(numbers)
                     else:
                         yield worker.number, *outcome, time.monotonic() - worker.began
                     if not worker.process.is_alive():
@@ -167,6 +170,9 @@ def tries(name: str, numbers: list[int], until: float) -> Iterator[tuple[int, st
                         busy.append(worker)
         finally:
             for worker in workers:
+                if worker not in busy:
+                    worker.connection.close()  # then it ends by itself
+                    worker.process.join(10)
                 worker.end()
 
 

@@ -46,7 +46,7 @@ def inflated(monkeypatch):
 def with_more_behind(path, more):
     """Write a good scan again, with zeros behind its voxels."""
     save(path, block())
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(more)))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(more), 1))
     return path
 
 
@@ -57,7 +57,7 @@ def test_inflation_stops_soon_behind_what_the_header_says(tmp_path, monkeypatch)
     counts.clear()
     with pytest.raises(UnusableScan, match=r"^bomb\.nii\.gz: expected 3712 bytes, as its header says, found more than "
                                            r"103749\. Its header is wrong, or the file is: copy or download it again"):
-        read_volume(with_more_behind(tmp_path / "bomb.nii.gz", 50_000_000))
+        read_volume(with_more_behind(tmp_path / "bomb.nii.gz", 20_000_000))
     assert sum(counts) < 2_000_000
 
 
@@ -79,12 +79,12 @@ def test_a_file_far_larger_than_its_header_says_is_not_read(tmp_path, name, monk
 
 
 def zeros_of(shape):
-    """A gzip file of about a thousandth of the bytes that its header says and that it has."""
+    """A gzip file of a small part of the bytes that its header says and that it has."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_sform(np.eye(4), 1)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    packer = zlib.compressobj(9, wbits=31)
+    packer = zlib.compressobj(1, wbits=31)
     parts = [packer.compress(header.binaryblock + bytes(4))]
     parts += [packer.compress(bytes(1 << 20)) for _ in range(math.prod(shape) * 4 >> 20)]
     return b"".join([*parts, packer.flush()])
@@ -92,13 +92,13 @@ def zeros_of(shape):
 
 @pytest.mark.parametrize("number", [None, 1])
 def test_a_scan_that_does_not_fit_beside_the_other_workers_is_refused_by_its_header(tmp_path, monkeypatch, number):
-    shape = (256, 256, 256) if number is None else (256, 256, 64, 4)
+    shape = (256, 256, 64) if number is None else (256, 256, 64, 2)
     (tmp_path / "a.nii.gz").write_bytes(zeros_of(shape))
     counts = inflated(monkeypatch)
     monkeypatch.setattr(volumes, "file_sha256", None)
     with memory.only(60 << 20), pytest.raises(UnusableScan, match=(
             r"^a\.nii\.gz: expected a scan that needs at most 63 MB, this process's share of the free memory, found "
-            r"one that needs \d+ MB for 256 x 256 x (256|64) voxels of float32\. Give fewer --workers, free")):
+            r"one that needs \d+ MB for 256 x 256 x 64 voxels of float32\. Give fewer --workers, free")):
         read_volume(tmp_path / "a.nii.gz", number=number)
     assert sum(counts) < 300_000
 
@@ -180,12 +180,13 @@ def test_a_pipe_or_a_table_larger_than_the_memory_is_left_out_of_the_covariates(
     assert joined.values["a.nii"]["age"] == "20"
     assert joined.left_out == ("participants.tsv left out: expected a file that can be read, found not a regular file "
                                "but a named pipe. Correct the path or its permissions, or give fewer columns.",)
-    with memory.only(1000), pytest.raises(UserError, match="found a file of more than 0 MB"):
+    with memory.only(1000), pytest.raises(UserError, match="found a file of more than 8 bytes"):
         covariates.read_table(tmp_path / "sub-1_sessions.tsv", None)
 
 
 pydicom = pytest.importorskip("pydicom", reason="DICOM is an extra")
 if dicom.is_installed():
+    import dcm2niix
     from dicom_files import changed, save_enhanced, save_slices
 
 
@@ -220,7 +221,7 @@ class TestDicom:
         with pytest.raises(UnusableScan, match=r"needs 1,099,512 MB for its file IM0002\.dcm\."):
             read_volume(tmp_path / "s")
 
-    @pytest.mark.parametrize("megabytes", [0, 50])
+    @pytest.mark.parametrize("megabytes", [0, 25])
     def test_a_deflated_file_is_inflated_no_further_than_a_header_may_be(self, tmp_path, megabytes):
         [path, *others] = save_slices(tmp_path / "s")
         for other in others:
@@ -230,7 +231,7 @@ class TestDicom:
         data.PixelData = bytes(megabytes << 20 or 2)
         data.save_as(path)
         tracemalloc.start()
-        with memory.only(500 << 20):
+        with memory.only(300 << 20):
             found = dicom.glance(tmp_path / "s", [path.name])
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -240,14 +241,13 @@ class TestDicom:
     def test_a_header_of_empty_items_takes_no_more_than_its_share(self, tmp_path):
         path = save_enhanced(tmp_path / "s" / "a.dcm")
         data = pydicom.dcmread(path)
-        data.PerFrameFunctionalGroupsSequence = [pydicom.Dataset()] * 20_000
+        data.PerFrameFunctionalGroupsSequence = [pydicom.Dataset()] * 2_000
         data.save_as(path)
         assert dicom.glance(path.parent, [path.name]).is_mr
-        with memory.only(10 << 20):
+        with memory.only(1 << 20):
             assert not dicom.glance(path.parent, [path.name]).is_mr
 
     def test_dcm2niix_may_take_no_more_than_its_share(self, tmp_path):
         save_slices(tmp_path / "s", brain(np.int16))
         with memory.only(5 << 20):
-            assert dicom._run(["dcm2niix" if not dicom.is_installed() else __import__("dcm2niix").bin, "-o",
-                               str(tmp_path), str(tmp_path / "s")]).returncode != 0
+            assert dicom._run([dcm2niix.bin, "-o", str(tmp_path), str(tmp_path / "s")]).returncode != 0

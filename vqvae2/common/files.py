@@ -92,7 +92,7 @@ def read_at_most(path: Path, most: int) -> bytes:
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(errno.EFBIG, f"A file of more than {most >> 20} MB")
+        raise OSError(errno.EFBIG, f"A file of more than {most:,} bytes")
     return content
 
 
