@@ -1,4 +1,4 @@
-# make demo | make test | make results SCANS=folder | make soak | make trees | make lint | make venv
+# make demo | make test | make results SCANS=folder | make soak [PART=name] | make trees | make lint | make venv
 # PIP_FLAGS goes to pip as it is, to choose another build of torch, for example
 #   make venv PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -28,9 +28,9 @@ results: venv
 	@test -n "$(SCANS)" || { echo "SCANS: expected a folder of scans, found nothing. make results SCANS=folder" >&2; exit 2; }
 	$(PY) -m tools.make_results --scans "$(SCANS)"
 
-# Trainings killed 100 times at random moments end bit for bit like those that never were; at most 20 minutes.
+# Thousands of hostile inputs, kills and full disks, and what became of each; at most three hours, and again: goes on.
 soak: venv
-	PYTHONPATH=tests $(PY) tests/chain/soak.py
+	$(PY) tests/hostile/soak.py $(if $(PART),--part $(PART))
 
 # No made-up person in two splits: 10,000 folders of scans made at random, where `make test` makes 300.
 trees: venv

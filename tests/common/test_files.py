@@ -1,6 +1,7 @@
 """A file that is written is whole or not there, whether its content is bytes or a function that writes them."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,38 @@ def test_what_a_kill_leaves_has_the_suffix_of_the_file_and_is_found_by_the_patte
         files.write_atomically(tmp_path / ("a" * 200 + ".png"), killed)
     assert seen == [(".png", True), True]
     assert list(tmp_path.iterdir()) == []
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        os.chdir(path.parent)  # the path of a socket may have 107 bytes
+        made.bind(path.name)
+
+
+@pytest.mark.parametrize(("make", "found"), [
+    (os.mkfifo, "Not a regular file but a named pipe"), (make_socket, "Not a regular file but a socket"),
+    (Path.mkdir, "Not a regular file but a folder"), (lambda path: path.symlink_to("/dev/zero"), "but a device"),
+    (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    (lambda path: path.symlink_to("gone"), "No such file")], ids=["pipe", "socket", "folder", "device", "loop", "gone"])
+def test_what_is_no_file_is_refused_at_once(make, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "x.png")
+    with pytest.raises(OSError, match=found):
+        files.open_regular(tmp_path / "x.png")
+
+
+def test_a_file_that_is_no_link_or_one_to_a_file_is_opened(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").symlink_to("a")
+    for name in "ab":
+        with files.open_regular(tmp_path / name) as file:
+            assert file.read() == b"abc"
+
+
+def test_a_pipe_that_takes_the_files_place_between_two_looks_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    there = os.stat(tmp_path / "a")
+    os.mkfifo(tmp_path / "b")
+    monkeypatch.setattr(os, "stat", lambda _: there)
+    with pytest.raises(OSError, match="a named pipe"):
+        files.open_regular(tmp_path / "b")

@@ -114,7 +114,7 @@ class TestStored:
         ({"image": np.array(["a"] * 5)}, "two maps of one name"), ({"image": np.array(list("abcde"))}, "other images"),
         ({"image": np.array(list("abc"))}, "for 3 images"),
         ({"image": np.array([{}] * 5)}, r"image\.npy of shape \(5,\) in"),
-        ({"score": np.full(5, np.nan)}, "score that is no number"),
+        ({"score": np.full(5, np.inf)}, "score that is no number"),
         ({"top": np.zeros(2 * 10**8, np.int8)}, r"5 arrays of 200,\d{3},\d{3} bytes in \d+,")])
     def test_maps_that_do_not_fit_are_no_maps_of_this_project(self, change, said, tmp_path, capsys):
         maps = maps_of(5)

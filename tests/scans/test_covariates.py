@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqvae2.common.errors import UserError
+from vqvae2.scans import covariates
 from vqvae2.scans.covariates import Covariates, join, read_table
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.identities import TABLE_NAME
@@ -322,10 +323,10 @@ def test_a_folder_is_refused(tmp_path):
 
 def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
     """Not by chmod: root reads everything."""
-    def read_bytes(path):
+    def read_at_most(path, most):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(covariates, "read_at_most", read_at_most)
     assert re.search(r"found permission denied\. Correct the path or its permissions",
                      refusal(write(tmp_path / "t.csv", "subject\n1\n")))
 

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import stat
-import subprocess
 import time
 import zlib
 from pathlib import Path
@@ -50,8 +49,8 @@ def cache(tmp_path_factory, monkeypatch) -> Path:
 @pytest.fixture
 def conversions(monkeypatch) -> list:
     """Every run of dcm2niix, in a list that grows."""
-    runs, run = [], subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *given, **more: runs.append(given) or run(*given, **more))
+    runs, run = [], dicom._run
+    monkeypatch.setattr(dicom, "_run", lambda *given, **more: runs.append(given) or run(*given, **more))
     return runs
 
 
@@ -247,7 +246,7 @@ BAD = {
                       r"expected whole DICOM files, found 1 cut short or damaged, such as a\.dcm"),
     "a link to nothing": (lambda folder: (save_slices(folder), (folder / "a.dcm").symlink_to("nowhere")),
                           r"expected all files of a DICOM series, found a link to a file that is not there"),
-    "an empty folder": (Path.mkdir, r"expected a file that can be read, found not a regular file"),
+    "an empty folder": (Path.mkdir, r"expected a folder of DICOM files, found none in it\."),
 }
 
 
@@ -295,7 +294,7 @@ def test_a_dcm2niix_that_cannot_start_is_a_reason(tmp_path, monkeypatch):
 
 def test_a_volume_that_dcm2niix_puts_elsewhere_is_refused(tmp_path, monkeypatch):
     save_slices(tmp_path / "s", sizes=SIZES)
-    run = subprocess.run
+    run = dicom._run
 
     def stretched(*given, **more):
         done = run(*given, **more)
@@ -303,7 +302,7 @@ def test_a_volume_that_dcm2niix_puts_elsewhere_is_refused(tmp_path, monkeypatch)
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, 1.2, 1])), path)
         return done
-    monkeypatch.setattr(subprocess, "run", stretched)
+    monkeypatch.setattr(dicom, "_run", stretched)
     with pytest.raises(UnusableScan, match=r"lies where the DICOM headers say, found its corners 3\.6 mm away"):
         read_volume(tmp_path / "s")
 

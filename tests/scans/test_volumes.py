@@ -357,7 +357,7 @@ BAD = {
     "flat matrix": ("a.nii", flat_matrix, "found a matrix that maps the volume to a plane .*Repair its header"),
     "broken link": ("a.nii", lambda path: path.symlink_to("nowhere"),
                     "found a link to a file that is not there.*datalad"),
-    "folder": ("a.nii", lambda path: path.mkdir(), "found not a regular file. See its permissions"),
+    "folder": ("a.nii", lambda path: path.mkdir(), "found not a regular file but a folder. See its"),
 }
 
 

@@ -6,6 +6,7 @@ file remains.
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,9 @@ from vqvae2.common.errors import UserError, expect
 
 LEFT_OVERS = ".*.tmp*"
 """Pattern of the names of files that a killed process was just writing."""
+
+KINDS = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+"""What may have a name, besides devices."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview | Callable[[Path], object], keep: Path | None = None,
@@ -76,13 +80,17 @@ def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:
     _check_regular(path, path.stat())
     flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow_link else getattr(os, "O_NOFOLLOW", 0))
     file = open(path, "rb", opener=lambda name, own: os.open(name, own | flags))  # noqa: SIM115
-    _check_regular(path, os.fstat(file.fileno()))
+    try:
+        _check_regular(path, os.fstat(file.fileno()))
+    except OSError:
+        file.close()
+        raise
     return file
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, kind_of(path))
+        raise OSError(errno.EINVAL, f"Not a regular file but {kind_of(path)}")
 
 
 def kind_of(path: Path) -> str:
@@ -93,9 +101,24 @@ def kind_of(path: Path) -> str:
         return "a link to a file that is not there" if path.is_symlink() else "nothing"
     except (OSError, ValueError) as error:
         return (getattr(error, "strerror", None) or str(error)).lower()
-    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
-             stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
+    return KINDS.get(stat.S_IFMT(mode), "a device")
+def read_at_most(path: Path, most: int) -> bytes:
+    """Return the bytes of a file that has no more than `most`. Raises: OSError, also if it has more, or is no file."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"A file of more than {most:,} bytes")
+    return content
+
+
+def sha256_of_file(path: Path, digest: "hashlib._Hash | None" = None) -> "hashlib._Hash":
+    """Return the SHA-256 of a file's bytes, added to `digest` where there is one. Raises: OSError, as `open_regular`.
+    """
+    digest = digest or hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest
 
 
 def check_folder(folder: Path, flag: str) -> None:

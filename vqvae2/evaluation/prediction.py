@@ -25,7 +25,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2.common import distributed, files, statistics
+from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SUFFIXES
 from vqvae2.common.output_folder import Claim, claimed
@@ -345,10 +345,12 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
     """
     given: list[InputImage] = []
     rejected: list[dict[str, str]] = []
+    free = memory.memory_available()
     for source in tqdm(sources, desc="reading", unit="file", leave=False):
         try:
-            given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
-                      else _read_scan(source.scan, cutting, shape))
+            with memory.only(free):
+                given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
+                          else _read_scan(source.scan, cutting, shape))
         except UserError as error:
             if source.named:
                 raise

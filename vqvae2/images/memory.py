@@ -24,7 +24,7 @@ import numpy as np
 
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError, expect
-from vqvae2.common.room import memory_available
+from vqvae2.common.memory import memory_available
 
 PREFIX = "vqvae2-pixels-"
 SHARED_MEMORY = Path("/dev/shm")

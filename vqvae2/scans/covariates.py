@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
+from vqvae2.common import memory
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.files import read_at_most
 from vqvae2.scans.finding import Scan
 
 SESSIONS_NAME = re.compile(r"(?:sub-(.+)_)?sessions\.tsv", re.IGNORECASE)
@@ -32,6 +34,8 @@ SEX_COLUMNS = ("sex", "gender", "m/f")
 SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 UNKNOWN = frozenset(("", "n/a", "na", "nan", "none", "."))
 COLUMNS_IN_A_MESSAGE = 20
+BYTES_A_BYTE = 120
+"""The memory that a table takes for each of its bytes, where its cells are a letter each."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,12 @@ def _names_and_rows(path: Path, what: str) -> tuple[list[str], list[dict[str, st
 
 def _text(path: Path, what: str) -> str:
     try:
-        expect(path.is_file(), what, "a table", "a folder" if path.is_dir() else "no file", "Correct the path.")
-        data = path.read_bytes()
+        expect(path.exists() and not path.is_dir(), what, "a table", "a folder" if path.is_dir() else "no file",
+               "Correct the path.")
+        data = read_at_most(path, memory.room() // BYTES_A_BYTE)
     except OSError as error:
         raise UserError(f"{what}: expected a file that can be read, found {(error.strerror or '').lower()}. "
-                        "Correct the path or its permissions.") from None
+                        "Correct the path or its permissions, or give fewer columns.") from None
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     expect(utf16 or b"\0" not in data, what, "a table of text", "a binary file, such as xlsx", "Export it as csv.")
     try:

@@ -19,9 +19,11 @@ import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -35,8 +37,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from vqvae2.common.files import replace_whole
-from vqvae2.scans.headers import UnusableScan, expect_usable
+from vqvae2.common import memory
+from vqvae2.common.files import open_regular, replace_whole, sha256_of_file
+from vqvae2.scans.headers import UnusableScan, expect_bytes, expect_usable
 from vqvae2.scans.words import natural, says_t1, why_other_description, why_other_scan
 
 ENDINGS = (".dcm", ".ima")
@@ -69,6 +72,10 @@ NO_VOLUME = re.compile(r"_(ph|real|imaginary|Eq|Tilt|ROI|MoCo)\w*(?=[_.])")
 """What dcm2niix adds to the names of all that is beside a volume: phases, what it interpolated, regions."""
 FURTHER_ECHO = re.compile(r"_e([2-9]|\d\d+)(?=[_.])")
 LONGEST_SECONDS = 600
+BYTES_A_HEADER_BYTE, LARGEST_HEADER = 100, 1 << 25
+"""The memory that pydicom takes for each byte of a header that is full of empty items, and the most bytes of one."""
+BYTES_A_CONVERTED_BYTE, BYTES_OF_CONVERTER = 4, 64 << 20
+"""The memory that dcm2niix, or putting frames in order, takes for each byte of a volume, and for a tiny one."""
 SAME_PLACE_MM = 0.01
 MOST_UNEVEN = 0.1
 """Share of the distance of two slices by which it may differ from slice to slice: scanners round positions."""
@@ -120,6 +127,24 @@ class _Part:
     slices: tuple["_Slice | None", ...]
     """Where each slice lies, in the order of the file; None where it is not said."""
     is_whole: bool
+    size: int
+    """Bytes of the pixels, inflated."""
+
+
+class _Beginning(io.BufferedReader):
+    """A DICOM file, of which pydicom may read only as much as this process has memory for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(open_regular(path).detach())
+        self.most = min(LARGEST_HEADER, memory.room() // BYTES_A_HEADER_BYTE)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= 0:
+            return super().read(max(0, min(size, self.most - self.tell())))
+        content = super().read(self.most)  # pydicom asks for all of a deflated file, and inflates it
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, self.most)) == self.most:
+            raise ValueError("too large")
+        return content
 
 
 def is_installed() -> bool:
@@ -140,10 +165,8 @@ def may_be_dicom(name: str) -> bool:
 
 def begins_as_dicom(path: Path) -> bool:
     """Return whether a file's first 132 bytes are those of a DICOM file; anything but a file is none."""
-    with contextlib.suppress(OSError):
-        if path.is_file():  # a pipe would be waited for
-            with open(path, "rb", buffering=0) as file:
-                return file.read(132)[128:] == b"DICM"
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
     return False
 
 
@@ -211,7 +234,7 @@ def converted(path: Path) -> Iterator[Path]:
 def _is_whole(kept: Path) -> bool:
     """Return whether a converted scan is in the cache, may be read, and is not damaged."""
     try:
-        with gzip.open(kept) as file:
+        with open_regular(kept) as packed, gzip.open(packed) as file:
             while file.read(1 << 20):
                 pass
         return True
@@ -233,7 +256,7 @@ def _hash_of(files: Iterable[Path]) -> str:
     """
     digest = hashlib.sha256(f"{RECIPE} {importlib.metadata.version('dcm2niix')}\n".encode())
     for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(sha256_of_file(file).digest())
     return digest.hexdigest()[:40]
 
 
@@ -243,7 +266,7 @@ def _read_header(path: Path) -> _Part | None:
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), _Beginning(path) as file:
             warnings.simplefilter("ignore")
             # Some .dcm files lack the 128 bytes in front and the letters DICM.
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS),
@@ -277,7 +300,7 @@ def _part_of(path: Path, header: object, bytes_left: int) -> _Part:
         " / ".join(dict.fromkeys(filter(None, (text("SeriesDescription"), text("ProtocolName"))))),
         (kind,) if isinstance(kind, str) else tuple(map(str, kind)),
         float(text("EchoTime")) if text("EchoTime") else None, text("SOPInstanceUID"), tuple(_slices_of(header)),
-        packed or bytes_left >= size)
+        packed or bytes_left >= size, size)
 
 
 def _slices_of(header: object) -> Iterator[_Slice | None]:
@@ -437,6 +460,7 @@ def _convert(name: str, parts: Sequence[_Part], work: Path) -> Path:
     """Return the NIfTI file that dcm2niix makes in `work` from these files. Raises: UnusableScan if it makes none."""
     import dcm2niix
 
+    expect_bytes(name, sum(part.size for part in parts) * BYTES_A_CONVERTED_BYTE + BYTES_OF_CONVERTER, "its pixels")
     source, out = work / "in", work / "out"
     source.mkdir()
     out.mkdir()
@@ -452,8 +476,7 @@ def _convert(name: str, parts: Sequence[_Part], work: Path) -> Path:
         else:
             link.symlink_to(part.path.absolute())
     try:
-        done = subprocess.run([dcm2niix.bin, *OPTIONS, "-o", str(out), str(source)], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_SECONDS, check=False)
+        done = _run([dcm2niix.bin, *OPTIONS, "-o", str(out), str(source)])
     except subprocess.TimeoutExpired:
         raise UnusableScan(name, "a series that dcm2niix converts", f"nothing after {LONGEST_SECONDS} seconds",
                            "Convert it by hand, or leave it out.") from None
@@ -469,6 +492,20 @@ def _convert(name: str, parts: Sequence[_Part], work: Path) -> Path:
                   "Give each volume a folder.")
     _expect_in_place(name, parts, made[0])
     return made[0]
+
+
+def _run(words: Sequence[str]) -> subprocess.CompletedProcess:
+    """Return how a program ended that may take no more memory than this process. Raises: TimeoutExpired, OSError."""
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        try:
+            with contextlib.suppress(AttributeError, OSError):  # only Linux can do this
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (memory.room(),) * 2)
+            said, _ = process.communicate(timeout=LONGEST_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, said)
 
 
 def _last_words(output: str) -> str:

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt2axcodes
 
+from vqvae2.common import memory
 from vqvae2.common.errors import UserError
 
 # What nibabel repairs in a header it reports on stderr, in the middle of the progress bar.
@@ -37,6 +38,11 @@ MOST_DIFFERENCE_OF_SIZES = 0.01
 LEAST_SHEAR_SAID, MOST_SHEAR_DEGREES = 0.5, 5
 """Between these angles a sheared scan is used and that is said (sizes are wrong by 0.4 % at most: 1 - cos 5 degrees);
 above, it is refused. Other readers differ: SimpleITK refuses 1 degree."""
+MOST_ALONG_AN_AXIS = 8192
+"""Voxels. Heads of 0.1 mm have about 2,000; the weights that draw an axis have a row for each pixel."""
+BYTES_A_VOXEL, BYTES_IF_NOT_FINITE, BYTES_A_PLANE, BYTES_BESIDE = 1, 13, 40, 48 << 20
+"""The memory that drawing a scan takes beside its voxels, as benchmarks/scan_memory.py measures it: for each voxel, for
+each if some are not finite, for each voxel of the largest plane, and for all that does not grow with the scan."""
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 """NIfTI's codes for metres and micrometres; 2 is mm, and 0, unknown, is mm in practice."""
 
@@ -84,6 +90,11 @@ class Header:
     def is_series(self) -> bool:
         """Return whether there are several volumes, [x, y, z, volume]."""
         return len(self.shape) == 4 and min(self.shape) > 1
+
+    @property
+    def voxels(self) -> int:
+        """Return the number of voxels of one volume."""
+        return math.prod(self.shape[:3])
 
     @property
     def background(self) -> float | None:
@@ -141,6 +152,31 @@ def check_shape(name: str, header: Header, number: int | None) -> None:
         expect_usable(len(shape) == 3 and min(shape) > 1, name, "one 3-D volume", f"shape {shape}", advice)
     expect_usable(header.number_type.kind in "iuf", name, "one real number in a voxel", f"type {header.number_type}",
                   "Convert it to float32.")
+
+
+def expect_room(name: str, header: Header, *, held: int = 0, not_finite: bool = False) -> None:
+    """Raise UnusableScan unless a scan can be read and drawn in the memory that this process may take.
+
+    Args:
+        name: the file's name.
+        header: the file's header.
+        held: bytes that are needed beside that.
+        not_finite: whether some of the voxels are not finite.
+    """
+    a_voxel = header.number_type.itemsize + (BYTES_IF_NOT_FINITE if not_finite else BYTES_A_VOXEL)
+    needed = held + header.voxels * a_voxel + header.voxels // min(header.shape[:3]) * BYTES_A_PLANE + BYTES_BESIDE
+    shape = " x ".join(map(str, header.shape[:3]))
+    expect_bytes(name, needed, f"{shape} voxels of {header.number_type}")
+    expect_usable(max(header.shape[:3]) <= MOST_ALONG_AN_AXIS, name, f"at most {MOST_ALONG_AN_AXIS} voxels along an "
+                  "axis", shape, "Repair its header, or leave the scan out.")
+
+
+def expect_bytes(name: str, needed: int, what: str) -> None:
+    """Raise UnusableScan unless this process may take `needed` bytes for `what` of a scan."""
+    room = memory.room()
+    expect_usable(needed <= room, name, f"a scan that needs at most {room / 1e6:,.0f} MB, this process's share of the "
+                  f"free memory", f"one that needs {needed / 1e6:,.0f} MB for {what}",
+                  "Give fewer --workers, free some memory, or leave the scan out.")
 
 
 def _kind(path: Path, beginning: bytes) -> type:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vqvae2.scans.headers import MOST_DIFFERENCE_OF_SIZES, expect_usable
+from vqvae2.scans.headers import MOST_DIFFERENCE_OF_SIZES, expect_bytes, expect_usable
 from vqvae2.scans.identities import bare_name, stem_of
 from vqvae2.scans.volumes import Volume
 from vqvae2.scans.words import words_of
@@ -21,6 +21,8 @@ from vqvae2.scans.words import words_of
 STRIPPED = re.compile(r"(?:^|[-_. ])(?:brain|brainmask|bet|strip|(?:skull)?stripped|masked)(?:[-_. ](?:t1w?|gfc))*$"
                       r"|^norm$|_desc-(?:brain|bet|stripped|skullstripped|masked)_", re.IGNORECASE)
 """Names of scans from which the skull was removed already: they need no mask."""
+BYTES_IF_SCALED = 28
+"""The memory for each voxel of a mask or a scan that becomes float64."""
 MOST_APART_VOXELS = 0.5
 """How far the corners of a scan and of its mask may lie apart, in voxels."""
 
@@ -76,6 +78,9 @@ def within_mask(volume: Volume, mask: Volume) -> Volume:
         same = bool(np.abs(apart).max() <= MOST_APART_VOXELS * min(volume.voxel_size_mm))
     expect_usable(same, volume.name, f"its brain mask {mask.name} on the same grid", f"{_grid(mask)} beside "
                   f"{_grid(volume)} of the scan", "Resample the mask, or give --mask-suffix none.")
+    becomes_float = (mask.slope, mask.inter) != (1, 0) or volume.background is None
+    a_voxel = volume.voxels.itemsize + 2 * mask.voxels.itemsize + (BYTES_IF_SCALED if becomes_float else 2)
+    expect_bytes(volume.name, volume.voxels.size * a_voxel, f"its brain mask {mask.name}")
     values = mask.scaled(mask.voxels) if (mask.slope, mask.inter) != (1, 0) else mask.voxels
     positive = values[values != 0]
     least, largest = (positive.min(), positive.max()) if positive.size else (1, 1)

@@ -26,6 +26,8 @@ from vqvae2.scans.volumes import Volume
 CELLS, CELL_MM = 24, 8.0
 SAMPLE_MM = 3.0
 """Voxels are looked at about this far apart."""
+MOST_SAMPLED = 4_000_000
+"""Voxels; no box around a real head has more of them so far apart."""
 FEWER_FOR_RANKS = 8
 """Every n-th of these voxels gives the ranks."""
 CELLS_TO_ALIGN = 16
@@ -51,6 +53,8 @@ def coarse_head(volume: Volume, brain: Brain) -> np.ndarray:
     """
     steps = [max(1, round(SAMPLE_MM / size)) for size in volume.voxel_size_mm]
     around = brain.around(volume.voxels.shape)
+    while np.prod([(each.stop - each.start) // step + 1 for each, step in zip(around, steps)]) > MOST_SAMPLED:
+        steps = [step * 2 for step in steps]
     values = volume.scaled(volume.voxels[tuple(slice(each.start, each.stop, step)
                                                for each, step in zip(around, steps))])
     inside = values != 0 if brain.head is None else values > brain.head.threshold

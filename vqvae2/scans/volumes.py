@@ -11,19 +11,18 @@ done for all of them by `read_volume`: RAS order, background, numbers that are n
 one module that imports from headers.py alone, and one row here.
 
 The first bytes of a file tell whether it is gzip, not its name. The package isal [1], where it is installed, inflates
-several times faster than zlib; the bytes are the same. A file is read to its end, where gzip's check sum stands.
+several times faster than zlib; the bytes are the same. A file is read to its end, where gzip's check sum stands, but
+more than a few megabytes behind the voxels are refused. Memory is asked for by the header, before it is taken.
 
 [1] Intel Intelligent Storage Acceleration Library, https://github.com/intel/isa-l.
 """
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import io
 import math
 import os
-import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,12 +32,15 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt2axcodes
 
+from vqvae2.common.files import open_regular, sha256_of_file
 from vqvae2.scans import dicom
 from vqvae2.scans.headers import (
     BEGINNING_BYTES,
     Header,
     UnusableScan,
     check_shape,
+    expect_bytes,
+    expect_room,
     expect_usable,
     find_orientation,
     parse_header,
@@ -52,10 +54,14 @@ except ImportError:
     from gzip import GzipFile
     InflateError, crc32 = zlib.error, zlib.crc32
 
+GZIP = b"\x1f\x8b"
+"""The first bytes of a gzip file."""
 CHUNK = 1 << 18
 """Bytes inflated at a time: few enough to stay in the processor's cache until they are copied."""
 MOST_FROM_A_BYTE = 1032
 """The most bytes that gzip makes of one compressed byte (https://zlib.net/zlib_tech.html)."""
+MOST_BEHIND = 1 << 24
+"""Bytes that may follow the voxels, such as the tags of an MGH file; they are skipped."""
 REFERENCES_IF_UNUSED = 2
 """The references to memory that nobody else uses: this module's, and that of sys.getrefcount itself."""
 LONGEST_MM = (1, 1000)
@@ -121,6 +127,7 @@ def read_volume(path: Path, *, layout: str | None = None, assumed: str | None = 
         of unknown orientation, with sheared axes, or the same value everywhere.
     Source: closest canonical orientation as in nibabel.orientations.io_orientation.
     """
+    _expect_readable(path, number)
     sha256 = file_sha256(path)  # before it is read: if it changes meanwhile, the next run sees another hash
     header, stored, not_finite, fingerprint = _read(path, number)
     lies = find_orientation(path.name, header, layout, assumed, trust)
@@ -152,8 +159,22 @@ def same_voxels(path: Path, other: Path, number: int | None) -> bool:
 
     Raises: UnusableScan if one cannot be read any more.
     """
-    (_, voxels, _, fingerprint), (_, other_voxels, _, other_fingerprint) = _read(path, number), _read(other, number)
-    return fingerprint == other_fingerprint and np.array_equal(voxels, other_voxels)
+    def digest(path: Path) -> tuple[str, np.dtype, bytes]:  # so that only one of the two is in memory
+        _, voxels, _, fingerprint = _read(path, number)
+        return fingerprint, voxels.dtype, hashlib.sha256(_as_bytes(voxels)).digest()
+
+    return digest(path) == digest(other)
+
+
+def _expect_readable(path: Path, number: int | None) -> None:
+    """Raise UnusableScan if a file's header and its size say that it cannot be read."""
+    reader = _reader_of(path)
+    if reader is read_image:
+        _claimed(path, number)
+    elif reader is read_dicom:
+        for part in files_of(path):
+            with errors_of(part, path):
+                expect_bytes(path.name, os.stat(part).st_size, f"its file {part.name}")
 
 
 def file_sha256(path: Path) -> str:
@@ -163,10 +184,19 @@ def file_sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for part in files_of(path):
-        with errors_of(part, path), open(part, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        with errors_of(part, path):
+            sha256_of_file(part, digest)
     return digest.hexdigest()
+
+
+def _reader_of(path: Path) -> "Reader":
+    suffix = suffix_of(path.name)
+    return read_dicom if suffix is None and path.is_dir() else READERS.get(suffix, read_image)
+
+
+def _as_bytes(voxels: np.ndarray) -> np.ndarray:
+    """Return the bytes of voxels in the file's own order, without a copy."""
+    return voxels.reshape(-1, order="F").view(np.uint8)
 
 
 def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarray | None, str]:
@@ -174,17 +204,17 @@ def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarra
 
     What is not finite has become background; None instead of the third where all voxels are finite.
     """
-    suffix = suffix_of(path.name)
-    is_folder = suffix is None and path.is_dir()
-    reader = read_dicom if is_folder else READERS.get(suffix, read_image)
+    reader = _reader_of(path)
+    is_folder = reader is read_dicom and path.is_dir()
     with errors_of(next(iter(files_of(path)), path) if is_folder else path, path):
         header, voxels = reader(path, number)
     voxels = np.require(voxels, requirements="W")
-    checksum = crc32(voxels.reshape(-1, order="F").view(np.uint8))
+    checksum = crc32(_as_bytes(voxels))
     not_finite = None
     if voxels.dtype.kind == "f" and not (finite := np.isfinite(voxels)).all():
         expect_usable(finite.any(), path.name, "a picture", "no finite value in any voxel",
                       "Leave the scan out, or repair it.")
+        expect_room(path.name, header, not_finite=True)
         not_finite = ~finite
         voxels[not_finite] = header.background
     return header, voxels, not_finite, f"{voxels.dtype.str[1:]}-{'x'.join(map(str, voxels.shape))}-{checksum:08x}"
@@ -195,23 +225,57 @@ def read_image(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
 
     Raises: UnusableScan if it is damaged, no image, or not one volume of real numbers.
     """
-    files = files_of(path)
-    with opened(files[0], path) as (stream, _):
-        header = parse_header(path, stream.read(BEGINNING_BYTES))
-    check_shape(path.name, header, number)
-    size = math.prod(header.shape[:3]) * header.number_type.itemsize
-    start = header.voxels_at + (size * number if header.is_series else 0)
-    with opened(files[-1], path) as (stream, most):
-        memory = _memory(min(size, most))  # a damaged header may claim terabytes
-        held, filled = min(stream.seek(start), most), 0
+    claimed = _claimed(path, number)
+    header, (start, stop) = claimed.header, claimed.voxels
+    with opened(files_of(path)[-1], path) as (stream, most):
+        is_possible = stop <= most  # a damaged header may claim terabytes: then what there is is only counted
+        memory = _memory(stop - start if is_possible else 0)
+        at, filled, behind = min(stream.seek(min(start, most + 1)), most), 0, 0
         while count := stream.readinto(memory[filled:filled + CHUNK]):
             filled += count
-        while stream.read(CHUNK):  # to the check sum
-            pass
+        while count := len(stream.read(CHUNK)):  # to the check sum
+            behind += count
+            claimed.expect_end(path.name, at + filled + behind)
     shape = " x ".join(map(str, header.shape))
-    expect_usable(filled == size, path.name, f"{start + size} bytes for its {shape} voxels", held + filled,
-                  "It is cut short, or its header is wrong: copy or download it again.")
+    expect_usable(is_possible and filled == len(memory), path.name, f"{stop} bytes for its {shape} voxels",
+                  at + filled + behind, "It is cut short, or its header is wrong: copy or download it again.")
     return header, memory.view(header.number_type).reshape(header.shape[:3], order="F")
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """What a header says of its file."""
+
+    header: Header
+    voxels: tuple[int, int]
+    """The first byte, inflated, of the volume that is read, and the byte behind its last."""
+    end: int
+    """The byte behind the last voxel of the file."""
+
+    def expect_end(self, name: str, size: int) -> None:
+        """Raise UnusableScan if the file has many more bytes than its header says; packed, it may have 1 % more."""
+        most = self.end + self.end // 100 + MOST_BEHIND
+        expect_usable(size <= most, name, f"{self.end} bytes, as its header says", f"more than {most}",
+                      "Its header is wrong, or the file is: copy or download it again.")
+
+
+def _claimed(path: Path, number: int | None) -> _Claimed:
+    """Return what the header of a NIfTI, Analyze or MGH file says of the file.
+
+    Raises: UnusableScan if the file cannot be so, is no volume of real numbers, or needs more memory than there is.
+    """
+    files = files_of(path)
+    header = parse_header(path, _beginning(files[0], path))
+    check_shape(path.name, header, number)
+    size = header.voxels * header.number_type.itemsize
+    start = header.voxels_at + (size * number if header.is_series else 0)
+    claimed = _Claimed(header, (start, start + size), header.voxels_at + size * math.prod(header.shape[3:]))
+    for part in files:
+        with opened(part, path) as (_, most):
+            claimed.expect_end(path.name, os.stat(part).st_size)
+    if start + size <= most:
+        expect_room(path.name, header)
+    return claimed
 
 
 def read_dicom(path: Path, number: int | None) -> tuple[Header, np.ndarray]:
@@ -283,12 +347,28 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path, beside(".img")) if suffix.startswith(".hdr") else (beside(".hdr"), path)
 
 
+def _beginning(part: Path, scan: Path) -> bytes:
+    """Return the first bytes of a file, inflated; a reader of gzip might look for more behind them, as far as it goes.
+    """
+    with errors_of(part, scan), open_regular(part) as file:
+        packed, content = file.read(CHUNK), b""
+        if not packed.startswith(GZIP):
+            return packed[:BEGINNING_BYTES]
+        while packed.startswith(GZIP) and len(content) < BEGINNING_BYTES:  # a member of several
+            inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            content += inflater.decompress(packed, BEGINNING_BYTES - len(content))
+            if not content and not inflater.eof:
+                raise EOFError
+            packed = inflater.unused_data
+        return content
+
+
 @contextlib.contextmanager
 def opened(part: Path, scan: Path) -> Iterator[tuple[io.BufferedReader, int]]:
     """Open `part`, the scan or a file of its pair; yield its inflated bytes, and how many there can be at most."""
-    with errors_of(part, scan), open(part, "rb") as file:
+    with errors_of(part, scan), open_regular(part) as file:
         size = os.fstat(file.fileno()).st_size
-        if file.peek(2)[:2] == b"\x1f\x8b":
+        if file.peek(2).startswith(GZIP):
             inflating = GzipFile(fileobj=file, mode="rb")
             # GzipFile has no readinto of its own: reading through it would copy every byte once more.
             yield inflating._buffer, size * MOST_FROM_A_BYTE
@@ -300,8 +380,6 @@ def opened(part: Path, scan: Path) -> Iterator[tuple[io.BufferedReader, int]]:
 def errors_of(part: Path, scan: Path) -> Iterator[None]:
     """Turn what can go wrong into reasons while `part`, the scan or a file of its pair, is opened and read."""
     try:
-        if not stat.S_ISREG(os.stat(part).st_mode):  # a pipe would be waited for
-            raise OSError(errno.EINVAL, "Not a regular file")
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, InflateError):
         raise UnusableScan(scan.name, "a whole gzip file", "one that is cut short or damaged",

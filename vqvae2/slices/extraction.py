@@ -32,9 +32,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common import output, output_folder
+from vqvae2.common import memory, output, output_folder
 from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
-from vqvae2.common.files import LEFT_OVERS, check_folder
+from vqvae2.common.files import LEFT_OVERS, check_folder, read_at_most
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates, dicom
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
@@ -49,6 +49,7 @@ from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
     HEAD,
+    LARGEST_SIDECAR,
     MANIFEST,
     PAGE,
     SIDECARS,
@@ -79,6 +80,8 @@ COLUMNS = ("image", "split", "subject", "session", "scan", "plane", "index", "po
            "voxels", "archive", "voxel_size_mm", "brain_mm", "geometry", "mask", "mask_sha256")
 SETTINGS_OF_PIXELS = ("per_scan", "extent", "size", "field_of_view", "bits", "trust")
 """These settings change every image. Others, such as the planes, are compared scan by scan."""
+BYTES_OF_WORKER = 128 << 20
+"""The memory of a worker that has not read a scan yet."""
 GONE = "scan is gone"
 """The page's kind of warning for slices of a scan that is no longer there."""
 SAME = "likely the same person"
@@ -205,8 +208,12 @@ def merge(found: FoundScans, folder: Path, settings: ExtractSettings, out: Path)
 
 def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
     """Yield each task's outcome in the order of the tasks, whatever the number of workers."""
-    if min(workers, len(tasks)) <= 1:
-        yield from itertools.starmap(work_on, tasks)
+    count = max(1, min(workers, len(tasks)))
+    # Shared out now: later, what a worker holds from its last scan would count as not free for the next one.
+    share = memory.memory_available() // count
+    if count == 1:
+        with memory.only(share):
+            yield from itertools.starmap(work_on, tasks)
         return
     # Not forkserver, which starts sooner but may import another checkout's modules: it does not know sys.path.
     context = multiprocessing.get_context("spawn")
@@ -214,7 +221,7 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
     # and multiprocessing's tracker of resources, which knows of SIGINT and SIGTERM only.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_WORKERS)
     try:
-        pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
+        pool = ProcessPoolExecutor(count, context, _start_worker, (share - BYTES_OF_WORKER,))
         outcomes = pool.map(work_on, *zip(*tasks))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -227,9 +234,11 @@ def _results(tasks: list[tuple], workers: int) -> Iterator[Outcome]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leave signals to the main process, and end with that process, also if it is killed."""
+def _start_worker(share: int) -> None:
+    """Leave signals to the main process, and end with that process, also if it is killed; take `share` bytes at most.
+    """
     output.guard()
+    memory.set_room(share)
     for each in NOT_FOR_WORKERS:
         signal.signal(each, signal.SIG_IGN)
 
@@ -379,7 +388,7 @@ def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out:
     asked = json.dumps([RECIPE, LIKELY_SAME, [firsts[name]["subject"] for name in names], texts])
     asked = hashlib.sha256(asked.encode()).hexdigest()
     try:
-        before = json.loads((out / SIDECARS / "likely-same").read_bytes())
+        before = json.loads(read_at_most(out / SIDECARS / "likely-same", LARGEST_SIDECAR))
         pairs = [(int(first), int(second), float(alike)) for first, second, alike in before[asked]]
     except (OSError, ValueError, TypeError, KeyError):
         pairs = likely_same([from_text(text) for text in texts], [firsts[name]["subject"] for name in names])
@@ -451,7 +460,7 @@ def changed_settings(out: Path, settings: ExtractSettings) -> str:
     """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
     now, before = _reported(settings), {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        before = dict(json.loads((out / "extraction.json").read_text(encoding="utf-8"))["settings"])
+        before = dict(json.loads(read_at_most(out / "extraction.json", LARGEST_SIDECAR))["settings"])
     return ", ".join(f"{flag(name)} {_words(now[name])} (was {_words(before[name])})"
                      for name in now if before.get(name, now[name]) != now[name])
 

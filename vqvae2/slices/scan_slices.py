@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,8 +26,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from vqvae2.common import memory
 from vqvae2.common.errors import UserError
-from vqvae2.common.files import replace_whole
+from vqvae2.common.files import open_regular, read_at_most, replace_whole, sha256_of_file
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import same_heads
 from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, share_of_equal_neighbours
@@ -44,6 +46,8 @@ MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 PAGE = "index.html"
 """The page that shows each scan."""
 HEAD = "head"
+LARGEST_SIDECAR = 1 << 26
+"""Bytes; a scan with a thousand slices has 1 MB."""
 SIDECARS = ".scans"
 """The folder of the sidecars and of the lock."""
 
@@ -84,7 +88,7 @@ def note(out: Path, outcome: Outcome) -> None:
 def recall(out: Path, scan: str) -> Outcome | None:
     """Return what became of a scan when it was last worked on; None if nothing is known of it."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        outcome = Outcome(**json.loads(sidecar(out, scan).read_bytes()))
+        outcome = Outcome(**json.loads(read_at_most(sidecar(out, scan), LARGEST_SIDECAR)))
         return outcome if isinstance(outcome.pictures, dict) else None
     return None
 
@@ -148,7 +152,7 @@ def write(path: Path, content: bytes, *, synced: bool = True) -> None:
 def read_table(path: Path) -> list[dict]:
     """Return the rows of a table that `csv_bytes` has made; none where it cannot be read."""
     with contextlib.suppress(OSError, csv.Error), \
-            open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
     return []
 
@@ -167,7 +171,7 @@ def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's bytes; empty if it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of_file(path).hexdigest()
     except OSError:
         return ""
 
@@ -253,7 +257,9 @@ def _within_its_mask(volume: Volume, scan: Scan, settings: ExtractSettings) -> t
     if scan.mask is None:
         return volume, ""
     try:
-        mask = read_volume(scan.mask, layout=scan.storage, assumed=settings.assume_orientation, trust=settings.trust)
+        with memory.only(memory.room() - volume.voxels.nbytes):
+            mask = read_volume(scan.mask, layout=scan.storage, assumed=settings.assume_orientation,
+                               trust=settings.trust)
     except UnusableScan as error:
         found, _, _ = error.reason.partition(". ")
         raise UnusableScan(volume.name, "a brain mask beside it that can be used", f"{scan.mask.name}: {found}",

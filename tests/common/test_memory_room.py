@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.common import room
+from vqvae2.common import memory
 
 MACHINE = 8 * 2**30
 NO_LIMIT = {"memory.max": "max", "memory.current": 4 * 2**30, "memory.stat": "inactive_file 5\n"}
@@ -32,7 +32,7 @@ def available(tmp_path: Path, group: str, tree: dict[str, dict[str, object]]) ->
     write(tmp_path / "proc/self", {"cgroup": group})
     for folder, files in tree.items():
         write(tmp_path / "groups" / folder, files)
-    return room.memory_available(tmp_path / "proc", tmp_path / "groups")
+    return memory.memory_available(tmp_path / "proc", tmp_path / "groups")
 
 
 @pytest.mark.parametrize(("group", "tree", "expected"), [
@@ -53,8 +53,19 @@ def test_the_tightest_limit_around_the_process_counts(tmp_path, group, tree, exp
 
 
 def test_without_an_estimate_half_of_the_memory_counts(tmp_path):
-    assert room.memory_available(tmp_path, tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert memory.memory_available(tmp_path, tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def test_here_some_memory_is_free():
-    assert 0 < room.memory_available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < memory.memory_available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_share_is_what_a_process_may_take_until_the_block_ends(monkeypatch):
+    monkeypatch.setattr(memory, "memory_available", lambda: MACHINE)
+    assert memory.room() == MACHINE
+    with memory.only(5):
+        assert memory.room() == 5
+        with memory.only(-1):
+            assert memory.room() == 0
+        assert memory.room() == 5
+    assert memory.room() == MACHINE

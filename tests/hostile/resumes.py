@@ -1,17 +1,11 @@
-"""A training that is killed at random moments, again and again -> does it end like one that never was?
-
-    make soak                     # 100 kills, at most 20 minutes on two cores
-    PYTHONPATH=tests python tests/chain/soak.py --kills 20 --minutes 5 --seed 1
+"""Trainings killed at random moments, again and again -> do they end like those that never were?
 
 Each of three trainings (a VQ-VAE alone, a VQ-VAE on two processes under torchrun, a top prior alone) is run once
-without disturbance, and once with: a random signal (half of them SIGKILL) to the launcher or to a worker after a random
-time, and now and then a torn state.pt as well. After each kill the same command goes on. In the end the weights, the
-whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
-
-Exit status: 0 if they are, 1 if not or if a run did not end within 20 seconds of a signal, 3 if the time was over.
+without disturbance, and again with: a random signal (half of them SIGKILL) to the launcher or to a worker after a
+random time, and now and then a torn state.pt as well. After each kill the same command goes on. In the end the weights,
+the whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
 """
 
-import argparse
 import csv
 import os
 import random
@@ -19,22 +13,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from conftest import write_slices
+from hostile.part import Part
 
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+KILLS = 5
+"""In each try."""
 LONGEST_LIFE = 9.0
 """Seconds between a start and its kill, at most; importing alone takes two to four."""
 SECONDS_TO_END = 20
@@ -50,16 +44,18 @@ PRIOR = ("train_pixel_cnn.py --level top --vqvae {vqvae} --epochs 150 --channels
          "--attention-every 2 --copies 1")
 
 
+TRAININGS = {"two-processes": (TWO + VQVAE, 4), "alone": (VQVAE, 8), "top-prior": (PRIOR, 8)}
+"""The commands, and the images that each process takes at a time."""
+
+
 @dataclass
 class Training:
-    """One command, run undisturbed and disturbed."""
+    """One command, run undisturbed or disturbed."""
 
     name: str
-    command: str
-    batch: int
-    kills: int
+    prepared: Path
     folder: Path
-    given: dict[str, str]
+    """Folder for its results and its log."""
     seed: int
     counts: Counter = field(default_factory=Counter)
     stuck: list[str] = field(default_factory=list)
@@ -70,50 +66,48 @@ class Training:
         """How many kills there were."""
         return sum(self.counts[kind.name] for kind in set(SIGNALS))
 
-    def start(self, results: Path, log: Path) -> subprocess.Popen:
+    @property
+    def log(self) -> Path:
+        """What all starts have printed."""
+        return self.folder / "log"
+
+    def start(self) -> subprocess.Popen:
         """Start the command as leader of a new process group, so that a Ctrl-C here does not reach it."""
-        words = f"{self.command} {COMMON}".format(batch=self.batch, results=results, **self.given).split()
-        with log.open("a") as file:
+        command, batch = TRAININGS.get(self.name) or (VQVAE.replace("150", "10"), 8)
+        words = f"{command} {COMMON}".format(
+            batch=batch, results=self.folder / "results", slices=self.prepared / "slices",
+            vqvae=self.prepared / "vqvae" / "results" / "oasis" / "soak").split()
+        with self.log.open("a") as file:
+            # A worker of the soak ignores Ctrl-C, and what it starts would inherit that.
             return subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=file, stderr=file,
-                                    start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                    start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
     def undisturbed(self) -> Path:
         """Run to the end; return the run's folder."""
-        log = self.folder / "whole.log"
-        if self.start(self.folder / "whole", log).wait():
-            raise SystemExit(f"{self.name}: failed undisturbed:\n{log.read_text()[-3000:]}")
-        return self.folder / "whole" / "oasis" / "soak"
+        self.folder.mkdir(exist_ok=True)
+        status = self.start().wait()
+        assert status == 0, f"{self.name} ended with {status} undisturbed:\n{self.log.read_text()[-3000:]}"
+        return self.folder / "results" / "oasis" / "soak"
 
-    def disturbed(self, until: float) -> Path | None:
-        """Kill and go on until there were enough kills; then run to the end. None if the time is over."""
-        draws, results, log = random.Random(self.seed), self.folder / "killed", self.folder / "killed.log"
-        run = results / "oasis" / "soak"
-        while self.killed < self.kills:
-            if time.monotonic() > until:
-                return None
-            process = self.start(results, log)
+    def disturbed(self) -> Path:
+        """Kill and go on until there were enough kills, then run to the end; return the run's folder."""
+        draws, run = random.Random(self.seed), self.folder / "results" / "oasis" / "soak"
+        while self.killed < KILLS:
+            process = self.start()
             try:
                 status = process.wait(draws.uniform(0, LONGEST_LIFE))
             except subprocess.TimeoutExpired:
                 self._kill(process, draws)
             else:
-                if status:
-                    raise SystemExit(f"{self.name}: ended with {status} by itself:\n{log.read_text()[-3000:]}")
-                shutil.move(results, self.folder / f"done-{len(list(self.folder.glob('done-*')))}")
+                assert status == 0, f"{self.name} ended with {status} by itself:\n{self.log.read_text()[-3000:]}"
+                shutil.move(run.parents[1], self.folder / f"done-{len(list(self.folder.glob('done-*')))}")
                 continue
             if draws.random() < TORN and (run / "state.pt").exists() and (run / "state-before.pt").exists():
                 content = (run / "state.pt").read_bytes()
                 (run / "state.pt").write_bytes(content[: draws.randrange(len(content))])
                 self.counts["torn state"] += 1
-        last = self.start(results, log)
-        try:
-            status = last.wait(max(1.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._end(family(last.pid), last)
-            return None
-        if status:
-            raise SystemExit(f"{self.name}: the last start failed:\n{log.read_text()[-3000:]}")
-        return run
+        return self.undisturbed()
 
     def _kill(self, process: subprocess.Popen, draws: random.Random) -> None:
         """Send a signal to one of the run's processes; kill what is left when it has ended, or has not in time."""
@@ -171,46 +165,24 @@ def same(value: object, other: object) -> bool:
     return torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
-def main() -> None:
-    """Run all trainings, two at a time, and say how they ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="over all trainings (default 100)")
-    parser.add_argument("--minutes", type=float, default=20, help="after which no more kills are made (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments, signals and targets (default 0)")
-    asked = parser.parse_args()
-    # A shell that starts this in the background ignores SIGINT for it, and what it starts would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        given = {"slices": str(write_slices(folder / "slices")), "vqvae": str(folder / "vqvae" / "oasis" / "soak")}
-        first = Training("VQ-VAE for the prior", VQVAE.replace("150", "10"), 8, 0, folder, given, 0)
-        if first.start(folder / "vqvae", folder / "vqvae.log").wait():
-            raise SystemExit((folder / "vqvae.log").read_text()[-3000:])
-        share = [asked.kills // 3, asked.kills // 3, asked.kills - 2 * (asked.kills // 3)]
-        trainings = [Training("VQ-VAE, two processes", TWO + VQVAE, 4, share[0], folder / "two", given, asked.seed),
-                     Training("VQ-VAE, alone", VQVAE, 8, share[1], folder / "alone", given, asked.seed + 1),
-                     Training("top prior, alone", PRIOR, 8, share[2], folder / "prior", given, asked.seed + 2)]
-
-        def soak(training: Training) -> tuple[Training, list[str] | None]:
-            training.folder.mkdir()
-            whole, killed = training.undisturbed(), training.disturbed(began + asked.minutes * 60)
-            done = [folder / "oasis" / "soak" for folder in sorted(training.folder.glob("done-*"))]
-            stuck = [f"not ended {SECONDS_TO_END} s after {name}" for name in training.stuck]
-            return training, None if killed is None else stuck + [
-                text for run in [*done, killed] for text in differences(whole, run)]
-
-        status = 0
-        with ThreadPoolExecutor(2) as pool:
-            for training, found in pool.map(soak, trainings):
-                end = f"DIFFERENT: {', '.join(found[:5])}" if found else "the same bits"
-                end = "TIME OVER" if found is None else end
-                counts = ", ".join(f"{name} {count}" for name, count in sorted(training.counts.items()))
-                print(f"{training.name}: {end} after {counts}", flush=True)
-                status = max(status, 3 if found is None else bool(found))
-        print(f"{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-    raise SystemExit(status)
+def prepare(folder: Path) -> None:
+    """Train all of TRAININGS undisturbed, into folders of their names; the VQ-VAE of the prior is the first."""
+    write_slices(folder / "slices")
+    for name in ("vqvae", *TRAININGS):
+        Training(name, folder, folder / name, 0).undisturbed()
 
 
-if __name__ == "__main__":
-    main()
+def try_one(number: int, folder: Path, prepared: Path) -> str:
+    """Kill a training and go on, KILLS times, then run it to its end, which must be that of the undisturbed one."""
+    name = list(TRAININGS)[number % len(TRAININGS)]
+    training = Training(name, prepared, folder, number)
+    killed = training.disturbed()
+    found = [f"not ended {SECONDS_TO_END} s after {signal}" for signal in training.stuck]
+    for run in [*(done / "oasis" / "soak" for done in sorted(folder.glob("done-*"))), killed]:
+        found += differences(prepared / name / "results" / "oasis" / "soak", run)
+    assert not found, f"{name} after {dict(training.counts)}: {', '.join(found[:5])}"
+    return "same"
+
+
+PART = Part("resumes", f"trainings killed {KILLS} times each, bit for bit the same in the end", 21, try_one, prepare,
+            in_suite=0)

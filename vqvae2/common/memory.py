@@ -1,8 +1,15 @@
-"""This machine, and the control groups of this process -> how much memory is free."""
+"""The kernel's counters -> how much memory this process may still take, so that a large request is refused in time.
+
+A process that takes more than there is gets no error: the kernel ends it, or another one.
+"""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+
+_room: ContextVar[int | None] = ContextVar("room", default=None)
 
 
 def memory_available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -38,3 +45,24 @@ def _left(group: Path) -> list[int]:
             found.append(int((group / limit).read_text()) - int((group / used).read_text())
                          + next(int(line.split()[1]) for line in lines if line.startswith(idle)))
     return found
+
+
+def room() -> int:
+    """Return how many bytes this process may take for one piece of work: its share, else all that is free now."""
+    share = _room.get()
+    return memory_available() if share is None else share
+
+
+def set_room(share: int) -> None:
+    """Let `room` return `share` from now on."""
+    _room.set(max(0, share))
+
+
+@contextmanager
+def only(share: int) -> Iterator[None]:
+    """Let `room` return `share` inside of the block."""
+    before = _room.set(max(0, share))
+    try:
+        yield
+    finally:
+        _room.reset(before)
