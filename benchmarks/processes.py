@@ -1,7 +1,8 @@
 """The same training shared out to 1, 2, 3 and 4 processes and to micro-batches -> a table of what is equal at its end.
 
     python benchmarks/processes.py --out processes --epochs 1
-    python benchmarks/processes.py --out processes --epochs 30 --more "--channels 16 --residual-channels 8"
+    python benchmarks/processes.py --out processes --epochs 30 \\
+        --more "--channels 16 --residual-channels 8 --embedding-dim 16 --codebook-size 256"
 
 Every row is a training of the demonstration's slices (64 by 64 pixels, fp32, one thread for each process) with a
 global batch of 24 images; the last row differs from the first by its seed alone. The other figures compare a row with
