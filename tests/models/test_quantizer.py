@@ -136,11 +136,39 @@ def test_more_dead_embeddings_than_candidates_are_restarted_a_few_at_a_time():
     """Two embeddings at one place would be chosen by nobody: the second of them always loses."""
     layer = started(torch.full((8, 2), 1e3), count=5.0).train()
     vectors = torch.tensor([[[[0.0]], [[1.0]]], [[[2.0]], [[3.0]]]])
-    for step in range(quantizer.RESTART_EVERY):
+    for step in range(3 * quantizer.RESTART_EVERY):
         layer(vectors, place(2, step))
         layer.update()
-    moved = layer.codebook[layer.codebook[:, 0] < 100]
-    assert sorted(moved.flatten().tolist()) == [0, 1, 2, 3]
+        moved = layer.codebook[layer.codebook[:, 0] < 100]
+        assert len(moved.unique(dim=0)) == len(moved)
+    assert layer.eval()(vectors).commitment.max() < 1e-3
+
+
+def restarted(vectors: torch.Tensor, alive: int | None = None) -> torch.Tensor:
+    """The codebook of 64 after a restart in which each vector is a candidate, and all but the first two embeddings are
+    dead; with `alive`, that one was just chosen often enough."""
+    codebook = torch.cat([vectors[:2].flatten(1) * 0.9, torch.full((62, 4), 1e3)])
+    layer = started(codebook, decay=1.0).train()
+    if alive is not None:
+        layer.recent[alive] = len(vectors)
+    layer(vectors, place(len(vectors), quantizer.RESTART_EVERY - 1))
+    layer.update()
+    return layer.codebook
+
+
+def test_an_embedding_that_comes_back_to_life_moves_no_other():
+    vectors = torch.randn(256, 4, 1, 1)
+    differ = (restarted(vectors) != restarted(vectors, alive=5)).any(1)
+    assert differ.nonzero().flatten().tolist() == [5]
+
+
+def test_a_vector_that_becomes_a_worse_served_one_moves_the_embedding_whose_candidate_it_is_and_no_other():
+    vectors = torch.randn(256, 4, 1, 1)
+    for number in range(2, 256, 25):
+        other = vectors.clone()
+        other[number] *= 30
+        moved = ((restarted(vectors) - restarted(other)).abs() > 0.01).any(1)
+        assert moved.sum() <= 1
 
 
 def test_candidates_among_millions_are_drawn_without_a_permutation_of_them(monkeypatch):

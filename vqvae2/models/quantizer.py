@@ -302,16 +302,22 @@ class LearnedCodebook(Quantizer):
         self.started = True
 
     def _restart(self, candidates: torch.Tensor, place: BatchPlace) -> None:
-        """Move dead embeddings to candidates, drawn with probability proportional to squared error [3]."""
-        dead = self.recent < RESTART_BELOW * self.recent.mean()
-        order = dead.cumsum(0) - 1
-        dead &= order < len(candidates)  # one candidate for each; the rest must wait
+        """Move each dead embedding to one of its own candidates, drawn with probability proportional to error [3].
+
+        If all dead embeddings drew from one list, the last bit of one vector, which decides whether one embedding is
+        dead or which of two candidates comes first, would move all those that follow in the list.
+        """
+        count, size = len(candidates), self.codebook_size
         errors = (candidates - self.codebook[nearest(candidates, self.codebook)]).square().sum(1)
         generator = random_numbers.generator(self.seed, "restart", place.step)
-        gumbel = -torch.empty(len(errors)).exponential_(generator=generator).log()
-        ranked = (errors.log() + machine.to_device(gumbel, errors.device)).argsort(descending=True)
-        replacement = candidates[ranked[order.clamp(0, len(ranked) - 1)]]
-        self.codebook.copy_(torch.where(dead[:, None], replacement, self.codebook))
+        gumbel = machine.to_device(-torch.empty(count).exponential_(generator=generator).log(), errors.device)
+        # Column k holds the candidates of an embedding; where there are fewer than embeddings, they take turns.
+        scores = nn.functional.pad(errors.log() + gumbel, (0, -count % size), value=-torch.inf).view(-1, size)
+        best, row = scores.max(0)
+        own = (row * size + torch.arange(size, device=row.device)).clamp(max=count - 1)
+        turn = place.step // self.restart_every * count % size
+        dead = (self.recent < RESTART_BELOW * self.recent.mean()) & best.isfinite().roll(turn)
+        self.codebook.copy_(torch.where(dead[:, None], candidates[own].roll(turn, 0), self.codebook))
         self._settle(dead)
         self.recent.zero_()
 

@@ -9,7 +9,6 @@ called. In a folder without any scan the first file without an ending is asked w
 import hashlib
 import os
 import re
-import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -405,11 +404,8 @@ def _why_not_t1(folders: list[str], stem: str, last: str) -> str:
 
 def _instead_of_a_file(path: Path) -> str:
     """Return what stands in a file's place, if anything: opened, a pipe would wait for ever for its other end."""
-    try:
-        kind = stat.filemode(path.stat().st_mode)[0]
-    except OSError:  # such as a link to nothing: whoever reads it says so
-        return ""
-    return {"p": "a named pipe", "s": "a socket", "c": "a device", "b": "a device"}.get(kind, "")
+    kind = kind_of(path)
+    return kind if kind in ("a named pipe", "a socket", "a device") else ""  # who reads a link to nothing says so
 
 
 def _refuse(path: Path, name: str, rule: str, found: str, advice: str) -> Scan:
