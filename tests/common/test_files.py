@@ -76,6 +76,7 @@ def test_a_pipe_that_takes_the_files_place_between_two_looks_is_not_waited_for(t
     (tmp_path / "a").touch()
     there = os.stat(tmp_path / "a")
     os.mkfifo(tmp_path / "b")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Not a regular file"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", lambda *_, **__: there)
-        files.open_regular(tmp_path / "b")
+        with pytest.raises(OSError, match="Not a regular file"):
+            files.open_regular(tmp_path / "b")

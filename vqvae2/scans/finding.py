@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from vqvae2.common.files import kind_of
 from vqvae2.scans import dicom
 from vqvae2.scans.archives import FREESURFER_BEST_FIRST
 from vqvae2.scans.identities import SERIES, TABLE_NAME, Doubt, File, Identity, identify, stem_of
