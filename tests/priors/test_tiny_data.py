@@ -38,7 +38,7 @@ class FieldTrainer(PriorTrainer):
         books = {level: SimpleNamespace(codebook=torch.randn(CODES, 8)) for level in ("top", "bottom")}
         self.vqvae = SimpleNamespace(hash=HASH, model=SimpleNamespace(
             quantizers=books, settings=SimpleNamespace(codebook_size=CODES)))
-        self.data, self.columns, self.copies = {}, (), []
+        self.data, self.columns, self.copies = {"training_images": [], "training_subjects": []}, (), []
         self.known = dict.fromkeys(("train", "validate"), torch.zeros(0, 0))
         self.maps = {split: maps_of(self.field, self.settings.level, split) for split in ("train", "validate")}
         self._report_references()
