@@ -121,6 +121,8 @@ def _edited_card(out: Path) -> Path | None:
         if not (out / CARD).exists() or (out / CARD).read_text(encoding="utf-8") == card(out):
             return None
     return out / "README-before.md"
+
+
 def _check(config: dict, where: str) -> None:
     """Raise UserError unless a config has all that is published of it, of the types that its kind of run declares."""
     advice = "Only what train_vqvae.py, train_pixel_cnn.py and vqvae2 train-features have trained is published."

@@ -146,20 +146,16 @@ def _broken(path: Path) -> Iterator[None]:
 
 
 def _content(path: Path, within: Path | None = None) -> bytes:
-    """Return the bytes of a file. Raises: OSError; ValueError if it is too large, or a link that leaves `within`."""
+    """Return the bytes of a file. Raises: OSError, also if it is too large; ValueError if a link leaves `within`."""
     try:
-        file = files.open_regular(path, follow_link=within is None)
+        return files.read_at_most(path, MOST_BYTES, follow_link=within is None)
     except OSError as error:
         if within is None or error.errno != errno.ELOOP:
             raise
-        target = Path(os.path.realpath(path, strict=True))
-        if not target.is_relative_to(within.resolve()):
-            raise ValueError("a link that leaves the folder") from None
-        file = files.open_regular(target)
-    with file:
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise ValueError(f"{size:,} bytes, where {MOST_BYTES:,} are the most")
-        return file.read()
+    target = Path(os.path.realpath(path, strict=True))
+    if not target.is_relative_to(within.resolve()):
+        raise ValueError("a link that leaves the folder")
+    return files.read_at_most(target, MOST_BYTES)
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -168,6 +168,7 @@ def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
     writer.writerows(rows)
     return "".join(lines).encode("utf-8", "surrogateescape")
 
+
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's bytes; empty if it cannot be read."""
     try:
