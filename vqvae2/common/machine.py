@@ -167,3 +167,12 @@ class Signals:
         again, self.came = self.came, True
         if self._message is not None and not again:  # a second signal must not disturb the ending
             raise Stopped(self._message)
+
+
+@contextmanager
+def going_on_later(what: str, folder: Path) -> Iterator[None]:
+    """Inside this context, end at a signal: all `what` ("images") that are finished are in `folder`."""
+    signals = Signals()
+    with signals, signals.stopping_at_once(f"Stopped by a signal, all finished {what} saved: {folder}. The same "
+                                           "command goes on from here."):
+        yield

@@ -11,7 +11,6 @@ import json
 import math
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -133,8 +132,7 @@ class ReportFolder(RecordedFolder):
     @cached_property
     def metrics(self) -> dict:
         """The metrics.json of an earlier run with fewer sections or the same; {} where there is none."""
-        found = [self._json(path) for path in (self.out / METRICS, self.out / PARTS / METRICS) if self.before]
-        return next(filter(None, found), {})
+        return self.before and (self.read(METRICS) or self.read(f"{PARTS}/{METRICS}") or {})
 
     def is_finished(self, asked: Sequence[Judge]) -> bool:
         """Return whether metrics.json has all sections that are asked for."""
@@ -151,7 +149,7 @@ class ReportFolder(RecordedFolder):
 
     def section(self, name: str) -> dict | None:
         """Return the figures of a section that is there."""
-        part = self._json(self.out / PARTS / f"{name}.json") if self.before else None
+        part = self.read(f"{PARTS}/{name}.json") if self.before else None
         return part or figures_of(self.metrics, name)
 
     def keep(self, name: str, figures: dict | None) -> dict | None:
@@ -163,12 +161,6 @@ class ReportFolder(RecordedFolder):
         """Write metrics.json; what it was made of goes."""
         files.write_json(self.out / METRICS, metrics)
         self.tidy()
-
-    def _json(self, path: Path) -> dict | None:
-        with suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else None
-        return None
 
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
