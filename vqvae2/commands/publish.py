@@ -25,8 +25,8 @@ import tyro
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SPLITS
-from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.evaluation import leaks, text
 from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.plots import charts

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
-from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from vqvae2 import __version__
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import Claim, claimed
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import features, leaks
 from vqvae2.evaluation.copies import CopiesJudge

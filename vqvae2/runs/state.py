@@ -22,7 +22,7 @@ import torch
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import Unreadable, UserError, expect
-from vqvae2.common.output_folder import Claim
+from vqvae2.common.folder_lock import Claim
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
 from vqvae2.settings.parsing import as_dict

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common import memory, output, output_folder
+from vqvae2.common import folder_lock, memory, output
 from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
@@ -160,7 +160,7 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
     taken = prefixes_of(slices_to_keep(found, folder, settings, out))  # raises before anything changes
     number, parts = settings.part
     # A part that looks whether all are done holds the folder alone for a moment; one that was stopped needs some more.
-    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, output_folder.PATIENCE) as held:
+    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, folder_lock.PATIENCE) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
         with writing(out):

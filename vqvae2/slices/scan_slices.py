@@ -87,7 +87,7 @@ def note(out: Path, outcome: Outcome) -> None:
 
 def recall(out: Path, scan: str) -> Outcome | None:
     """Return what became of a scan when it was last worked on; None if nothing is known of it."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         outcome = Outcome(**json.loads(read_at_most(sidecar(out, scan), LARGEST_SIDECAR)))
         return outcome if isinstance(outcome.pictures, dict) else None
     return None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 from vqvae2.images import augmentation, dataset
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, context_model
