@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, write_slices
 from hostile.part import Ended, command
-from hostile.resumes import differences
+from resuming import differences
 from scan_files import save_bids
 
 from vqvae2.common.files import LEFT_OVERS
