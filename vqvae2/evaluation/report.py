@@ -112,7 +112,7 @@ class ReportFolder(RecordedFolder):
 
         evaluate.json             settings, and hashes of models and data; written first
         parts/<section>.json      figures of a section, written when its pictures are there
-        parts/samples-*.npy       samples, as they are drawn
+        parts/samples-*.npz       samples, as they are drawn
         parts/metrics.json        the metrics.json of an earlier run, to which sections are added
         metrics.json              all figures; written last, when parts/ goes
     """
@@ -230,8 +230,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
 def figures_of(report: dict, name: str) -> dict | None:
     """Return the figures of the judge with this name in a metrics.json, None where there are none; of "" all of it."""
     for key in filter(None, name.split(".")):
-        report = (report or {}).get(key)
-    return report
+        report = report.get(key) if isinstance(report, dict) else None
+    return report if isinstance(report, dict) else None
 
 
 def check_out(out: Path) -> None:
