@@ -100,7 +100,7 @@ def kind_of(path: Path) -> str:
     except FileNotFoundError:
         return "a link to a file that is not there" if path.is_symlink() else "nothing"
     except (OSError, ValueError) as error:
-        return (getattr(error, "strerror", None) or str(error)).lower()
+        return in_brief(error).lower()
     return KINDS.get(stat.S_IFMT(mode), "a device")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.common import files
-from vqvae2.common.errors import Stopped, UserError, launched_rank
+from vqvae2.common.errors import UserError, launched_rank
 from vqvae2.common.names import SUFFIXES
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
@@ -132,15 +132,14 @@ def _broken(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, Stopped):
+    except UserError:
         raise
     except FileNotFoundError:
         raise BrokenPicture(f"{path}: expected an image, found {files.kind_of(path)}. Run extract_slices.py again.",
                             "not there") from None
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)  # whose text is about the bytes that Python has read
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        why = "cannot identify image file" if unknown else " ".join(text.split()) or type(error).__name__
+        why = "cannot identify image file" if unknown else files.in_brief(error)
         raise BrokenPicture(f"{path}: expected a readable image, found {why}. Delete it or make it again.",
                             why) from None
 
