@@ -276,7 +276,7 @@ def middle_of(ordered: Sequence) -> object:
 def picture_of(text: str) -> bytes:
     """Return a thumbnail of `Outcome.pictures`; nothing if the text is not one of this size."""
     with contextlib.suppress(ValueError, zlib.error):
-        picture = zlib.decompress(base64.b64decode(text))
+        picture = zlib.decompressobj().decompress(base64.b64decode(text), THUMBNAIL ** 2 + 1)
         return picture if len(picture) == THUMBNAIL ** 2 else b""
     return b""
 

@@ -87,10 +87,10 @@ class PriorTrainer(Trainer):
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = encoding.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change, torch.int16)
-            distributed.on_rank_0(lambda: self._save(stored, path, of_data))
+            distributed.on_rank_0(lambda: self._keep_codes(stored, path, of_data))
         return stored
 
-    def _save(self, codes: code_maps.CodeMaps, path: Path, of_data: str) -> None:
+    def _keep_codes(self, codes: code_maps.CodeMaps, path: Path, of_data: str) -> None:
         """Write code maps, unless another prior is just writing the same: then wait until it has."""
         with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
             claim.remove_left_overs()
