@@ -112,6 +112,8 @@ def read_at_most(path: Path, most: int, *, follow_link: bool = True) -> bytes:
     with open_regular(path, follow_link=follow_link) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(min(size, most) + 1)  # not of `most`, for which Python would take the memory at once
+        if size < len(content) <= most:  # it is growing, or its file system tells no sizes
+            content += file.read(most + 1 - len(content))
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"{max(size, len(content)):,} bytes, where {most:,} are the most")
     return content
