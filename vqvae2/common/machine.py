@@ -128,7 +128,7 @@ def why_not_compiled(device: torch.device) -> str:
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return `values` on `device`; the host does not wait for the copy, which is from pinned memory (but to MPS)."""
+    """Return `values` on `device`. But to MPS, the copy is from pinned memory, and the host does not wait for it."""
     if values.device.type == "cpu" and device.type not in ("cpu", "mps"):
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
