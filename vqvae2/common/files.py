@@ -174,7 +174,8 @@ def in_brief(error: Exception) -> str:
     """Return the message of an error, without the number and the file of an OSError, in at most 120 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = f"no {error.args[0]}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+    is_name = isinstance(error, KeyError) and error.args
+    text = f"no {error.args[0]}" if is_name else getattr(error, "strerror", None) or str(error)
     return shortened(" ".join(text.split()) or type(error).__name__)
 
 
