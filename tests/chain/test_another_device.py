@@ -19,7 +19,7 @@ from vqvae2.common import distributed, machine
 from vqvae2.evaluation import distances, features, probe, surprise
 from vqvae2.images import dataset
 from vqvae2.metrics import similarity
-from vqvae2.models import encoding
+from vqvae2.models import autoencoder, encoding
 from vqvae2.models.quantizer import LearnedCodebook
 from vqvae2.priors.conditions import numbers
 from vqvae2.sampling import inpainting, sampler
@@ -157,7 +157,7 @@ def kinds_of_work(images, count, vqvae, priors, extractor, runs):
     """What may wait once for a batch, and not for each image; all of it with one batch of `count` images."""
     few = dataclasses.replace(images, files=images.files[:count], pixels=images.pixels[:count])
     hidden = torch.arange(32)[:, None].expand(32, 32) < 8
-    gap = {level: torch.zeros(1, *shape, dtype=torch.long) for level, shape in inpainting.vqvae_grids(vqvae).items()}
+    gap = {level: torch.zeros(1, *shape, dtype=torch.long) for level, shape in autoencoder.code_grids(vqvae).items()}
     for codes in gap.values():
         codes[:, 0, 0] = -1
     incomplete = inpainting.IncompleteImages(["one"], gap, hidden[None].float(), few.bytes()[:1], {})
