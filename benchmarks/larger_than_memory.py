@@ -38,7 +38,7 @@ from common import processor
 from loader import write_pictures
 
 from vqvae2.common.errors import UserError, expect, run_script
-from vqvae2.images import memory
+from vqvae2.images import decoding
 from vqvae2.settings import checks, parsing
 from vqvae2.training import trainer
 from vqvae2.training.settings import TrainVqvae
@@ -214,7 +214,7 @@ def take_turns(settings: BenchmarkSettings) -> None:
     """Be one of the processes: train whenever a line says so."""
     trainer.tqdm = partial(tqdm, file=io.StringIO())  # bars of processes that take turns cannot be read
     if settings.turn == PLAIN:
-        memory.read_ahead = lambda pixels, items: None
+        decoding.read_ahead = lambda pixels, items: None
     TakingTurns.turn_steps = settings.steps
     TakingTurns(TrainVqvae(
         dataset="folder", data=settings.work, savename="v", epochs=100, batch=settings.batch, threads=settings.threads,

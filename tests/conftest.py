@@ -59,12 +59,9 @@ def tiny_slices(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_slices, tmp_path_factory) -> TinyRun:
-    """A VQ-VAE-2 (bottom codes 8 x 8, top 4 x 4) and both priors, trained for seconds."""
+    """A tiny chain that was really trained, once for all tests."""
     results = tmp_path_factory.mktemp("chain") / "results"
-    common = ["--data", str(tiny_slices), "--results", str(results), *TINY]
-    train_vqvae.main([*common, "--savename", "tiny", *TINY_VQVAE])
-    for level in ("top", "bottom"):
-        train_prior.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
+    train_chain(tiny_slices, results)
     folder = results / "oasis"
     return TinyRun(tiny_slices, results, folder / "tiny", folder / "tiny-top", folder / "tiny-bottom")
 
@@ -101,6 +98,14 @@ def files_in(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too, with a hash of its bytes."""
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def train_chain(data: Path, results: Path) -> None:
+    """Train a VQ-VAE-2 (bottom codes 8 x 8, top 4 x 4) and both priors for seconds: tiny, tiny-top, tiny-bottom."""
+    common = ["--data", str(data), "--results", str(results), *TINY]
+    train_vqvae.main([*common, "--savename", "tiny", *TINY_VQVAE])
+    for level in ("top", "bottom"):
+        train_prior.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
 
 
 def write_slices(folder: Path, size: int = 32) -> Path:

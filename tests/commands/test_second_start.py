@@ -4,7 +4,7 @@ import pytest
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in
 
 from vqvae2.commands import demo_scans, evaluate, predict, publish, sample, train_features, train_prior, train_vqvae
-from vqvae2.common import output_folder
+from vqvae2.common import folder_lock
 
 MODELS = "--vqvae {vqvae} --top {top} --bottom {bottom}"
 COMMANDS = {
@@ -19,9 +19,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
 def test_a_second_start_is_refused_with_a_line_and_changes_nothing(command, tiny_run, apart, refusal, monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0)
     out = apart / "oasis" / "out"
-    with output_folder.claimed(out, "the first"):
+    with folder_lock.claimed(out, "the first"):
         (out / ".being-written.tmp.png").touch()
         before = files_in(apart), files_in(tiny_run.results)
         line = refusal(command.main, *COMMANDS[command].format(**vars(tiny_run)).split())

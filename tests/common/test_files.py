@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,21 @@ def test_a_pipe_that_takes_the_files_place_between_two_looks_is_not_waited_for(t
         patch.setattr(Path, "stat", lambda *_, **__: there)
         with pytest.raises(OSError, match="Not a regular file"):
             files.open_regular(tmp_path / "b")
+
+
+def test_no_more_is_read_than_asked_for_nor_is_memory_taken_for_what_is_not_there(tmp_path):
+    (tmp_path / "a").write_bytes(b"abcd")
+    tracemalloc.start()
+    try:
+        assert files.read_at_most(tmp_path / "a", 2**30) == b"abcd"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert files.read_at_most(tmp_path / "a", 4) == b"abcd"
+    with pytest.raises(OSError, match="4 bytes, where 3 are the most"):
+        files.read_at_most(tmp_path / "a", 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a file whose system tells no size")
+def test_a_file_whose_size_is_not_told_is_read_whole():
+    assert files.read_at_most(Path("/proc/self/limits"), 2**20).endswith(b"\n")

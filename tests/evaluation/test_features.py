@@ -251,7 +251,8 @@ class TestTorchScript:
 class TestOwnRuns:
     def test_a_name_or_a_folder_finds_a_run(self, apart):
         model = FeatureNet(SETTINGS)
-        config = {"kind": "features", "settings": {"savename": "a", "epochs": 1, "batch": 1, "dims": 5, "channels": 4}}
+        config = {"kind": "features", "settings": {"savename": "a", "epochs": 1, "batch": 1, "dims": 5, "channels": 4},
+                  "training_images": [], "training_subjects": []}
         folder = Path("results/oasis/net")
         weights.save_weights(folder / "model.safetensors", model.state_dict(), config)
         images = torch.randint(0, 255, (3, 1, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import files_in, on_screen
+from conftest import edit_manifest, files_in, on_screen
 from PIL import Image
 
 from vqvae2.commands import evaluate
@@ -108,6 +108,7 @@ def test_the_test_split_is_refused_where_one_of_its_images_was_trained_on(tiny_r
     data = shutil.copytree(tiny_run.data, tmp_path / "data")
     trained, judged = (min((data / split).glob("*.png")) for split in ("train", "test"))
     shutil.copyfile(trained, judged)
+    edit_manifest(data, hashed=True)
     with pytest.raises(UserError, match=r"--split test: .* found 1 of 9 that they were\. Give the --data"):
         reports.evaluate(settings_for(tiny_run, tmp_path / "out", data=data))
     assert not (tmp_path / "out" / "metrics.json").exists()

@@ -59,8 +59,8 @@ def test_samples_that_were_drawn_before_a_stop_are_not_drawn_again(chain, tmp_pa
     draw = functools.partial(samples.draw, settings, vqvae, priors, data.splits["train"])
     whole, again = draw(), draw(tmp_path / "parts")
     names = [path.name for path in sorted((tmp_path / "parts").iterdir())]
-    assert names == [f"samples-{first:06d}-{first + 1:06d}.npy" for first in (0, 2, 4)]
-    np.save(tmp_path / "parts" / names[0], np.full((2, 1, 32, 32), 7, np.uint8))
+    assert names == [f"samples-{first:06d}-{first + 1:06d}.npz" for first in (0, 2, 4)]
+    np.savez(tmp_path / "parts" / names[0], images=np.full((2, 1, 32, 32), 7, np.uint8))
     (tmp_path / "parts" / names[1]).write_bytes(b"damaged")
     stored = draw(tmp_path / "parts")
     assert torch.equal(again, whole)

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from chain.soak import differences
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in, write_slices
 from hostile.part import Ended, command
+from resuming import differences
 from scan_files import save_bids
 
 from vqvae2.common.files import LEFT_OVERS

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-from conftest import TINY, TINY_PRIOR, TINY_VQVAE, write_slices
+from conftest import TINY, TINY_PRIOR, TINY_VQVAE, train_chain, write_slices
 from hostile.part import ALLOWED, Part, command
 from scan_files import save_bids
 
-from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.commands.curves import CompareSettings
 from vqvae2.commands.publish import PublishSettings
 from vqvae2.common.errors import UserError
@@ -104,10 +103,7 @@ def prepare(folder: Path) -> None:
     """Train a tiny chain, as a user would lay it out."""
     write_slices(folder / "slices")
     save_bids(folder / "scans", 4)
-    common = ["--data", str(folder / "slices"), "--results", str(folder / "results"), *TINY]
-    train_vqvae.main([*common, "--savename", "tiny", *TINY_VQVAE])
-    for level in ("top", "bottom"):
-        train_prior.main([*common, "--savename", f"tiny-{level}", "--level", level, "--vqvae", "tiny", *TINY_PRIOR])
+    train_chain(folder / "slices", folder / "results")
 
 
 def try_one(number: int, folder: Path, prepared: Path) -> str:

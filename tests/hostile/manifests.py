@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import picture_of, write_slices
-from hostile.part import Part
-from hostile.pictures import at_most
+from hostile.part import Part, at_most
 from PIL import Image
 
 from vqvae2.common.errors import UserError

@@ -4,12 +4,15 @@ A part (pictures, manifests, kills, …) is a module of this package with a `PAR
 the suite the first few. A try is told by its number alone, so that one that failed can be repeated.
 """
 
+import copy
 import os
+import random
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,3 +119,37 @@ def _run(words: list[str], folder: Path, memory: int | None, environment: dict[s
         with suppress(OSError):  # the command may have been given a full disk
             Path(PEAK).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         os._exit(status)  # torch's threads and handlers of the process it was forked from have no part in this
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise AssertionError if what is done in this context hangs."""
+    def hangs(*_: object) -> None:
+        raise AssertionError(f"hangs: no end after {seconds} s")
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def with_one_change(value: dict, values: Sequence[object], chance: random.Random) -> dict:
+    """Return nested dicts and lists in which one value, wherever it stands, is gone or one of `values`."""
+    changed = copy.deepcopy(value)
+    *way, last = chance.choice(_places_in(value))
+    owner = changed
+    for key in way:
+        owner = owner[key]
+    if chance.random() < 0.2:
+        del owner[last]
+    else:
+        owner[last] = chance.choice(values)
+    return changed
+
+
+def _places_in(value: object, way: tuple = ()) -> list[tuple]:
+    """Return the ways to all values below a value."""
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in below for place in ((*way, key), *_places_in(item, (*way, key)))]

@@ -5,17 +5,15 @@ Each is read, refused by its name, or left out with its reason; the good ones ar
 
 import io
 import os
-import signal
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from conftest import COLUMNS, picture_of
-from hostile.part import Part
+from hostile.part import Part, at_most
 from PIL import Image
 
 from vqvae2.common import files
@@ -32,20 +30,6 @@ OTHERS = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"%PDF
           b"\x1f\x8b", b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"#!/bin/sh\n", b"", b"\x00" * 999,
           b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"version https://git-lfs.github.com/spec/v1\n")
 Random = np.random.Generator
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Raise AssertionError if what is done in this context hangs."""
-    def hangs(*_: object) -> None:
-        raise AssertionError(f"hangs: no end after {seconds} s")
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def encoded(random: Random, ending: str) -> bytes:

@@ -6,7 +6,6 @@ random time, and now and then a torn state.pt as well. After each kill the same 
 the whole state of the optimiser and codebooks and all figures of the log must be the same, bit for bit.
 """
 
-import csv
 import os
 import random
 import shutil
@@ -18,12 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from conftest import write_slices
 from hostile.part import Part
-
-from vqvae2.runs import state as run_state
-from vqvae2.runs import weights as checkpoints
+from resuming import differences
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -135,34 +131,6 @@ def family(number: int) -> list[int]:
     children = Path(f"/proc/{number}/task/{number}/children")
     below = [int(child) for child in children.read_text().split()] if children.exists() else []
     return [number, *(deeper for child in below for deeper in family(child))]
-
-
-def differences(first: Path, second: Path) -> list[str]:
-    """Return what differs between two runs: tensors of weights and state, rows of the log."""
-    found = []
-    weights = [checkpoints.load_weights(run / checkpoints.WEIGHTS)[0] for run in (first, second)]
-    found += [f"weights {name}" for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
-    states = [flat(run_state.load_state(run / run_state.STATE)) for run in (first, second)]
-    found += [f"state {name}" for name in states[0].keys() | states[1].keys()
-              if not same(states[0].get(name), states[1].get(name))]
-    logs = [list(csv.DictReader((run / "log.csv").open())) for run in (first, second)]
-    found += [f"log row {number}: {name}" for number, rows in enumerate(zip(*logs, strict=True), 1) for name in rows[0]
-              if name != "seconds" and rows[0][name] != rows[1][name]]
-    return found
-
-
-def flat(value: object, name: str = "") -> dict[str, object]:
-    """Return a nested state as one level, without what names the run or tells the time."""
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for inner, part in items if inner not in ("run_id", "seconds")
-                for key, leaf in flat(part, f"{name}/{inner}").items()}
-    return {name: value}
-
-
-def same(value: object, other: object) -> bool:
-    """Return whether two values are the same, tensors bit for bit."""
-    return torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
 
 
 def prepare(folder: Path) -> None:

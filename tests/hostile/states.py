@@ -4,14 +4,13 @@ A try checks a block of bytes, so that a soak reaches all of them. Tries after t
 and of which one value is another: the trainer refuses it, or goes on from the state before it.
 """
 
-import copy
 import io
 import random
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from hostile.part import Part
+from hostile.part import Part, with_one_change
 from tiny_models import check_line
 from torch import nn
 
@@ -20,7 +19,8 @@ from vqvae2.runs import state, weights
 from vqvae2.training.settings import TrainingSettings
 from vqvae2.training.trainer import Share, Trainer
 
-BLOCK, SEALED = 64, 400
+BLOCK, TRIES = 64, 240
+"""Bytes of a try; enough tries for all bytes of this state, and a third as many with sealed states."""
 VALUES = (None, True, -1, 10**30, 0.5, "x", b"", [], {}, [[]], (), torch.zeros(3), torch.zeros(2, 2, dtype=torch.long),
           torch.full((), torch.nan), torch.zeros(1).expand(10**12))
 
@@ -54,25 +54,6 @@ def prepare(folder: Path) -> None:
     trainer.run()
 
 
-def places_in(value: object, way: tuple = ()) -> list[tuple]:
-    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, item in below for place in ((*way, key), *places_in(item, (*way, key)))]
-
-
-def changed(saved: dict, chance: random.Random) -> dict:
-    """A state in which one value is another, or gone."""
-    made = copy.deepcopy(saved)
-    *way, last = chance.choice(places_in(saved))
-    owner = made
-    for key in way:
-        owner = owner[key]
-    if chance.random() < 0.2:
-        del owner[last]
-    else:
-        owner[last] = chance.choice(VALUES)
-    return made
-
-
 def damaged(number: int, folder: Path, content: bytes) -> str:
     """One block of bytes, each flipped in one bit, and the file cut before each."""
     path, first = folder / state.STATE, number * BLOCK % len(content)
@@ -98,7 +79,8 @@ def sealed(number: int, folder: Path, run: Path) -> str:
         (there / name).write_bytes((run / name).read_bytes())
     if number % 4 == 0:
         (there / state.STATE_BEFORE).unlink()
-    state.save_state(folder / "made", changed(state.load_state(run / state.STATE), chance))
+    state.save_state(folder / "made", with_one_change(
+        state.load_state(run / state.STATE), VALUES, chance))
     (there / state.STATE).write_bytes((folder / "made" / state.STATE).read_bytes())
     trainer = line(folder, 3)
     try:
@@ -119,10 +101,5 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
     return damaged(number - number // 4, folder, content)
 
 
-def blocks() -> int:
-    """Tries for all bytes of this state (about 4 KB), and a third as many sealed ones."""
-    return 4 * 60
-
-
-PART = Part("states", "states of which every byte is flipped, and cut; sealed states of another form", blocks(),
+PART = Part("states", "states of which every byte is flipped, and cut; sealed states of another form", TRIES,
             try_one, prepare, in_suite=12)

@@ -4,13 +4,12 @@ A try ends as "refused", in one UserError, or as "same": the change is one that 
 what it did.
 """
 
-import copy
 import json
 import random
 from pathlib import Path
 
 import torch
-from hostile.part import Part
+from hostile.part import Part, with_one_change
 from tiny_models import SIDE, check_line, write_prior, write_vqvae
 
 from vqvae2.common.errors import UserError
@@ -28,25 +27,6 @@ def prepare(folder: Path) -> None:
     vqvae = load_vqvae(str(folder / "vqvae"), CPU)
     for level in ("top", "bottom"):
         write_prior(folder / level, vqvae.hash, level)
-
-
-def places_in(value: object, way: tuple = ()) -> list[tuple]:
-    """The ways to all values below a JSON value."""
-    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, item in below for place in ((*way, key), *places_in(item, (*way, key)))]
-
-
-def other_config(config: dict, chance: random.Random) -> dict:
-    changed = copy.deepcopy(config)
-    *way, last = chance.choice(places_in(config))
-    owner = changed
-    for key in way:
-        owner = owner[key]
-    if chance.random() < 0.15:
-        del owner[last]
-    else:
-        owner[last] = chance.choice(VALUES)
-    return changed
 
 
 def other_tensors(tensors: dict[str, torch.Tensor], chance: random.Random) -> dict[str, torch.Tensor]:
@@ -96,7 +76,7 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
     kind = number % 4
     if kind < 2:
         path.unlink()
-        weights.save_weights(path, tensors, other_config(config, chance))
+        weights.save_weights(path, tensors, with_one_change(config, VALUES, chance))
     elif kind == 2:
         path.unlink()
         weights.save_weights(path, other_tensors(tensors, chance), config)

@@ -141,7 +141,7 @@ class TestOddFiles:
             with pytest.raises(BrokenPicture, match=rf"{name}: expected .*, found .*\. ") as caught:
                 read_picture(tmp_path / name)
             expected = "not there" if name == "dangling.png" else why.replace("a link to a folder", "a folder")
-            assert caught.value.why.lower() == expected
+            assert caught.value.why.lower().removeprefix("not a regular file but ") == expected
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
     def test_a_folder_that_cannot_be_read_is_told(self, tmp_path):

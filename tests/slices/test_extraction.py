@@ -27,7 +27,7 @@ from PIL import Image
 from scan_files import block, save, save_analyze, save_bids, save_series, slices_in
 
 from vqvae2.commands import extract as extract_slices
-from vqvae2.common import output_folder
+from vqvae2.common import folder_lock
 from vqvae2.common.errors import UserError, run_script
 from vqvae2.scans import headers, volumes
 from vqvae2.slices import extraction, scan_slices
@@ -1057,7 +1057,7 @@ def test_parts_over_a_finished_extraction_of_other_settings_make_the_folder_of_o
     (fcntl.LOCK_EX, []), (fcntl.LOCK_EX, ["--shard", "1/2"]), (fcntl.LOCK_SH, [])])
 def test_a_second_extraction_at_work_is_refused_and_changes_nothing(at_work, refused, scans, apart, refusal,
                                                                     monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0)
     extract(scans, apart / "out")
     with scan_slices.lock(apart / "out", at_work) as held:
         assert held

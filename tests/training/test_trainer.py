@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqvae2.common import output_folder
+from vqvae2.common import folder_lock
 from vqvae2.common.errors import Stopped, UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
@@ -189,9 +189,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(line):
     (False, r"to be the only run in .*line, found a state that another has written since\. Stop one of them")])
 def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(locks, found, line, monkeypatch):
     """Where the disk has no locks, the first notices that the second has written."""
-    monkeypatch.setattr(output_folder, "PATIENCE", 0)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0)
     if not locks:
-        monkeypatch.setattr(output_folder, "fcntl", None)
+        monkeypatch.setattr(folder_lock, "fcntl", None)
 
     class Doubled(Line):
         def pictures(self, epoch):

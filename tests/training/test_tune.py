@@ -23,7 +23,7 @@ from conftest import TINY_VQVAE, files_in, on_screen
 from matplotlib.colors import to_hex
 
 from vqvae2.commands import train_vqvae, tune
-from vqvae2.common import files, output_folder
+from vqvae2.common import files, folder_lock
 from vqvae2.common.errors import UserError
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights
@@ -388,8 +388,8 @@ class TestRefusals:
                         "name, or drop --resume never to go on.")
 
     def test_a_second_tune_on_the_same_study_is_told(self, search, refusal, apart, monkeypatch):
-        monkeypatch.setattr(output_folder, "PATIENCE", 0)
-        with output_folder.claimed(apart / "one", "the first"):
+        monkeypatch.setattr(folder_lock, "PATIENCE", 0)
+        with folder_lock.claimed(apart / "one", "the first"):
             line = refusal(lambda _: search("one"))
         assert line.startswith("--savename s: expected a folder that no other process writes to, found process ")
 

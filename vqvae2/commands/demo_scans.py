@@ -31,7 +31,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from vqvae2.common import files
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 from vqvae2.settings.checks import SEED, Checked
 from vqvae2.settings.parsing import parse
 

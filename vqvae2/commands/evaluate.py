@@ -24,9 +24,7 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate as the command line says."""
     settings = parse(EvaluateSettings, __doc__, arguments)
-    signals = machine.Signals()
-    stopped = f"Stopped by a signal, all finished sections saved: {settings.out}. The same command goes on from here."
-    with signals, signals.stopping_at_once(stopped):
+    with machine.going_on_later("sections", settings.out):
         evaluation = report.evaluate(settings)
     for name, value in text.headline(evaluation.metrics):
         print(f"{name}: {value}")

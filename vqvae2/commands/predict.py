@@ -44,9 +44,7 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Predict as the command line says."""
     settings = parse(PredictSettings, __doc__, arguments)
-    signals = machine.Signals()
-    stopped = f"Stopped by a signal, all finished images saved: {settings.out}. The same command goes on from here."
-    with signals, signals.stopping_at_once(stopped):
+    with machine.going_on_later("images", settings.out):
         report = prediction.predict(settings)
     print("\n".join(prediction.headline(report)))
     print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)

@@ -25,8 +25,8 @@ import tyro
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SPLITS
-from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.evaluation import leaks, text
 from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.plots import charts
@@ -121,6 +121,8 @@ def _edited_card(out: Path) -> Path | None:
         if not (out / CARD).exists() or (out / CARD).read_text(encoding="utf-8") == card(out):
             return None
     return out / "README-before.md"
+
+
 def _check(config: dict, where: str) -> None:
     """Raise UserError unless a config has all that is published of it, of the types that its kind of run declares."""
     advice = "Only what train_vqvae.py, train_pixel_cnn.py and vqvae2 train-features have trained is published."

@@ -44,8 +44,6 @@ much background, and many candidates reduce variety, as a low temperature does. 
 and compares the kept candidates with all.
 """
 
-
-
 from vqvae2.common import machine
 from vqvae2.sampling import sampler, writing
 from vqvae2.sampling.settings import SampleSettings
@@ -55,8 +53,6 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Sample as the command line says."""
     settings = parse(SampleSettings, __doc__, arguments)
-    signals = machine.Signals()
-    stopped = f"Stopped by a signal, all finished images saved: {settings.out}. The same command goes on from here."
     # On one thread also what is not drawn: with another number of threads the last bits might be others.
-    with signals, signals.stopping_at_once(stopped), sampler.one_thread():
+    with machine.going_on_later("images", settings.out), sampler.one_thread():
         writing.run(settings)

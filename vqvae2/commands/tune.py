@@ -31,7 +31,7 @@ import numpy as np
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 from vqvae2.images import dataset
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training import tuning

@@ -100,14 +100,22 @@ def kind_of(path: Path) -> str:
     except FileNotFoundError:
         return "a link to a file that is not there" if path.is_symlink() else "nothing"
     except (OSError, ValueError) as error:
-        return (getattr(error, "strerror", None) or str(error)).lower()
+        return in_brief(error).lower()
     return KINDS.get(stat.S_IFMT(mode), "a device")
-def read_at_most(path: Path, most: int) -> bytes:
-    """Return the bytes of a file that has no more than `most`. Raises: OSError, also if it has more, or is no file."""
-    with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"A file of more than {most:,} bytes")
+
+
+def read_at_most(path: Path, most: int, *, follow_link: bool = True) -> bytes:
+    """Return the bytes of a file that has no more than `most`.
+
+    Args and Raises: as for `open_regular`; OSError also if the file has more.
+    """
+    with open_regular(path, follow_link=follow_link) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(min(size, most) + 1)  # not of `most`, for which Python would take the memory at once
+        if size < len(content) <= most:  # it is growing, or its file system tells no sizes
+            content += file.read(most + 1 - len(content))
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"{max(size, len(content)):,} bytes, where {most:,} are the most")
     return content
 
 
@@ -163,11 +171,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def in_brief(error: Exception) -> str:
-    """Return the message of an error, shortened to at most 120 characters."""
+    """Return the message of an error, without the number and the file of an OSError, in at most 120 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = "no " + error.args[0] if isinstance(error, KeyError) else " ".join(str(error).split())
-    return shortened(text or type(error).__name__)
+    is_name = isinstance(error, KeyError) and error.args
+    text = f"no {error.args[0]}" if is_name else getattr(error, "strerror", None) or str(error)
+    return shortened(" ".join(text.split()) or type(error).__name__)
 
 
 def shortened(text: str) -> str:

@@ -128,7 +128,7 @@ def why_not_compiled(device: torch.device) -> str:
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return `values` on `device`; the host does not wait for the copy, which is from pinned memory (but to MPS)."""
+    """Return `values` on `device`. But to MPS, the copy is from pinned memory, and the host does not wait for it."""
     if values.device.type == "cpu" and device.type not in ("cpu", "mps"):
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -167,3 +167,12 @@ class Signals:
         again, self.came = self.came, True
         if self._message is not None and not again:  # a second signal must not disturb the ending
             raise Stopped(self._message)
+
+
+@contextmanager
+def going_on_later(what: str, folder: Path) -> Iterator[None]:
+    """Inside this context, end at a signal: all `what` ("images") that are finished are in `folder`."""
+    signals = Signals()
+    with signals, signals.stopping_at_once(f"Stopped by a signal, all finished {what} saved: {folder}. The same "
+                                           "command goes on from here."):
+        yield

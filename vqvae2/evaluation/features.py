@@ -20,7 +20,6 @@ usual Fréchet distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 
 `[n, dims]`.
 """
 
-import hashlib
 import math
 import os
 import warnings
@@ -36,6 +35,7 @@ from torch.nn import functional
 
 from vqvae2.common import machine, random_numbers
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.files import sha256_of_file
 from vqvae2.runs import weights
 from vqvae2.runs.config import need
 from vqvae2.settings.stored import from_dict
@@ -320,7 +320,7 @@ def _torch_script(path: Path, device: torch.device, shape: tuple[int, int]) -> E
     found = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
     expect(isinstance(found, list) and len(found) == 2 and found[0] == 2 and made.is_floating_point(), what,
            "a network that returns [n, dims]", f"{found} for 2 images", f"Give {NEED}.")
-    return Extractor(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), found[1], embed)
+    return Extractor(path.name, sha256_of_file(path).hexdigest(), found[1], embed)
 
 
 def _last_line(error: Exception) -> str:

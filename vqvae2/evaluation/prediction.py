@@ -8,12 +8,10 @@ images, the figures of all images last.
 """
 
 import itertools
-import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -27,8 +25,8 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
-from vqvae2.common.output_folder import Claim, claimed
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
@@ -187,7 +185,7 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     folder = PredictFolder(settings.out, as_dict(settings) | {
         "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae_hash": vqvae.hash})
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
-    if (report := folder.finished(hashes)) and report["rejected"] == len(rejected):
+    if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
         folder.tidy()
         return report
@@ -232,10 +230,8 @@ class PredictFolder(RecordedFolder):
         """Return metrics.json if it is of these images and their pictures are there."""
         if self.images != images or not all((self.out / PICTURES / f"{name}.png").exists() for name in images):
             return None
-        with suppress(OSError, ValueError):
-            report = json.loads((self.out / SUMMARY).read_text(encoding="utf-8"))
-            return {name: value for name, value in report.items() if name not in ("settings", "versions")}
-        return None
+        report = self.read(SUMMARY)
+        return report and {name: value for name, value in report.items() if name not in ("settings", "versions")}
 
     def begin(self, claim: Claim, images: Mapping[str, str]) -> None:
         """Remove what an earlier run wrote of all images together, and of images that are not given any more; write the

@@ -11,7 +11,6 @@ import json
 import math
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +18,7 @@ from types import MappingProxyType
 from vqvae2 import __version__
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import Claim, claimed
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import features, leaks
 from vqvae2.evaluation.copies import CopiesJudge
@@ -31,6 +30,7 @@ from vqvae2.evaluation.rates import RatesJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
+from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, pictures
@@ -113,7 +113,7 @@ class ReportFolder(RecordedFolder):
 
         evaluate.json             settings, and hashes of models and data; written first
         parts/<section>.json      figures of a section, written when its pictures are there
-        parts/samples-*.npy       samples, as they are drawn
+        parts/samples-*.npz       samples, as they are drawn
         parts/metrics.json        the metrics.json of an earlier run, to which sections are added
         metrics.json              all figures; written last, when parts/ goes
     """
@@ -133,8 +133,7 @@ class ReportFolder(RecordedFolder):
     @cached_property
     def metrics(self) -> dict:
         """The metrics.json of an earlier run with fewer sections or the same; {} where there is none."""
-        found = [self._json(path) for path in (self.out / METRICS, self.out / PARTS / METRICS) if self.before]
-        return next(filter(None, found), {})
+        return self.before and (self.read(METRICS) or self.read(f"{PARTS}/{METRICS}") or {})
 
     def is_finished(self, asked: Sequence[Judge]) -> bool:
         """Return whether metrics.json has all sections that are asked for."""
@@ -151,7 +150,7 @@ class ReportFolder(RecordedFolder):
 
     def section(self, name: str) -> dict | None:
         """Return the figures of a section that is there."""
-        part = self._json(self.out / PARTS / f"{name}.json") if self.before else None
+        part = self.read(f"{PARTS}/{name}.json") if self.before else None
         return part or figures_of(self.metrics, name)
 
     def keep(self, name: str, figures: dict | None) -> dict | None:
@@ -164,16 +163,10 @@ class ReportFolder(RecordedFolder):
         files.write_json(self.out / METRICS, metrics)
         self.tidy()
 
-    def _json(self, path: Path) -> dict | None:
-        with suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else None
-        return None
-
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
     """Return the hashes of all that the settings name: models, images, feature network and given samples."""
-    images = [evaluation.data.files, *map(pixel_hash, evaluation.images.pixels)]
+    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
     return {"vqvae_hash": evaluation.vqvae.hash,
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
@@ -238,8 +231,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
 def figures_of(report: dict, name: str) -> dict | None:
     """Return the figures of the judge with this name in a metrics.json, None where there are none; of "" all of it."""
     for key in filter(None, name.split(".")):
-        report = (report or {}).get(key)
-    return report
+        report = report.get(key) if isinstance(report, dict) else None
+    return report if isinstance(report, dict) else None
 
 
 def check_out(out: Path) -> None:

@@ -26,6 +26,7 @@ from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.images.reading import pictures_in, read_picture
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
+from vqvae2.models.code_maps import UNREADABLE, read_arrays
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
@@ -51,8 +52,8 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
               unit="code", leave=False) as bar:
         for numbers in torch.arange(settings.samples).split(AT_A_TIME):
             own = numbers.tolist()
-            path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npy"
-            if (stored := _stored(path, len(own))) is not None:
+            path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npz"
+            if path and (stored := _stored(path, len(own))) is not None:
                 parts.append(stored)
                 continue
             facts = {level: conditions.numbers(prior.columns, told[own[0]:own[-1] + 1])
@@ -61,14 +62,14 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
                                             lambda own=own: bar.update(len(own)), facts)
             parts.append(to_bytes(images))
             if path:
-                files.write_atomically(path, lambda temporary, made=parts[-1]: np.save(temporary, made.numpy()))
+                files.write_atomically(path, lambda temporary, made=parts[-1]: np.savez(temporary, images=made))
     return torch.cat(parts)
 
 
-def _stored(path: Path | None, count: int) -> torch.Tensor | None:
-    with suppress(OSError, ValueError, EOFError):
-        found = None if path is None else torch.from_numpy(np.load(path))
-        return found if found is not None and len(found) == count else None
+def _stored(path: Path, count: int) -> torch.Tensor | None:
+    with suppress(*UNREADABLE):
+        found = torch.from_numpy(read_arrays(path)["images"])
+        return found if len(found) == count else None
     return None
 
 

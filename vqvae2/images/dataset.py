@@ -2,7 +2,7 @@
 
 listing.py finds the pictures of a folder, and the subject and split of each; reading.py reads one.
 
-All images are decoded once and stay in memory, one copy on each machine (memory.py); a batch is cut out of it in
+All images are decoded once and stay in memory, one copy on each machine (decoding.py); a batch is cut out of it in
 less than a millisecond, so that nothing needs to run ahead of the training (docs/benchmarks.md). Where they do not fit
 into memory they lie in a file, and are read ahead. SliceDataset, for programs of others, reads a picture each time that
 it is asked for.
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SPLITS
-from vqvae2.images import memory
+from vqvae2.images import decoding
 from vqvae2.images.listing import ImageFile, list_files, shared_subjects
 from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.reading import BrokenPicture, read_hashed
@@ -74,7 +74,7 @@ class ImageSet:
 
     def read_ahead(self, items: torch.Tensor | list[int]) -> None:
         """Begin to read the images that a later `batch` will need, where they do not fit into memory."""
-        memory.read_ahead(self.pixels, np.asarray(items, dtype=np.int64))
+        decoding.read_ahead(self.pixels, np.asarray(items, dtype=np.int64))
 
     def intensities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of each channel over all pixels, float32 `[channels]`, images being 0…1.
@@ -189,7 +189,7 @@ def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_
             pixels, digest = _read(folder, chosen[i], settings)
             own[i] = np.frombuffer(digest, np.uint8)
             return pixels
-        pixels, errors, note = memory.decode(len(chosen), read)
+        pixels, errors, note = decoding.decode(len(chosen), read)
         sets[split] = ImageSet(chosen, pixels)
         notes.add(note)
         broken |= {chosen[i].name: why for i, why in errors.items()}

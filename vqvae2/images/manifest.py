@@ -179,18 +179,18 @@ def _lines(file: TextIO) -> Iterator[str]:
 def _check_columns(path: Path, names: list[str]) -> None:
     expect(len(names) <= MOST_COLUMNS, str(path), f"at most {MOST_COLUMNS:,} columns", f"{len(names):,}", AGAIN)
     missing = {"image", "split", "subject", "sha256"} - set(names)
-    expect(not missing, str(path), f"the column(s) {', '.join(sorted(missing))}", _short(", ".join(names)) or "none",
-           AGAIN)
+    expect(not missing, str(path), f"the column(s) {', '.join(sorted(missing))}",
+           files.shortened(", ".join(names)) or "none", AGAIN)
 
 
 def _check_cells(path: Path, cells: Mapping[str, Sequence[str]]) -> None:
     unknown = {split or "nothing" for split in set(cells["split"]) - set(SPLITS)}
-    expect(not unknown, str(path), "splits train, validate, test", _short(", ".join(sorted(unknown))), AGAIN)
+    expect(not unknown, str(path), "splits train, validate, test", files.shortened(", ".join(sorted(unknown))), AGAIN)
     wrong = next(filter(NO_PLAIN_PATH.search, cells["image"]), None)
-    expect(wrong is None, str(path), "paths of images inside its folder", _short(repr(wrong)), AGAIN)
+    expect(wrong is None, str(path), "paths of images inside its folder", files.shortened(repr(wrong)), AGAIN)
     wrong = next(itertools.filterfalse(SHA256.fullmatch, cells["sha256"]), None)
     expect(wrong is None, str(path), "an image's SHA-256, 64 hexadecimal digits, or nothing in the column sha256",
-           _short(repr(wrong)), AGAIN)
+           files.shortened(repr(wrong)), AGAIN)
 
 
 def _check_places(path: Path, rows: Sequence[ImageFile]) -> None:
@@ -199,7 +199,7 @@ def _check_places(path: Path, rows: Sequence[ImageFile]) -> None:
     for folder in sorted({row.name.rpartition("/")[0] for row in rows}):
         found = os.path.realpath(path.parent / folder)
         expect(Path(found).is_relative_to(inside), str(path), "images inside its folder",
-               f"{_short(folder)}, a link to {found}", "Copy that folder to where the link is.")
+               f"{files.shortened(folder)}, a link to {found}", "Copy that folder to where the link is.")
 
 
 def _check_doubled(path: Path, rows: Sequence[ImageFile]) -> None:
@@ -229,7 +229,3 @@ def _is_one_file(path: Path, other: Path) -> bool:
         return os.path.samefile(path, other)
     except OSError:
         return False
-
-
-def _short(text: str) -> str:
-    return text if len(text) < 120 else text[:117] + "…"

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vqvae2.common import files
-from vqvae2.common.errors import Stopped, UserError, launched_rank
+from vqvae2.common.errors import UserError, launched_rank
 from vqvae2.common.names import SUFFIXES
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
@@ -132,34 +132,29 @@ def _broken(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, Stopped):
+    except UserError:
         raise
     except FileNotFoundError:
         raise BrokenPicture(f"{path}: expected an image, found {files.kind_of(path)}. Run extract_slices.py again.",
                             "not there") from None
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)  # whose text is about the bytes that Python has read
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        why = "cannot identify image file" if unknown else " ".join(text.split()) or type(error).__name__
+        why = "cannot identify image file" if unknown else files.in_brief(error)
         raise BrokenPicture(f"{path}: expected a readable image, found {why}. Delete it or make it again.",
                             why) from None
 
 
 def _content(path: Path, within: Path | None = None) -> bytes:
-    """Return the bytes of a file. Raises: OSError; ValueError if it is too large, or a link that leaves `within`."""
+    """Return the bytes of a file. Raises: OSError, also if it is too large; ValueError if a link leaves `within`."""
     try:
-        file = files.open_regular(path, follow_link=within is None)
+        return files.read_at_most(path, MOST_BYTES, follow_link=within is None)
     except OSError as error:
         if within is None or error.errno != errno.ELOOP:
             raise
-        target = Path(os.path.realpath(path, strict=True))
-        if not target.is_relative_to(within.resolve()):
-            raise ValueError("a link that leaves the folder") from None
-        file = files.open_regular(target)
-    with file:
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise ValueError(f"{size:,} bytes, where {MOST_BYTES:,} are the most")
-        return file.read()
+    target = Path(os.path.realpath(path, strict=True))
+    if not target.is_relative_to(within.resolve()):
+        raise ValueError("a link that leaves the folder")
+    return files.read_at_most(target, MOST_BYTES)
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -95,18 +96,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         for member in members:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"another compression of {member.filename[:60]}")
-            for is_checked in (False, True):  # numpy makes room for what the header says, whatever there is
-                with archive.open(member) as file:
-                    if is_checked:
-                        arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file)
-                        continue
-                    is_first = np.lib.format.read_magic(file) == (1, 0)
-                    shape, _, kind = (np.lib.format.read_array_header_1_0 if is_first else
-                                      np.lib.format.read_array_header_2_0)(file)
-                    bytes_left = member.file_size - file.tell()
-                    if math.prod(shape) * kind.itemsize != bytes_left or math.prod(shape) > bytes_left:
-                        raise ValueError(f"{member.filename[:60]} of shape {shape} in {bytes_left} bytes")
+            with archive.open(member) as file:  # numpy makes room for what the header says, whatever there is
+                _check_header(file, member)
+            with archive.open(member) as file:
+                arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file)
     return arrays
+
+
+def _check_header(file: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError unless the array has as many bytes as its header says."""
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    shape, _, kind = (np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0)(file)
+    bytes_left = member.file_size - file.tell()
+    if math.prod(shape) * kind.itemsize != bytes_left or math.prod(shape) > bytes_left:
+        raise ValueError(f"{member.filename[:60]} of shape {shape} in {bytes_left} bytes")
 
 
 def _checked(arrays: dict[str, np.ndarray], grids: Mapping[str, tuple[int, int]] | None,

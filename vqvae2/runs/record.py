@@ -9,10 +9,11 @@ settings, and hashes of the models and data that they name. Then
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from vqvae2.common import files
-from vqvae2.common.errors import expect, flag
+from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import changes
 from vqvae2.settings.stored import read_json
@@ -79,6 +80,12 @@ class RecordedFolder:
         """Write the settings, and `more` of what is in the folder. For rank 0 alone."""
         files.write_json(self.out / self.record, {"settings": self.settings, **more, "versions": weights.versions()})
 
+    def read(self, name: str) -> dict | None:
+        """Return what the command has written as JSON under this name; None where it is not there, or damaged."""
+        with suppress(UserError):
+            return read_json(self.out / name, f"figures that {self.command} wrote")
+        return None
+
     def tidy(self) -> None:
         """Remove what was only there to go on from."""
         shutil.rmtree(self.out / PARTS, ignore_errors=True)
@@ -90,7 +97,8 @@ class RecordedFolder:
         if not path.exists():
             return {}
         found = read_json(path, what, advice)
-        expect(isinstance(found.get("settings"), dict), str(path), what, "others", advice)
+        is_whole = isinstance(found.get("settings"), dict) and isinstance(found.get("versions", {}), dict)
+        expect(is_whole, str(path), what, "others", advice)
         return found
 
     def _settings_before(self) -> dict:

@@ -22,7 +22,7 @@ import torch
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import Unreadable, UserError, expect
-from vqvae2.common.output_folder import Claim
+from vqvae2.common.folder_lock import Claim
 from vqvae2.runs import weights
 from vqvae2.runs.settings import NOT_PART_OF_A_RUN, RunSettings, changed_settings
 from vqvae2.settings.parsing import as_dict
@@ -199,12 +199,10 @@ def check_alone(folder: Path, number: int | None, settings: RunSettings) -> None
            "Stop one of them; the same command goes on from that state.")
 
 
-def resume_state(folder: Path, config: dict, settings: RunSettings,
-                 restore: Callable[[dict], object] = lambda _: None) -> dict | None:
-    """Return the state that this run goes on from, None at its first start; the same on every rank.
+def resume_state(folder: Path, config: dict, settings: RunSettings, restore: Callable[[dict], object]) -> None:
+    """Give `restore` the state that this run goes on from (see `load_last_state`), the same on every rank.
 
-    The state has been given to `restore` (see `load_last_state`). A state that is torn or foreign is passed over, with
-    a warning, for the one before it, and renamed state-bad.pt.
+    A state that is torn or foreign is passed over, with a warning, for the one before it, and renamed state-bad.pt.
     Raises: UserError, on all ranks, if no state can be trusted, or machines do not see the same folder (which shows
         once something has been saved).
     """
@@ -216,4 +214,3 @@ def resume_state(folder: Path, config: dict, settings: RunSettings,
         print(warning, file=sys.stderr, flush=True)
         # Else the next save would keep the bad one as the one before it, and throw the good one away.
         (folder / STATE).replace(folder / "state-bad.pt")
-    return state

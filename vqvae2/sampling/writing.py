@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, expect
-from vqvae2.common.output_folder import Claim, claimed
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.images.reading import BrokenPicture, load_picture
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots

@@ -154,17 +154,16 @@ def check_shape(name: str, header: Header, number: int | None) -> None:
                   "Convert it to float32.")
 
 
-def expect_room(name: str, header: Header, *, held: int = 0, not_finite: bool = False) -> None:
+def expect_room(name: str, header: Header, *, not_finite: bool = False) -> None:
     """Raise UnusableScan unless a scan can be read and drawn in the memory that this process may take.
 
     Args:
         name: the file's name.
         header: the file's header.
-        held: bytes that are needed beside that.
         not_finite: whether some of the voxels are not finite.
     """
     a_voxel = header.number_type.itemsize + (BYTES_IF_NOT_FINITE if not_finite else BYTES_A_VOXEL)
-    needed = held + header.voxels * a_voxel + header.voxels // min(header.shape[:3]) * BYTES_A_PLANE + BYTES_BESIDE
+    needed = header.voxels * a_voxel + header.voxels // min(header.shape[:3]) * BYTES_A_PLANE + BYTES_BESIDE
     shape = " x ".join(map(str, header.shape[:3]))
     expect_bytes(name, needed, f"{shape} voxels of {header.number_type}")
     expect_usable(max(header.shape[:3]) <= MOST_ALONG_AN_AXIS, name, f"at most {MOST_ALONG_AN_AXIS} voxels along an "

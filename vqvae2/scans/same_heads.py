@@ -82,7 +82,8 @@ def as_text(head: np.ndarray) -> str:
 def from_text(text: str) -> np.ndarray | None:
     """Return the coarse head of a text from `as_text`; None if it is none."""
     with contextlib.suppress(ValueError, zlib.error):
-        return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape((CELLS,) * 3)
+        return np.frombuffer(zlib.decompressobj().decompress(base64.b64decode(text), CELLS**3 + 1), np.uint8).reshape(
+            (CELLS,) * 3)
     return None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vqvae2.common.errors import UserError, expect
-from vqvae2.common.files import in_brief, open_regular
+from vqvae2.common.files import in_brief, read_at_most
 
 Settings = TypeVar("Settings")
 MOST_BYTES, MOST_VALUES = 32 * 2**20, 1_500_000
@@ -26,11 +26,10 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 ADVICE = "Copy the file again from where it came, or make it again."
 
 
-def read_json(path: Path, what: str, advice: str = ADVICE, most: int = MOST_BYTES) -> dict:
+def read_json(path: Path, what: str, advice: str = ADVICE) -> dict:
     """Return the named values in a JSON file. Raises: UserError if it does not hold `what`, such as "a record"."""
     try:
-        with open_regular(path) as file:
-            found = parse(file.read(most + 1), most)
+        found = parse(read_at_most(path, MOST_BYTES))
         if not isinstance(found, dict):
             raise ValueError("other JSON")
         return found
@@ -38,14 +37,14 @@ def read_json(path: Path, what: str, advice: str = ADVICE, most: int = MOST_BYTE
         raise UserError(f"{path}: expected {what}, found {in_brief(error)}. {advice}") from None
 
 
-def parse(text: bytes | str, most: int = MOST_BYTES) -> object:
+def parse(text: bytes | str) -> object:
     """Return the values of JSON text, all of whose numbers are finite.
 
     Raises: ValueError where it is no JSON, is larger than what this project writes, or a name stands twice.
     """
     text = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     values = text.count(b",") + text.count(b"[") + 4 * text.count(b"{")  # named values take most memory
-    if len(text) > most or values > MOST_VALUES:
+    if len(text) > MOST_BYTES or values > MOST_VALUES:
         raise ValueError(f"{len(text)} bytes of JSON")
     try:
         found = json.loads(text.decode("utf-8"), object_pairs_hook=_named_once, parse_int=_number,

@@ -32,9 +32,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vqvae2.common import memory, output, output_folder
+from vqvae2.common import folder_lock, memory, output
 from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
-from vqvae2.common.files import LEFT_OVERS, check_folder, read_at_most
+from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
 from vqvae2.scans import covariates, dicom
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
@@ -43,13 +43,13 @@ from vqvae2.scans.identities import stem_of
 from vqvae2.scans.same_heads import LIKELY_SAME, from_text, likely_same
 from vqvae2.scans.volumes import READERS, files_of, same_voxels, suffix_of
 from vqvae2.settings import parsing
+from vqvae2.settings.stored import read_json
 from vqvae2.slices import keras_names
 from vqvae2.slices.page import NOT_FROM_THE_HEADER, ShownScan, page_bytes, warnings_of
 from vqvae2.slices.planes import RECIPE
 from vqvae2.slices.scan_slices import (
     BEFORE,
     HEAD,
-    LARGEST_SIDECAR,
     MANIFEST,
     PAGE,
     SIDECARS,
@@ -160,7 +160,7 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
     taken = prefixes_of(slices_to_keep(found, folder, settings, out))  # raises before anything changes
     number, parts = settings.part
     # A part that looks whether all are done holds the folder alone for a moment; one that was stopped needs some more.
-    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, output_folder.PATIENCE) as held:
+    with lock(out, (fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB, folder_lock.PATIENCE) as held:
         expect(held, f"--out {out}", "a folder in which no other extraction is at work", "one",
                "Wait for it to end, or name another folder.")
         with writing(out):
@@ -388,9 +388,9 @@ def _likely_same(manifest: list[dict], pictures: dict[str, dict[str, str]], out:
     asked = json.dumps([RECIPE, LIKELY_SAME, [firsts[name]["subject"] for name in names], texts])
     asked = hashlib.sha256(asked.encode()).hexdigest()
     try:
-        before = json.loads(read_at_most(out / SIDECARS / "likely-same", LARGEST_SIDECAR))
+        before = read_json(out / SIDECARS / "likely-same", "the pairs of the last extraction")
         pairs = [(int(first), int(second), float(alike)) for first, second, alike in before[asked]]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (UserError, ValueError, TypeError, KeyError):
         pairs = likely_same([from_text(text) for text in texts], [firsts[name]["subject"] for name in names])
         write(out / SIDECARS / "likely-same", json.dumps({asked: pairs}).encode(), synced=False)
     return [{"scans": [names[first], names[second]],
@@ -459,8 +459,8 @@ def prefixes_of(rows_by_scan: dict[str, list[dict]]) -> set[str]:
 def changed_settings(out: Path, settings: ExtractSettings) -> str:
     """Return which settings differ from those of the last extraction, such as `--size 128 (was 256)`."""
     now, before = _reported(settings), {}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        before = dict(json.loads(read_at_most(out / "extraction.json", LARGEST_SIDECAR))["settings"])
+    with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
+        before = dict(read_json(out / "extraction.json", "what was extracted")["settings"])
     return ", ".join(f"{flag(name)} {_words(now[name])} (was {_words(before[name])})"
                      for name in now if before.get(name, now[name]) != now[name])
 

@@ -87,7 +87,7 @@ def note(out: Path, outcome: Outcome) -> None:
 
 def recall(out: Path, scan: str) -> Outcome | None:
     """Return what became of a scan when it was last worked on; None if nothing is known of it."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         outcome = Outcome(**json.loads(read_at_most(sidecar(out, scan), LARGEST_SIDECAR)))
         return outcome if isinstance(outcome.pictures, dict) else None
     return None
@@ -167,6 +167,7 @@ def csv_bytes(columns: Iterable[str], rows: Iterable[dict]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return "".join(lines).encode("utf-8", "surrogateescape")
+
 
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's bytes; empty if it cannot be read."""
@@ -275,7 +276,7 @@ def middle_of(ordered: Sequence) -> object:
 def picture_of(text: str) -> bytes:
     """Return a thumbnail of `Outcome.pictures`; nothing if the text is not one of this size."""
     with contextlib.suppress(ValueError, zlib.error):
-        picture = zlib.decompress(base64.b64decode(text))
+        picture = zlib.decompressobj().decompress(base64.b64decode(text), THUMBNAIL ** 2 + 1)
         return picture if len(picture) == THUMBNAIL ** 2 else b""
     return b""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 from vqvae2.images import augmentation, dataset
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, context_model
@@ -86,12 +87,14 @@ class PriorTrainer(Trainer):
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = encoding.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change, torch.int16)
-            if distributed.rank() == 0:
-                # Another prior may be writing the same codes.
-                with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
-                    claim.remove_left_overs()
-                    stored.save(path, self.vqvae.hash, of_data)
+            distributed.on_rank_0(lambda: self._keep_codes(stored, path, of_data))
         return stored
+
+    def _keep_codes(self, codes: code_maps.CodeMaps, path: Path, of_data: str) -> None:
+        """Write code maps, unless another prior is just writing the same: then wait until it has."""
+        with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
+            claim.remove_left_overs()
+            codes.save(path, self.vqvae.hash, of_data)
 
     def _report_references(self) -> None:
         size = self.vqvae.model.settings.codebook_size

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 from vqvae2.runs import log, state, weights
 from vqvae2.settings.stored import as_declared
 from vqvae2.training.settings import TrainingSettings

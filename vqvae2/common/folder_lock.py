@@ -146,9 +146,9 @@ def _sign(file: TextIO) -> None:
 
 def _holder(file: TextIO) -> dict:
     """Return what `_sign` has written, {} where it has not yet."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         file.seek(0)
-        found = json.load(file)
+        found = json.loads(file.read(1000))
         return found if isinstance(found, dict) and found.keys() >= {"process", "host"} else {}
     return {}
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.common import output_folder
+from vqvae2.common import folder_lock
 from vqvae2.common.errors import UserError
-from vqvae2.common.output_folder import LOCK, claimed
+from vqvae2.common.folder_lock import LOCK, claimed
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vqvae2.common.output_folder import claimed
+from vqvae2.common.folder_lock import claimed
 with claimed(Path(sys.argv[1]), "--out x"):
     print("held", flush=True)
     time.sleep(60)
@@ -41,7 +41,7 @@ def holder(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.1)
 
 
 def test_the_lock_leaves_nothing_in_the_folder_and_a_folder_that_stays_empty_goes(tmp_path):
@@ -106,7 +106,7 @@ def test_where_there_are_no_locks_nobody_is_refused_and_fresh_half_written_files
     def unsupported(*_):
         raise how
     if how is None:
-        monkeypatch.setattr(output_folder, "fcntl", None)
+        monkeypatch.setattr(folder_lock, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", unsupported)
     (tmp_path / ".fresh.tmp").touch()

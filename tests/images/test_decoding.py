@@ -25,7 +25,7 @@ from torch.multiprocessing import ProcessExitedException
 from vqvae2.commands import train_vqvae
 from vqvae2.common import distributed
 from vqvae2.common.errors import UserError
-from vqvae2.images import memory
+from vqvae2.images import decoding
 from vqvae2.images.dataset import load_images
 from vqvae2.images.settings import DataSettings
 
@@ -39,7 +39,7 @@ def left_in(*folders: Path) -> list[str]:
 def mapping() -> list[tuple[str, str, bool]]:
     """(inode, permissions, whether the name is gone) of each file of pixels that this process has mapped."""
     maps = Path("/proc/self/maps")
-    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines() if memory.PREFIX in line]
+    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines() if decoding.PREFIX in line]
     return [(inode, permissions, path.endswith("(deleted)")) for _, permissions, _, _, inode, path in lines]
 
 
@@ -71,7 +71,7 @@ def each_scenario(folder: str) -> dict[str, dict]:
     folder, rank = Path(folder), distributed.rank()
     shared, disk = folder / "memory", folder / "disk"
     os.environ["TMPDIR"] = str(disk)
-    memory.SHARED_MEMORY = shared
+    decoding.SHARED_MEMORY = shared
     found = {"shared": facts(folder / "slices"), "mixed": facts(folder / "mixed", "folder")}
     found["file of rank 1"] = facts(folder / "bad-last")
     found["files of both"] = facts(folder / "bad-both")
@@ -87,10 +87,10 @@ def each_scenario(folder: str) -> dict[str, dict]:
     found["no room"] = facts(folder / "slices")
     os.posix_fallocate = allocate
 
-    available = memory.memory_available
-    memory.memory_available = lambda: 3000
+    available = decoding.memory_available
+    decoding.memory_available = lambda: 3000
     found["beyond memory"] = facts(folder / "slices")
-    memory.memory_available = available
+    decoding.memory_available = available
 
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     found["two machines"] = facts(folder / "slices")
@@ -161,7 +161,7 @@ class TestOneProcess:
     def test_it_maps_a_file_without_a_name_where_the_images_are_larger_than_the_free_memory(
             self, single, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.setattr(memory, "memory_available", lambda: 3000)
+        monkeypatch.setattr(decoding, "memory_available", lambda: 3000)
         found = facts(folder / "slices")
         assert len(found["mapping"]) == len(SUBJECTS)
         assert {place[1:] for place in found["mapping"]} == {("r--s", True)}
@@ -174,8 +174,8 @@ class TestOneProcess:
     def test_where_nothing_has_room_one_line_says_how_much_is_needed_and_what_to_do(
             self, folder, tmp_path, monkeypatch):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.setattr(memory, "memory_available", lambda: 3000)
-        monkeypatch.setattr(memory.os, "posix_fallocate", full(tmp_path))
+        monkeypatch.setattr(decoding, "memory_available", lambda: 3000)
+        monkeypatch.setattr(decoding.os, "posix_fallocate", full(tmp_path))
         assert facts(folder / "slices") == {"error": f"images: expected room for 18,432 bytes in {tmp_path}, found No "
                                             "space left on device. Let TMPDIR name a folder with room, or give a "
                                             "smaller --size."}
@@ -274,7 +274,7 @@ def test_of_a_file_only_the_pages_of_the_coming_pictures_are_read(tmp_path, side
     if in_memory(path):
         pytest.skip("this file system lies in memory")
     pixels = np.asarray(np.memmap(path, np.uint8, "r", 0, (8, 1, side, side)))
-    memory.read_ahead(pixels, np.array(items, np.int64))
+    decoding.read_ahead(pixels, np.array(items, np.int64))
     until = time.monotonic() + 5
     while set(in_memory(path)) != expected and time.monotonic() < until:
         time.sleep(0.01)
@@ -282,8 +282,8 @@ def test_of_a_file_only_the_pages_of_the_coming_pictures_are_read(tmp_path, side
 
 
 def test_pictures_of_an_array_of_its_own_have_nothing_to_wait_for():
-    memory.read_ahead(np.zeros((3, 1, 8, 8), np.uint8), np.array([0, 2]))
-    memory.read_ahead(np.zeros((0, 1, 8, 8), np.uint8), np.array([], np.int64))
+    decoding.read_ahead(np.zeros((3, 1, 8, 8), np.uint8), np.array([0, 2]))
+    decoding.read_ahead(np.zeros((0, 1, 8, 8), np.uint8), np.array([], np.int64))
 
 
 def test_a_training_is_the_same_from_a_file_as_from_memory(tmp_path, monkeypatch, capsys):
@@ -291,7 +291,7 @@ def test_a_training_is_the_same_from_a_file_as_from_memory(tmp_path, monkeypatch
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     logs, weights = [], []
     for free in (2**40, 3000):
-        monkeypatch.setattr(memory, "memory_available", lambda free=free: free)
+        monkeypatch.setattr(decoding, "memory_available", lambda free=free: free)
         train_vqvae.main(["--data", str(tmp_path / "slices"), "--results", str(tmp_path / f"{free}"), "--savename", "v",
                           "--epochs", "2", "--batch", "8", *TINY[2:], *TINY_VQVAE[2:]])
         run = tmp_path / f"{free}" / "oasis" / "v"
@@ -306,7 +306,7 @@ def test_a_training_is_the_same_from_a_file_as_from_memory(tmp_path, monkeypatch
 def say_where(folder: str) -> None:
     """Fall back to the disk on two ranks."""
     os.environ["TMPDIR"] = folder
-    os.posix_fallocate = full(memory.SHARED_MEMORY)
+    os.posix_fallocate = full(decoding.SHARED_MEMORY)
     facts(Path(folder) / "slices")
 
 
@@ -314,20 +314,20 @@ def test_a_small_shared_memory_is_said_once_by_rank_0(tmp_path, capfd):
     write_slices(tmp_path / "slices")
     run_on_ranks(2, say_where, str(tmp_path), start_method="spawn")  # a fork server's output is not this test's
     assert capfd.readouterr().out == (
-        f"images: {memory.SHARED_MEMORY} is too small for them, so the processes of this machine share a file in "
+        f"images: {decoding.SHARED_MEMORY} is too small for them, so the processes of this machine share a file in "
         f"{tmp_path}; in a container, --shm-size or --ipc=host would be faster\n")
 
 
 def die_while_decoding(folder: str) -> None:
     """Rank 1 is killed as it decodes its second picture."""
     os.environ["TMPDIR"] = folder
-    memory.SHARED_MEMORY = Path(folder)
+    decoding.SHARED_MEMORY = Path(folder)
 
     def read(i: int) -> np.ndarray:
         if distributed.rank() == 1 and i == 7:
             os.kill(os.getpid(), signal.SIGKILL)
         return RAMP[None]
-    memory.decode(8, read)
+    decoding.decode(8, read)
 
 
 def test_a_process_that_is_killed_while_it_decodes_leaves_no_file(tmp_path):
@@ -342,7 +342,7 @@ def test_a_stop_does_not_wait_for_the_pictures_that_are_being_decoded():
 import os, signal, threading
 from vqvae2.common.errors import Stopped, run_script
 from vqvae2.common.machine import Signals
-from vqvae2.images import memory
+from vqvae2.images import decoding
 import numpy as np
 
 def read(i):
@@ -355,7 +355,7 @@ def read(i):
 def main():
     signals = Signals()
     with signals, signals.stopping_at_once("Stopped while getting ready."):
-        memory.decode(1000, read)
+        decoding.decode(1000, read)
 
 run_script(main)
 """
@@ -369,4 +369,4 @@ def test_an_error_in_a_thread_is_raised_where_the_pictures_are_wanted():
             raise ZeroDivisionError("a bug")
         return RAMP[None]
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        memory.decode(100, read)
+        decoding.decode(100, read)
