@@ -31,6 +31,7 @@ from vqvae2.evaluation.rates import RatesJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
+from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, pictures
@@ -173,7 +174,8 @@ class ReportFolder(RecordedFolder):
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
     """Return the hashes of all that the settings name: models, images, feature network and given samples."""
-    images = [evaluation.data.files, *map(pixel_hash, evaluation.images.pixels)]
+    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels),
+              *map(pixel_hash, evaluation.trained.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
     return {"vqvae_hash": evaluation.vqvae.hash,
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
