@@ -36,6 +36,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
+from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import as_dict
@@ -88,6 +89,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder") -> None:
     """Compute and write each section that is not there, and then what all of them belong to."""
     settings = evaluation.settings
+    logs = {flag: (run.name, read_log(run / LOG)) for flag, run in _folders(settings).items()}
     for judge in asked:
         above, _, key = judge.name.rpartition(".")
         figures = folder.section(judge.name)
@@ -102,10 +104,10 @@ def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder
     pictures.save_picture(pictures.strip([
         ("real", evaluation.images.bytes()[even]), ("reconstruction", evaluation.reconstructions[even]), *samples]),
         settings.out / "strip.png")
-    for flag, run in _folders(settings).items():
-        if log := files.read_rows(run / "log.csv"):
+    for flag, (name, log) in logs.items():
+        if log:
             charts.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
-                          title=f"Training of {run.name}")
+                          title=f"Training of {name}")
     folder.finish(evaluation.metrics)
 
 
