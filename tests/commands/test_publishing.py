@@ -96,6 +96,23 @@ def test_a_card_says_what_the_config_says_and_what_was_measured(tiny_run, tmp_pa
     assert weights(tiny_run.top)[1]["vqvae_hash"][:12] in top
 
 
+def test_a_config_that_leaves_out_what_has_a_default_is_published_and_a_log_that_is_none_is_refused_before(
+        tiny_run, tmp_path):
+    for name, gone in (("vqvae", ("codebook_size", "levels", "downsample")), ("top", ("channels", "copies"))):
+        (tmp_path / name).mkdir()
+        tensors, config = weights(getattr(tiny_run, name))
+        config["settings"] = {key: value for key, value in config["settings"].items() if key not in gone}
+        checkpoints.save_weights(tmp_path / name / checkpoints.WEIGHTS, tensors, config | {"columns": None})
+        publish.publish(tmp_path / name, tmp_path / f"out-{name}")
+        for content in ("epoch,seconds\n1,x\n", "epoch,images_seen\nnan,nan\n", "name\n1\n"):
+            (tmp_path / name / "log.csv").write_text(content)
+            with pytest.raises(UserError, match=r"log\.csv: expected a table of numbers that a training has written"):
+                publish.publish(tmp_path / name, tmp_path / "refused")
+            assert not (tmp_path / "refused").exists()
+        (tmp_path / name / "log.csv").write_text("epoch,train_loss\n1,0.5\n")
+        publish.publish(tmp_path / name, tmp_path / f"short-{name}")
+
+
 def test_a_run_is_not_published_onto_itself(tiny_run):
     with pytest.raises(UserError, match=r"expected another folder than the run's, found the run itself"):
         publish.publish(tiny_run.top, tiny_run.top.parent / "tiny-vqvae" / ".." / "tiny-top")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +327,15 @@ class TestFolder:
             stopped, _, _ = run(*given, out="stopped/out")
         assert files_in(stopped) == files_in(whole)
         assert len(made) == killed_after + 1 + made_again
+
+    @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="there names of files are Unicode")
+    def test_a_name_whose_bytes_are_not_utf_8_is_read_written_and_gone_on_with(self, run, apart, capsys):
+        name = picture(apart / "in\udcff" / "a\udcff.png").parent
+        out, rows, _ = run(name, out="out")
+        assert rows.keys() == {r"a\udcff"}
+        assert (out / "pictures" / "a\udcff.png").is_file()
+        run(name, out="out")
+        assert "1 of 1 images are there already" in capsys.readouterr().out
 
     def test_images_that_came_or_went_in_a_folder_are_made_or_removed(self, run, apart, unseen_images):
         paths = [shutil.copy(path, (apart / "in").mkdir(exist_ok=True) or apart / "in") for path in unseen_images[:2]]

@@ -257,11 +257,12 @@ def test_what_cannot_be_drawn_is_one_line(runs, refusal, arguments, said):
 
 @pytest.mark.parametrize(("content", "said"), [
     (b"", r"log\.csv: expected a table with a row for each epoch, found 0 rows\. Point"),
-    (b"epoch,train_loss\n", r"found 0 rows"), (b"name,size\nx,3\n", r"found 1 rows"),
+    (b"epoch,train_loss\n", r"found 0 rows"), (b"name,size\n1,3\n", r"found no epoch\. Copy"),
+    (b"epoch,images_seen\n1,nan\n", r"found a number that is not finite\. Copy"),
     (b"\xff\xfe\x00", r"log\.csv: expected a table that a training has written, found 'utf-8' codec"),
     (b"epoch,images_seen,train_loss\n1,40,0.5\n2,80,abc\n",
-     r"log\.csv: expected a table of numbers, found could not convert string to float: 'abc'\. Point at"),
-    (b"epoch,train_loss\n1,0.5,9\n", r"log\.csv: expected a table of numbers, found .*not 'list'\. Point at")])
+     r"log\.csv: expected a table of numbers that a training has written, found could not convert .*'abc'\. Copy it"),
+    (b"epoch,train_loss\n1,0.5,9\n", r"log\.csv: expected a table of numbers .*, found .*not 'list'\. Copy it")])
 def test_a_log_that_is_none_is_told(runs, content, said):
     (runs / "results" / "oasis" / "one" / "log.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):

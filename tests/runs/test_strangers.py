@@ -117,6 +117,10 @@ class TestConfig:
         with refused(rf"config\.json: expected the settings of a run, found .*{said}"):
             weights.read_config(vqvae)
 
+    def test_a_file_name_whose_bytes_are_not_utf_8_is_read_as_it_was_written(self, vqvae):
+        change(vqvae, "data", "slices\udcff", settings=True)
+        assert weights.load_weights(vqvae / weights.WEIGHTS)[1]["settings"]["data"] == "slices\udcff"
+
     def test_a_setting_that_this_version_lacks_is_left_out_and_one_that_it_has_gained_has_its_default(self, vqvae):
         change(vqvae, "not_invented_yet", {"a": [1]}, settings=True)
         change(vqvae, "gradient_weight", ..., settings=True)

@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect
 from vqvae2.plots.charts import MOST_RUNS, Run, compare_curves
 from vqvae2.runs import weights
+from vqvae2.runs.log import LOG, read_log
 from vqvae2.settings.checks import Checked
 from vqvae2.settings.parsing import parse
 
@@ -57,24 +57,16 @@ def read_runs(names: Sequence[str], results: Path = Path("results")) -> list[Run
            "Name some, such as results/oasis/brain-128; about ten can be told apart easily.")
     found: dict[Path, Path] = {}
     for name in names:
-        folder = weights.find_run(name, "RUN", results, "log.csv")  # a young run has no weights yet
+        folder = weights.find_run(name, "RUN", results, LOG)  # a young run has no weights yet
         expect(folder.resolve() not in found, f"RUN {name}", "each run once", f"{folder} twice", "Drop one.")
         found[folder.resolve()] = folder
+    logs = [read_log(folder / LOG) for folder in found.values()]
+    for folder, rows in zip(found.values(), logs):
+        expect(bool(rows), str(folder / LOG), "a table with a row for each epoch", "0 rows",
+               "Point at a folder in which a training script is running or has run.")
     short = [folder.name for folder in found]
-    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), _read_log(folder / "log.csv"))
-            for name, folder in zip(short, found.values())]
-
-
-def _read_log(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a log.csv, all cells of which are numbers or empty."""
-    rows = files.read_rows(path)
-    advice = "Point at a folder in which a training script is running or has run."
-    expect(bool(rows) and "epoch" in rows[0], str(path), "a table with a row for each epoch", f"{len(rows)} rows",
-           advice)
-    try:
-        return [row for row in rows if [float(cell or 0) for cell in row.values()]]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected a table of numbers, found {error}. {advice}") from None
+    return [Run((name if short.count(name) == 1 else str(folder)) + _kind(folder), rows)
+            for name, folder, rows in zip(short, found.values(), logs)]
 
 
 def _kind(folder: Path) -> str:

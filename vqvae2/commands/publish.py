@@ -32,6 +32,7 @@ from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.plots import charts
 from vqvae2.runs import weights
 from vqvae2.runs.config import need
+from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import as_dict, parse
 from vqvae2.settings.stored import from_dict
@@ -41,12 +42,13 @@ from vqvae2.training.settings import TrainPrior, TrainVqvae
 # deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
 EXACT = re.compile(r"quantizers\.|(mean|deviation)$")
 CARD = "README.md"
-OWN = (weights.CONFIG, "log.csv", "curves.png", CARD, "metrics.json")
+OWN = (weights.CONFIG, LOG, "curves.png", CARD, "metrics.json")
 """Names of what is written, and of the metrics.json that is removed, since it may speak of other weights."""
 # Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
 KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
          "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
          "features": (("feature-extraction",), ())}
+SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "features": FeatureSettings}
 UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
@@ -97,6 +99,7 @@ def _publish(run: Path, out: Path, bf16: bool, claim: Claim) -> str:
         names = ", ".join(name for name in OWN if (out / name).exists())
         expect(not names, str(out), earlier, f"{names} and no model", "Choose another folder.")
     _check(config, str(run / weights.WEIGHTS))
+    rows = read_log(run / LOG)
     claim.remove_left_overs()
     before = _edited_card(out)
     config = without_paths(config)
@@ -106,10 +109,10 @@ def _publish(run: Path, out: Path, bf16: bool, claim: Claim) -> str:
     (out / "metrics.json").unlink(missing_ok=True)
     weights.save_weights(out / weights.WEIGHTS, tensors, config)
     files.write_json(out / weights.CONFIG, config)
-    if rows := files.read_rows(run / "log.csv"):
-        files.write_rows(out / "log.csv", rows)
+    if rows:
+        files.write_rows(out / LOG, rows)
         charts.curves(rows, out / "curves.png")
-    files.write_atomically(out / CARD, card(out).encode(), keep=before)
+    files.write_atomically(out / CARD, card(out).encode(errors="backslashreplace"), keep=before)
     if before is not None:
         print(f"{out / CARD} was not as it had been published: what it said is kept as {before.name}")
     return weights.weights_hash(tensors)
@@ -129,8 +132,7 @@ def _check(config: dict, where: str) -> None:
     expect(_kind(config) in KINDS, where, f"a run of kind {', '.join(KINDS)}", str(config["kind"]), advice)
     need(config, "global_batch", "data", "image_shape", "versions", "command",
          *(("shape", "vqvae_hash") if _kind(config) == "prior" else ()))
-    from_dict({"vqvae": TrainVqvae, "prior": TrainPrior, "features": FeatureSettings}[_kind(config)],
-              config["settings"], where)
+    from_dict(SETTINGS[_kind(config)], config["settings"], where)
     counts = [config["data"].get(name, {}).keys() >= set(SPLITS) for name in ("images", "subjects")]
     try:
         words = shlex.split(config["command"])
@@ -217,14 +219,15 @@ def _kind(config: dict) -> str:
 
 def _introduction(folder: Path, config: dict) -> str:
     """Return the title of a card, and a paragraph that says what the model does."""
-    settings, (_, height, width), kind = config["settings"], config["image_shape"], _kind(config)
+    kind, (_, height, width) = _kind(config), config["image_shape"]
+    settings = as_dict(from_dict(SETTINGS[kind], as_before(config["settings"])))
     if kind == "vqvae":
         factors = " and ".join(f"1/{factor}" for factor in settings["downsample"])
         levels = "two levels" if settings["levels"] == 2 else "one level"
         what, more = f"VQ-VAE-2, {levels} of {settings['codebook_size']} codes", ""
         does, how = f"Images to codes (a grid of {factors} of the one before) and back", "models/autoencoder.py"
     elif kind == "prior":
-        told = ", ".join(column["name"] for column in config.get("columns", [])) or "nothing"
+        told = ", ".join(column["name"] for column in config.get("columns") or []) or "nothing"
         what = "{} of {} by {} codes".format(config["kind"], *config["shape"])
         does, how = "Draws codes, or says what they cost", "priors/pixel_cnn.py"
         more = f"It can be told {told}. It belongs to the VQ-VAE whose weights have the hash " \
@@ -240,7 +243,7 @@ def _introduction(folder: Path, config: dict) -> str:
 def _settings(config: dict) -> str:
     """Return the settings that are not today's defaults; what an old run lacks is what runs did then."""
     found, named = as_before(config["settings"]), {"savename": "x", "epochs": 1, "batch": 1}
-    default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found["levels"]),
+    default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found.get("levels", 2)),
                        "prior": lambda: TrainPrior(**named, vqvae="x", level=found["level"]),
                        "features": lambda: FeatureSettings(**named)}[_kind(config)]())
     other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -250,14 +253,15 @@ def _settings(config: dict) -> str:
 
 
 def _training(folder: Path) -> str:
-    rows = files.read_rows(folder / "log.csv")
+    rows = read_log(folder / LOG)
     if not rows:
         return "The log of the training was not kept."
-    last, minutes = rows[-1], sum(float(row["seconds"]) for row in rows) / 60
+    last, minutes = rows[-1], sum(float(row.get("seconds") or 0) for row in rows) / 60
     shown = ("validate_ssim", "validate_mse", "train_bits_per_code", "validate_bits_per_code")
     figures = ", ".join(f"{name.replace('_', ' ')} {float(last[name]):.4g}" for name in shown if last.get(name))
-    return (f"{len(rows)} epochs, {int(float(last['images_seen'])):,} images seen, {minutes:.0f} minutes without "
-            f"validation. In the last epoch: {figures}.\n\n![Training curves](curves.png)")
+    images = int(float(last.get("images_seen") or 0))
+    return (f"{len(rows)} epochs, {images:,} images seen, {minutes:.0f} minutes without validation. "
+            f"In the last epoch: {figures}.\n\n![Training curves](curves.png)")
 
 
 def _judged_on(report: dict) -> str:

@@ -136,8 +136,8 @@ def check_folder(folder: Path, flag: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    write_atomically(path, text.encode())
+    """Write `text` as UTF-8, atomically; a file name's bytes that are not UTF-8 become such as \\udcff."""
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, values: object) -> None:

@@ -35,6 +35,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
 from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
+from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import as_dict
@@ -87,6 +88,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder") -> None:
     """Compute and write each section that is not there, and then what all of them belong to."""
     settings = evaluation.settings
+    logs = {flag: (run.name, read_log(run / LOG)) for flag, run in _folders(settings).items()}
     for judge in asked:
         above, _, key = judge.name.rpartition(".")
         figures = folder.section(judge.name)
@@ -101,10 +103,10 @@ def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder
     pictures.save_picture(pictures.strip([
         ("real", evaluation.images.bytes()[even]), ("reconstruction", evaluation.reconstructions[even]), *samples]),
         settings.out / "strip.png")
-    for flag, run in _folders(settings).items():
-        if log := files.read_rows(run / "log.csv"):
+    for flag, (name, log) in logs.items():
+        if log:
             charts.curves(log, settings.out / f"curves{'' if flag == '--vqvae' else flag.replace('--', '_')}.png",
-                          title=f"Training of {run.name}")
+                          title=f"Training of {name}")
     folder.finish(evaluation.metrics)
 
 
@@ -166,7 +168,8 @@ class ReportFolder(RecordedFolder):
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
     """Return the hashes of all that the settings name: models, images, feature network and given samples."""
-    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels)]
+    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels),
+              *map(pixel_hash, evaluation.trained.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
     return {"vqvae_hash": evaluation.vqvae.hash,
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())

@@ -25,6 +25,7 @@ before the run begins:
     log.WRITERS.append(Wandb)
 """
 
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,6 +39,7 @@ from PIL import Image
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
 
+LOG = "log.csv"
 BOARD_BINS = 30
 """The number of bars that TensorBoard shows."""
 
@@ -93,6 +95,24 @@ def _without_full_disks(otherwise: Callable, failed: threading.ExceptHookArgs) -
 WRITERS: list[type] = [TensorBoard]
 
 
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a log.csv; none where there is no file.
+
+    Raises: UserError if a row lacks its epoch, or a cell is neither a number nor empty.
+    """
+    rows = files.read_rows(path)
+    try:
+        for row in rows:
+            numbers = {name: float(cell or 0) for name, cell in row.items()}
+            if not all(math.isfinite(number) for number in (
+                    numbers["epoch"], numbers.get("images_seen", 0), numbers.get("seconds", 0))):
+                raise ValueError("a number that is not finite")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected a table of numbers that a training has written, found "
+                        f"{files.in_brief(error)}. Copy it again from where it came, or delete it.") from None
+    return rows
+
+
 def say(line: str) -> None:
     """Print `line` on rank 0, before or after the processes have joined."""
     if distributed.launched_rank() == 0:
@@ -117,7 +137,7 @@ class RunLog:
 
         The terminal shows some of an epoch's figures; log.csv has all.
         """
-        files.write_rows(self.folder / "log.csv", rows)
+        files.write_rows(self.folder / LOG, rows)
         self._show("row", len(rows), rows[-1])
         say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
             f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith((

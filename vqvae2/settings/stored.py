@@ -49,8 +49,8 @@ def parse(text: bytes | str) -> object:
     try:
         found = json.loads(text.decode("utf-8"), object_pairs_hook=_named_once, parse_int=_number,
                            parse_float=_number, parse_constant=_number)
-        if b"\\u" in text:  # half of a character, which no file and no terminal takes
-            json.dumps(found, ensure_ascii=False).encode()
+        if b"\\u" in text:  # half of a character, which no file and no terminal takes, unless it is a file name's byte
+            json.dumps(found, ensure_ascii=False).encode(errors="surrogateescape")
         return found
     except RecursionError:
         raise ValueError("lists in lists without end") from None
