@@ -99,3 +99,12 @@ def test_no_more_is_read_than_asked_for_nor_is_memory_taken_for_what_is_not_ther
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a file whose system tells no size")
 def test_a_file_whose_size_is_not_told_is_read_whole():
     assert files.read_at_most(Path("/proc/self/limits"), 2**20).endswith(b"\n")
+
+
+@pytest.mark.parametrize(("error", "text"), [
+    (ValueError("a bomb, perhaps an attack."), "a bomb, perhaps an attack"), (KeyError("shape"), "no shape"),
+    (KeyError(), "KeyError"), (OSError(28, "No space left on device", "a.png"), "No space left on device"),
+    (FileNotFoundError(2, "No such file", "a"), "no such file"), (ValueError("x" * 200), "x" * 117 + "…"),
+    (ValueError("two\n lines"), "two lines")])
+def test_an_error_is_told_in_part_of_a_sentence(error, text):
+    assert files.in_brief(error) == text

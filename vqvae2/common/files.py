@@ -171,12 +171,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def in_brief(error: Exception) -> str:
-    """Return the message of an error, without the number and the file of an OSError, in at most 120 characters."""
+    """Return the message of an error, for use inside of a sentence: without the number and the file of an OSError, and
+    without a full stop, in at most 120 characters."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     is_name = isinstance(error, KeyError) and error.args
     text = f"no {error.args[0]}" if is_name else getattr(error, "strerror", None) or str(error)
-    return shortened(" ".join(text.split()) or type(error).__name__)
+    return shortened(" ".join(text.split()).rstrip(".") or type(error).__name__)
 
 
 def shortened(text: str) -> str:
