@@ -180,7 +180,7 @@ def test_a_pipe_or_a_table_larger_than_the_memory_is_left_out_of_the_covariates(
     assert joined.values["a.nii"]["age"] == "20"
     assert joined.left_out == ("participants.tsv left out: expected a file that can be read, found not a regular file "
                                "but a named pipe. Correct the path or its permissions, or give fewer columns.",)
-    with memory.only(1000), pytest.raises(UserError, match="found a file of more than 8 bytes"):
+    with memory.only(1000), pytest.raises(UserError, match="found 24 bytes, where 8 are the most"):
         covariates.read_table(tmp_path / "sub-1_sessions.tsv", None)
 
 
