@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import tiny_chain
@@ -20,7 +21,8 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
 
     def kill(process: int) -> None:
         time.sleep(draws.uniform(0, LONGEST))
-        os.kill(process, signal.SIGKILL)  # nobody has waited for it, so that it is still that process
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(process, signal.SIGKILL)
 
     kills = sum(tiny_chain.start(words, root, while_running=kill).status == -signal.SIGKILL
                 for _ in range(draws.randint(1, 2)))

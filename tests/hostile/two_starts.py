@@ -25,8 +25,9 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
 
     def halt(process: int) -> None:
         time.sleep(draws.uniform(0, LONGEST))
-        if is_halted:
-            os.kill(process, signal.SIGSTOP)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            if is_halted:
+                os.kill(process, signal.SIGSTOP)
         halted.append(process)
 
     with ThreadPoolExecutor() as pool:
