@@ -267,8 +267,8 @@ class TestOwnRuns:
         settings = {"savename": "net", "epochs": 1, "batch": 1, "dims": 7, "channels": 4}
         for kind, found in (
                 ("vqvae", r"--features net: expected a feature network, found a vqvae in net\. Give a folder"),
-                ("features", r"net/model\.safetensors: tensor .*, which config and version of the code say, found float "
-                 r".*Train the model")):
+                ("features", r"net/model\.safetensors: tensor .*, which config and version of the code say, found "
+                 r"float .*Train the model")):
             weights.save_weights(Path("net/model.safetensors"), FeatureNet(SETTINGS).state_dict(), {
                 "kind": kind, "settings": settings, "training_images": [], "training_subjects": []})
             with pytest.raises(UserError, match=found):
