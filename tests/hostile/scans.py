@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import struct
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -57,7 +58,8 @@ def try_one(number: int, folder: Path, prepared: Path) -> str:
     bad = write_scan(folder / "scans" / "bad", draws)
     for _ in range(draws.choice((1, 1, 2))):
         target = draws.choice(sorted(path for path in bad.rglob("*") if not path.is_dir()) or [bad])
-        draws.choice((damage_fields, damage_bytes, cut, lie, fill, replace))(target, draws)
+        with contextlib.suppress(OSError, zlib.error):  # the one before has left nothing that could be damaged
+            draws.choice((damage_fields, damage_bytes, cut, lie, fill, replace))(target, draws)
     os.environ["VQVAE2_CACHE"] = str(folder / "cache")
     try:
         draw(folder / "scans", folder / "out", settings)
@@ -115,8 +117,8 @@ def unpacked(path: Path) -> tuple[bytearray, bool]:
 
 
 def rewrite(path: Path, content: bytes, packed: bool) -> None:
-    """Put bytes into a file's place, packed as they were."""
-    if content:
+    """Put bytes into a file's place, packed as they were; what is no file stays."""
+    if content and path.is_file():
         path.write_bytes(gzip.compress(content, 1) if packed else content)
 
 

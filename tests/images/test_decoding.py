@@ -282,8 +282,10 @@ def test_of_a_file_only_the_pages_of_the_coming_pictures_are_read(tmp_path, side
 
 
 def test_pictures_of_an_array_of_its_own_have_nothing_to_wait_for():
-    decoding.read_ahead(np.zeros((3, 1, 8, 8), np.uint8), np.array([0, 2]))
-    decoding.read_ahead(np.zeros((0, 1, 8, 8), np.uint8), np.array([], np.int64))
+    for count, items in ((3, [0, 2]), (0, [])):
+        pixels = np.full((count, 1, 8, 8), 7, np.uint8)
+        decoding.read_ahead(pixels, np.array(items, np.int64))
+        assert (pixels == 7).all()
 
 
 def test_a_training_is_the_same_from_a_file_as_from_memory(tmp_path, monkeypatch, capsys):
