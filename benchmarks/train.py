@@ -51,6 +51,7 @@ from common import processor
 
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import run_script
+from vqvae2.common.folder_lock import claimed
 from vqvae2.models import losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.settings import checks, parsing
@@ -212,7 +213,9 @@ class Ours:
             trainer.device = torch.device("cuda", distributed.launched_rank())
         distributed.start(trainer.device)
         with contextlib.redirect_stdout(io.StringIO()):
-            trainer._prepare()
+            self.held = contextlib.ExitStack()  # the run's folder, for as long as this process lives
+            trainer._prepare(distributed.on_rank_0(lambda: self.held.enter_context(
+                claimed(trainer.folder, "--savename", "--savename"))))
         compiled, why = trainer.compiled
         precision = str(trainer.precision[0]).removeprefix("torch.")
         self.how = f"{precision} ({trainer.precision[1]}), {'compiled' if compiled else 'eager'} ({why})"

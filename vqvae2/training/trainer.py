@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
-from vqvae2.common.folder_lock import claimed
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.runs import log, state, weights
 from vqvae2.settings.stored import as_declared
 from vqvae2.training.settings import TrainingSettings
@@ -158,12 +158,12 @@ class Trainer:
         try:
             with self.signals:
                 with self.signals.stopping_at_once(self._stopped("while getting ready")):
-                    self.claim = distributed.on_rank_0(lambda: held.enter_context(
+                    claim = distributed.on_rank_0(lambda: held.enter_context(
                         claimed(self.folder, f"--savename {self.settings.savename}", "--savename")))
                     # Until now another start may have written here.
                     self.config = distributed.together(
                         lambda: state.open_folder(self.folder, self.settings, self.kind))
-                    self._prepare()
+                    self._prepare(claim)
                 while self.epoch < self.settings.epochs:
                     self._train_epoch()
                     self._end_epoch()
@@ -176,7 +176,7 @@ class Trainer:
         best = f", best {self.best_by} {self.best:.4g} on validation images" if math.isfinite(self.best) else ""
         log.say(f"Done: {self.folder} ({self.epoch} epochs, {self.step} steps{best})")
 
-    def _prepare(self) -> None:
+    def _prepare(self, claim: Claim | None) -> None:
         torch.manual_seed(self.settings.seed)
         self.start()
         expect(self.count("train") > 0, "--data", "at least 1 training image", 0, "Give --split a larger first share.")
@@ -193,7 +193,7 @@ class Trainer:
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
         state.resume_state(self.folder, self.config, self.settings, self._restore)
         self.state_number = state.file_number(self.folder / state.STATE)
-        distributed.on_rank_0(lambda: state.begin(self.claim, self.config))
+        distributed.on_rank_0(lambda: state.begin(claim, self.config))
         self.log = log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
