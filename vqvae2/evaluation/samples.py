@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.common.statistics import evenly
-from vqvae2.evaluation import distances
+from vqvae2.evaluation import distances, features
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
@@ -98,16 +98,18 @@ class SamplesJudge(Judge):
         drawn, training, codes = evaluation.samples, evaluation.data.splits["train"], evaluation.training_codes
         settings = evaluation.settings
         beside = evaluation.images, training, evaluation.extractor, settings.seed
+        other = features.imagenet(next(evaluation.vqvae.model.parameters()).device)
         source = {"folder": settings.sampled.name} if settings.sampled else {
             **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
             "told": "what the manifest says of training images"}
-        report = {"source": source, **distances.judge(drawn, *beside), "reconstructions": None,
+        report = {"source": source, **distances.judge(drawn, *beside, other=other), "reconstructions": None,
                   "memorisation": None, "probe": None}
         if codes is not None:
             items = evenly(len(training), len(drawn))
             again = encoding.decoded(evaluation.vqvae.model, {level: maps[items] for level, maps in
                                                               codes.levels.items()}, AT_A_TIME)
-            report["reconstructions"] = distances.judge(again, *beside, [training.subjects[item] for item in items])
+            report["reconstructions"] = distances.judge(
+                again, *beside, [training.subjects[item] for item in items], other)
         return report
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
