@@ -19,6 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vqvae2.commands import extract, predict, train_vqvae
 from vqvae2.common.errors import UserError, run_script
+from vqvae2.common.files import read_rows
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.prediction import PredictSettings, Source, read_all, resized
 from vqvae2.models.autoencoder import load_vqvae
@@ -336,6 +337,14 @@ class TestFolder:
         assert (out / "pictures" / "a\udcff.png").is_file()
         run(name, out="out")
         assert "1 of 1 images are there already" in capsys.readouterr().out
+
+    def test_the_files_that_cannot_be_read_now_are_listed_where_all_images_are_there_already(self, run, apart):
+        folder = picture(apart / "in" / "good.png").parent
+        (folder / "first.png").write_bytes(b"no picture")
+        out, _, _ = run(folder, out="out")
+        (folder / "first.png").rename(folder / "second.png")
+        run(folder, out="out")
+        assert [Path(row["input"]).name for row in read_rows(out / "rejected.csv")] == ["second.png"]
 
     def test_images_that_came_or_went_in_a_folder_are_made_or_removed(self, run, apart, unseen_images):
         paths = [shutil.copy(path, (apart / "in").mkdir(exist_ok=True) or apart / "in") for path in unseen_images[:2]]
