@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import record_writer
+from torch.utils import tensorboard
 
 from vqvae2.commands import train_prior, train_vqvae
 from vqvae2.common import distributed
@@ -279,6 +282,22 @@ class TestRunLog:
         with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
             log.picture("odd", 1, SMALL)
         log.close()
+        assert capfd.readouterr().err == ""
+
+    def test_a_full_disk_under_the_first_bytes_of_the_boards_file_is_one_line_too(self, tmp_path, monkeypatch, capfd):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        class Slow(tensorboard.SummaryWriter):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                self.file_writer.event_writer._async_writer._worker.join(10)  # it has failed by now
+
+        monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+        monkeypatch.setattr(tensorboard, "SummaryWriter", Slow)
+        monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+        with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
+            RunLog(tmp_path, 0).picture("odd", 1, SMALL)
         assert capfd.readouterr().err == ""
 
     def test_another_service_is_one_class_that_gets_what_the_board_gets(self, tmp_path, monkeypatch):

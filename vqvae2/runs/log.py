@@ -59,9 +59,9 @@ class TensorBoard:
             SummaryWriter,  # loads TensorFlow too where there is one, with lines on stderr
         )
 
-        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)
         if getattr(threading.excepthook, "func", None) is not _without_full_disks:
             threading.excepthook = partial(_without_full_disks, threading.excepthook)
+        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)  # its thread writes at once
 
     def row(self, epoch: int, row: dict[str, float]) -> None:
         """Show the figures of an epoch."""
