@@ -237,8 +237,9 @@ def rows(report: dict) -> list[tuple[str, str, str]]:
 
     other, spectrum = report.get("other_mmd"), report.get("spectrum")  # older figures have neither
     return [beside(network_of(report), report["mmd"]),
-            beside(network_of(other), other) if other else (
-                "kernel MMD², a network trained on photographs", f"not computed without {IMAGENET_EXTRA}", "–"),
+            *([beside(network_of(other), other) if other else (
+                "kernel MMD², a network trained on photographs", f"not computed without {IMAGENET_EXTRA}", "–")]
+              if "other_mmd" in report else []),
             ("Fréchet distance²", *(as_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
             *((name, *(as_text(report[name][key], 3) for key in ("value", "real_floor")))
               for name in ("precision", "recall")),
