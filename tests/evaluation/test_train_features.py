@@ -62,7 +62,7 @@ def test_it_leaves_curves_and_a_table_of_what_it_notices(run):
     assert (run / "losses.png").is_file()
     with (run / "harms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["harm", "strength", "mmd", "frechet"]
+    assert list(rows[0]) == ["harm", "strength", "mmd", "frechet", "power", "edges"]
     assert {row["harm"] for row in rows} == {"none", *PROVED_ON}
     assert {(row["mmd"], row["frechet"]) for row in rows} == {("", "")}  # of two subjects neither half has a pair
 

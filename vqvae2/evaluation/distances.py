@@ -197,22 +197,40 @@ def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[
 
     Args:
         images: uint8 `[n, channels, height, width]`, 32 pixels or more. subjects: of each image, at least two.
-    Returns: rows of {harm, strength, mmd, frechet}. Harmed slices of every second subject are compared with unharmed
-    slices of the other subjects, and the other way round; the result is the mean of both. The first row, of strength 0,
-    shows how much subjects differ without harm. frechet is None unless there are more images than features.
+    Returns: rows of {harm, strength, mmd, frechet, power, edges}. Harmed slices of every second subject are compared
+    with unharmed slices of the other subjects, and the other way round; the result is the mean of both. The first row,
+    of strength 0, shows how much subjects differ without harm. frechet is None unless there are more images than
+    features. power: of the band of frequencies that is furthest from 1 (see `metrics.texture`). edges: the fine ones.
     """
     pictures = features.as_seen(images.float() / 255)
     names = np.asarray(subjects)
     first = np.isin(names, np.unique(names)[::2])
-    clean = extractor(to_bytes(pictures))
+    clean = _measured(extractor, pictures)
     table = []
     for kind, strength in [("none", 0.0), *((kind, strength) for kind in features.PROVED_ON for strength in strengths)]:
-        harmed = clean if kind == "none" else extractor(to_bytes(features.harmed_alike(pictures, kind, strength, seed)))
-        values = [{"mmd": kernel_mmd(harmed[half], clean[~half], names[half], names[~half]),
-                   **_biased_figures(harmed[half], clean[~half], names[half], names[~half])}
-                  for half in (first, ~first)]
-        table.append({"harm": kind, "strength": strength} | {name: _mean(values, name) for name in ("mmd", "frechet")})
+        harmed = clean if kind == "none" else _measured(
+            extractor, features.harmed_alike(pictures, kind, strength, seed))
+        values = [_harm(*([part[half] for part in made] for made, half in ((harmed, half), (clean, ~half))),
+                        names[half], names[~half]) for half in (first, ~first)]
+        table.append({"harm": kind, "strength": strength} | {name: _mean(values, name) for name in values[0]})
     return table
+
+
+def _measured(extractor: Extractor, pictures: torch.Tensor) -> list[np.ndarray]:
+    """Return features, powers and gradients of pictures `[n, 1, 128, 128]` in 0…1."""
+    images = to_bytes(pictures)
+    return [extractor(images), texture.band_powers(images), texture.gradient_shares(images)]
+
+
+def _harm(harmed: list[np.ndarray], clean: list[np.ndarray], groups: Sequence[str],
+          clean_groups: Sequence[str]) -> dict[str, float | None]:
+    """Return what `harm_figures` says of one half; each side is as `_measured` returns it."""
+    (made, *of_made), (real, *of_real) = harmed, clean
+    ratios = texture.power_ratios(of_made[0], of_real[0], groups, clean_groups, 0)["value"]
+    return {"mmd": kernel_mmd(made, real, groups, clean_groups),
+            "frechet": _biased_figures(made, real, groups, clean_groups)["frechet"],
+            "power": max(ratios, key=lambda ratio: abs(math.log(ratio))),
+            "edges": texture.edge_distance(of_made[1], of_real[1], groups, clean_groups, 0)["value"]}
 
 
 def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np.ndarray]:

@@ -260,8 +260,8 @@ def harmed(picture: torch.Tensor, kind: str, strength: float, draws: torch.Gener
     blur: Gaussian of up to 2.5 pixels. noise: Gaussian, up to 0.12. warp: a smooth field of displacements, up to 4
     pixels (standard deviation). swap: four pairs of squares change places, up to 24 pixels wide. intensity: gamma up
     to 2, or its inverse. ghost: up to half of the other picture laid over it, as if two samples had been mixed. grain:
-    what blur would take is given back with random phases, so that the spectrum stays and the edges go. sharpen: what a
-    blur of 1 pixel would take is added, up to 4 times.
+    the power that blur would take is given back with random phases, so that the spectrum stays and the edges go.
+    sharpen: what a blur of 1 pixel would take is added, up to 4 times.
     """
     if strength == 0:
         return picture
@@ -294,9 +294,12 @@ def _blur(picture: torch.Tensor, strength: float, _: torch.Generator) -> torch.T
 
 
 def _grain(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
-    soft = _blur(picture, strength, draws)
-    lost, noise = (torch.fft.rfft2(detail) for detail in (picture - soft, torch.randn(picture.shape, generator=draws)))
-    return soft + torch.fft.irfft2(lost.abs() * noise.sgn(), s=picture.shape) * (picture > 0)
+    soft, lit = _blur(picture, strength, draws), picture > 0
+    noise = torch.randn(picture.shape, generator=draws)
+    before, after, phases = (torch.fft.rfft2(each) for each in (picture, soft, noise))
+    lost = (before.abs().square() - after.abs().square()).clamp(min=0).sqrt()
+    grain = torch.fft.irfft2(lost * phases.sgn(), s=picture.shape) / lit.float().mean().clamp(min=0.01).sqrt()
+    return soft + grain * lit  # as much power within the brain as the whole picture lost
 
 
 def _sharpen(picture: torch.Tensor, strength: float, draws: torch.Generator) -> torch.Tensor:
