@@ -32,6 +32,14 @@ def test_a_signal_is_passed_on_and_the_command_is_waited_for(number, apart):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize(("signalled", "expected"), [(True, 75), (False, 1)])
+def test_a_launcher_that_a_signal_ended_counts_as_stopped_whatever_its_status(apart, signalled, expected):
+    """torchrun ends with 1 after a signal, as after any failure."""
+    if signalled:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert steps.run([sys.executable, "-c", "import sys, time; time.sleep(1); sys.exit(1)"], 2) == expected
+
+
 def test_a_signal_before_the_command_has_begun_is_not_lost(apart, monkeypatch):
     start = steps.subprocess.Popen
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -268,8 +269,13 @@ class TestWhereARunStands:
         assert status == 2
         assert "nowhere: expected a folder with config.json, or a name in results/*/ or pretrained/" in said
 
-    def test_a_run_is_known_by_its_name(self):
-        assert self.stands("vqvae-64") == (1, "not finished: 0 of 25 epochs, 0 steps\n")
+    def test_published_weights_are_known_by_their_name_and_stand_where_their_log_says(self, tmp_path):
+        said = "finished: 25 of 25 epochs, 3200 steps, weights without a state to go on from\n"
+        assert self.stands("vqvae-64") == (0, said)
+        shutil.copytree(Path(__file__).parents[2] / "pretrained" / "vqvae-64", tmp_path / "cut")
+        lines = (tmp_path / "cut" / "log.csv").read_text().splitlines(keepends=True)
+        (tmp_path / "cut" / "log.csv").write_text("".join(lines[:5]))
+        assert self.stands(tmp_path / "cut") == (1, f"not {said}".replace("25 of", "4 of").replace("3200", "512"))
 
 
 class TestConfig:

@@ -12,6 +12,7 @@ from vqvae2.commands import extract
 from vqvae2.common.errors import UserError
 from vqvae2.scans.archives import ARCHIVES, table
 from vqvae2.scans.finding import find_scans
+from vqvae2.scans.identities import File, identify
 
 # Archive -> two visits of two people where it has visits, with what stands beside them: path -> (subject, session), or
 # None for a path that must not be taken.
@@ -136,6 +137,14 @@ def test_the_example_of_a_row_is_of_that_row(tmp_path, archive):
     [scan] = find_scans(tree(tmp_path, archive.example)).scans
     assert scan.archive == archive.name
     assert archive.example in table()
+
+
+@pytest.mark.parametrize("above", ["/home/me/scans", "/home/me/data/mri"])
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.name)
+def test_a_file_that_is_named_by_its_whole_path_is_of_the_same_person_as_in_its_folder(archive, above):
+    (_, inside), (_, named) = (identify([File(Path(name), name, "")])[0][0] for name in (
+        archive.example, f"{above}/{archive.example}"))
+    assert (named.subject, named.session, named.archive) == (inside.subject, inside.session, archive.name)
 
 
 # Trees that no row describes

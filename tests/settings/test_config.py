@@ -161,7 +161,8 @@ class TestCommandLine:
 
 
 @pytest.mark.parametrize(("settings", "values", "said"), [
-    (DemoScansSettings, {"out": Path("o"), "subjects": 0}, r"--subjects: expected at least 1, found 0\. Give"),
+    (DemoScansSettings, {"out": Path("o"), "subjects": 0}, r"--subjects: expected 1 to 100000, found 0\. For"),
+    (DemoScansSettings, {"out": Path("o"), "subjects": 10**9}, r"--subjects: expected 1 to 100000, found 1000000000\."),
     (DemoScansSettings, {"out": Path("o"), "seed": -1}, r"--seed: expected 0 to 4294967295, found -1\. The default"),
     (ExtractSettings, {"planes": ()}, r"--planes: expected axial, .* found none\. Name at"),
     (ExtractSettings, {"planes": ("axial", "axial")}, r"--planes: expected .* at most once, found axial axial\. Name"),
@@ -206,12 +207,13 @@ class TestCommandLine:
     (TrainPrior, {**PRIOR, "weight_decay": -0.1}, r"--weight-decay: expected 0 or more, found -0\.1\. See"),
     (TrainPrior, {**PRIOR, "dropout": 1.0}, r"--dropout: expected 0 <= SHARE < 1, found 1\.0\. The default"),
     (TrainPrior, {**PRIOR, "ema": 1.5}, r"--ema: expected 0 <= DECAY < 1, found 1\.5\. The default"),
-    (SampleSettings, {**SAMPLE, "count": 0}, r"--count: expected at least 1, found 0\. Give"),
+    (SampleSettings, {**SAMPLE, "count": 0}, r"--count: expected 1 to 1000000, found 0\. Draw"),
+    (SampleSettings, {**SAMPLE, "count": 10**12}, r"--count: expected 1 to 1000000, found 1000000000000\. Draw"),
     (SampleSettings, {**SAMPLE, "temperature": (0.0,)}, r"--temperature: expected one value .* above 0, found 0\.0\."),
     (SampleSettings, {**SAMPLE, "temperature": (1.0, 1.0, 1.0)}, r"--temperature: .* or two .* found 1\.0 1\.0 1\.0\."),
     (SampleSettings, {**SAMPLE, "top_p": (1.0, 0.0)}, r"--top-p: expected one value .* 0 < P <= 1, found 1\.0 0\.0\."),
     (SampleSettings, {**SAMPLE, "top_k": (-1,)}, r"--top-k: expected one value .* 0 or more, found -1\. See"),
-    (SampleSettings, {**SAMPLE, "reject": 0}, r"--reject: expected at least 1, found 0\. Give"),
+    (SampleSettings, {**SAMPLE, "reject": 0}, r"--reject: expected 1 to 10000, found 0\. For"),
     (SampleSettings, {**SAMPLE, "reject_by": "agreement"}, r"--reject-by: expected --reject N .* found --reject 1\."),
     (SampleSettings, {**SAMPLE, "mask": "left"}, r"--mask: expected --inpaint .* found --mask left alone\. Give"),
     (SampleSettings, {**SAMPLE, "blend": 2}, r"--blend: expected --inpaint .* found --blend 2 alone\. Give"),

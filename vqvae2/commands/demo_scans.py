@@ -47,7 +47,7 @@ class DemoScansSettings(Checked):
     seed: int = 0
     """Equal seeds give equal scans."""
 
-    RULES = (SEED, ("subjects", lambda subjects: subjects >= 1, "at least 1", "Give a larger number."))
+    RULES = (SEED, ("subjects", lambda subjects: 1 <= subjects <= 10**5, "1 to 100000", "For example 24."))
 
 
 NAME = "Synthetic demonstration scans (MNI152 template, bent)"

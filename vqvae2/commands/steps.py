@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqvae2.common import files
-from vqvae2.common.errors import stop_signals
+from vqvae2.common.errors import EXIT_STOPPED, stop_signals
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def run(command: list[str], processes: int) -> int:
     """Run a command to its end and return its exit status, 128 + N where signal N ended it, as a shell has it."""
     # torchrun would say that it sets this to 1; the commands share the cores out by themselves.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
-    child, came = None, False
+    child, came, stopped = None, False, False
 
     def ask(number: int, _: object) -> None:
-        nonlocal came
+        nonlocal came, stopped
+        stopped = True
         came = came or number != signal.SIGINT  # Ctrl-C reaches the child by itself
         if child and came:
             child.terminate()  # it saves its state, and we wait for that
@@ -84,6 +85,8 @@ def run(command: list[str], processes: int) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stopped and processes > 1 and status:
+        return EXIT_STOPPED  # torchrun ends with 1 whatever its processes ended with
     return 128 - status if status < 0 else status
 
 

@@ -57,7 +57,7 @@ class EvaluateSettings(Checked):
     """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
 
     RULES = (*FREEDOM, SEED, ("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),
-             ("samples", lambda images: images >= 0, "0 or more", "Give 0 for none."))
+             ("samples", lambda images: 0 <= images <= 10**6, "0 to 1000000", "Give 0 for none."))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,9 @@ class SampleSettings(Checked):
     """Images that each process samples at the same time."""
 
     RULES = (*FREEDOM, one_or_two("guidance", lambda value: value >= 0, "0 or more"), SEED,
-             ("count batch reject", lambda value: value >= 1, "at least 1", "Give a larger number."),
+             ("count", lambda count: 1 <= count <= 10**6, "1 to 1000000", "Draw more with another --seed and --out."),
+             ("batch", lambda images: images >= 1, "at least 1", "The default is 16."),
+             ("reject", lambda candidates: 1 <= candidates <= 10**4, "1 to 10000", "For example 4."),
              ("blend", lambda pixels: pixels >= 0, "0 or more pixels", "For example 4."))
 
     def __post_init__(self) -> None:

@@ -147,7 +147,7 @@ ARCHIVES = (
             "Biswal et al. 2010, doi 10.1073/pnas.0911855107", ("/anat/mprage_",),
             best_first=(r"mprage_skullstripped$", r"mprage_anonymized$")),
     Archive("xnat", "PROJECT_S01_MR1/scans/3-MPRAGE/resources/NIFTI/files/T1.nii.gz",
-            r"(?:^|/)(?P<label>[^/]+)/(?:scans|SCANS)/(?P<run>[^/-]+)(?:-(?P<series>[^/]*))?/(?:resources/)?[^/]+/(?:files/)?[^/]+$",
+            r"(?:^|/)(?P<label>[^/]+)/(?:scans|SCANS)/(?P<run>\d[^/-]*)(?:-(?P<series>[^/]*))?/(?:resources/)?[^/]+/(?:files/)?[^/]+$",
             "https://wiki.xnat.org, download of images as a zip file", ("/scans/", "/SCANS/")),
     Archive("bids", "sub-01/ses-1/anat/sub-01_ses-1_run-1_T1w.nii.gz",
             r"^(?:.*[/_])?sub-(?P<subject>[^_/.]+)",
