@@ -1,6 +1,7 @@
 """Wrong input from the outside: exit status 2, one line on the screen, and nothing that was there is touched."""
 
 import dataclasses
+import importlib
 import re
 import shutil
 import subprocess
@@ -305,3 +306,19 @@ def test_a_real_process_says_one_line_and_exits_2(command, said, apart):
     assert len(lines) == 1
     assert lines[0].startswith(said)
     assert files_in(apart) == {}
+
+
+NO_NAME = "a" * 5000
+
+
+@pytest.mark.parametrize("words", [
+    "sample --vqvae {v} --top {t} --bottom {b} --count 1 --out {no}", "predict {data} --vqvae {v} --out {no}",
+    "predict {no} --vqvae {v} --out o", "extract --scans {no} --out o", "extract --scans . --out {no}",
+    "train-vqvae --data {no} --savename x --epochs 1 --batch 2", "evaluate --vqvae {v} --data {no} --out o",
+    "train-prior --level top --vqvae {no} --savename x --epochs 1 --batch 2", "status {no}", "curves {no}",
+    "demo-scans --out {no}", "publish {no} o", "publish {v} {no}"])
+def test_a_name_that_no_file_system_takes_is_refused_by_every_command(check_refused, tiny_run, words):
+    word, *arguments = words.format(v=tiny_run.vqvae, t=tiny_run.top, b=tiny_run.bottom, data=tiny_run.data,
+                                    no=NO_NAME).split()
+    main = importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main
+    check_refused(r"a{20}.* File name too long", main, *arguments)

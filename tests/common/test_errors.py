@@ -39,7 +39,11 @@ def test_a_script_that_ends_well_exits_0_and_says_nothing(capfd):
      "left on device. Free some space; TMPDIR may name another folder for temporary files.\n"),
     (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), 2, "disk: expected a disk that can be "
      "written, found No usable temporary directory found in ['/tmp']. Free some space; TMPDIR may name another folder "
-     "for temporary files.\n")])
+     "for temporary files.\n"),
+    (PermissionError(13, "Permission denied", "/root/x"), 2, "/root/x: expected a file or folder that can be used, "
+     "found Permission denied. Correct its name or its permissions.\n"),
+    (OSError(36, "File name too long", "b" * 5000), 2, f"{'b' * 100}…: expected a file or folder that can be used, "
+     "found File name too long. Correct its name or its permissions.\n")])
 def test_an_end_that_a_user_caused_is_one_line_on_stderr_and_a_status(error, status, line, capfd):
     assert status_of(raiser(error)) == status
     assert capfd.readouterr() == ("", line)
@@ -50,6 +54,8 @@ def test_any_other_exception_is_our_bug_and_keeps_its_traceback():
         run_script(lambda: 1 / 0)
     with pytest.raises(FileNotFoundError, match="a file of ours"):
         run_script(raiser(FileNotFoundError(2, "a file of ours")))
+    with pytest.raises(PermissionError, match="no file"):
+        run_script(raiser(PermissionError(1, "no file")))
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [5]), ("7", [5])])

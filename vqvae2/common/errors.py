@@ -23,6 +23,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
                      if hasattr(signal, name))
 """Signals that ask a process to save and end, those of them that this system has. A closed terminal sends SIGHUP."""
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 SECONDS_TO_END = 5.0
 """For so long a second signal leaves a process alone that is ending: one request often comes as several signals."""
 
@@ -84,7 +85,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
         except SystemExit as end:
             status = end.code
-        except OSError as error:  # what writes results says it better; this is for files that libraries write
+        except OSError as error:  # what reads and writes files says it better; this is for what it did not think of
+            if error.errno in UNUSABLE and error.filename:
+                name = str(error.filename)
+                raise UserError(f"{name if len(name) < 200 else name[:100] + '…'}: expected a file or folder that can "
+                                f"be used, found {error.strerror}. Correct its name or its permissions.") from error
             if error.errno not in FULL_DISK and "usable temporary directory" not in str(error):
                 raise
             raise UserError(f"{error.filename or 'disk'}: expected a disk that can be written, found {error.strerror}. "
