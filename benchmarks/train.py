@@ -257,7 +257,7 @@ class PlainSteps:
         ours.step()
         self.step()
         # The same network, from the same weights, with the same images: else the ratios would mean nothing.
-        torch.testing.assert_close(self.loss.cpu(), ours.loss.detach().cpu(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(self.loss.cpu().double(), ours.loss.detach().cpu().double(), rtol=1e-3, atol=0)
 
     def step(self) -> None:
         """Batch, forward, loss, backward, optimiser; the codebooks move in forward."""
@@ -267,6 +267,7 @@ class PlainSteps:
         pixels = self.images.batch(torch.arange(first, first + self.batch)).to(self.device)
         made, commitment, prediction = self.model(pixels)
         loss = (losses.error_of_clipped(made, pixels).square().mean()
+                + self.settings.ssim_weight * losses.dissimilarity(made, pixels).mean()
                 + self.settings.commitment * commitment + self.settings.prediction * prediction)
         self.optimizer.zero_grad()
         loss.backward()
