@@ -40,7 +40,7 @@ def test_a_script_that_ends_well_exits_0_and_says_nothing(capfd):
     (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), 2, "disk: expected a disk that can be "
      "written, found No usable temporary directory found in ['/tmp']. Free some space; TMPDIR may name another folder "
      "for temporary files.\n"),
-    (PermissionError(13, "Permission denied", "/root/x"), 2, "/root/x: expected a file or folder that can be used, "
+    (PermissionError(13, "Permission denied", "/locked/x"), 2, "/locked/x: expected a file or folder that can be used, "
      "found Permission denied. Correct its name or its permissions.\n"),
     (OSError(36, "File name too long", "b" * 5000), 2, f"{'b' * 100}…: expected a file or folder that can be used, "
      "found File name too long. Correct its name or its permissions.\n")])

@@ -20,7 +20,7 @@ from vqvae2.common.statistics import bootstrap
 CYCLES = 8
 """Width of a band of frequencies, in cycles a picture."""
 BINS, STEEPEST = 512, 10.0
-"""Of the histogram of gradients: its bins, and what is counted in the last one: gradients from 10 times the mean."""
+"""The histogram of gradients has this many bins, and counts gradients from 10 times the mean on in the last one."""
 LIT = 0.05
 """Grey, on the range 0…1, that the mean of a pixel and its 8 neighbours must exceed; the rest is background."""
 SCALES = {"fine": 1, "coarse": 2}
