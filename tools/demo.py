@@ -43,8 +43,8 @@ class DemoSettings(Checked):
     tiny: bool = False
     """Small images, and models too small to learn: a test of the installation."""
 
-    RULES = (("subjects", lambda subjects: 3 <= subjects <= 10**5, "3, one for each split, to 100000",
-              "The default is 24."),)
+    RULES = (("subjects", lambda subjects: 3 <= subjects <= 10**5, "3 to 100000",
+              "Each split needs one. The default is 24."),)
 
 
 @dataclass(frozen=True)

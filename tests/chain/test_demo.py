@@ -132,7 +132,7 @@ def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_p
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--subjects: expected at least 3, .* found 2\. The default is 24"):
+    with pytest.raises(UserError, match=r"--subjects: expected 3 to 100000, found 2\. Each split needs one"):
         demo.main(["--subjects", "2"])
     with pytest.raises(UserError, match=r"--out .*file: expected a folder or nothing, found a file"):
         demo.main(["--out", str(tmp_path / "file")])
