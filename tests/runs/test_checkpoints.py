@@ -275,6 +275,13 @@ class TestWhereARunStands:
         shutil.copytree(Path(__file__).parents[2] / "pretrained" / "vqvae-64", tmp_path / "cut")
         lines = (tmp_path / "cut" / "log.csv").read_text().splitlines(keepends=True)
         (tmp_path / "cut" / "log.csv").write_text("".join(lines[:5]))
+        (tmp_path / "spoilt").mkdir()
+        for path in (tmp_path / "cut").iterdir():
+            shutil.copy(path, tmp_path / "spoilt")
+        (tmp_path / "spoilt" / "log.csv").write_text("epoch,step\n1,inf\n")
+        status, line = self.stands(tmp_path / "spoilt")
+        assert status == 2
+        assert "log.csv: expected a table of numbers that a training has written, found a number that is not" in line
         assert self.stands(tmp_path / "cut") == (1, f"not {said}".replace("25 of", "4 of").replace("3200", "512"))
 
 

@@ -2,7 +2,7 @@
 
 Pictures that are too soft lack power at high spatial frequencies. Grain gives that power back without one sharper edge,
 and brings most other figures of samples near those of real images. So there are two figures, and what betters one of
-them alone is no improvement: noise, grain and sharpening move the edges away while they mend the spectrum.
+them alone is no improvement: grain mends the spectrum and moves the edges away, noise and sharpening spoil both.
 
 Both compare sets, not images. In each, images of one subject count as one group: intervals are from drawing subjects.
 """

@@ -105,7 +105,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
         for row in rows:
             numbers = {name: float(cell or 0) for name, cell in row.items()}
             if not all(math.isfinite(number) for number in (
-                    numbers["epoch"], numbers.get("images_seen", 0), numbers.get("seconds", 0))):
+                    numbers["epoch"], *(numbers.get(name, 0) for name in ("step", "images_seen", "seconds")))):
                 raise ValueError("a number that is not finite")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: expected a table of numbers that a training has written, found "
