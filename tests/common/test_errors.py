@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from vqvae2.common import errors, machine
 from vqvae2.common.errors import STOP_SIGNALS, Stopped, UserError, run_script
+
+ROOT = Path(__file__).parents[2]
 
 
 def raiser(error):
@@ -170,3 +174,54 @@ def test_a_system_without_some_of_the_signals_has_the_others():
             "print(*(number.name for number in errors.STOP_SIGNALS))")
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said == "SIGINT SIGTERM\n"
+
+
+SWALLOWS = {
+    "import": """
+with open("part.py", "w") as file:
+    file.write("import os, signal\\ntry:\\n    os.kill(os.getpid(), signal.SIGTERM)\\n"
+               "except BaseException:\\n    pass\\n")
+sys.path.insert(0, "")
+import part
+""",
+    "destructor": """
+class Part:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+Part()
+""",
+    "bare except": """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except:
+    pass
+""",
+    "an error of its own": """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:
+    raise errors.UserError("weights: expected a file of this project, found something.") from None
+"""}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+@pytest.mark.parametrize("where", SWALLOWS)
+@pytest.mark.parametrize("work", ["nullcontext()", "machine.going_on_later('images', Path('out'))"])
+def test_a_signal_that_a_library_swallows_ends_the_command_all_the_same(where, work, tmp_path):
+    code = (f"import os, signal, sys, time\nfrom contextlib import nullcontext\nfrom pathlib import Path\n"
+            f"from vqvae2.common import errors, machine\nerrors.SECONDS_TO_END = 0.5\ndef main():\n  with {work}:\n"
+            f"{textwrap.indent(SWALLOWS[where], '    ')}\n    time.sleep(20)\nerrors.run_script(main)")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("Stopped by ")
+    assert len(done.stderr.splitlines()) == 1 or where == "destructor"  # of which Python itself says something
+
+
+def test_a_signal_that_got_through_does_not_come_again(tmp_path):
+    code = ("import os, signal, time\nfrom vqvae2.common import errors, machine\nerrors.SECONDS_TO_END = 0.2\n"
+            "signals = machine.Signals()\ntry:\n    with signals, signals.stopping_at_once('Stopped.'):\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\nexcept errors.Stopped:\n    pass\n"
+            "signal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(0.6)\nprint('alive')")
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout == "alive\n"

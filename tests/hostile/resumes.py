@@ -55,7 +55,7 @@ class Training:
     seed: int
     counts: Counter = field(default_factory=Counter)
     stuck: list[str] = field(default_factory=list)
-    """Signals after which it did not end in time."""
+    """Signals after which it did not end in time, and to which process."""
 
     @property
     def killed(self) -> int:
@@ -109,13 +109,15 @@ class Training:
         """Send a signal to one of the run's processes; kill what is left when it has ended, or has not in time."""
         members = family(process.pid)
         number = draws.choice(SIGNALS)
-        with suppress(ProcessLookupError):
-            os.kill(draws.choice(members), number)
+        member, words = draws.choice(members), ""
+        with suppress(ProcessLookupError, FileNotFoundError):
+            words = Path(f"/proc/{member}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+            os.kill(member, number)
         self.counts[number.name] += 1
         try:
             process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self.stuck.append(number.name)
+            self.stuck.append(f"{number.name} to {words}")
         self._end(members, process)
 
     def _end(self, members: list[int], process: subprocess.Popen) -> None:

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 from vqvae2.common import output
@@ -26,6 +27,9 @@ FULL_DISK = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 SECONDS_TO_END = 5.0
 """For so long a second signal leaves a process alone that is ending: one request often comes as several signals."""
+SECONDS_TO_IMPORT = 0.1
+"""After so long a signal comes again that found the process importing."""
+HAS_TIMERS = hasattr(signal, "setitimer")
 
 
 class UserError(Exception):
@@ -63,26 +67,69 @@ def stop_signals() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+class Stopping:
+    """Raises Stopped at a signal, until that has got through to whoever ends the work.
+
+    Not while a module is imported: libraries catch whatever an import of theirs may raise, and go on without a part of
+    themselves. Once more after SECONDS_TO_END: an exception in a destructor, or below code that catches everything, is
+    lost. (A system without timers does neither.) And what a library makes of Stopped, an error of its own, is Stopped.
+    """
+
+    def __init__(self) -> None:
+        self._deaf_until = 0.0
+        self._raised: Stopped | None = None
+
+    def raise_it(self, number: int, frame: FrameType | None, message: str) -> None:
+        """Raise Stopped with `message`: the handler of signal `number`, which has interrupted `frame`, calls this."""
+        if time.monotonic() < self._deaf_until:
+            return
+        wait = HAS_TIMERS and _is_importing(frame)
+        if HAS_TIMERS:
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_IMPORT if wait else SECONDS_TO_END)
+        if not wait:
+            self._deaf_until, self._raised = time.monotonic() + SECONDS_TO_END, Stopped(message)
+            raise self._raised
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Be around the work that may be stopped; when it ends, signals change nothing any more."""
+        try:
+            yield
+        except Exception as error:
+            if self._raised is None:
+                raise
+            raise self._raised from error
+        finally:
+            self._deaf_until = math.inf
+            if HAS_TIMERS:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, then exit: 0, or 2 after one line for a `UserError`, or 75 for `Stopped` or a signal.
 
     Text that cannot be written changes nothing, unless the command gives nothing else (`output.is_result`).
     """
     output.guard()
-    status, deaf_until = 0, 0.0
+    status, stopping = 0, Stopping()
 
-    def stop(number: int, _: object) -> None:
-        nonlocal deaf_until
-        if time.monotonic() >= deaf_until:
-            deaf_until = time.monotonic() + SECONDS_TO_END
-            raise Stopped(f"Stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}. "
-                          "Run the same command again to go on.")
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        stopping.raise_it(number, frame, f"Stopped by {name}. Run the same command again to go on.")
 
     try:
         try:
             for number in stop_signals():
                 signal.signal(number, stop)
-            main()
+            with stopping.around():
+                main()
         except SystemExit as end:
             status = end.code
         except OSError as error:  # what reads and writes files says it better; this is for what it did not think of
@@ -94,8 +141,6 @@ def run_script(main: Callable[[], None]) -> NoReturn:
                 raise
             raise UserError(f"{error.filename or 'disk'}: expected a disk that can be written, found {error.strerror}. "
                             "Free some space; TMPDIR may name another folder for temporary files.") from error
-        finally:
-            deaf_until = math.inf
         lost = output.lost_result()
         expect(lost is None, "standard output", "to write what was asked for", getattr(lost, "strerror", lost),
                "Free some space, or write it elsewhere.")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import nn
 
-from vqvae2.common.errors import Stopped, stop_signals
+from vqvae2.common.errors import Stopped, Stopping, stop_signals
 
 
 def cores() -> int:
@@ -142,6 +143,7 @@ class Signals:
     def __init__(self) -> None:
         self.came = False
         self._message: str | None = None
+        self._stopping = Stopping()
 
     def __enter__(self) -> None:
         self.before = {number: signal.signal(number, self._note) for number in stop_signals()}
@@ -155,18 +157,19 @@ class Signals:
     @contextmanager
     def stopping_at_once(self, message: str) -> Iterator[None]:
         """Inside this context, raise Stopped with `message` when a signal comes, or at once if a signal came before."""
-        self._message = message
+        self._message, self._stopping = message, Stopping()
         try:
-            if self.came:
-                raise Stopped(message)
-            yield
+            with self._stopping.around():
+                if self.came:
+                    raise Stopped(message)
+                yield
         finally:
             self._message = None
 
-    def _note(self, *_: object) -> None:
-        again, self.came = self.came, True
-        if self._message is not None and not again:  # a second signal must not disturb the ending
-            raise Stopped(self._message)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        if self._message is not None:
+            self._stopping.raise_it(number, frame, self._message)
 
 
 @contextmanager
