@@ -138,3 +138,25 @@ def test_a_second_signal_does_not_disturb_the_saving(tmp_path):
             time.sleep(0.05)
         assert run.end() == STOPPED, run.log.read_text()
     assert run_state.load_state(run.folder / "state.pt")["step"] == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_others_at_the_start_reacts_to_a_signal(rank):
+    """As where the other was stopped first: torchrun asks the rest to end, and kills them only after 30 seconds."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    code = ("import torch\nfrom vqvae2.common import distributed\nfrom vqvae2.common.errors import run_script\n"
+            "def main():\n    print('waiting', flush=True)\n    distributed.start(torch.device('cpu'))\n"
+            "run_script(main)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    try:
+        assert process.stdout.readline() == "waiting\n"
+        if rank == 1:
+            store.wait(["vqvae2/question/1"])
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(10) == STOPPED
+    finally:
+        process.kill()
+        process.wait()

@@ -82,22 +82,32 @@ def _store_of_this_start(timeout: timedelta) -> dist.Store:
     if launched_rank() != 0:
         question = uuid.uuid4().hex
         store.set(f"vqvae2/question/{launched_rank()}", question)
+        _wait(lambda: store.check([f"vqvae2/answer/{question}"]), {0}, timeout)
         name = store.get(f"vqvae2/answer/{question}").decode()
         store.set(f"{name}/heard/{launched_rank()}", "")
         return dist.PrefixStore(name, store)
-    name, end = f"vqvae2/{uuid.uuid4().hex}", time.monotonic() + timeout.total_seconds()
-    waiting = set(range(1, launched_world_size()))
-    while waiting:
+    name, waiting = f"vqvae2/{uuid.uuid4().hex}", set(range(1, launched_world_size()))
+
+    def all_have_heard() -> bool:
         for asking in sorted(waiting):
             if store.check([f"{name}/heard/{asking}"]):
                 waiting.remove(asking)
             elif store.check([f"vqvae2/question/{asking}"]):
                 store.set(f"vqvae2/answer/{store.get(f'vqvae2/question/{asking}').decode()}", name)
+        return not waiting
+
+    _wait(all_have_heard, waiting, timeout)
+    return dist.PrefixStore(name, store)
+
+
+def _wait(is_ready: Callable[[], bool], others: set[int], timeout: timedelta) -> None:
+    """Wait for other ranks, and react to signals meanwhile, which a process inside the store cannot do."""
+    end = time.monotonic() + timeout.total_seconds()
+    while not is_ready():
         if time.monotonic() > end:
             raise RuntimeError(f"expected all ranks to join within {timeout} (--timeout-minutes), found nothing from "
-                               f"{sorted(waiting)}. See to their machines.")
+                               f"{sorted(others)}. See to their machines.")
         time.sleep(0.01)
-    return dist.PrefixStore(name, store)
 
 
 def stop() -> None:
