@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 
 import pytest
@@ -288,3 +289,63 @@ def test_a_data_set_smaller_than_the_batch_trains(line):
     trainer = line(epochs=2, batch=64)
     trainer.run()
     assert (trainer.steps_per_epoch, trainer.step) == (1, 2)
+
+
+class Told(Line):
+    """Says whom it trains on and whom it holds out."""
+
+    trained, held_out = ["c", "d"], ["e"]
+
+    def describe(self):
+        return {"training_images": self.trained, "training_subjects": self.trained, "held_out_subjects": self.held_out}
+
+
+def test_a_run_can_begin_with_the_weights_of_another(line):
+    first = line(savename="first")
+    first.run()
+    second = line(savename="second", init_from="first", epochs=1, learning_rate=1e-9)
+    second.run()
+    assert weights(second) == pytest.approx(weights(first), abs=1e-6)
+    new = line(savename="new", epochs=1, learning_rate=1e-9)
+    new.run()
+    assert weights(new) != pytest.approx(weights(first), abs=0.1)
+
+
+def test_what_the_first_weights_have_seen_counts_as_training_data_and_stays_when_the_run_goes_on(line, tmp_path):
+    class Before(Told):
+        trained, held_out = ["a", "c"], []
+
+    line(Before, savename="first", epochs=1).run()
+    line(Told, savename="second", init_from="first", epochs=1).run()
+    shutil.rmtree(tmp_path / "oasis" / "first")
+    again = line(Told, savename="second", init_from="first", epochs=2)
+    again.run()
+    for name in ("training_images", "training_subjects"):
+        assert again.config[name] == checkpoints.read_config(again.folder)[name] == ["a", "c", "d"]
+
+
+def test_weights_that_know_someone_held_out_are_refused_unless_that_is_allowed(line):
+    class Before(Told):
+        trained, held_out = ["e"], []
+
+    line(Before, savename="first", epochs=1).run()
+    with pytest.raises(UserError, match=r"--init-from first: expected weights .* found 1 such subject"):
+        line(Told, savename="second", init_from="first", epochs=1).run()
+    line(Told, savename="second", init_from="first", epochs=1, allow_leak=True).run()
+
+
+def test_a_run_begins_with_the_weights_of_its_own_kind_and_form_only(line):
+    class Plane(Line):
+        def build(self):
+            return nn.Linear(2, 1)
+
+    class Curve(Line):
+        kind = "curve"
+
+    line(savename="first", epochs=1).run()
+    with pytest.raises(UserError, match=r"--init-from first: expected a curve, found a line"):
+        line(Curve, savename="second", init_from="first").run()
+    with pytest.raises(UserError, match=r"tensor weight: expected float \[1, 2\].*found float \[1, 1\]"):
+        line(Plane, savename="second", init_from="first").run()
+    with pytest.raises(UserError, match=r"--init-from nobody: expected a folder with model.safetensors"):
+        line(savename="second", init_from="nobody").run()

@@ -150,7 +150,9 @@ class Images:
                          "extraction": _extraction(self.folder)},
                 "image_shape": list(self.shape),
                 "training_images": pictures,
-                "training_subjects": sorted({subject_hash(subject) for subject in train.subjects})}
+                "training_subjects": sorted({subject_hash(subject) for subject in train.subjects}),
+                "held_out_subjects": sorted({subject_hash(file.subject) for split in SPLITS[1:]
+                                             for file in of[split]})}
 
 
 def _extraction(folder: Path) -> dict | None:

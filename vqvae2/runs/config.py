@@ -50,12 +50,14 @@ class Config(Checked):
     data: DataFacts | None = None
     data_hash: str | None = None
     vqvae_hash: str | None = None
+    init_hash: str | None = None
     facts_hash: str | None = None
     image_shape: tuple[int, int, int] | None = None
     shape: tuple[int, int] | None = None
     top_shape: tuple[int, int] | None = None
     training_images: tuple[str, ...] | None = None
     training_subjects: tuple[str, ...] | None = None
+    held_out_subjects: tuple[str, ...] | None = None
     columns: tuple[dict[str, object], ...] | None = None
     reference_bits_per_code: dict[str, float] | None = None
     versions: dict[str, str] | None = None

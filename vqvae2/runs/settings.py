@@ -29,6 +29,9 @@ class RunSettings(Checked):
     """Folder that holds all runs."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on where the run of this name stopped. never: refuse a folder that holds a run."""
+    init_from: str | None = None
+    """Begin with the weights of another run of the same kind and architecture, a folder or a name, instead of new ones.
+    What that run was trained on then counts as this run's training data too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 if the device computes it natively, else fp32."""
     compile: Literal["auto", "never", "always"] = "auto"
@@ -68,8 +71,8 @@ class RunSettings(Checked):
 NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", "data", "results", "resume",
                      "pictures_every", "threads", "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
-BEFORE = {"ssim_weight": 0.0, "quantizer": "ema", "fsq_levels": [], "norm": "none", "standardise": False,
-          "fit": "stretch", "colours": "auto", "allow_leak": False}
+BEFORE = {"init_from": None, "ssim_weight": 0.0, "quantizer": "ema", "fsq_levels": [], "norm": "none",
+          "standardise": False, "fit": "stretch", "colours": "auto", "allow_leak": False}
 """The value of each of these settings in a run whose config.json lacks it, because the run is older."""
 BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "elastic_mm": 0.0}
 """The same of a run with --augment. Its shift was no number of mm, so no such run goes on."""

@@ -210,6 +210,27 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
         build: returns the model, its weights being anything, for a config and the weights in the file.
     Raises: UserError if there is none, or the folder holds another kind of model or weights of another form.
     """
+    def built(config: dict, tensors: dict[str, torch.Tensor]) -> nn.Module:
+        with _Budget(3 * sum(tensor.numel() for tensor in tensors.values()) + ALWAYS_BUILT):
+            return build(config, tensors)
+
+    loaded = _filled(name, flag, kind, built, results, words, advice)
+    loaded.model.eval().config = loaded.config
+    return loaded
+
+
+def load_into(model: nn.Module, name: str, flag: str, kind: str, results: Path = Path("results")) -> TrainedModel:
+    """Give `model` the weights of the run `name`, which must be of the same `kind` and architecture.
+
+    Arguments and errors are otherwise as for `load_model`.
+    """
+    return _filled(name, flag, kind, lambda *_: model, results, f"a {kind}",
+                   "Only a run of the same kind can be gone on from.")
+
+
+def _filled(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
+            results: Path, words: str, advice: str) -> TrainedModel:
+    """Find a run, check what it holds, and put its weights into the model that `build` returns."""
     folder = find_run(name, flag, results)
     path = folder / WEIGHTS
     tensors, config = load_weights(path)
@@ -217,14 +238,12 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
     expect(found.endswith(kind), f"{flag} {name}", words, f"a {found} in {folder}", advice)
     try:
         _check_values(tensors)
-        with _Budget(3 * sum(tensor.numel() for tensor in tensors.values()) + ALWAYS_BUILT):
-            model = build(config, tensors)
+        model = build(config, tensors)
         _check_forms(model.state_dict(), tensors)
         model.load_state_dict(tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    model.config = config
-    return TrainedModel(model.eval(), config, weights_hash(tensors), folder)
+    return TrainedModel(model, config, weights_hash(tensors), folder)
 
 
 class _Budget(TorchFunctionMode):

@@ -182,13 +182,15 @@ class Trainer:
         expect(self.count("train") > 0, "--data", "at least 1 training image", 0, "Give --split a larger first share.")
         self.global_batch, self.accumulation = state.share_out(self.settings, self.config)
         self.steps_per_epoch = math.ceil(self.count("train") / self.global_batch)
-        self.model = self.build().to(self.device)
+        self.model = self.build()
+        data = self._begin_from(self.describe())
+        self.model.to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.best_model = self.model if self.average is None else self.average
         self.wrapped = distributed.wrap(self.model, self.device)
         self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
-        self.config = state.describe(self.settings, self.kind, self.global_batch, self.describe(), self.config)
+        self.config = state.describe(self.settings, self.kind, self.global_batch, data, self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
         self.compiled = machine.compile_where_it_pays(self.settings.compile, self.device, self.parts_to_compile())
         state.resume_state(self.folder, self.config, self.settings, self._restore)
@@ -197,6 +199,28 @@ class Trainer:
         self.log = log.RunLog(self.folder, self.epoch)
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
         self._announce()
+
+    def _begin_from(self, data: dict) -> dict:
+        """At the first start of a run with --init-from, load those weights; return `data` with what they have seen.
+
+        Raises: UserError if they are of another kind or form, or were trained on people that `data` holds out.
+        """
+        if self.settings.init_from is None:
+            return data
+        flag = f"--init-from {self.settings.init_from}"
+        if self.config:  # the state has later weights
+            seen, init_hash = self.config, self.config.get("init_hash", "")
+        else:
+            loaded = weights.load_into(self.model, self.settings.init_from, "--init-from", self.kind,
+                                       self.settings.results)
+            seen, init_hash = loaded.config, loaded.hash
+            known = set(seen.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
+            expect(not known or self.settings.allow_leak, flag, "weights that were trained on nobody of this data's "
+                   "validate and test splits", f"{len(known)} such subject(s), by their names",
+                   "Give the data and the --split that they were trained with, or --allow-leak.")
+        return data | {"init_hash": init_hash} | {
+            name: sorted({*data[name], *(seen.get(name) or ())})
+            for name in ("training_images", "training_subjects") if name in data}
 
     def _settle_sums(self) -> None:
         """Let every step, the first after a stop too, add the gradients of the ranks in one and the same order.
