@@ -55,6 +55,19 @@ def test_the_prediction_error_teaches_the_top_and_leaves_the_encoder_alone():
     assert model.top_decoder[0].weight.grad.abs().sum() > 0
 
 
+def test_the_prediction_learns_from_the_image_as_if_the_bottom_codes_stayed():
+    """Only their codebook, which follows slowly, could take back what a moving prediction does to the features."""
+    model, images = tiny(), torch.rand(4, 1, 32, 32)
+    start(model, images)
+    weights = list(model.top_decoder.parameters())
+    codes = model.encode(images)
+    top, bottom = (model.quantizers[level].lookup(codes[level]) for level in ("top", "bottom"))
+    expected = torch.autograd.grad(model._decode(top, model.top_decoder(top) + bottom).square().sum(), weights)
+    found = torch.autograd.grad(model(images).images.square().sum(), weights)
+    assert max(gradient.abs().max() for gradient in expected) > 1e-3
+    torch.testing.assert_close(found, expected)
+
+
 class PlainBlock(ResidualBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers(x)

@@ -220,7 +220,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tiny_slices, tmp_path)
 def test_embeddings_priors_and_samples_are_made_of_its_codes(tiny_slices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = ["--data", str(tiny_slices), *TINY]
-    train_vqvae.main([*data, *TINY_VQVAE, "--savename", "fsq", "--quantizer", "fsq"])
+    train_vqvae.main([*data, *TINY_VQVAE, "--savename", "fsq", "--quantizer", "fsq", "--epochs", "20"])
     for level in ("top", "bottom"):
         train_prior.main([*data, *TINY_PRIOR, "--level", level, "--vqvae", "fsq", "--savename", level])
     models = ["--vqvae", "fsq", "--top", "top", "--bottom", "bottom"]

@@ -26,6 +26,12 @@ free to say everything, and it does: hundreds of top codes are in use and none o
 difference a bottom map means nothing without its top map, and a better prediction leaves the bottom smaller
 vectors to quantise, hence a finer codebook. What it brings is measured in docs/results.md.
 
+NOTE To the gradient, what the difference is taken from is a constant. Otherwise the gradients of prediction +
+quantised(features - prediction), which passes the quantising straight through, would cancel: the top would be told that
+moving its prediction changes nothing, as if the bottom's codes followed at once. They stay, and their codebook
+follows over tens of steps. Measured: the prediction then swings, ever wider, the differences leave their codebook, and
+in the middle of a training SSIM and the codes in use fall for some epochs (docs/results.md).
+
 References
 [1] Razavi, van den Oord, Vinyals 2019, Generating Diverse High-Fidelity Images with VQ-VAE-2.
 [2] Juang, Gray 1982, Multiple stage vector quantization for speech coding.
@@ -228,7 +234,7 @@ class Vqvae(Pretrained, nn.Module):
             return {"top": only}, features, torch.zeros_like(only.commitment)
         top = self.quantizers["top"](self.to_top(self.top_encoder(features)), place)
         wanted, predicted = self.to_bottom(features), self.top_decoder(top.vectors)
-        bottom = self.quantizers["bottom"](wanted - predicted, place)
+        bottom = self.quantizers["bottom"](wanted - predicted.detach(), place)  # see the second NOTE
         # The encoder is not to make its features easy to predict: only the prediction learns from this error.
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
         return {"top": top, "bottom": bottom}, predicted, missed
