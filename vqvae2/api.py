@@ -38,7 +38,7 @@ from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.images.reading import read_picture
 from vqvae2.images.settings import DataSettings
-from vqvae2.models import autoencoder
+from vqvae2.models import autoencoder, texture_decoder
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures as plots
 from vqvae2.priors import pixel_cnn
@@ -88,18 +88,23 @@ def load_images(data: str | Path, splits: Sequence[str] = SPLITS, **settings: ob
     return dataset.load_images(DataSettings(data=Path(data), **settings), tuple(splits))
 
 
-def load_vqvae(name: str | Path, device: torch.device | str | None = None, results: Path = Path("results"),
-               ) -> TrainedVqvae:
+def load_vqvae(name: str | Path, device: torch.device | str | None = None, results: Path = Path("results"), *,
+               decoder: str | Path | None = None, seed: int = 0) -> TrainedVqvae:
     """Return a trained VQ-VAE by its folder, by the name of its run in <results>/*/ or pretrained/, or by its hub id.
 
     Args:
         device: the device on which the model computes, such as "cpu". Default: a GPU (CUDA or MPS) if there is one.
+        decoder: a texture decoder that was trained for this VQ-VAE, by its folder, name or id: what is decoded then has
+            invented detail, by random numbers of `seed`.
     `.model.settings` has `codebook_size`, `embedding_dim`, `downsample` and everything else that the model is built
     from; `.config` has the settings and the data of its training.
     Raises: UserError if no model has this name, several have it, or the model is a prior.
     """
     folder = find_model(str(name), "load_vqvae", results)
-    return autoencoder.load_vqvae(str(folder), torch.device(device or distributed.pick_device()), "load_vqvae")
+    vqvae = autoencoder.load_vqvae(str(folder), torch.device(device or distributed.pick_device()), "load_vqvae")
+    if decoder is not None:
+        texture_decoder.attach(vqvae, str(find_model(str(decoder), "load_vqvae", results)), seed, "load_vqvae")
+    return vqvae
 
 
 def load_prior(name: str | Path, level: str, vqvae: TrainedVqvae, device: torch.device | str | None = None,

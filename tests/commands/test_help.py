@@ -19,7 +19,8 @@ from vqvae2.settings import checks
 
 ROOT = Path(__file__).parents[2]
 FRONT_DOORS = {"extract_slices": "extract", "train_vqvae": "train-vqvae", "train_pixel_cnn": "train-prior",
-               "sample": "sample", "evaluate": "evaluate", "predict": "predict", "make_demo_scans": "demo-scans"}
+               "train_decoder": "train-decoder", "sample": "sample", "evaluate": "evaluate", "predict": "predict",
+               "make_demo_scans": "demo-scans"}
 WITH_FLAGS = [*(f"vqvae2.commands.{word.replace('-', '_')}" for word in COMMANDS if word != "status"),
               "tools.demo", "tools.make_results"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "launch").rglob("*")),

@@ -14,7 +14,7 @@ from vqvae2.settings import parsing
 PARSE = parsing.parse
 MODULES = {word: word.replace("-", "_") for word in COMMANDS} | {
     "extract_slices.py": "extract", "train_pixel_cnn.py": "train_prior", "make_demo_scans.py": "demo_scans",
-    **{f"{name}.py": name for name in ("train_vqvae", "sample", "evaluate", "predict")}}
+    **{f"{name}.py": name for name in ("train_vqvae", "train_decoder", "sample", "evaluate", "predict")}}
 """A word or script on a command line -> the module in vqvae2/commands/ that reads the words after it."""
 PYTHON = r"([.\w/]*/)?python3? (-m (torch\.distributed\.run|vqvae2|tools\.\w+) |\w+\.py\b)"
 COMMAND = re.compile(rf"\s*(\$ )?(\w+=\S+ )*({PYTHON}|vqvae2 )")

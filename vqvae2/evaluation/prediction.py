@@ -31,7 +31,7 @@ from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
-from vqvae2.models import autoencoder, code_maps, encoding
+from vqvae2.models import autoencoder, code_maps, encoding, texture_decoder
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.record import PARTS, RecordedFolder
@@ -71,6 +71,9 @@ class PredictSettings(Checked):
     input: Annotated[tuple[Path, ...], tyro.conf.Positional,
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
+    decoder: Annotated[str | None, SAID] = None
+    """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: reconstructions then have invented
+    detail. Without it: the VQ-VAE's own decoder."""
     out: Path
     """Folder that receives all results. The same command goes on there where it was stopped."""
     size: Annotated[int | None, SAID] = None
@@ -175,6 +178,7 @@ def predict(settings: PredictSettings) -> dict:
 def _predict(settings: PredictSettings, claim: Claim) -> dict:
     check_out(settings)
     vqvae = autoencoder.load_vqvae(settings.vqvae, distributed.pick_device())
+    decoder = texture_decoder.attach(vqvae, settings.decoder, 0)
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
     trained = as_before(vqvae.config["settings"])
@@ -183,7 +187,8 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     given, rejected = read_all(sources, cutting, shape, trained.get("size"), trained["fit"], trained["colours"])
     names = dataset.unique_names([image.file_name for image in given])
     folder = PredictFolder(settings.out, as_dict(settings) | {
-        "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae_hash": vqvae.hash})
+        "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae_hash": vqvae.hash,
+        "decoder_hash": decoder and decoder.hash})
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
     if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
@@ -213,7 +218,8 @@ class PredictFolder(RecordedFolder):
 
     command, record, made = "predict.py", RECORD, "its images were made with"
     own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED)
-    hashes = MappingProxyType({"vqvae": "vqvae_hash"})
+    hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash"})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
 
     def changed(self) -> list[str]:
         """Return what differs from the settings before."""

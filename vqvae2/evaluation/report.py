@@ -33,6 +33,7 @@ from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
 from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
+from vqvae2.models import texture_decoder
 from vqvae2.plots import charts, pictures
 from vqvae2.runs import weights
 from vqvae2.runs.log import LOG, read_log
@@ -46,7 +47,7 @@ ADDED = ("probe", "rates", "likelihood", "lesions")
 """Flags of sections that may be added to a report."""
 PICTURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
             "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
-            "curves_bottom")
+            "curves_bottom", "curves_decoder")
 JUDGES: tuple[tuple[Judge, Callable[[Evaluation], object]], ...] = (
     (ReconstructionJudge(), lambda evaluation: True),
     (CodesJudge(), lambda evaluation: True),
@@ -123,7 +124,8 @@ class ReportFolder(RecordedFolder):
     command, record, made = "evaluate.py", "evaluate.json", "its figures were made with"
     own = (METRICS, PARTS, "likelihood", *(f"{name}.png" for name in PICTURES))
     hashes = MappingProxyType({name: f"{name}_hash" for name in (
-        "vqvae", "top", "bottom", "data", "features", "sampled")})
+        "vqvae", "top", "bottom", "decoder", "data", "features", "sampled")})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
 
     def changed(self) -> list[str]:
         """Return what differs; not what is judged besides."""
@@ -171,7 +173,7 @@ def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
     images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels),
               *map(pixel_hash, evaluation.trained.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
-    return {"vqvae_hash": evaluation.vqvae.hash,
+    return {"vqvae_hash": evaluation.vqvae.hash, "decoder_hash": evaluation.metrics["decoder_hash"],
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
                if level in evaluation.priors else None for level in ("top", "bottom")},
             "data_hash": hashlib.sha256(repr(images).encode()).hexdigest(),
@@ -185,6 +187,7 @@ def load(settings: EvaluateSettings) -> Evaluation:
     Raises: as `evaluate`.
     """
     vqvae, priors = sampler.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
+    decoder = texture_decoder.attach(vqvae, settings.decoder, settings.seed)
     missing = [level for level in vqvae.model.levels if level not in priors]
     for name in ("likelihood", "lesions", *(() if settings.sampled else ("probe",))):
         expect(not (missing and getattr(settings, name)), f"--{name}",
@@ -203,6 +206,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
     seen = leaks.seen_in_training(configs.values(), split)
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
     warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]
+    if decoder:
+        warnings.append(f"--decoder {settings.decoder} has invented the finest detail of reconstructions and samples.")
     extractor, drawn, trained = None, None, ImageSet((), split.pixels[:0])
     if settings.sampled or (settings.samples and not missing):
         extractor = _extractor(settings, data.shape, warnings)
@@ -228,7 +233,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
                                                         math.prod(shape)),
         "ms_ssim_weights": similarity.ms_ssim_scales(min(shape)),
         **{judge.name: None for judge, _ in JUDGES[2:] if "." not in judge.name},
-        "seed": settings.seed, "vqvae_hash": vqvae.hash, "versions": weights.versions()})
+        "seed": settings.seed, "vqvae_hash": vqvae.hash, "decoder_hash": decoder and decoder.hash,
+        "versions": weights.versions()})
 
 
 def figures_of(report: dict, name: str) -> dict | None:
@@ -247,7 +253,8 @@ def check_out(out: Path) -> None:
 def _folders(settings: EvaluateSettings) -> dict[str, Path]:
     """Return the folder of each model that is given, by its flag."""
     return {flag: weights.find_run(name, flag) for flag, name in (
-        ("--vqvae", settings.vqvae), ("--top", settings.top), ("--bottom", settings.bottom)) if name}
+        ("--vqvae", settings.vqvae), ("--top", settings.top), ("--bottom", settings.bottom),
+        ("--decoder", settings.decoder)) if name}
 
 
 def _extractor(settings: EvaluateSettings, shape: tuple[int, int, int],

@@ -23,6 +23,9 @@ class EvaluateSettings(Checked):
     """The top prior, also a folder or a name: its bits per code are judged, and images are sampled from it."""
     bottom: str | None = None
     """The bottom prior, also a folder or a name."""
+    decoder: Annotated[str | None, SAID] = None
+    """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: reconstructions and samples
+    then have invented detail. Without it: the VQ-VAE's own decoder."""
     out: Path
     """Folder that receives metrics.json and the figures."""
     split: Literal["train", "validate", "test"] = "test"

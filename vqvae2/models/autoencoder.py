@@ -38,6 +38,7 @@ References
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +172,8 @@ class Vqvae(Pretrained, nn.Module):
     """
 
     kind = "vqvae"
+    texture: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] | None = None
+    """What `decode` ends with where a texture decoder was loaded: soft images and their codes -> images with detail."""
 
     def __init__(self, settings: VqvaeSettings, image_channels: int = 1, start_steps: int | None = None,
                  intensities: tuple[torch.Tensor, torch.Tensor] | None = None, seed: int = 0):
@@ -255,7 +258,8 @@ class Vqvae(Pretrained, nn.Module):
         features = None
         if self.settings.levels == 2:
             features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
-        return self._decode(top, features).clamp(0, 1)
+        soft = self._decode(top, features).clamp(0, 1)
+        return soft if self.texture is None else self.texture(soft, codes).clamp(0, 1)
 
     def update_codebooks(self) -> None:
         """Apply what the step has collected, on all ranks."""

@@ -95,3 +95,26 @@ class VqvaeSettings(Checked):
                    "numbers from 3 to 255 whose product is at most 32767", given, "For example --fsq-levels 8 6 5.")
             object.__setattr__(self, "fsq_levels", tuple(levels))
             object.__setattr__(self, "codebook_size", math.prod(levels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings(Checked):
+    """The architecture of a texture decoder."""
+
+    network: Literal["flow", "adversarial"] = "flow"
+    """flow: a rectified flow from noise to detail, in a few passes. adversarial: one pass, trained against a network
+    that is to tell its pictures from real ones."""
+    width: int = 48
+    """Channels of the network."""
+    blocks: int = 5
+    """Residual blocks of the network."""
+    flow_steps: int = 8
+    """Passes in which a flow makes the detail; only for --network flow."""
+    noise_channels: int = 3
+    """Channels of noise beside the soft picture; only for --network adversarial."""
+
+    RULES = (
+        ("width", lambda width: 2 <= width <= 4096, "2 to 4096", "The default is 48."),
+        ("blocks", lambda blocks: 1 <= blocks <= 256, "1 to 256", "The default is 5."),
+        ("flow_steps", lambda steps: 1 <= steps <= 1000, "1 to 1000", "The default is 8."),
+        ("noise_channels", lambda channels: 1 <= channels <= 64, "1 to 64", "The default is 3."))

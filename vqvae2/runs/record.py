@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
@@ -42,6 +43,8 @@ class RecordedFolder:
     """What its settings are for, such as "its images were drawn with"."""
     hashes: Mapping[str, str] = {}
     """Settings that may change as long as the hash of what they name is the same -> the name of that hash."""
+    lacking: Mapping[str, object] = MappingProxyType({})
+    """Settings that records of earlier versions lack, and what they were."""
     may_differ: frozenset[str] = frozenset({"out", "batch"})
     """Settings that may change when the command goes on."""
 
@@ -104,4 +107,5 @@ class RecordedFolder:
     def _settings_before(self) -> dict:
         settings = {name: self.found[name] for name in self.hashes.values() if name in self.found}
         settings |= self.found.get("settings", {})
+        settings = {**self.lacking, **settings} if settings else {}
         return settings if set(self.hashes.values()) <= set(settings) else {}  # an earlier version wrote no hashes

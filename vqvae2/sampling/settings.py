@@ -35,6 +35,9 @@ class SampleSettings(Checked):
     """The top prior, also a folder or a name."""
     bottom: str | None = None
     """The bottom prior, also a folder or a name; a one-level VQ-VAE has none."""
+    decoder: Annotated[str | None, SAID] = None
+    """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: sharp images, with invented detail.
+    Without it: the VQ-VAE's own decoder."""
     out: Path
     """Folder that receives the images and a grid of them. A folder that already holds some of the images is
     completed."""

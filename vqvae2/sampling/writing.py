@@ -25,6 +25,7 @@ from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.images.reading import BrokenPicture, load_picture
+from vqvae2.models import texture_decoder
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
@@ -44,7 +45,8 @@ class SampleFolder(RecordedFolder):
 
     command, record, own, made = "sample.py", RECORD, (IMAGES, CODES, GRID, PARTS), "its images were drawn with"
     hashes = MappingProxyType({"vqvae": "vqvae_hash", "top": "top_hash", "bottom": "bottom_hash",
-                               "inpaint": "images_hash", "mask": "mask_hash"})
+                               "inpaint": "images_hash", "mask": "mask_hash", "decoder": "decoder_hash"})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
     may_differ = RecordedFolder.may_differ | {"count"}
 
     def begin(self, claim: Claim) -> None:
@@ -138,6 +140,8 @@ def run(settings: SampleSettings) -> None:
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
+    decoder = texture_decoder.attach(vqvae, settings.decoder, settings.seed)
+    hashes["decoder_hash"] = decoder and decoder.hash
     # A process that has drawn its share waits for the others, for a week at most; if one fails, torchrun ends them all.
     distributed.start(device, minutes=7 * 24 * 60)
     held = ExitStack()

@@ -1,34 +1,26 @@
 """Codes of a VQ-VAE -> a trained prior of one level, by the trainer's loop."""
 
-import dataclasses
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
-from vqvae2.common.folder_lock import claimed
-from vqvae2.images import augmentation, dataset
-from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, context_model
-from vqvae2.models import autoencoder, code_maps, encoding
+from vqvae2.models import encoding
 from vqvae2.plots import charts
 from vqvae2.priors import conditions
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.runs.log import say
-from vqvae2.runs.settings import as_before
-from vqvae2.settings.parsing import path_from_environment
-from vqvae2.settings.stored import from_dict
+from vqvae2.training.after_vqvae import AfterVqvae
 from vqvae2.training.settings import TrainPrior
-from vqvae2.training.trainer import Share, Trainer
+from vqvae2.training.trainer import Share
 
 
-class PriorTrainer(Trainer):
+class PriorTrainer(AfterVqvae):
     """Trains p(code | codes before it), of the top level, or of the bottom given the top; loss in nats per code."""
 
     best_by = "bits_per_code"
@@ -40,61 +32,21 @@ class PriorTrainer(Trainer):
 
     def start(self) -> None:
         """Load the VQ-VAE, and the codes of its images, extracting them if that has not been done."""
-        self.vqvae = autoencoder.load_vqvae(self.settings.vqvae, self.device, results=self.settings.results)
+        loaded = self.load()
         levels = self.vqvae.model.levels
         expect(self.settings.level in levels, f"--level {self.settings.level}",
                f"a level of --vqvae {self.settings.vqvae}", "one level, called top", "Use --level top.")
-        # The images that the VQ-VAE saw, from --data or else from its folder, by its seed too: that decides who is in
-        # which split where the images are not split on disk.
-        own = from_dict(DataSettings, as_before(self.vqvae.config["settings"]))
-        data = self.settings.data or own.data
-        given = dataclasses.replace(
-            self.settings, size=self.settings.size or own.size, split=own.split, seed=own.seed,
-            fit=own.fit, colours=own.colours, allow_leak=self.settings.allow_leak or own.allow_leak,
-            subject_pattern=self.settings.subject_pattern or own.subject_pattern,
-            data=data and path_from_environment(data, "SLICES_PATH", "--data"))
-        loaded = dataset.load_images(given, ("train", "validate"))
-        expect(len(loaded.splits["train"]) > 0, f"--data {loaded.folder}", "at least 1 training image", 0,
-               f"Give the data that --vqvae {self.settings.vqvae} was trained with.")
-        expected = tuple(self.vqvae.config["image_shape"])
-        expect(loaded.shape == expected, f"--data {loaded.folder}", f"images of shape {expected} as --vqvae "
-               f"{self.settings.vqvae} was trained on", loaded.shape, "Give its --data or --size.")
-        self.data = loaded.describe(self.config)
         facts = {split: loaded.splits[split].facts for split in ("train", "validate")}
         self.columns = conditions.fit(facts["train"], self.settings.condition)
         self.known = {split: conditions.numbers(self.columns, rows) for split, rows in facts.items()}
-        self.maps = {split: self._codes(split, loaded.splits[split]) for split in ("train", "validate")}
-        self.copies = [self._codes(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
+        self.maps = {split: self.codes_of(split, loaded.splits[split]) for split in ("train", "validate")}
+        self.copies = [self.codes_of(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
                        for number in range(1, self.settings.copies + 1)]
         for warning in encoding.check_codebook_use(encoding.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
         self._report_references()
-
-    def _codes(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
-        """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
-        path = self.vqvae.folder / "codes" / f"{name}.npz"
-        # Only `images_hash` knows the pixels of validation images that no manifest vouches for.
-        of_data = self.data["images_hash" if name == "validate" else "data_hash"]
-        stored = code_maps.CodeMaps.load(
-            path, self.vqvae.hash, of_data, split.names, autoencoder.code_grids(self.vqvae),
-            self.vqvae.model.settings.codebook_size, torch.int16)
-        if distributed.any_rank(stored is None, self.device):
-            with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
-                      disable=distributed.rank() != 0) as bar:
-                change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
-                    self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
-                stored = encoding.extract(self.vqvae.model, split, 64,
-                                       lambda count: bar.update(count * distributed.world_size()), change, torch.int16)
-            distributed.on_rank_0(lambda: self._keep_codes(stored, path, of_data))
-        return stored
-
-    def _keep_codes(self, codes: code_maps.CodeMaps, path: Path, of_data: str) -> None:
-        """Write code maps, unless another prior is just writing the same: then wait until it has."""
-        with claimed(path.parent, f"--vqvae {self.settings.vqvae}", "--vqvae", math.inf) as claim:
-            claim.remove_left_overs()
-            codes.save(path, self.vqvae.hash, of_data)
 
     def _report_references(self) -> None:
         size = self.vqvae.model.settings.codebook_size

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2.images.settings import AugmentationSettings, DataSettings
-from vqvae2.models.settings import VqvaeSettings
+from vqvae2.models.settings import DecoderSettings, VqvaeSettings
 from vqvae2.priors.settings import PriorSettings
 from vqvae2.runs.settings import PresetSettings, RunSettings
 
@@ -49,3 +49,28 @@ class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
         ("copies weight_decay", lambda value: value >= 0, "0 or more", "See --help for defaults."),
         ("condition_dropout", lambda share: 0 <= share < 1, "0 <= SHARE < 1", "The default is 0.1."),
         ("ema", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.999."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDecoder(DecoderSettings, TrainingSettings):
+    """Settings of train_decoder.py."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose codes are decoded: a folder, or a name in results/*/ or pretrained/."""
+    crop: int = 64
+    """Height and width in pixels of the part of each training image that a step sees; 0 for whole images."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are validated and saved; 0 keeps the plain weights."""
+    ssim_weight: float = 0.03
+    """Weight of 1 - SSIM beside the absolute error; only for --network adversarial."""
+    adversarial_weight: float = 0.02
+    """Weight of what the discriminator says, in the end; only for --network adversarial."""
+    adversarial_steps: int = 1000
+    """Steps in which this weight rises from 0; only for --network adversarial."""
+
+    RULES = (
+        ("crop", lambda pixels: pixels == 0 or (16 <= pixels <= 8192 and pixels % 2 == 0), "0, or an even number from "
+         "16 to 8192", "The default is 64."),
+        ("ema", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.999."),
+        ("ssim_weight adversarial_weight adversarial_steps", lambda value: value >= 0, "0 or more",
+         "See --help for defaults."))

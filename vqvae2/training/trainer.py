@@ -61,7 +61,7 @@ class Trainer:
     and where it wants to
         start()                   what must be ready before the model is built (data), after processes have joined
         describe()                more for config.json
-        optimizer(parameters)     another optimiser than Adam
+        optimizer(parameters)     another optimiser than Adam; a group's learning rate is multiplied by its "rate"
         parts_to_compile()        parts of the model that torch.compile may make one piece of
         coming(items)             begin to read this rank's training items of the step after this one
         after_step()              what the model updates without gradient, on all ranks
@@ -69,6 +69,7 @@ class Trainer:
         may_be_best()             whether this epoch's weights are fit for use
         after_epoch()             what follows an epoch whose row, `rows[-1]`, and state are saved, on all ranks;
                                   collectives allowed. It may end the run by raising the same error on all ranks
+        kept()                    the part of the model whose weights are the result
         pictures(epoch)           figures of the run, on rank 0 alone; no collectives
         best_by, ema_decay        the validation figure whose lowest value is best; decay of averaged weights
 
@@ -136,6 +137,10 @@ class Trainer:
 
     def after_epoch(self) -> None:
         """Do what follows an epoch that is saved; the default does nothing."""
+
+    def kept(self) -> nn.Module:
+        """Return the part of `best_model` whose weights are the run's result."""
+        return self.best_model
 
     def pictures(self, epoch: int) -> None:
         """Draw figures of the run."""
@@ -266,7 +271,7 @@ class Trainer:
     def _train_step(self, items: torch.Tensor) -> dict[str, torch.Tensor]:
         """Make one optimiser step on a global batch; return this rank's sums of the figures."""
         for group in self.stepper.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate() * group.get("rate", 1)
         self.stepper.zero_grad(set_to_none=True)
         step_sums: dict[str, torch.Tensor] = {}
         for micro_batch in range(self.accumulation):
@@ -414,7 +419,7 @@ class Trainer:
         self.log.write(self.rows, self.settings.epochs)
         path = self.folder / weights.WEIGHTS
         if is_best or (is_last and not path.exists()):
-            weights.save_weights(path, self.best_model.state_dict(), self.config)
+            weights.save_weights(path, self.kept().state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
         state.check_alone(self.folder, self.state_number, self.settings)

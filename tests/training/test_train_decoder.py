@@ -1,0 +1,215 @@
+"""Texture decoders: what they are trained on, that they go on bit for bit, and that commands decode with them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TinyRun
+from ranks import run_on_ranks
+from resuming import check_bitwise
+
+from vqvae2 import api
+from vqvae2.commands import evaluate, predict, sample, train_decoder
+from vqvae2.common.errors import UserError
+from vqvae2.images.dataset import to_bytes
+from vqvae2.models.texture_decoder import Texture, TextureDecoder
+from vqvae2.runs import weights
+from vqvae2.settings.parsing import parse
+from vqvae2.training.decoders import AdversarialTraining, DecoderTrainer, LargestSingularValue
+from vqvae2.training.settings import TrainDecoder
+from vqvae2.training.trainer import Share
+
+NETWORKS = pytest.mark.parametrize("network", ["flow", "adversarial"])
+SMALL = [*TINY, "--width", "8", "--blocks", "1", "--epochs", "2", "--crop", "16"]
+
+
+@pytest.fixture
+def given(tiny_run, apart) -> list[str]:
+    """Arguments: the tiny slices and a VQ-VAE of them."""
+    shutil.copytree(tiny_run.vqvae, apart / "results" / "oasis" / "tiny")
+    return ["--data", str(tiny_run.data), "--vqvae", "tiny", "--savename", "texture", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tmp_path_factory) -> tuple[TinyRun, Path]:
+    """The tiny chain, and the folder of a flow that was trained for its codes."""
+    results = tmp_path_factory.mktemp("decoder")
+    train_decoder.main(["--data", str(tiny_run.data), "--vqvae", str(tiny_run.vqvae), "--savename", "texture",
+                        "--results", str(results), *SMALL, "--epochs", "20", "--learning-rate", "0.01"])
+    return tiny_run, results / "oasis" / "texture"
+
+
+def settings_of(*arguments: str) -> TrainDecoder:
+    return parse(TrainDecoder, "", ["--savename", "x", "--vqvae", "v", *SMALL, *arguments])
+
+
+@NETWORKS
+def test_a_run_that_was_stopped_ends_as_one_that_never_was(network, given, tmp_path):
+    shutil.copytree("results/oasis/tiny", tmp_path / "tiny")
+    given[given.index("tiny")] = str(tmp_path / "tiny")
+    check_bitwise(DecoderTrainer, TrainDecoder, [*given, "--network", network], tmp_path, 4)
+
+
+def _trained_on_rank(arguments: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    trainer = DecoderTrainer(parse(TrainDecoder, "", arguments))
+    trainer.run()
+    return trainer.model.state_dict(), trainer.rows[-1]
+
+
+@NETWORKS
+def test_two_processes_make_the_same_steps_as_one(network, given, tmp_path):
+    shutil.copytree("results/oasis/tiny", tmp_path / "tiny")
+    given[given.index("tiny")] = str(tmp_path / "tiny")
+    words = [*given, "--network", network, "--epochs", "1"]
+    _, alone = _trained_on_rank([*words, "--results", str(tmp_path / "one")])
+    words[words.index("--batch") + 1] = "4"
+    (first, together), (second, _) = run_on_ranks(2, _trained_on_rank, [*words, "--results", str(tmp_path / "two")])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in set(alone) - {"seconds"}:
+        assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+
+
+@NETWORKS
+def test_only_the_decoder_is_kept_and_it_names_its_vqvae(network, given):
+    train_decoder.main([*given, "--network", network])
+    tensors, config = weights.load_weights(Path("results/oasis/texture/model.safetensors"))
+    assert tensors.keys() == TextureDecoder(settings_of("--network", network)).state_dict().keys()
+    assert config["vqvae_hash"] == api.load_vqvae("tiny").hash
+    with open("results/oasis/texture/log.csv", newline="") as file:
+        assert all(float(row["validate_texture"]) > 0 for row in csv.DictReader(file))
+
+
+@NETWORKS
+def test_a_new_decoder_changes_a_soft_picture_by_nothing_that_it_has_learned(network):
+    decoder = TextureDecoder(settings_of("--network", network), deviation=0.5)
+    soft, noise = torch.rand(2, 1, 8, 8), torch.randn(2, decoder.noise_channels, 8, 8)
+    expected = soft + 0.5 * noise if network == "flow" else soft
+    torch.testing.assert_close(decoder(soft, noise), expected)
+
+
+def test_a_flow_learns_the_detail_that_soft_pictures_lack():
+    """Pictures that are 0.2 brighter or darker than the soft ones, in squares of 2 by 2: no mean of them has that."""
+    torch.manual_seed(0)
+    settings = settings_of("--width", "16", "--blocks", "2", "--flow-steps", "10")
+    decoder = TextureDecoder(settings, deviation=0.2)
+    optimiser = torch.optim.Adam(decoder.parameters(), 5e-3)
+    for _ in range(600):
+        soft, noise, times = torch.full((32, 1, 4, 4), 0.5), torch.randn(32, 1, 4, 4), torch.rand(32)
+        detail = torch.randint(2, (32, 1, 2, 2)).float().mul(2).sub(1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        time = times[:, None, None, None]
+        loss = (decoder.velocity(torch.lerp(noise, detail, time), soft, times) - (detail - noise)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    made = decoder(torch.full((200, 1, 4, 4), 0.5), torch.randn(200, 1, 4, 4)).detach()
+    assert ((made - 0.5).abs() - 0.2).abs().mean() < 0.05
+    blocks = made.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+    assert blocks.std(-1).mean() < 0.3 * made.std()
+    assert 0.35 < (made > 0.5).float().mean() < 0.65
+
+
+def test_the_discriminator_learns_nothing_from_what_teaches_the_decoder():
+    torch.manual_seed(0)
+    settings = settings_of("--network", "adversarial", "--ssim-weight", "0")
+    model = AdversarialTraining(TextureDecoder(settings, deviation=0.5), settings)
+    pixels, soft, noise = torch.rand(4, 1, 16, 16), torch.rand(4, 1, 16, 16), torch.randn(4, 3, 16, 16)
+    figures = model(pixels, soft, noise, torch.zeros(4), 1.0)
+    ours = list(model.discriminator.parameters())
+    theirs = list(model.decoder.net.out.parameters())
+
+    def gradients(name: str, weights: list) -> list[bool]:
+        found = torch.autograd.grad(figures[name].sum(), weights, allow_unused=True, retain_graph=True)
+        return [gradient is not None and bool(gradient.abs().sum() > 0) for gradient in found]
+
+    assert not any(gradients("seemed", ours))
+    assert not any(gradients("discriminator", theirs))
+    assert all(gradients("seemed", theirs))
+    assert all(gradients("discriminator", [weight for weight in ours if weight.dim() > 1]))
+
+
+def test_weights_are_divided_by_their_largest_singular_value():
+    torch.manual_seed(0)
+    weight = torch.randn(8, 3, 4, 4)
+    norm = LargestSingularValue(weight)
+    norm.update(weight, 2000)
+    torch.testing.assert_close(norm(weight), weight / torch.linalg.matrix_norm(weight.flatten(1), 2))
+
+
+def test_crops_are_of_places_where_something_is_and_depend_on_the_image_alone(given):
+    trainer = DecoderTrainer(parse(TrainDecoder, "", given))
+    pixels = torch.zeros(3, 1, 64, 64)
+    pixels[:, :, 40:44, 50:54] = 1
+    items = torch.tensor([5, 2, 9])
+    crops = trainer._cropped(pixels, pixels * 0.5, Share(items, items, 3, 1, 0))
+    assert [tuple(part.shape) for part in crops] == [(3, 1, 16, 16)] * 2
+    assert torch.equal(crops[0].sum((1, 2, 3)), torch.full((3,), 16.0))
+    assert torch.equal(crops[1], crops[0] * 0.5)
+    alone = trainer._cropped(pixels[1:2], pixels[1:2], Share(items[1:2], items[1:2], 1, 1, 0))[0]
+    assert torch.equal(alone, crops[0][1:2])
+    empty = trainer._cropped(pixels[:1] * 0, pixels[:1], Share(items[:1], items[:1], 1, 1, 0))[0]
+    assert empty.shape == (1, 1, 16, 16)
+
+
+def test_an_image_depends_on_the_seed_and_its_codes_and_on_no_batch():
+    decoder = TextureDecoder(settings_of())
+    soft, codes = torch.rand(3, 1, 8, 8), {"top": torch.tensor([[[1]], [[2]], [[1]]])}
+    made = Texture(decoder, 0)(soft[:1].expand(3, -1, -1, -1), codes)
+    assert torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], made[1])
+    alone = Texture(decoder, 0)(soft[:1], {"top": codes["top"][1:2]})
+    torch.testing.assert_close(alone, made[1:2])
+    assert not torch.equal(Texture(decoder, 1)(soft[:1], {"top": codes["top"][1:2]}), alone)
+    assert len(Texture(decoder, 0)(soft[:0], {"top": codes["top"][:0]})) == 0
+
+
+def test_commands_decode_with_it_and_say_so(trained, apart):
+    run, folder = trained
+    models = ["--vqvae", str(run.vqvae), "--decoder", str(folder)]
+    priors = ["--top", str(run.top), "--bottom", str(run.bottom)]
+    plain = ["--vqvae", str(run.vqvae), *priors, "--count", "2"]
+    sample.main([*plain, "--out", "soft"])
+    sample.main([*plain, "--decoder", str(folder), "--out", "sharp"])
+    with np.load("soft/codes.npz") as soft, np.load("sharp/codes.npz") as sharp:
+        assert all(np.array_equal(soft[level], sharp[level]) for level in ("top", "bottom"))
+        codes = {level: sharp[level] for level in ("top", "bottom")}
+    made = api.load_images("sharp/images", ["test"], dataset="folder", split=(0, 0, 1)).splits["test"].bytes()
+    vqvae = api.load_vqvae(run.vqvae, "cpu", decoder=folder)
+    assert (to_bytes(api.decode(vqvae, codes, batch=1)) == made).all()
+    assert (made != api.load_images("soft/images", ["test"], dataset="folder", split=(0, 0, 1)
+                                    ).splits["test"].bytes()).any()
+    evaluate.main([*models, *priors, "--data", str(run.data), "--samples", "4", "--out", "report"])
+    report = json.loads(Path("report/metrics.json").read_text())
+    assert report["decoder_hash"] == weights.weights_hash(weights.load_weights(folder / "model.safetensors")[0])
+    assert any("invented" in warning for warning in report["warnings"])
+    predict.main([*models, str(run.data / "test"), "--out", "predicted"])
+    assert json.loads(Path("predicted/predict.json").read_text())["settings"]["decoder_hash"] == report["decoder_hash"]
+
+
+def test_a_folder_of_before_there_were_decoders_goes_on_without_one_and_refuses_one(trained, apart):
+    run, folder = trained
+    words = ["--vqvae", str(run.vqvae), "--top", str(run.top), "--bottom", str(run.bottom), "--out", "samples"]
+    sample.main([*words, "--count", "1"])
+    record = json.loads(Path("samples/sample.json").read_text())
+    for name in ("decoder", "decoder_hash"):
+        del record["settings"][name]
+    Path("samples/sample.json").write_text(json.dumps(record))
+    before = Path("samples/images/000000.png").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"--decoder .* \(was None\)"):
+        sample.main([*words, "--count", "2", "--decoder", str(folder)])
+    sample.main([*words, "--count", "2"])
+    assert Path("samples/images/000000.png").stat().st_mtime_ns == before
+
+
+def test_a_decoder_of_another_vqvae_or_another_kind_of_model_is_refused(trained, apart):
+    run, folder = trained
+    tensors, config = weights.load_weights(folder / "model.safetensors")
+    weights.save_weights(apart / "other" / "model.safetensors", tensors, config | {"vqvae_hash": "0" * 64})
+    with pytest.raises(UserError, match=r"--vqvae: expected the VQ-VAE whose codes --decoder .*other learned \(000000"):
+        predict.main(["--vqvae", str(run.vqvae), "--decoder", "other", str(run.data / "test"), "--out", "out"])
+    with pytest.raises(UserError, match=r"--decoder .*: expected a texture decoder, found a top prior"):
+        predict.main(["--vqvae", str(run.vqvae), "--decoder", str(run.top), str(run.data / "test"), "--out", "out"])
+    assert not Path("out").exists()
