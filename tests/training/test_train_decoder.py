@@ -13,7 +13,7 @@ from ranks import run_on_ranks
 from resuming import check_bitwise
 
 from vqvae2 import api
-from vqvae2.commands import evaluate, predict, sample, train_decoder
+from vqvae2.commands import evaluate, predict, publish, sample, train_decoder
 from vqvae2.common.errors import UserError
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.texture_decoder import Texture, TextureDecoder
@@ -187,6 +187,13 @@ def test_commands_decode_with_it_and_say_so(trained, apart):
     assert any("invented" in warning for warning in report["warnings"])
     predict.main([*models, str(run.data / "test"), "--out", "predicted"])
     assert json.loads(Path("predicted/predict.json").read_text())["settings"]["decoder_hash"] == report["decoder_hash"]
+
+
+def test_it_is_published_with_a_card_that_says_what_it_invents(trained, apart):
+    run, folder = trained
+    publish.main([str(folder), "published"])
+    assert "is invented" in Path("published/README.md").read_text()
+    assert api.load_vqvae(run.vqvae, "cpu", decoder="published").model.texture is not None
 
 
 def test_a_folder_of_before_there_were_decoders_goes_on_without_one_and_refuses_one(trained, apart):

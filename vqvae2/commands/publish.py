@@ -36,7 +36,7 @@ from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import as_dict, parse
 from vqvae2.settings.stored import from_dict
-from vqvae2.training.settings import TrainPrior, TrainVqvae
+from vqvae2.training.settings import TrainDecoder, TrainPrior, TrainVqvae
 
 # Whole numbers, codebooks (a code's embedding is compared with vectors, and there every digit counts) and the mean and
 # deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
@@ -47,8 +47,9 @@ OWN = (weights.CONFIG, LOG, "curves.png", CARD, "metrics.json")
 # Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
 KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
          "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
+         "decoder": (("super-resolution",), ("reconstruction", "samples", "probe")),
          "features": (("feature-extraction",), ())}
-SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "features": FeatureSettings}
+SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "decoder": TrainDecoder, "features": FeatureSettings}
 UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
@@ -128,10 +129,11 @@ def _edited_card(out: Path) -> Path | None:
 
 def _check(config: dict, where: str) -> None:
     """Raise UserError unless a config has all that is published of it, of the types that its kind of run declares."""
-    advice = "Only what train_vqvae.py, train_pixel_cnn.py and vqvae2 train-features have trained is published."
+    advice = ("Only what train_vqvae.py, train_pixel_cnn.py, train_decoder.py and vqvae2 train-features have trained "
+              "is published.")
     expect(_kind(config) in KINDS, where, f"a run of kind {', '.join(KINDS)}", str(config["kind"]), advice)
     need(config, "global_batch", "data", "image_shape", "versions", "command",
-         *(("shape", "vqvae_hash") if _kind(config) == "prior" else ()))
+         *{"prior": ("shape", "vqvae_hash"), "decoder": ("vqvae_hash",)}.get(_kind(config), ()))
     from_dict(SETTINGS[_kind(config)], config["settings"], where)
     counts = [config["data"].get(name, {}).keys() >= set(SPLITS) for name in ("images", "subjects")]
     try:
@@ -144,7 +146,8 @@ def _check(config: dict, where: str) -> None:
 
 def without_paths(config: dict) -> dict:
     """Return a run's config without the folders of the machine that it was trained on, of which only names stay."""
-    settings = {name: Path(value).name if name in ("data", "results", "vqvae", "preset") and value else value
+    paths = ("data", "results", "vqvae", "init_from", "preset")
+    settings = {name: Path(value).name if name in paths and value else value
                 for name, value in config["settings"].items()}
     words = [re.sub(r"(?s)^(--[^=]*=)?(.*/.*)$", lambda found: (found[1] or "") + Path(found[2]).name, word)
              for word in shlex.split(config.get("command", ""))]
@@ -213,7 +216,7 @@ def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
 
 
 def _kind(config: dict) -> str:
-    """Return vqvae, prior or features."""
+    """Return vqvae, prior, decoder or features."""
     return (config.get("kind") or "none").split()[-1]
 
 
@@ -230,8 +233,11 @@ def _introduction(folder: Path, config: dict) -> str:
         told = ", ".join(column["name"] for column in config.get("columns") or []) or "nothing"
         what = "{} of {} by {} codes".format(config["kind"], *config["shape"])
         does, how = "Draws codes, or says what they cost", "priors/pixel_cnn.py"
-        more = f"It can be told {told}. It belongs to the VQ-VAE whose weights have the hash " \
-               f"{config['vqvae_hash'][:12]}. "
+        more = f"It can be told {told}. {_belongs(config)}"
+    elif kind == "decoder":
+        what = "a flow" if settings["network"] == "flow" else "an adversarial decoder"
+        what, does, how = f"{what} for texture", "Codes to sharp images", "models/texture_decoder.py"
+        more = f"**The finest detail of its images is invented.** {_belongs(config)}"
     else:
         what, does = f"{settings['dims']} features of an image", "Features in which samples and images are compared"
         more, how = "", "evaluation/features.py"
@@ -240,11 +246,16 @@ def _introduction(folder: Path, config: dict) -> str:
             f"`vqvae2/{how}`.")
 
 
+def _belongs(config: dict) -> str:
+    return f"It belongs to the VQ-VAE whose weights have the hash {config['vqvae_hash'][:12]}. "
+
+
 def _settings(config: dict) -> str:
     """Return the settings that are not today's defaults; what an old run lacks is what runs did then."""
     found, named = as_before(config["settings"]), {"savename": "x", "epochs": 1, "batch": 1}
     default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found.get("levels", 2)),
                        "prior": lambda: TrainPrior(**named, vqvae="x", level=found["level"]),
+                       "decoder": lambda: TrainDecoder(**named, vqvae="x"),
                        "features": lambda: FeatureSettings(**named)}[_kind(config)]())
     other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
              for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]

@@ -31,6 +31,8 @@ DETAIL = 4.0
 DISCRIMINATOR_RATE = 2.0
 """The discriminator's learning rate, in learning rates of the decoder."""
 WIDTHS = (32, 64, 96, 128)
+TINY = 1e-12
+"""A power that no picture lacks but one of a single grey."""
 
 
 class FlowTraining(nn.Module):
@@ -50,9 +52,6 @@ class FlowTraining(nn.Module):
         detail, time = (pixels - soft) / self.decoder.deviation, times[:, None, None, None]
         velocity = self.decoder.velocity(torch.lerp(noise, detail, time), soft, times).float()
         return {"loss": (velocity - (detail - noise)).square().flatten(1).mean(1)}
-
-    def update(self) -> None:
-        """Nothing here moves without gradient."""
 
 
 class LargestSingularValue(nn.Module):
@@ -137,10 +136,6 @@ class AdversarialTraining(nn.Module):
         told = ((1 - real).relu() + (1 + fake).relu()).flatten(1).mean(1)
         return {"loss": error - weight * seemed + told, "error": error, "seemed": seemed, "discriminator": told}
 
-    def update(self) -> None:
-        """Follow the weights that a step has moved."""
-        self.discriminator.update()
-
 
 TRAININGS = {"flow": FlowTraining, "adversarial": AdversarialTraining}
 
@@ -192,7 +187,7 @@ class DecoderTrainer(AfterVqvae):
             detail = (split.batch(items) - self.soft["train"][items].float()).double()
             sums += torch.stack([detail.sum(), detail.square().sum()])
         mean, square = (sums / self.soft["train"].numel()).tolist()
-        decoder = TextureDecoder(self.settings, self.images.shape[0], max(square - mean**2, 1e-12) ** 0.5)
+        decoder = TextureDecoder(self.settings, self.images.shape[0], max(square - mean**2, TINY) ** 0.5)
         return TRAININGS[self.settings.network](decoder, self.settings).to(memory_format=torch.channels_last)
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:
@@ -240,8 +235,9 @@ class DecoderTrainer(AfterVqvae):
         return torch.cat(made).chunk(2, 1)
 
     def after_step(self) -> None:
-        """Let the discriminator's norms follow its weights."""
-        self.model.update()
+        """Let the norms of a discriminator follow its weights."""
+        if hasattr(self.model, "discriminator"):
+            self.model.discriminator.update()
 
     def validate_more(self) -> dict[str, float]:
         """Return how far the texture of validation images is from that of real ones, and their SSIM.
@@ -258,7 +254,8 @@ class DecoderTrainer(AfterVqvae):
         shares = distributed.gather_objects((*figures, ssim.numpy()))
         made, real, ssim = (np.concatenate([share[part] for share in shares]) for part in range(3))
         bands = len(texture.bands(min(self.images.shape[1:])))
-        power = abs(np.log2(made[:, :bands].mean(0) / real[:, :bands].mean(0))).mean()
+        powers = [images[:, :bands].mean(0) + TINY for images in (made, real)]
+        power = abs(np.log2(powers[0] / powers[1])).mean()
         edges = texture.edge_distance(made[:, bands:], real[:, bands:], None, None, 0)["value"] or 0.0
         return {"validate_texture": float(power + 10 * edges), "validate_power": float(power),
                 "validate_edges": float(edges), "validate_ssim": float(ssim.mean())}
