@@ -147,6 +147,25 @@ def test_fakes_are_dealt_to_the_folds_in_turn_and_scores_that_are_equal_count_on
     assert report["auroc"] == 0.5
 
 
+def test_fakes_of_the_real_slices_are_judged_by_who_has_not_seen_their_person(reals, monkeypatch):
+    """The score is the number of the subject's slices or fakes that the classifier was trained on."""
+    fakes, trained = torch.from_numpy(reals.pixels.copy()), []
+    fakes[:, :, 0, 0] = torch.arange(96)[:, None]
+    pixels = reals.pixels.copy()
+    pixels[:, :, 0, 0] = np.arange(96)[:, None]
+    seen = []
+    monkeypatch.setattr(probe, "_trained", lambda sides, *_: trained.append(
+        {int(value) // 12 for side in sides for value in side[:, 0, 0, 0]}))
+
+    def logits(model, images, device):
+        seen.append({int(value) // 12 for value in images[:, 0, 0, 0]} & trained[-1])
+        return images[:, 0, 0, 0].float() % 12
+    monkeypatch.setattr(probe, "_logits", logits)
+    report = probe.judge(fakes, dataclasses.replace(reals, pixels=pixels), seed=0, same_subjects=True)
+    assert seen == [set()] * 8
+    assert (report["folds"], report["fakes"], report["subjects"], report["auroc"]) == (4, 96, 8, 0.5)
+
+
 def test_the_same_seed_gives_the_same_number_and_leaves_torchs_own_generator_alone(reals, monkeypatch):
     monkeypatch.setattr(probe, "STEPS", 3)
     fakes = torch.from_numpy(heads(1, 12))
@@ -197,6 +216,7 @@ def test_what_the_decoder_does_to_every_image_is_set_apart(reals, few_steps):
     assert report["context_model"]["auroc"] > 0.95
     assert abs(report["context_model_against_reconstructions"]["auroc"] - 0.5) < 0.2
     assert report["counts"] is False
+    assert report["reconstructions"]["auroc"] > 0.95
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 

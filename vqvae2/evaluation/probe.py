@@ -81,7 +81,8 @@ class Classifier(nn.Module):
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
-def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
+def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu", *,
+          same_subjects: bool = False) -> dict:
     """Return {"auroc", "ci_low", "ci_high", "folds", "fakes", "reals", "subjects"}.
 
     Args:
@@ -89,6 +90,8 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
             same shape.
         seed: of the folds, the classifiers and the bootstrap. On a CPU the same seed gives the same numbers.
         device: where the classifiers are trained.
+        same_subjects: whether the fakes were made of the real slices, in their order. A subject's fakes are then in the
+            fold of its slices.
     Returns: None for auroc and its 95 % interval where there are fewer than 2 subjects or 2 fakes.
 
     Scores of different folds come from different classifiers and have no common scale: pairs of a fake and a real slice
@@ -103,15 +106,17 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
     if folds < 2:
         return report
     fold_of = random_numbers.keys(seed, "probe: folds of subjects", np.arange(len(names))).argsort().argsort() % folds
-    fake_fold, real_fold = np.arange(len(fakes)) % folds, fold_of[subject]
+    real_fold = fold_of[subject]
+    fake_fold = real_fold if same_subjects else np.arange(len(fakes)) % folds
     sides = (fakes, fake_fold, np.zeros(len(fakes))), (reals.bytes(), real_fold, np.zeros(len(reals)))
     for fold in range(folds):
         model = _trained([images[own != fold] for images, own, _ in sides], seed, fold, device)
         for images, own, scores in sides:
             scores[own == fold] = _logits(model, images[own == fold], device)
     (*_, of_fakes), (*_, of_reals) = sides
-    return report | auroc(of_fakes[:, None], by_group(of_reals, subject, len(names)), seed,
-                          comparable=fake_fold[:, None] == fold_of)
+    given = by_group(of_fakes, subject, len(names)) if same_subjects else of_fakes[:, None]
+    return report | auroc(given, by_group(of_reals, subject, len(names)), seed, same_subjects=same_subjects,
+                          comparable=(fold_of if same_subjects else fake_fold)[:, None] == fold_of)
 
 
 def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, reconstructions: torch.Tensor,
@@ -125,7 +130,8 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
         samples: samples against real slices. samples_against_reconstructions: the same without what the decoder does to
         every image, its softness first. context_model, context_model_against_reconstructions: the fakes of the
         neighbours model likewise. counts: whether these two reach 0.9; if not, or where there are no such fakes, the
-        probe may be too weak and the others mean nothing.
+        probe may be too weak and the others mean nothing. reconstructions: against real slices, what the decoder alone
+        does.
     """
     judged = functools.partial(judge, seed=seed, device=device)
     made = dataclasses.replace(reals, pixels=reconstructions.numpy())
@@ -133,6 +139,7 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
         judged(context_model_fakes, against) for against in (reals, made))
     return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
             "context_model": baseline, "context_model_against_reconstructions": softened,
+            "reconstructions": judged(reconstructions, reals, same_subjects=True),
             "counts": all(found is not None and (found["auroc"] or 0) >= CAPABLE for found in (baseline, softened))}
 
 
@@ -167,10 +174,11 @@ class ProbeJudge(Judge):
         """Return a row for each pair, and whether the probe is strong enough to count."""
         names = (("samples", "samples, real slices"), ("samples_against_reconstructions", "samples, reconstructions"),
                  ("context_model", "images of the neighbours model, real slices"),
-                 ("context_model_against_reconstructions", "images of the neighbours model, reconstructions"))
-        return [*((what, with_interval(figures[name], "auroc", 3)) for name, what in names),
-                ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on the "
-                                          "last two")]
+                 ("context_model_against_reconstructions", "images of the neighbours model, reconstructions"),
+                 ("reconstructions", "reconstructions, real slices"))
+        return [*((what, with_interval(figures.get(name), "auroc", 3)) for name, what in names),
+                ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on those "
+                                          "of the neighbours model")]
 
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
