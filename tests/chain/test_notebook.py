@@ -29,7 +29,7 @@ OWN_PICTURES = ("image_picture(vqvae, images)", 'pictures["top"]', 'pictures.get
 def execute(notebook, folder, **environment):
     """Run the notebook with these variables set, and without those of the machine; return the finished process."""
     ours = {name: value for name, value in os.environ.items()
-            if name not in ("VQVAE", "TOP", "BOTTOM", "DATA", "OUT", "OASIS_PATH", "SLICES_PATH")}
+            if name not in ("VQVAE", "TOP", "BOTTOM", "DECODER", "DATA", "OUT", "OASIS_PATH", "SLICES_PATH")}
     ours |= {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()}
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(notebook), "--output-dir",
                str(folder)]
