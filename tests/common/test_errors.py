@@ -218,6 +218,23 @@ def test_a_signal_that_a_library_swallows_ends_the_command_all_the_same(where, w
     assert len(done.stderr.splitlines()) == 1 or where == "destructor"  # of which Python itself says something
 
 
+CLEANING = {
+    "slowly": "time.sleep(1)",
+    "after an error of its own": "try:\n  pathlib.Path('none').unlink()\nexcept OSError:\n  time.sleep(1)",
+    "in a context": "with contextlib.closing(Slow()):\n  pass"}
+
+
+@pytest.mark.parametrize("cleaning", CLEANING)
+def test_what_cleans_up_after_a_signal_has_all_the_time_that_it_needs(cleaning, tmp_path):
+    code = ("import contextlib, os, pathlib, signal, time\nfrom vqvae2.common import errors\n"
+            "errors.SECONDS_TO_END = 0.2\nclass Slow:\n  def close(self):\n    time.sleep(1)\n"
+            "def main():\n  try:\n    os.kill(os.getpid(), signal.SIGTERM)\n  finally:\n"
+            f"{textwrap.indent(CLEANING[cleaning], '    ')}\n    print('cleaned')\nerrors.run_script(main)")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr.count("Stopped")) == (75, "cleaned\n", 1), done.stderr
+
+
 def test_a_signal_that_got_through_does_not_come_again(tmp_path):
     code = ("import os, signal, time\nfrom vqvae2.common import errors, machine\nerrors.SECONDS_TO_END = 0.2\n"
             "signals = machine.Signals()\ntry:\n    with signals, signals.stopping_at_once('Stopped.'):\n"

@@ -71,8 +71,9 @@ class Stopping:
     """Raises Stopped at a signal, until that has got through to whoever ends the work.
 
     Not while a module is imported: libraries catch whatever an import of theirs may raise, and go on without a part of
-    themselves. Once more after SECONDS_TO_END: an exception in a destructor, or below code that catches everything, is
-    lost. (A system without timers does neither.) And what a library makes of Stopped, an error of its own, is Stopped.
+    themselves. Once more after SECONDS_TO_END where it is not on its way any longer: an exception in a destructor, or
+    below code that catches everything, is lost. (A system without timers does neither.) And what a library makes of
+    Stopped, an error of its own, is Stopped.
     """
 
     def __init__(self) -> None:
@@ -85,11 +86,20 @@ class Stopping:
             return
         wait = HAS_TIMERS and _is_importing(frame)
         if HAS_TIMERS:
-            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+            signal.signal(signal.SIGALRM, lambda *_: self._come_again(number))
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_IMPORT if wait else SECONDS_TO_END)
         if not wait:
             self._deaf_until, self._raised = time.monotonic() + SECONDS_TO_END, Stopped(message)
             raise self._raised
+
+    def _come_again(self, number: int) -> None:
+        handled = sys.exc_info()[1]
+        while handled is not None and handled is not self._raised:
+            handled = handled.__context__
+        if handled is None:
+            signal.raise_signal(number)
+        else:  # what cleans up has all the time that it needs
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_END)
 
     @contextmanager
     def around(self) -> Iterator[None]:
