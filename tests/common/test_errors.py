@@ -235,6 +235,21 @@ def test_what_cleans_up_after_a_signal_has_all_the_time_that_it_needs(cleaning, 
     assert (done.returncode, done.stdout, done.stderr.count("Stopped")) == (75, "cleaned\n", 1), done.stderr
 
 
+def test_an_alarm_of_the_program_around_is_left_alone_and_comes_back(monkeypatch):
+    rung, before = [], signal.signal(signal.SIGALRM, lambda *_: rung.append("rung"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        assert status_of(lambda: None) == 0
+        time.sleep(0.5)
+        assert rung == ["rung"]
+        assert status_of(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 75
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        time.sleep(0.3)
+        assert rung == ["rung", "rung"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_signal_that_got_through_does_not_come_again(tmp_path):
     code = ("import os, signal, time\nfrom vqvae2.common import errors, machine\nerrors.SECONDS_TO_END = 0.2\n"
             "signals = machine.Signals()\ntry:\n    with signals, signals.stopping_at_once('Stopped.'):\n"

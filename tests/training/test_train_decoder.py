@@ -15,7 +15,8 @@ from resuming import check_bitwise
 from vqvae2 import api
 from vqvae2.commands import evaluate, predict, publish, sample, train_decoder
 from vqvae2.common.errors import UserError
-from vqvae2.images.dataset import to_bytes
+from vqvae2.images.dataset import pixel_hash, to_bytes
+from vqvae2.images.reading import read_picture
 from vqvae2.models.texture_decoder import Texture, TextureDecoder
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
@@ -81,6 +82,24 @@ def test_only_the_decoder_is_kept_and_it_names_its_vqvae(network, given):
     assert config["vqvae_hash"] == api.load_vqvae("tiny").hash
     with open("results/oasis/texture/log.csv", newline="") as file:
         assert all(float(row["validate_texture"]) > 0 for row in csv.DictReader(file))
+
+
+@NETWORKS
+def test_one_can_begin_with_another_of_the_same_vqvae(network, given, tiny_run):
+    train_decoder.main([*given, "--network", network])
+    again = [*given, "--network", network, "--init-from", "texture", "--learning-rate", "1e-9", "--epochs", "1"]
+    again[again.index("texture")] = "again"
+    train_decoder.main(again)
+    first, second = (weights.load_weights(Path("results/oasis") / name / "model.safetensors")[0]
+                     for name in ("texture", "again"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-5)
+    path = Path("results/oasis/texture/model.safetensors")
+    tensors, config = weights.load_weights(path)
+    weights.save_weights(path, tensors, config | {"vqvae_hash": "0" * 64})
+    again[again.index("again")] = "other"
+    with pytest.raises(UserError, match=r"--init-from texture: expected weights that learned the codes of .* 000000"):
+        train_decoder.main(again)
 
 
 @NETWORKS
@@ -166,7 +185,7 @@ def test_an_image_depends_on_the_seed_and_its_codes_and_on_no_batch():
     assert len(Texture(decoder, 0)(soft[:0], {"top": codes["top"][:0]})) == 0
 
 
-def test_commands_decode_with_it_and_say_so(trained, apart):
+def test_commands_decode_with_it_and_say_so(trained, apart, capsys):
     run, folder = trained
     models = ["--vqvae", str(run.vqvae), "--decoder", str(folder)]
     priors = ["--top", str(run.top), "--bottom", str(run.bottom)]
@@ -186,7 +205,19 @@ def test_commands_decode_with_it_and_say_so(trained, apart):
     assert report["decoder_hash"] == weights.weights_hash(weights.load_weights(folder / "model.safetensors")[0])
     assert any("invented" in warning for warning in report["warnings"])
     predict.main([*models, str(run.data / "test"), "--out", "predicted"])
-    assert json.loads(Path("predicted/predict.json").read_text())["settings"]["decoder_hash"] == report["decoder_hash"]
+    assert json.loads(Path("predicted/metrics.json").read_text())["decoder_hash"] == report["decoder_hash"]
+    assert "warning: --decoder has invented" in capsys.readouterr().out
+
+
+def test_predict_counts_whom_the_decoder_was_trained_on(trained, apart):
+    run, folder = trained
+    tensors, config = weights.load_weights(folder / "model.safetensors")
+    unseen = sorted((run.data / "test").glob("*.png"))[:1]
+    for name, known in (("knows", [pixel_hash(read_picture(unseen[0]))]), ("not", [])):
+        weights.save_weights(apart / name / "model.safetensors", tensors, config | {"training_images": known})
+        predict.main(["--vqvae", str(run.vqvae), "--decoder", name, str(unseen[0]), "--out", f"by-{name}"])
+        report = json.loads(Path(f"by-{name}/metrics.json").read_text())
+        assert report["seen_in_training"]["images"] == len(known)
 
 
 def test_it_is_published_with_a_card_that_says_what_it_invents(trained, apart):
@@ -215,7 +246,7 @@ def test_a_decoder_of_another_vqvae_or_another_kind_of_model_is_refused(trained,
     run, folder = trained
     tensors, config = weights.load_weights(folder / "model.safetensors")
     weights.save_weights(apart / "other" / "model.safetensors", tensors, config | {"vqvae_hash": "0" * 64})
-    with pytest.raises(UserError, match=r"--vqvae: expected the VQ-VAE whose codes --decoder .*other learned \(000000"):
+    with pytest.raises(UserError, match=r"--decoder other: expected .* that .*, found one of .* \(000000"):
         predict.main(["--vqvae", str(run.vqvae), "--decoder", "other", str(run.data / "test"), "--out", "out"])
     with pytest.raises(UserError, match=r"--decoder .*: expected a texture decoder, found a top prior"):
         predict.main(["--vqvae", str(run.vqvae), "--decoder", str(run.top), str(run.data / "test"), "--out", "out"])

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from vqvae2.commands import train_prior
 from vqvae2.common import distributed, random_numbers
+from vqvae2.common.errors import UserError
 from vqvae2.images import augmentation, dataset
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
@@ -191,6 +192,23 @@ def test_two_processes_of_two_micro_batches_are_one_process(told, apart):
     for ours, theirs in zip(alone["rows"], ranks[0]["rows"], strict=True):
         for name in set(ours) - {"seconds"}:
             assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
+
+
+def test_a_prior_begins_only_with_one_of_the_same_codes_and_facts(told):
+    train_prior.main([*told, "--savename", "first", "--epochs", "1"])
+    more = [*told, "--epochs", "1", "--init-from", "first"]
+    train_prior.main([*more, "--savename", "second"])
+    with pytest.raises(UserError, match=r"tensor known.*, found none"):
+        train_prior.main([*more, "--savename", "third", *CONDITION])
+    train_prior.main([*told, "--savename", "of-age", "--epochs", "1", "--condition", "age"])
+    with pytest.raises(UserError, match=r"--init-from of-age: expected a prior that is told .*position.*, found .*age"):
+        train_prior.main([*told, "--savename", "third", "--epochs", "1", "--init-from", "of-age",
+                          "--condition", "position_mm"])
+    path = Path("results/oasis/first/model.safetensors")
+    tensors, config = weights.load_weights(path)
+    weights.save_weights(path, tensors, config | {"vqvae_hash": "0" * 64})
+    with pytest.raises(UserError, match=r"--init-from first: expected weights that learned the codes of --vqvae tiny"):
+        train_prior.main([*more, "--savename", "fourth"])
 
 
 class TestCopies:

@@ -324,6 +324,22 @@ def test_what_the_first_weights_have_seen_counts_as_training_data_and_stays_when
         assert again.config[name] == checkpoints.read_config(again.folder)[name] == ["a", "c", "d"]
 
 
+def test_a_run_that_was_killed_before_its_first_state_begins_with_the_same_weights_again(line, tmp_path):
+    line(savename="first").run()
+    wanted = line(savename="second", init_from="first", epochs=1)
+    wanted.run()
+    for name in ("state.pt", "state-before.pt", "model.safetensors", "log.csv"):
+        (wanted.folder / name).unlink()
+    again = line(savename="second", init_from="first", epochs=1)
+    again.run()
+    assert weights(again) == weights(wanted)
+    line(savename="first", epochs=21).run()
+    for name in ("state.pt", "state-before.pt"):
+        (wanted.folder / name).unlink()
+    with pytest.raises(UserError, match="expected the init that this run began with"):
+        line(savename="second", init_from="first", epochs=1).run()
+
+
 def test_weights_that_know_someone_held_out_are_refused_unless_that_is_allowed(line):
     class Before(Told):
         trained, held_out = ["e"], []
@@ -332,6 +348,9 @@ def test_weights_that_know_someone_held_out_are_refused_unless_that_is_allowed(l
     with pytest.raises(UserError, match=r"--init-from first: expected weights .* found 1 such subject"):
         line(Told, savename="second", init_from="first", epochs=1).run()
     line(Told, savename="second", init_from="first", epochs=1, allow_leak=True).run()
+    line(savename="silent", epochs=1).run()
+    with pytest.raises(UserError, match=r"found some that do not say whom they were trained on"):
+        line(Told, savename="third", init_from="silent", epochs=1).run()
 
 
 def test_a_run_begins_with_the_weights_of_its_own_kind_and_form_only(line):

@@ -79,24 +79,31 @@ class Stopping:
     def __init__(self) -> None:
         self._deaf_until = 0.0
         self._raised: Stopped | None = None
+        self._alarm_before: Callable | int | None = None
 
     def raise_it(self, number: int, frame: FrameType | None, message: str) -> None:
         """Raise Stopped with `message`: the handler of signal `number`, which has interrupted `frame`, calls this."""
-        if time.monotonic() < self._deaf_until:
+        now = time.monotonic()
+        if now < self._deaf_until:
             return
         wait = HAS_TIMERS and _is_importing(frame)
+        if not wait:
+            self._deaf_until, self._raised = now + SECONDS_TO_END, Stopped(message)
         if HAS_TIMERS:
-            signal.signal(signal.SIGALRM, lambda *_: self._come_again(number))
+            before = signal.signal(signal.SIGALRM, lambda *_: self._come_again(number))
+            self._alarm_before = before if self._alarm_before is None else self._alarm_before
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_IMPORT if wait else SECONDS_TO_END)
         if not wait:
-            self._deaf_until, self._raised = time.monotonic() + SECONDS_TO_END, Stopped(message)
             raise self._raised
 
     def _come_again(self, number: int) -> None:
         handled = sys.exc_info()[1]
         while handled is not None and handled is not self._raised:
             handled = handled.__context__
+        if self._deaf_until == math.inf:
+            return
         if handled is None:
+            self._deaf_until = 0.0
             signal.raise_signal(number)
         else:  # what cleans up has all the time that it needs
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_END)
@@ -112,8 +119,9 @@ class Stopping:
             raise self._raised from error
         finally:
             self._deaf_until = math.inf
-            if HAS_TIMERS:
+            if self._alarm_before is not None:  # a program of which this is a part may have an alarm of its own
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, self._alarm_before)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

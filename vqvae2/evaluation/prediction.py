@@ -201,11 +201,15 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     maps.save(settings.out / CODES, vqvae.hash, "")
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
-    files.write_rows(settings.out / TABLE, table_of(given, names, figures, vqvae.config))
+    configs = [loaded.config for loaded in (vqvae, decoder) if loaded]
+    seen = {name: set().union(*(config[name] for config in configs))
+            for name in ("training_images", "training_subjects")}
+    files.write_rows(settings.out / TABLE, table_of(given, names, figures, seen))
     values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given_flags(), "flag")
     slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
         "per_scan": {"value": settings.per_scan, "from": "flag"}}
-    report = summary(vqvae, given, maps, figures, rejected) | {
+    report = summary(vqvae, given, maps, figures, rejected, seen) | {
+        "decoder_hash": decoder and decoder.hash,
         "device": str(next(vqvae.model.parameters()).device),
         "slices": slices if any(image.facts for image in given) else None}
     files.write_json(settings.out / SUMMARY, report | {"settings": folder.settings, "versions": weights.versions()})
@@ -530,9 +534,9 @@ def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.T
 
 
 def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
-             config: dict) -> list[dict]:
-    """Return the rows of metrics.csv; a figure that is not defined is empty."""
-    seen, columns = set(config["training_images"]), {}
+             trained: Mapping[str, set[str]]) -> list[dict]:
+    """Return the rows of metrics.csv; a figure that is not defined is empty. `trained`: as for `summary`."""
+    seen, columns = trained["training_images"], {}
     for area, of_area in figures.items():
         for name, values in of_area.items():
             columns[name if area == "full" else f"{area}_{name}"] = [
@@ -543,13 +547,17 @@ def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[st
 
 
 def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: code_maps.CodeMaps,
-            figures: dict[str, dict[str, torch.Tensor]], rejected: Sequence[dict]) -> dict:
-    """Return what metrics.json says of all images together; names as in evaluate.py's."""
+            figures: dict[str, dict[str, torch.Tensor]], rejected: Sequence[dict],
+            seen: Mapping[str, set[str]]) -> dict:
+    """Return what metrics.json says of all images together; names as in evaluate.py's.
+
+    Args:
+        seen: the hashes under "training_images" and "training_subjects" of all models.
+    """
     size, (_, height, width) = vqvae.model.settings.codebook_size, given[0].pixels.shape
     trained = from_dict(DataSettings, vqvae.config["settings"])
     named = [image.facts.get("subject") or listing.subject_in_name(image.file_name, trained) for image in given]
     subjects = [name or image.file_name for name, image in zip(named, given)]
-    seen = {name: set(vqvae.config[name]) for name in ("training_images", "training_subjects")}
     grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
     return {
         "schema": 1, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
@@ -592,6 +600,8 @@ def headline(report: dict) -> list[str]:
         "size"] else ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
     lines += [f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} (see {TABLE})"
               for what, number in report["changes"].items() if number and what != SLICE]
+    if report.get("decoder_hash"):
+        lines.append("warning: --decoder has invented the finest detail of these reconstructions")
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")

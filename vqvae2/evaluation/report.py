@@ -207,7 +207,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
     warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]
     if decoder:
-        warnings.append(f"--decoder {settings.decoder} has invented the finest detail of reconstructions and samples.")
+        what = "reconstructions" if settings.sampled else "reconstructions, samples and the neighbours model's images"
+        warnings.append(f"--decoder {settings.decoder} has invented the finest detail of {what}.")
     extractor, drawn, trained = None, None, ImageSet((), split.pixels[:0])
     if settings.sampled or (settings.samples and not missing):
         extractor = _extractor(settings, data.shape, warnings)

@@ -107,10 +107,12 @@ def edge_distance(made: np.ndarray, real: np.ndarray, made_groups: Sequence[str]
     Args:
         made, real: of `gradient_shares`. The others are as for `power_ratios`.
     """
-    def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        return abs((ours - theirs).cumsum(1)).sum(1) * STEEPEST / BINS
+    return _compared(histogram_distance, made, real, made_groups, real_groups, seed)
 
-    return _compared(distance, made, real, made_groups, real_groups, seed)
+
+def histogram_distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return `edge_distance` of histograms of gradients, each `[BINS]` or `[n, BINS]`."""
+    return abs((ours - theirs).cumsum(-1)).sum(-1) * STEEPEST / BINS
 
 
 def _compared(figure: Callable[[np.ndarray, np.ndarray], np.ndarray], made: np.ndarray, real: np.ndarray,

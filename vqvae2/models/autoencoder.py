@@ -252,14 +252,18 @@ class Vqvae(Pretrained, nn.Module):
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
         return {level: made.codes for level, made in self._quantise(images, None)[0].items()}
 
-    def decode(self, codes: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes."""
+    def decode(self, codes: dict[str, torch.Tensor], *, softly: bool = False) -> torch.Tensor:
+        """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes.
+
+        Args:
+            softly: without the texture decoder, even where there is one.
+        """
         top = self.quantizers["top"].lookup(codes["top"])
         features = None
         if self.settings.levels == 2:
             features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
         soft = self._decode(top, features).clamp(0, 1)
-        return soft if self.texture is None else self.texture(soft, codes).clamp(0, 1)
+        return soft if softly or self.texture is None else self.texture(soft, codes).clamp(0, 1)
 
     def update_codebooks(self) -> None:
         """Apply what the step has collected, on all ranks."""

@@ -108,7 +108,7 @@ def _mean_ssim(model: Vqvae, images: ImageSet, levels: dict[str, torch.Tensor], 
     mine = torch.arange(len(images))[distributed.rank()::distributed.world_size()]
     parts = []
     for items in mine.split(batch) if len(mine) else ():
-        decoded = model.decode({level: codes[items].to(device).long() for level, codes in levels.items()})
+        decoded = model.decode({level: codes[items].to(device).long() for level, codes in levels.items()}, softly=True)
         parts.append(similarity.ssim(to_bytes(images.batch(items)), to_bytes(decoded)))
     total = torch.cat(parts).sum().item() if parts else 0.0  # of all at once, so that the batch changes no digit
     return sum(distributed.gather_objects(total)) / len(images)

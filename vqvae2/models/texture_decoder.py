@@ -10,7 +10,7 @@ follow it.
 `adversarial`: one pass makes the detail of the soft picture and noise; a second network, which only the training has,
 is to tell such pictures from real ones [2].
 
-The random numbers of an image come from (seed, its codes): the same codes and seed give the same picture, in any batch.
+The random numbers of an image come from (seed, its codes): the same codes and seed have the same noise, in any batch.
 
 [1] Liu, Gong, Liu 2022, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow.
 [2] Isola, Zhu, Zhou, Efros 2017, Image-to-Image Translation with Conditional Adversarial Networks.
@@ -158,6 +158,7 @@ class Texture:
         Args:
             codes: each level's codes `[batch, height, width]`, from which the random numbers come.
         """
+        self.decoder.to(soft.device)  # where the VQ-VAE has been moved since
         shape = (self.decoder.noise_channels, *soft.shape[2:])
         noise = [torch.randn(shape, generator=random_numbers.generator(self.seed, "texture", _number_of(codes, image)))
                  for image in range(len(soft))]
@@ -187,7 +188,7 @@ def attach(vqvae: TrainedModel, name: str | None, seed: int, flag: str = "--deco
                         advice="Give the name that train_decoder.py was run with.")
     learned = loaded.config["vqvae_hash"]
     own = loaded.config["settings"].get("vqvae")
-    expect(learned == vqvae.hash, "--vqvae", f"the VQ-VAE whose codes {flag} {name} learned ({learned[:6]}, {own})",
-           vqvae.hash[:6], f"Pass --vqvae {own}, or train the decoder again.")
+    expect(learned == vqvae.hash, f"{flag} {name}", f"a texture decoder that learned the codes of the VQ-VAE given "
+           f"({vqvae.hash[:6]})", f"one of {own} ({learned[:6]})", f"Give {own}, or train the decoder again.")
     vqvae.model.texture = Texture(loaded.model.to(next(vqvae.model.parameters()).device), seed)
     return loaded

@@ -51,6 +51,12 @@ class AfterVqvae(Trainer):
         self.data = loaded.describe(self.config)
         return loaded
 
+    def check_first(self, config: dict, flag: str) -> None:
+        """Raise UserError if the weights of --init-from learned the codes of another VQ-VAE."""
+        expect(config.get("vqvae_hash") == self.vqvae.hash, flag, f"weights that learned the codes of --vqvae "
+               f"{self.settings.vqvae} ({self.vqvae.hash[:6]})", str(config.get("vqvae_hash"))[:6],
+               "Begin without --init-from.")
+
     def codes_of(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
         path = self.vqvae.folder / "codes" / f"{name}.npz"

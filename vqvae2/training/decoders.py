@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
+from vqvae2.common.errors import expect
 from vqvae2.common.statistics import evenly
 from vqvae2.images import dataset
 from vqvae2.metrics import similarity, texture
@@ -31,6 +32,8 @@ DETAIL = 4.0
 DISCRIMINATOR_RATE = 2.0
 """The discriminator's learning rate, in learning rates of the decoder."""
 WIDTHS = (32, 64, 96, 128)
+SMALLEST = 16
+"""Side of an image, in pixels, that the discriminator's last layer still sees some of."""
 TINY = 1e-12
 """A power that no picture lacks but one of a single grey."""
 
@@ -156,6 +159,9 @@ class DecoderTrainer(AfterVqvae):
     def start(self) -> None:
         """Load the VQ-VAE and its images, and decode the images' codes."""
         self.images = self.load()
+        smallest = min(self.images.shape[1:])
+        expect(smallest >= SMALLEST, "--data", f"images of at least {SMALLEST} pixels a side", smallest,
+               "Extract larger slices.")
         self.maps = {split: self.codes_of(split, self.images.splits[split]) for split in ("train", "validate")}
         self.soft = {split: self._decoded(split) for split in self.maps}
 
@@ -165,7 +171,7 @@ class DecoderTrainer(AfterVqvae):
         levels = self.maps[split].levels
         batches = torch.arange(len(levels["top"])).split(DECODED)
         own = {number: self.vqvae.model.decode({level: codes[batches[number]].long().to(self.device)
-                                                for level, codes in levels.items()}).half().cpu()
+                                                for level, codes in levels.items()}, softly=True).half().cpu()
                for number in tqdm(range(distributed.rank(), len(batches), distributed.world_size()),
                                   f"decoding {split}", unit="batch", leave=False, disable=distributed.rank() != 0)
                if len(batches[number])}
@@ -199,9 +205,13 @@ class DecoderTrainer(AfterVqvae):
                                  {"params": list(self.model.discriminator.parameters()), "rate": DISCRIMINATOR_RATE}],
                                 betas=(0.5, 0.99), **options)
 
-    def kept(self) -> nn.Module:
-        """Return the decoder alone."""
-        return self.best_model.decoder
+    def kept(self, model: nn.Module) -> nn.Module:
+        """Return the decoder alone: a discriminator always begins anew."""
+        return model.decoder
+
+    def coming(self, items: torch.Tensor) -> None:
+        """Begin to read images, which matters where they are larger than the memory."""
+        self.images.splits["train"].read_ahead(items)
 
     def losses(self, model: nn.Module, share: Share) -> dict[str, torch.Tensor]:
         """Return the figures of the training's kind, for a crop of each image; for whole images when validating."""
@@ -256,18 +266,19 @@ class DecoderTrainer(AfterVqvae):
         bands = len(texture.bands(min(self.images.shape[1:])))
         powers = [images[:, :bands].mean(0) + TINY for images in (made, real)]
         power = abs(np.log2(powers[0] / powers[1])).mean()
-        edges = texture.edge_distance(made[:, bands:], real[:, bands:], None, None, 0)["value"] or 0.0
+        edges = texture.histogram_distance(*(np.nanmean(images[:, bands:], 0) for images in (made, real)))
         return {"validate_texture": float(power + 10 * edges), "validate_power": float(power),
                 "validate_edges": float(edges), "validate_ssim": float(ssim.mean())}
 
     @torch.no_grad()
     def _textured(self, items: np.ndarray) -> torch.Tensor:
-        """Return validation images as users get them, uint8 `[n, channels, height, width]`."""
+        """Return validation images as users get them, in float32, uint8 `[n, channels, height, width]`."""
         decoder = Texture(self.best_model.decoder.eval(), self.settings.seed)
         made = [torch.zeros(0, *self.images.shape, dtype=torch.uint8)]
         for some in torch.from_numpy(items).split(DECODED):
             codes = {level: maps[some] for level, maps in self.maps["validate"].levels.items()}
-            made.append(dataset.to_bytes(decoder(self.soft["validate"][some].float().to(self.device), codes)).cpu())
+            with torch.autocast(self.device.type, enabled=False):
+                made.append(dataset.to_bytes(decoder(self.soft["validate"][some].float().to(self.device), codes)).cpu())
         return torch.cat(made)
 
     def pictures(self, epoch: int) -> None:

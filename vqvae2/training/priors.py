@@ -68,6 +68,14 @@ class PriorTrainer(AfterVqvae):
                 "top_shape": shapes["top"], "columns": conditions.as_json(self.columns),
                 "facts_hash": hashlib.sha256(told).hexdigest(), "reference_bits_per_code": self.references}
 
+    def check_first(self, config: dict, flag: str) -> None:
+        """Raise UserError if the weights of --init-from learned other codes, or were told other facts."""
+        super().check_first(config, flag)
+        own, other = ([[column["name"], column["categories"]] for column in columns or ()]
+                      for columns in (conditions.as_json(self.columns), config.get("columns")))
+        expect(own == other, flag, f"a prior that is told {own or 'nothing'}", other or "nothing",
+               "Give the same --condition, or begin without --init-from.")
+
     def count(self, split: str) -> int:
         """Return the number of code maps; augmented copies stand in for their image and do not count."""
         return len(self.maps[split].names)

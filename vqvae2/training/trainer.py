@@ -69,7 +69,8 @@ class Trainer:
         may_be_best()             whether this epoch's weights are fit for use
         after_epoch()             what follows an epoch whose row, `rows[-1]`, and state are saved, on all ranks;
                                   collectives allowed. It may end the run by raising the same error on all ranks
-        kept()                    the part of the model whose weights are the result
+        kept(model)               the part of the model whose weights are the result
+        check_first(config, flag) raise a UserError if a run of this config is none that this one can begin from
         pictures(epoch)           figures of the run, on rank 0 alone; no collectives
         best_by, ema_decay        the validation figure whose lowest value is best; decay of averaged weights
 
@@ -138,9 +139,12 @@ class Trainer:
     def after_epoch(self) -> None:
         """Do what follows an epoch that is saved; the default does nothing."""
 
-    def kept(self) -> nn.Module:
-        """Return the part of `best_model` whose weights are the run's result."""
-        return self.best_model
+    def kept(self, model: nn.Module) -> nn.Module:
+        """Return the part of `model` whose weights are the run's result, and with which another run can begin."""
+        return model
+
+    def check_first(self, config: dict, flag: str) -> None:
+        """Raise UserError, which begins with `flag`, if a run of this config has no weights for this one."""
 
     def pictures(self, epoch: int) -> None:
         """Draw figures of the run."""
@@ -206,22 +210,25 @@ class Trainer:
         self._announce()
 
     def _begin_from(self, data: dict) -> dict:
-        """At the first start of a run with --init-from, load those weights; return `data` with what they have seen.
+        """Load the weights of --init-from, unless a state has later ones; return `data` with what they have seen.
 
         Raises: UserError if they are of another kind or form, or were trained on people that `data` holds out.
         """
         if self.settings.init_from is None:
             return data
         flag = f"--init-from {self.settings.init_from}"
-        if self.config:  # the state has later weights
+        if self.config and any((self.folder / name).exists() for name in (state.STATE, state.STATE_BEFORE)):
             seen, init_hash = self.config, self.config.get("init_hash", "")
         else:
-            loaded = weights.load_into(self.model, self.settings.init_from, "--init-from", self.kind,
+            loaded = weights.load_into(self.kept(self.model), self.settings.init_from, "--init-from", self.kind,
                                        self.settings.results)
             seen, init_hash = loaded.config, loaded.hash
+            self.check_first(seen, flag)
             known = set(seen.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
-            expect(not known or self.settings.allow_leak, flag, "weights that were trained on nobody of this data's "
-                   "validate and test splits", f"{len(known)} such subject(s), by their names",
+            told = seen.get("training_subjects") is not None or "training_subjects" not in data
+            expect((told and not known) or self.settings.allow_leak, flag, "weights that were trained on nobody of "
+                   "this data's validate and test splits", f"{len(known)} such subject(s), by their names" if told else
+                   "some that do not say whom they were trained on",
                    "Give the data and the --split that they were trained with, or --allow-leak.")
         return data | {"init_hash": init_hash} | {
             name: sorted({*data[name], *(seen.get(name) or ())})
@@ -419,7 +426,7 @@ class Trainer:
         self.log.write(self.rows, self.settings.epochs)
         path = self.folder / weights.WEIGHTS
         if is_best or (is_last and not path.exists()):
-            weights.save_weights(path, self.kept().state_dict(), self.config)
+            weights.save_weights(path, self.kept(self.best_model).state_dict(), self.config)
 
     def _write_state(self, results: Callable[[], None]) -> None:
         state.check_alone(self.folder, self.state_number, self.settings)
