@@ -15,7 +15,8 @@ steps, and soon one code serves for everything. Four things here prevent it.
 1. For the first steps vectors pass unquantised, so that the encoder learns what to say first.
 2. Then k-means places all embeddings at once on current vectors, counts and sums consistent with them; where a step
    has too few vectors for that, those of several steps are gathered first.
-3. At first the moving average follows fast, since the encoder moves fast.
+3. The moving average follows fast (gamma 0.9, not 0.99), at first even faster. What passes straight through moves the
+   vectors until the embeddings follow; where these stay far behind, the vectors swing about them, ever wider.
 4. An embedding that hardly anything chooses is restarted at a current vector that is badly served,
    with *all* of its state: a stale sum or count would pull it back. (Of a gradient codebook the optimiser's own
    averages stay; what nothing chose had no gradient of late, so that little of them is left to pull.)
@@ -158,7 +159,7 @@ class LearnedCodebook(Quantizer):
         restart_every: steps between restarts of dead embeddings; 0 for none.
     """
 
-    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, start_steps: int = 100, seed: int = 0,
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.9, start_steps: int = 100, seed: int = 0,
                  restart_every: int = RESTART_EVERY):
         super().__init__(codebook_size, dim)
         self.decay, self.start_steps, self.seed, self.restart_every = decay, start_steps, seed, restart_every
@@ -340,7 +341,7 @@ class EmaQuantizer(LearnedCodebook):
         statistics = distributed.sum_over_ranks(torch.cat([self.step_counts[:, None], self.step_sums], 1))
         self.recent += statistics[:, 0]
         self.updates += 1
-        # Early on the encoder moves fast, and an average over the last 100 steps would stay behind it.
+        # Early on the encoder moves fast, and the average of many steps would stay behind it.
         share = (1 / (1 + self.updates * CATCH_UP)).clamp(min=1 - self.decay)
         self.counts.lerp_(statistics[:, 0], share)
         self.sums.lerp_(statistics[:, 1:], share)
@@ -393,7 +394,7 @@ class FiniteScalarQuantizer(Quantizer):
     tan(offset / reach) for the shift; atanh makes f(0) exactly 0.
     """
 
-    def __init__(self, levels: Sequence[int], dim: int, decay: float = 0.99):
+    def __init__(self, levels: Sequence[int], dim: int, decay: float = 0.9):
         super().__init__(math.prod(levels), dim)
         self.decay = decay
         for name, value in {"mean": torch.zeros(len(levels)), "variance": torch.ones(len(levels)),

@@ -50,7 +50,7 @@ class VqvaeSettings(Checked):
     """Residual blocks in each encoder and decoder."""
     commitment: float = 0.25
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3); --quantizer fsq has none."""
-    decay: float = 0.99
+    decay: float = 0.9
     """Share of its past that a codebook keeps at each step (gamma in van den Oord 2017, appendix A.1); with --quantizer
     fsq, share that the mean and deviation of the rounded numbers keep. Not for --quantizer gradient."""
     restart_every: int = 10
@@ -71,7 +71,7 @@ class VqvaeSettings(Checked):
          "For example --downsample 4 2."),
         ("codebook_size", lambda size: 2 <= size <= 32767, "2 to 32767",
          "Codes are stored as int16. The default is 512."),
-        ("decay", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.99."),
+        ("decay", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.9."),
         ("embedding_dim channels residual_channels", lambda value: 2 <= value <= 16384, "2 to 16384",
          "See --help for defaults."),
         ("residual_layers", lambda layers: 0 <= layers <= 256, "0 to 256", "The default is 2."),
