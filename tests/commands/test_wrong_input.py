@@ -146,7 +146,7 @@ class TestGoingOn:
     @pytest.mark.parametrize(("flags", "found"), [
         (["--channels", "8"], r"--channels 8 \(was 16\)"), (["--seed", "1"], r"--seed 1 \(was 0\)"),
         (["--split", "1", "2", "3"], r"--split 1\.0 2\.0 3\.0 \(was 64 16 20\)"),
-        (["--decay", "0.9", "--size", "16"], r"--size 16 \(was None\), --decay 0\.9 \(was 0\.99\)")])
+        (["--decay", "0.99", "--size", "16"], r"--size 16 \(was None\), --decay 0\.99 \(was 0\.9\)")])
     def test_a_setting_that_differs_is_named_with_both_values(self, flags, found, run, check_refused):
         check_refused(
             rf"^--savename tiny: expected the settings that this run began with, found {found}\. Give those again",
