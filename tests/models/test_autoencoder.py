@@ -131,8 +131,8 @@ def test_weights_have_the_names_and_shapes_that_files_of_earlier_versions_have()
 
 
 def plain_recipe() -> Vqvae:
-    """k-means on the first batch, then moving averages alone: row 1 of the design's table."""
-    model = tiny(start_steps=0)
+    """k-means on the first batch, then moving averages of 100 steps alone: row 1 of the design's table."""
+    model = tiny(start_steps=0, decay=0.99)
     for quantizer in model.quantizers.values():
         quantizer.updates.fill_(1e6)  # no catching up
         quantizer._restart = lambda *_: None
@@ -177,7 +177,7 @@ def ours() -> Vqvae:
 
 def test_both_codebooks_stay_in_use_where_the_plain_recipe_collapses(ours):
     plain = used_codes(trained(plain_recipe()))
-    assert min(plain.values()) <= 16, plain  # half of 32; seen: 9 and 13, as sums are rounded
+    assert min(plain.values()) <= 16, plain  # half of 32; seen: 6 and 15
     assert min(used_codes(ours).values()) >= 28, used_codes(ours)
 
 

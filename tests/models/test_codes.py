@@ -49,7 +49,7 @@ class CodesOfPixels(nn.Module):
         bottom = (images[:, 0] * 15).round().long()
         return {"top": bottom.float().mean((1, 2), keepdim=True).long(), "bottom": bottom}
 
-    def decode(self, maps):
+    def decode(self, maps, **_):
         image = maps["bottom"] / 15
         # Where the top is used, its codes turn the picture into its negative or not.
         return torch.where(maps["top"] % 2 == 1, 1 - image, image)[:, None] if self.uses_top else image[:, None]
