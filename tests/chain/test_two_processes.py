@@ -92,7 +92,7 @@ def restarted(rounding: float, micro_batches: int = 1) -> torch.Tensor:
     random = torch.Generator().manual_seed(1)
     codebook, vectors, noise = (torch.randn(shape, generator=random)
                                 for shape in ((256, 8), (24, 8, 10, 10), (24, 8, 10, 10)))
-    layer = EmaQuantizer(256, 8).train()
+    layer = EmaQuantizer(256, 8, decay=0.99).train()  # a vector that changes sides hardly moves its two embeddings
     layer.codebook.copy_(codebook)
     layer.codebook[::2] += 1e3
     layer._settle(torch.ones(256, dtype=torch.bool), torch.ones(256))
