@@ -97,11 +97,11 @@ class Stopping:
             raise self._raised
 
     def _come_again(self, number: int) -> None:
+        if self._deaf_until == math.inf:  # the work has ended while this was on its way
+            return
         handled = sys.exc_info()[1]
         while handled is not None and handled is not self._raised:
             handled = handled.__context__
-        if self._deaf_until == math.inf:
-            return
         if handled is None:
             self._deaf_until = 0.0
             signal.raise_signal(number)
