@@ -194,8 +194,9 @@ class Vqvae(Pretrained, nn.Module):
         self.to_top = nn.Conv2d(width, dim, 1)
         self.decoder = decoder(dim * settings.levels, image_channels, settings.downsample[0], settings)
         if settings.standardise:  # saved with the weights, so that codes mean the same wherever they are read
-            for name, value in zip(("mean", "deviation"), intensities or 2 * (torch.ones(image_channels),)):
-                self.register_buffer(name, value.view(-1, 1, 1))
+            mean, deviation = intensities or (torch.zeros(image_channels), torch.ones(image_channels))
+            self.register_buffer("mean", mean.view(-1, 1, 1))
+            self.register_buffer("deviation", deviation.view(-1, 1, 1))
         else:
             self.mean, self.deviation = 0.5, 1.0
 
