@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,13 +113,15 @@ def test_what_is_done_in_place_changes_no_output_and_no_gradient(levels):
 
 def test_in_bf16_it_is_as_close_to_float32_as_the_plain_way():
     """Only sums are rounded elsewhere; the encoder's first gradient is 7 % off either way, the top decoder's 20 %."""
-    fast, images = tiny(), torch.rand(4, 1, 32, 48)
-    exact, plain = (output_and_gradients(without_shortcuts(fast), images, bf16) for bf16 in (False, True))
-    made = output_and_gradients(fast, images, bf16=True)
-    errors = {name: (relative_error(made[name], exact[name]), relative_error(plain[name], exact[name]))
-              for name in exact}
-    assert all(ours < 1.5 * theirs + 1e-3 for ours, theirs in errors.values()), errors
-    assert sum(ours for ours, _ in errors.values()) < 1.1 * sum(theirs for _, theirs in errors.values()), errors
+    fast, errors = tiny(), []
+    for _ in range(8):  # of one batch alone the small gradients are a matter of luck, and of the CPU
+        images = torch.rand(4, 1, 32, 48)
+        exact, plain = (output_and_gradients(without_shortcuts(fast), images, bf16) for bf16 in (False, True))
+        made = output_and_gradients(fast, images, bf16=True)
+        errors.append([[relative_error(ours[name], exact[name]) for name in exact] for ours in (made, plain)])
+    ours, theirs = np.mean(errors, 0)
+    assert (ours < 1.5 * theirs + 1e-3).all(), dict(zip(exact, zip(ours, theirs)))
+    assert ours.sum() < 1.1 * theirs.sum()
 
 
 def test_weights_have_the_names_and_shapes_that_files_of_earlier_versions_have():

@@ -13,7 +13,7 @@ from PIL import Image
 from resuming import check_bitwise
 from safetensors.torch import load_file
 
-from vqvae2.commands import evaluate, sample, train_prior, train_vqvae
+from vqvae2.commands import evaluate, sample, train_decoder, train_prior, train_vqvae
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.features import FeatureSettings
@@ -21,11 +21,13 @@ from vqvae2.models.autoencoder import Vqvae
 from vqvae2.runs import weights
 from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
+from vqvae2.slices.settings import ExtractSettings
 from vqvae2.training import settings
-from vqvae2.training.settings import TrainPrior, TrainVqvae
+from vqvae2.training.settings import TrainDecoder, TrainPrior, TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
 
-NAMES = ["keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64", "vqvae2-tiny"]
+NAMES = ["brain-128", "keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256", "vqvae2-64",
+         "vqvae2-tiny"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03", "--seed", "1"]
 SMALL_PRIOR = [*TINY, *TINY_PRIOR, "--copies", "0"]
 
@@ -81,6 +83,9 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
     commands = commands_in("\n".join(line[1:] for line in text.splitlines() if line.startswith("#")))
     given = [settings_of(words, monkeypatch) for words in commands]
     assert [settings.preset for settings in given if isinstance(settings, TrainVqvae)] == [name]
+    for other in (ExtractSettings, TrainDecoder):
+        of_kind = [settings.preset for settings in given if isinstance(settings, other)]
+        assert of_kind == ([name] if presets.load(name, other.table) else of_kind)
     levels = [(settings.preset, settings.level) for settings in given if isinstance(settings, TrainPrior)]
     assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
     assert 20 < len(presets.about(name)) <= 100
@@ -137,6 +142,12 @@ def test_the_tables_of_a_level_beat_those_of_both():
     assert (top.channels, bottom.channels, top.copies, bottom.copies) == (160, 128, 5, 5)
 
 
+def test_extraction_and_the_texture_decoder_have_tables_of_their_own():
+    assert (parse(ExtractSettings, "", ["--preset", "brain-128"]).per_scan, ExtractSettings.per_scan) == (60, 1)
+    decoder = parse(TrainDecoder, "", ["--preset", "brain-128"])
+    assert (decoder.vqvae, decoder.savename, decoder.dataset) == ("brain-128", "brain-128-decoder", "oasis")
+
+
 def test_help_lists_the_presets_and_shows_the_flags_of_the_chosen_one(capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         parse(TrainVqvae, "the manual", ["--preset", "vqvae-256", "--help"])
@@ -173,8 +184,8 @@ def test_the_home_folder_in_a_file_of_ones_own_is_ones_own(tmp_path, monkeypatch
     ("[vqvae]\nepochs = 'many'", r"^--epochs: expected INT, found many\. See .* --help"),
     ("[vqvae]\nquantizer = 'vq'", r"^--quantizer: expected one of ema, gradient, fsq, found vq\."),
     ("[vqvae]\npreset = 'vqvae-256'", r"mine.toml: expected settings that .* has, found preset\."),
-    ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[vqvae\], .* found trainer\. See vqvae2/presets/"),
-    ("epochs = 3", r"mine.toml: expected about, \[vqvae\], .* found epochs\. See vqvae2/presets/"),
+    ("[trainer]\nepochs = 3", r"mine.toml: expected about, \[extract\], \[vqvae\], .* found trainer\. See"),
+    ("epochs = 3", r"mine.toml: expected about, \[extract\], \[vqvae\], .* found epochs\. See vqvae2/presets/"),
     ("[vqvae\nepochs = 3", r"mine.toml: expected a TOML file, found .*line 1.* See vqvae2/presets/")])
 def test_a_file_that_is_no_preset_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
@@ -182,7 +193,7 @@ def test_a_file_that_is_no_preset_is_refused(tmp_path, text, message):
 
 
 def test_a_preset_without_a_name_is_refused():
-    with pytest.raises(UserError, match=r"^--preset --data: expected one of keras-oasis-256, .*, found neither\. See"):
+    with pytest.raises(UserError, match=r"^--preset --data: expected one of brain-128, .*, found neither\. See"):
         vqvae_of("--preset", "--data", "slices")
 
 
@@ -200,7 +211,7 @@ def test_no_preset_chooses_the_level_as_its_tables_and_names_follow_from_it(tmp_
 
 @pytest.mark.parametrize("name", ["vqvae256", "../presets/vqvae-256", "nowhere.toml", "*"])
 def test_an_unknown_preset_is_told_the_known_ones(name):
-    with pytest.raises(UserError, match=rf"--preset {name.replace('*', '.')}: expected one of keras-oasis-256, .*, "
+    with pytest.raises(UserError, match=rf"--preset {name.replace('*', '.')}: expected one of brain-128, .*, "
                                         r"or a \.toml file, found neither\. See --help"):
         vqvae_of("--preset", name)
 
@@ -255,6 +266,10 @@ def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_p
     assert len(pictures) == 2
     with Image.open(pictures[0]) as picture:
         assert (picture.size, picture.mode) == ((32, 32), "RGB" if name == "own-images" else "L")
+    if presets.load(name, "decoder"):
+        train_decoder.main([*common, *TINY, "--epochs", "1", "--width", "8", "--blocks", "1", "--crop", "16", "--vqvae",
+                            str(runs / name)])
+        models += ["--decoder", str(runs / f"{name}-decoder")]
     evaluate.main([*models, "--samples", "2", "--out", str(tmp_path / "report")])
     report = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     ssim = report["reconstruction"]["full"]["ssim"]
@@ -284,6 +299,7 @@ def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(ti
     images = trainer.images.splits["validate"].batch([0, 1])
     read = Vqvae(trainer.settings).eval()
     read.load_state_dict(stored)
+    assert (read.mean.item(), read.deviation.item()) == (stored["mean"].item(), stored["deviation"].item())
     trainer.model.load_state_dict(stored)
     with torch.no_grad():
         assert torch.equal(read.encode(images)["top"], trainer.model.eval().encode(images)["top"])

@@ -128,6 +128,16 @@ def test_equal_work_gives_equal_bytes_for_any_number_of_workers_and_again(scans,
     assert b"workers" not in content
 
 
+def test_a_preset_and_the_flags_that_it_stands_for_cut_the_same_slices(scans, apart, capsys):
+    (apart / "mine.toml").write_text("[extract]\nplanes = ['coronal']\nbits = 16")
+    extract(scans, apart / "out", "--planes", "coronal", "--bits", "16")
+    by_flags = slices_in(apart / "out")
+    capsys.readouterr()
+    extract(scans, apart / "out", "--preset", apart / "mine.toml")
+    assert f"({SUBJECTS} of them unchanged" in capsys.readouterr().out
+    assert slices_in(apart / "out") == by_flags
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"half")])
 def test_a_slice_that_is_gone_or_damaged_is_made_again_and_no_other_scan_is(scans, apart, damage):
     extract(scans, apart / "out")

@@ -48,7 +48,7 @@ class VqvaeSettings(Checked):
     """Width inside a residual block."""
     residual_layers: int = 2
     """Residual blocks in each encoder and decoder."""
-    commitment: float = 0.25
+    commitment: float = 0.5
     """Weight of the commitment loss (beta in van den Oord 2017, equation 3); --quantizer fsq has none."""
     decay: float = 0.9
     """Share of its past that a codebook keeps at each step (gamma in van den Oord 2017, appendix A.1); with --quantizer

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vqvae2.common.errors import expect
 from vqvae2.settings.checks import Checked
@@ -80,11 +80,12 @@ BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "el
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSettings(Checked):
-    """The setting that the trainings share for which a preset has tables."""
+    """The setting that the trainings share which have tables in a preset."""
 
+    table: ClassVar[str]
     preset: str | None = None
     """A preset of the list above, or a .toml file of yours: it sets other defaults, and flags override them. Without
-    --savename the run has the preset's name (a prior's also has the level); the default of --vqvae is the preset's name
+    --savename the run has the preset's name (with the level, or decoder); the default of --vqvae is the preset's name
     too."""
 
 

@@ -3,10 +3,14 @@
 A preset is a TOML file: comments that explain it, `about`, and tables of settings, named as the flags are with _ for -.
 
     about = "One line, for --help."
+    [extract]               # for extract_slices.py
+    per_scan = 20
     [vqvae]                 # for train_vqvae.py
     downsample = [4, 2]
     [prior]                 # for train_pixel_cnn.py at both levels; [top] and [bottom] are for one level
     layers = 8
+    [decoder]               # for train_decoder.py
+    width = 64
 
 The presets that come with the project lie in vqvae2/presets/. A preset's settings are put before the command line as
 flags, so that a flag of the user beats them, and a command's own default holds for what a preset leaves out.
@@ -28,7 +32,7 @@ else:
 
 FOLDER = Path(__file__).parents[1] / "presets"
 SUFFIX = ".toml"
-TABLES = ("vqvae", "prior", "top", "bottom")
+TABLES = ("extract", "vqvae", "prior", "top", "bottom", "decoder")
 
 
 def names() -> list[str]:
@@ -101,13 +105,16 @@ def words(settings: type, arguments: Sequence[str]) -> list[str]:
     Raises: UserError if there is no such preset, or it sets what the command does not have.
     """
     given = dict(re.findall(r"^--(preset|level)[=\n](.+)", "\n".join(arguments), re.MULTILINE))
-    fields, is_prior = settings.__dataclass_fields__, "level" in settings.__dataclass_fields__
+    fields = settings.__dataclass_fields__
     if "preset" not in given or "preset" not in fields:
         return []
     name, stem, level = given["preset"], path_of(given["preset"]).stem, given.get("level", "")
-    values = {"savename": f"{stem}-{level}", "vqvae": stem} if is_prior else {"savename": stem}
+    values, tables = {
+        "extract": ({}, ["extract"]), "vqvae": ({"savename": stem}, ["vqvae"]),
+        "prior": ({"savename": f"{stem}-{level}", "vqvae": stem}, ["prior", level]),
+        "decoder": ({"savename": f"{stem}-decoder", "vqvae": stem}, ["decoder"])}[settings.table]
     made = []
-    for key, value in (values | load(name, *(("prior", level) if is_prior else ("vqvae",)))).items():
+    for key, value in (values | load(name, *tables)).items():
         expect(key in fields and key not in ("preset", "level"), f"--preset {name}",
                f"settings that {Path(sys.argv[0]).name} has", key,
                "They are named as the flags of --help, with _ for -.")

@@ -87,7 +87,8 @@ GONE = "scan is gone"
 SAME = "likely the same person"
 """The page's kind of warning for two subjects whose heads are more alike than those of two people."""
 MOST_PAIRS, MOST_SAME_ON_A_CARD = 1000, 3
-NOT_IN_THE_REPORT = ("archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list", "covariates")
+NOT_IN_THE_REPORT = ("preset", "archives", "scans", "out", "workers", "strict", "shard", "merge", "prune", "list",
+                     "covariates")
 NOT_FOR_WORKERS = {*STOP_SIGNALS} - {signal.SIGTERM}
 """A pool that has lost a worker ends the others with SIGTERM: they may wait for what the lost one had locked."""
 IMAGE_NAME = rf"({'|'.join(SPLITS)})/[^/\\]+_(axial|coronal|sagittal)\d{{3,}}\.png"
