@@ -1,6 +1,6 @@
 r"""Codes of a trained VQ-VAE -> a trained texture decoder in results/<dataset>/<savename>/.
 
-A flow, which makes the detail of an image in 8 passes:
+A flow, which makes the detail of an image in 8 steps:
     python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-texture
 A decoder of one pass, trained against a discriminator:
     python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-sharp \

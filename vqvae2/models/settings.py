@@ -109,7 +109,7 @@ class DecoderSettings(Checked):
     blocks: int = 5
     """Residual blocks of the network."""
     flow_steps: int = 8
-    """Passes in which a flow makes the detail; only for --network flow."""
+    """Steps from noise to detail, each of two passes but the last; only for --network flow."""
     noise_channels: int = 3
     """Channels of noise beside the soft picture; only for --network adversarial."""
 

@@ -5,8 +5,9 @@ error and SSIM, gives about their mean: faithful, and soft. A texture decoder ta
 numbers, and adds the detail of one of the many. It is likely detail, not the true one. Two ways, by --network:
 
 `flow`: a rectified flow [1]. At time 0 the detail is noise, at time 1 it is (picture - soft picture) / deviation; the
-network learns the velocity on the straight line from one to the other, given the soft picture, and a few Euler steps
-follow it.
+network learns the velocity on the straight line from one to the other, given the soft picture, and a few steps of
+Heun's method follow it [3]. (Euler's steps, as many passes of them, leave out a fifth of the power at the highest
+frequencies.)
 `adversarial`: one pass makes the detail of the soft picture and noise; a second network, which only the training has,
 is to tell such pictures from real ones [2].
 
@@ -14,6 +15,7 @@ The random numbers of an image come from (seed, its codes): the same codes and s
 
 [1] Liu, Gong, Liu 2022, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow.
 [2] Isola, Zhu, Zhou, Efros 2017, Image-to-Image Translation with Conditional Adversarial Networks.
+[3] Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space of Diffusion-Based Generative Models, algorithm 1.
 """
 
 import hashlib
@@ -135,10 +137,15 @@ class TextureDecoder(Pretrained, nn.Module):
         """
         if not self.is_flow:
             return soft + self.deviation * self.net(torch.cat([noise, _centred(soft)], 1))
-        for step in range(self.settings.flow_steps):
-            times = soft.new_full((len(soft),), step / self.settings.flow_steps)
-            noise = noise + self.velocity(noise, soft, times) / self.settings.flow_steps
-        return soft + self.deviation * noise
+        steps, detail = self.settings.flow_steps, noise
+        times = torch.linspace(0, 1, steps + 1, device=soft.device)[:, None].expand(-1, len(soft))
+        for step in range(steps):
+            velocity = self.velocity(detail, soft, times[step])
+            if step < steps - 1:  # at 1 the velocity leads nowhere: the last step is one of Euler's
+                ahead = self.velocity(detail + velocity / steps, soft, times[step + 1])
+                velocity = (velocity + ahead) / 2
+            detail = detail + velocity / steps
+        return soft + self.deviation * detail
 
 
 def _centred(soft: torch.Tensor) -> torch.Tensor:

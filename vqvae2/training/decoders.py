@@ -23,7 +23,7 @@ from vqvae2.training.trainer import Share
 
 DECODED = 16
 """Images that are decoded together, on any number of ranks: the last bits depend on it."""
-JUDGED, SHOWN = 64, 4
+JUDGED, SHOWN = 32, 4
 """Validation images, at most, whose texture is compared after an epoch; and that are shown."""
 LIT = 0.05
 """Grey of the brighter places, of which each crop of a training image has one in its middle."""
