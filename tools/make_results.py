@@ -44,14 +44,20 @@ PRETRAINED = Path("pretrained")
 COOL = "--temperature 0.9 0.7 --top-p 0.9"
 # Folder of each report -> what it is called on a card.
 REPORTS = {"report": "temperature 1", "report-cool": "temperature 0.9 and 0.7, top-p 0.9",
-           "report-default": "the default of extraction, one slice a scan"}
+           "report-default": "the default of extraction, one slice a scan",
+           "report-texture": "temperature 1, decoded by the texture decoder"}
+CARDS = {"vqvae": ("report", "report-default"), "top": ("report", "report-cool"), "bottom": ("report", "report-cool"),
+         "decoder": ("report-texture",)}
+"""What a model is -> the reports on its card."""
 PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end of the name
     "report/strip.png": "strip", "report/reconstructions.png": "reconstructions", "report/worst.png": "worst",
     "report/best.png": "best", "report/code_histogram.png": "code-histogram", "report/ssim_histogram.png": "ssim",
     "report/likelihood.png": "likelihood", "report/lesions.png": "lesions", "report/rates.png": "rates",
     "report/closest.png": "closest", "report/curves.png": "curves", "report/curves_top.png": "curves-top",
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
-    "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left"}
+    "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left",
+    "report-texture/reconstructions.png": "reconstructions-texture", "samples-texture/grid.png": "samples-texture",
+    "texture.png": "texture"}
 COMPLETED = 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
@@ -86,21 +92,24 @@ class ResultsSettings(Checked):
 
 
 def models_of(size: int) -> dict[str, Path]:
-    """Return the folders of the models of a size, by what they are: vqvae, top, bottom."""
-    return {what: PRETRAINED / f"{what}-{size}" for what in ("vqvae", "top", "bottom")}
+    """Return the folders of the models of a size, by what they are: vqvae, top, bottom, and decoder where there is one.
+    """
+    return {what: folder for what in CARDS
+            if (folder := PRETRAINED / f"{what}-{size}").is_dir() or what != "decoder"}
 
 
-def flags_of(size: int) -> str:
-    """Return the flags that name the models of a size."""
-    return " ".join(f"--{what} {folder}" for what, folder in models_of(size).items())
+def flags_of(size: int, *more: str) -> str:
+    """Return the flags that name the models of a size; "decoder" among `more` for the texture decoder too."""
+    return " ".join(f"--{what} {folder}" for what, folder in models_of(size).items()
+                    if what in ("vqvae", "top", "bottom", *more))
 
 
 def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
     folder = settings.out / str(size)
     out, models, samples = shlex.quote(str(folder)), flags_of(size), f" --samples {settings.samples}"
-    key = " ".join([*(weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
-                      for model in models_of(size).values()), __version__])
+    hashes = {what: weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
+              for what, model in models_of(size).items()}
     cut = f"--scans {shlex.quote(str(scans))} --out {out}"
     rows = [("slices", "extract", "slices", f"{cut}/slices --size {size} --per-scan {settings.per_scan}"),
             ("figures", "evaluate", "report", f"{models} --data {out}/slices --out {out}/report" + (
@@ -110,8 +119,12 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
              f"--vqvae {models_of(size)['vqvae']} --data {out}/slices-default --out {out}/report-default"),
             ("figures of likelier samples", "evaluate", "report-cool",
              f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
+    if "decoder" in models_of(size):
+        rows.append(("figures with texture", "evaluate", "report-texture",
+                     f"{flags_of(size, 'decoder')} --data {out}/slices{samples} --probe --out {out}/report-texture"))
     return [Step(f"{heading}, {size} by {size}", command, arguments,
-                 note=folder / name / ".done" if command == "evaluate" else None, key=key)
+                 note=folder / name / ".done" if command == "evaluate" else None,
+                 key=" ".join([*(own for what, own in hashes.items() if f"--{what} " in arguments), __version__]))
             for heading, command, name, arguments in rows[:2 if settings.quick else None]]
 
 
@@ -129,6 +142,8 @@ def sampling(size: int, settings: ResultsSettings) -> list[Step]:
     out, new = shlex.quote(str(folder)), f"{flags_of(size)} --count 64{places}"
     complete = f"{flags_of(size)} --inpaint {shlex.quote(str(given))} --count 4 {COOL}"
     return [Step("samples", "sample", f"{new} --out {out}/samples"),
+            *(Step("samples with texture", "sample", f"{new} --decoder {folder} --out {out}/samples-texture")
+              for what, folder in models_of(size).items() if what == "decoder"),
             Step("likelier samples", "sample", f"{new} {COOL} --out {out}/samples-cool"),
             Step("completions of the right half", "sample", f"{complete} --mask right --out {out}/completed"),
             Step("completions of the left half, the best of eight", "sample",
@@ -140,6 +155,7 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
     out, models = settings.out / str(size), models_of(size)
     paths = pictures_in(out / "to-complete")
     real, vqvae = _stacked(paths), api.load_vqvae(models.pop("vqvae"))
+    models.pop("decoder", None)
     codes = api.encode(vqvae, real)
     bits = surprise.code_bits({level: api.load_prior(folder, level, vqvae) for level, folder in models.items()},
                                 codes, [{}] * len(paths), len(paths))
@@ -152,6 +168,17 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
                            ("completed", _stacked([out / "completed" / "images" / f"{path.stem}-000000.png"
                                                    for path in paths])),
                            ("new", _stacked(pictures_in(out / "samples-cool" / "images")[:len(paths)]))])
+
+
+def textures(size: int, settings: ResultsSettings) -> Image.Image:
+    """Return test images at full size, what the VQ-VAE's own decoder makes of their codes, and the texture decoder."""
+    paths, models = pictures_in(settings.out / str(size) / "to-complete"), models_of(size)
+    real = _stacked(paths)
+    soft, sharp = (api.load_vqvae(models["vqvae"], decoder=decoder) for decoder in (None, models["decoder"]))
+    codes = api.encode(soft, real)
+    return pictures.strip([(name, pictures.enlarged(images)) for name, images in (
+        ("real, unseen", real), ("soft", to_bytes(api.decode(soft, codes))),
+        ("with texture", to_bytes(api.decode(sharp, codes))))])
 
 
 def _stacked(paths: list[Path]) -> torch.Tensor:
@@ -190,10 +217,9 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
     said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said).replace(shlex.quote(str(settings.out)),
                                                                            "results/published")
     for what, folder in models.items():
-        left_out = "report-cool" if what == "vqvae" else "report-default"
         files.write_text(folder / publish.CARD, publish.card(
             folder, DATA.format(size=size, pixel=224 / size),
-            {REPORTS[name]: report for name, report in reports.items() if name != left_out}, said,
+            {REPORTS[name]: report for name, report in reports.items() if name in CARDS[what]}, said,
             {"license": "mit", "datasets": ["ds002748"]}))
     files.write_json(models["vqvae"] / "metrics.json", reports["report"])
 
@@ -217,6 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not settings.quick:
             run_steps(sampling(size, settings))
             pictures.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
+            if "decoder" in models_of(size):
+                pictures.save_picture(textures(size, settings), settings.out / str(size) / "texture.png")
         write_documents(size, settings)
         if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)

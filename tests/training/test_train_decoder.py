@@ -12,6 +12,7 @@ from conftest import TINY, TinyRun
 from ranks import run_on_ranks
 from resuming import check_bitwise
 
+from tools import make_results
 from vqvae2 import api
 from vqvae2.commands import evaluate, predict, publish, sample, train_decoder
 from vqvae2.common.errors import UserError
@@ -260,3 +261,25 @@ def test_a_decoder_of_another_vqvae_or_another_kind_of_model_is_refused(trained,
     with pytest.raises(UserError, match=r"--decoder .*: expected a texture decoder, found a top prior"):
         predict.main(["--vqvae", str(run.vqvae), "--decoder", str(run.top), str(run.data / "test"), "--out", "out"])
     assert not Path("out").exists()
+
+
+def test_a_shipped_decoder_has_a_report_and_samples_of_its_own_and_changes_no_other(trained, apart, monkeypatch):
+    run, decoder = trained
+    for what, folder in {"vqvae": run.vqvae, "top": run.top, "bottom": run.bottom}.items():
+        shutil.copytree(folder, apart / "shipped" / f"{what}-32")
+    monkeypatch.setattr(make_results, "PRETRAINED", Path("shipped"))
+    settings = make_results.ResultsSettings(out=Path("out"))
+    (apart / "out/32/slices/test").mkdir(parents=True)
+    shutil.copy(next((run.data / "test").glob("*.png")), "out/32/slices/test")
+
+    def commands() -> dict[str, str]:
+        steps = [*make_results.judging(32, settings, Path("scans")), *make_results.sampling(32, settings)]
+        return {step.heading: step.done() for step in steps}
+
+    before = commands()
+    shutil.copytree(decoder, "shipped/decoder-32")
+    after = commands()
+    more = {heading: after.pop(heading) for heading in set(after) - set(before)}
+    assert after == before
+    assert sorted(more) == ["figures with texture, 32 by 32", "samples with texture"]
+    assert all("--decoder shipped/decoder-32" in command for command in more.values())
