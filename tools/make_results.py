@@ -210,7 +210,7 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
 
 
 def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> None:
-    """Write the card of each model of a size, and its metrics.json beside the VQ-VAE."""
+    """Write the card of each model of a size; VQ-VAE and texture decoder also get the metrics.json of their report."""
     reports, models = read_reports(settings.out / str(size)), models_of(size)
     said = "\n".join(f"vqvae2 {step.name} {step.arguments}" for step in commands)
     # The places of files on this machine are left out.
@@ -221,7 +221,8 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
             folder, DATA.format(size=size, pixel=224 / size),
             {REPORTS[name]: report for name, report in reports.items() if name in CARDS[what]}, said,
             {"license": "mit", "datasets": ["ds002748"]}))
-    files.write_json(models["vqvae"] / "metrics.json", reports["report"])
+        if what in ("vqvae", "decoder"):
+            files.write_json(folder / "metrics.json", reports[CARDS[what][0]])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -195,7 +195,7 @@ def head(folder: Path, report: dict | None, published: Mapping[str, object]) -> 
     values = {**published, "library_name": "vqvae2", "tags": [*KINDS[_kind(config)][0], "brain-mri", "medical-imaging"]}
     if figures := _figures(config, report) if report else []:
         data = ", ".join(published.get("datasets") or [report["data"]["folder"]])
-        task = "image-to-image" if config["kind"] == "vqvae" else "unconditional-image-generation"
+        task = "image-to-image" if config["kind"] in ("vqvae", "decoder") else "unconditional-image-generation"
         values |= {"metrics": [kind for kind, _, _ in figures], "model-index": [{"name": folder.name, "results": [{
             "task": {"type": task}, "dataset": {"type": data, "name": data, "split": report["split"]},
             "metrics": [{"type": kind, "name": name, "value": value} for kind, name, value in figures]}]}]}
@@ -205,7 +205,7 @@ def head(folder: Path, report: dict | None, published: Mapping[str, object]) -> 
 
 def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
     """Return the figures of a report that a head has, as (type, name, value)."""
-    if config["kind"] == "vqvae":
+    if config["kind"] in ("vqvae", "decoder"):
         full = report["reconstruction"]["full"]
         return [(key, name, full[key]["mean"]) for key, name in (
             ("ssim", "SSIM, full picture, mean"), ("ms_ssim", "MS-SSIM, full picture, mean"),
@@ -268,7 +268,8 @@ def _training(folder: Path) -> str:
     if not rows:
         return "The log of the training was not kept."
     last, minutes = rows[-1], sum(float(row.get("seconds") or 0) for row in rows) / 60
-    shown = ("validate_ssim", "validate_mse", "train_bits_per_code", "validate_bits_per_code")
+    shown = ("validate_ssim", "validate_mse", "train_bits_per_code", "validate_bits_per_code",
+             "validate_texture")
     figures = ", ".join(f"{name.replace('_', ' ')} {float(last[name]):.4g}" for name in shown if last.get(name))
     images = int(float(last.get("images_seen") or 0))
     return (f"{len(rows)} epochs, {images:,} images seen, {minutes:.0f} minutes without validation. "
