@@ -363,6 +363,10 @@ class TestWholeChain:
         loaded = api.load_images(tiny_run.data, ["test"]).splits
         np.testing.assert_array_equal(loaded["test"].pixels, split.pixels)
 
+    def test_a_preset_is_not_taken_and_ignored(self, apart):
+        with pytest.raises(UserError, match=r"extract_slices: expected settings by their names, found preset\."):
+            api.extract_slices(apart, apart / "out", preset="brain-128")
+
     def test_slices_are_extracted_with_the_settings_of_the_command(self, apart):
         for number in range(1, 7):
             save(Path(f"scans/sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"), block(seed=number))

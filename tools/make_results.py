@@ -56,8 +56,7 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "report/closest.png": "closest", "report/curves.png": "curves", "report/curves_top.png": "curves-top",
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left",
-    "report-texture/reconstructions.png": "reconstructions-texture", "samples-texture/grid.png": "samples-texture",
-    "texture.png": "texture"}
+    "samples-texture/grid.png": "samples-texture", "texture.png": "texture"}
 COMPLETED = 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
@@ -139,11 +138,11 @@ def sampling(size: int, settings: ResultsSettings) -> list[Step]:
     # The range of positions that the prior has learned; nothing where the prior was told none.
     places = "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
                      for column in weights.read_config(top)["columns"] if column["name"] == "position_mm")
-    out, new = shlex.quote(str(folder)), f"{flags_of(size)} --count 64{places}"
+    out, new, decoder = shlex.quote(str(folder)), f"{flags_of(size)} --count 64{places}", models_of(size).get("decoder")
     complete = f"{flags_of(size)} --inpaint {shlex.quote(str(given))} --count 4 {COOL}"
     return [Step("samples", "sample", f"{new} --out {out}/samples"),
-            *(Step("samples with texture", "sample", f"{new} --decoder {folder} --out {out}/samples-texture")
-              for what, folder in models_of(size).items() if what == "decoder"),
+            *([Step("samples with texture", "sample", f"{new} --decoder {decoder} --out {out}/samples-texture")]
+              if decoder else ()),
             Step("likelier samples", "sample", f"{new} {COOL} --out {out}/samples-cool"),
             Step("completions of the right half", "sample", f"{complete} --mask right --out {out}/completed"),
             Step("completions of the left half, the best of eight", "sample",

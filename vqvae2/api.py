@@ -68,6 +68,8 @@ def extract_slices(scans: str | Path, out: str | Path, **settings: object) -> li
 
     Raises: UserError if a folder or a setting cannot be used, and with `strict=True` at the first unusable scan.
     """
+    expect(settings.get("preset") is None, "extract_slices", "settings by their names", "preset",
+           "A preset is for command lines: pass what its table [extract] sets, such as per_scan=60.")
     folder, out = Path(os.path.expanduser(scans)), Path(os.path.expanduser(out))
     chosen = ExtractSettings(scans=folder, out=out, **settings)
     extraction.check_out(folder, out)

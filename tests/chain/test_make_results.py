@@ -99,6 +99,8 @@ def test_the_page_has_a_place_for_every_table_of_each_published_size():
         for name in ("reconstruction", "codes", "priors", "samples", "memorisation", "probe", "rates", "lesions"):
             start = page.index(f"<!-- {name}-{size} -->\n| ")  # a table follows at once
             assert "<!-- end -->" in page[start:]
+    assert all(f"<!-- {name}-128-texture -->\n| " in page for name in (
+        "reconstruction", "samples", "memorisation", "probe"))
 
 
 def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
@@ -107,7 +109,8 @@ def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
         make_results.main(["--scans", str(tmp_path), "--sizes", "7", "--out", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize("name", ["vqvae-64", "top-64", "bottom-64", "vqvae-128", "top-128", "bottom-128"])
+@pytest.mark.parametrize("name", ["vqvae-64", "top-64", "bottom-64", "vqvae-128", "top-128", "bottom-128",
+                                  "decoder-128"])
 def test_each_published_card_has_data_split_settings_curve_figures_and_limits(name):
     card = (ROOT / "pretrained" / name / publish.CARD).read_text(encoding="utf-8")
     for part in ("## Data", "ds002748", "Split by subject: 2,040 images of 34 subjects", "## Settings", "## Training",

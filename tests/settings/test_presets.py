@@ -17,7 +17,7 @@ from vqvae2.commands import evaluate, sample, train_decoder, train_prior, train_
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.features import FeatureSettings
-from vqvae2.models.autoencoder import Vqvae
+from vqvae2.models.autoencoder import Vqvae, load_vqvae
 from vqvae2.runs import weights
 from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
@@ -85,7 +85,7 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
     assert [settings.preset for settings in given if isinstance(settings, TrainVqvae)] == [name]
     for other in (ExtractSettings, TrainDecoder):
         of_kind = [settings.preset for settings in given if isinstance(settings, other)]
-        assert of_kind == ([name] if presets.load(name, other.table) else of_kind)
+        assert of_kind == [name] * bool(presets.load(name, other.table))
     levels = [(settings.preset, settings.level) for settings in given if isinstance(settings, TrainPrior)]
     assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
     assert 20 < len(presets.about(name)) <= 100
@@ -146,6 +146,26 @@ def test_extraction_and_the_texture_decoder_have_tables_of_their_own():
     assert (parse(ExtractSettings, "", ["--preset", "brain-128"]).per_scan, ExtractSettings.per_scan) == (60, 1)
     decoder = parse(TrainDecoder, "", ["--preset", "brain-128"])
     assert (decoder.vqvae, decoder.savename, decoder.dataset) == ("brain-128", "brain-128-decoder", "oasis")
+
+
+def test_every_preset_says_how_large_its_images_are_and_cuts_slices_of_that_size():
+    """Or the slices that happen to be in SLICES_PATH decide."""
+    for name in NAMES:
+        cut = presets.load(name, "extract")
+        assert cut.get("size") in (None, presets.load(name, "vqvae")["size"]), name
+
+
+@pytest.mark.parametrize(("settings", "name", "table"), [
+    (ExtractSettings, "oasis-128", "extract"), (TrainDecoder, "vqvae2-256", "decoder")])
+def test_a_preset_without_a_table_for_the_command_is_refused_and_not_listed(settings, name, table, capsys):
+    with pytest.raises(UserError, match=rf"--preset {name}: expected a preset with the table \[{table}\], found one "
+                                        r"without it\. Give flags, or one of the presets that --help lists"):
+        parse(settings, "", ["--preset", name])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse(settings, "", ["--help"])
+    said = capsys.readouterr().out
+    assert "    brain-128 " in said
+    assert f"    {name} " not in said
 
 
 def test_help_lists_the_presets_and_shows_the_flags_of_the_chosen_one(capsys):
@@ -299,6 +319,7 @@ def test_the_codes_of_a_standardised_model_are_the_same_when_it_is_read_again(ti
     images = trainer.images.splits["validate"].batch([0, 1])
     read = Vqvae(trainer.settings).eval()
     read.load_state_dict(stored)
+    assert load_vqvae(str(trainer.folder), torch.device("cpu")).hash != weights.weights_hash(stored)  # of older codes
     assert (read.mean.item(), read.deviation.item()) == (stored["mean"].item(), stored["deviation"].item())
     trainer.model.load_state_dict(stored)
     with torch.no_grad():

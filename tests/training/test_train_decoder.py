@@ -113,12 +113,18 @@ def test_a_new_decoder_changes_a_soft_picture_by_nothing_that_it_has_learned(net
 
 def test_a_flow_is_followed_by_heuns_steps_and_a_last_one_of_eulers(monkeypatch):
     """Of the velocity 2 t Heun's steps make t² exactly; the last of 4 steps goes on at the velocity of its start."""
-    monkeypatch.setattr(TextureDecoder, "velocity",
-                        lambda self, detail, soft, times: 0 * detail + 2 * times.view(-1, 1, 1, 1))
+    passes = []
+
+    def velocity(self: TextureDecoder, detail: torch.Tensor, soft: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        passes.append(times)
+        return 0 * detail + 2 * times.view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(TextureDecoder, "velocity", velocity)
     decoder = TextureDecoder(settings_of("--flow-steps", "4"), deviation=0.5)
     made = decoder(torch.full((2, 1, 8, 8), 0.25), torch.zeros(2, 1, 8, 8))
     last = 0.75**1.5
     torch.testing.assert_close(made, torch.full((2, 1, 8, 8), 0.25 + 0.5 * (last**2 + 2 * last * (1 - last))))
+    assert len(passes) == 7
 
 
 def test_a_flow_learns_the_detail_that_soft_pictures_lack():

@@ -4,6 +4,7 @@
     python extract_slices.py --scans ~/data/oasis --out ~/data/oasis-slices
     python extract_slices.py --scans ~/data/oasis --out slices --planes axial coronal sagittal --per-scan 20
     python extract_slices.py --scans ~/data/oasis --out slices-128 --size 128 --bits 16 --workers 8 --strict
+    python extract_slices.py --scans ~/data/oasis --out slices-128 --preset brain-128
     python extract_slices.py --scans /shared/oasis --out /shared/slices --shard 3/8      # on 8 machines, 1/8 to 8/8
 
 The command reads OASIS-1 to -4 as downloaded, BIDS trees, FreeSurfer subjects, folders of NIfTI, Analyze or MGH files,

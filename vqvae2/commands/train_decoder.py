@@ -2,6 +2,8 @@ r"""Codes of a trained VQ-VAE -> a trained texture decoder in results/<dataset>/
 
 A flow, which makes the detail of an image in 8 steps:
     python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-texture
+The decoder of a VQ-VAE that was trained with a preset:
+    python train_decoder.py --preset brain-128 --data ~/data/oasis-slices-128
 A decoder of one pass, trained against a discriminator:
     python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-sharp \
         --network adversarial --learning-rate 2e-4

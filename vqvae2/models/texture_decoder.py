@@ -142,11 +142,11 @@ class TextureDecoder(Pretrained, nn.Module):
         if not self.is_flow:
             return soft + self.deviation * self.net(torch.cat([noise, _centred(soft)], 1))
         steps, detail = self.settings.flow_steps, noise
-        times = (torch.linspace(0, 1, steps + 1, device=soft.device) ** EARLY)[:, None].expand(-1, len(soft))
-        for step, (now, then) in enumerate(itertools.pairwise(times), 1):
+        times = torch.linspace(0, 1, steps + 1, dtype=soft.dtype, device=soft.device).pow(EARLY)
+        for step, (now, then) in enumerate(itertools.pairwise(times[:, None].expand(-1, len(soft))), 1):
             length = (then - now)[:, None, None, None]
             velocity = self.velocity(detail, soft, now)
-            if step < steps:  # at 1 the velocity leads nowhere: the last step is one of Euler's
+            if step < steps:  # no step follows time 1, which the training has none of: the last step is Euler's
                 velocity = (velocity + self.velocity(detail + velocity * length, soft, then)) / 2
             detail = detail + velocity * length
         return soft + self.deviation * detail

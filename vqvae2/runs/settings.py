@@ -80,13 +80,14 @@ BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "el
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSettings(Checked):
-    """The setting that the trainings share which have tables in a preset."""
+    """The setting of trainings for which a preset has a table, `table`."""
 
     table: ClassVar[str]
+    """Its own table in a preset (`presets.TABLES`)."""
     preset: str | None = None
     """A preset of the list above, or a .toml file of yours: it sets other defaults, and flags override them. Without
-    --savename the run has the preset's name (with the level, or decoder); the default of --vqvae is the preset's name
-    too."""
+    --savename the run has the preset's name, a prior's also the level, and a texture decoder's ends with -decoder; the
+    default of --vqvae is the preset's name."""
 
 
 def as_before(old: dict) -> dict:

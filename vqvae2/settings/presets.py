@@ -1,4 +1,4 @@
-"""A preset's name, or a file -> flags of the training commands, and back to a file that can be read as documentation.
+"""A preset's name, or a file -> flags of extraction and trainings, and back to a file that reads as documentation.
 
 A preset is a TOML file: comments that explain it, `about`, and tables of settings, named as the flags are with _ for -.
 
@@ -65,11 +65,12 @@ def about(name: str) -> str:
     return str(_read(path_of(name)).get("about", ""))
 
 
-def listing() -> str:
-    """Return the presets that come with the project, a line each, for --help."""
-    width = max((len(name) for name in names()), default=0)
+def listing(table: str) -> str:
+    """Return the presets that come with the project and have a table, a line each, for --help."""
+    having = [name for name in names() if load(name, table)]
+    width = max(map(len, having), default=0)
     return "\n".join(["Presets (--preset NAME; each is a file in vqvae2/presets/, and flags beat it):",
-                      *(f"    {name:{width}}  {about(name)}" for name in names())])
+                      *(f"    {name:{width}}  {about(name)}" for name in having)])
 
 
 def text(about: str, comments: str, tables: dict[str, dict[str, object]]) -> str:
@@ -109,12 +110,13 @@ def words(settings: type, arguments: Sequence[str]) -> list[str]:
     if "preset" not in given or "preset" not in fields:
         return []
     name, stem, level = given["preset"], path_of(given["preset"]).stem, given.get("level", "")
-    values, tables = {
-        "extract": ({}, ["extract"]), "vqvae": ({"savename": stem}, ["vqvae"]),
-        "prior": ({"savename": f"{stem}-{level}", "vqvae": stem}, ["prior", level]),
-        "decoder": ({"savename": f"{stem}-decoder", "vqvae": stem}, ["decoder"])}[settings.table]
+    named = {"extract": {}, "vqvae": {"savename": stem}, "prior": {"savename": f"{stem}-{level}", "vqvae": stem},
+             "decoder": {"savename": f"{stem}-decoder", "vqvae": stem}}[settings.table]
+    values = load(name, *filter(None, (settings.table, level)))
+    expect(bool(values), f"--preset {name}", f"a preset with the table [{settings.table}]", "one without it",
+           "Give flags, or one of the presets that --help lists.")
     made = []
-    for key, value in (values | load(name, *tables)).items():
+    for key, value in (named | values).items():
         expect(key in fields and key not in ("preset", "level"), f"--preset {name}",
                f"settings that {Path(sys.argv[0]).name} has", key,
                "They are named as the flags of --help, with _ for -.")
