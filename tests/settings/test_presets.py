@@ -85,7 +85,7 @@ def test_a_preset_explains_itself_and_each_of_its_commands_is_one_that_its_scrip
     assert [settings.preset for settings in given if isinstance(settings, TrainVqvae)] == [name]
     for other in (ExtractSettings, TrainDecoder):
         of_kind = [settings.preset for settings in given if isinstance(settings, other)]
-        assert of_kind == [name] * bool(presets.load(name, other.table))
+        assert of_kind == [name] * bool(presets.load(name, other.TABLE))
     levels = [(settings.preset, settings.level) for settings in given if isinstance(settings, TrainPrior)]
     assert levels == [(name, level) for level in ("top", "bottom")[:vqvae_of("--preset", name).levels]]
     assert 20 < len(presets.about(name)) <= 100

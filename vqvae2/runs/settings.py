@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vqvae2.common.errors import expect
 from vqvae2.settings.checks import Checked
@@ -80,10 +80,8 @@ BEFORE_AUGMENTED = {"rotate_degrees": 0.0, "shift_mm": "3 % of the picture", "el
 
 @dataclass(frozen=True, kw_only=True)
 class PresetSettings(Checked):
-    """The setting of trainings for which a preset has a table, `table`."""
+    """The setting of trainings for which a preset has a table: TABLE of their class, one of `presets.TABLES`."""
 
-    table: ClassVar[str]
-    """Its own table in a preset (`presets.TABLES`)."""
     preset: str | None = None
     """A preset of the list above, or a .toml file of yours: it sets other defaults, and flags override them. Without
     --savename the run has the preset's name, a prior's also the level, and a texture decoder's ends with -decoder; the

@@ -64,7 +64,7 @@ def parse(settings: type[Settings], manual: str, arguments: list[str] | None = N
         output.is_result()
         print(manual)  # not as tyro's description: it would join lines, and a command could not be pasted
         if "preset" in settings.__dataclass_fields__:
-            print(presets.listing(settings.table),
+            print(presets.listing(settings.TABLE),
                   *(["\nThe chosen preset stands for", *of_preset] if of_preset else ()))
     messages = io.StringIO()
     try:

@@ -111,9 +111,9 @@ def words(settings: type, arguments: Sequence[str]) -> list[str]:
         return []
     name, stem, level = given["preset"], path_of(given["preset"]).stem, given.get("level", "")
     named = {"extract": {}, "vqvae": {"savename": stem}, "prior": {"savename": f"{stem}-{level}", "vqvae": stem},
-             "decoder": {"savename": f"{stem}-decoder", "vqvae": stem}}[settings.table]
-    values = load(name, *filter(None, (settings.table, level)))
-    expect(bool(values), f"--preset {name}", f"a preset with the table [{settings.table}]", "one without it",
+             "decoder": {"savename": f"{stem}-decoder", "vqvae": stem}}[settings.TABLE]
+    values = load(name, *filter(None, (settings.TABLE, level)))
+    expect(bool(values), f"--preset {name}", f"a preset with the table [{settings.TABLE}]", "one without it",
            "Give flags, or one of the presets that --help lists.")
     made = []
     for key, value in (named | values).items():

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,7 +26,7 @@ ONE_OF_EACH_PAIR = str.maketrans("LPI", "RAS")
 class ExtractSettings(Checked):
     """Settings of extract_slices.py."""
 
-    table: ClassVar[str] = "extract"
+    TABLE = "extract"
     preset: Annotated[str | None, SAID] = None
     """A preset of the list above, or a .toml file of yours: it sets other defaults, and flags override them."""
     scans: Annotated[Path | None, SAID] = None

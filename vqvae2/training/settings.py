@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import tyro
 
@@ -26,14 +26,14 @@ class TrainingSettings(RunSettings, DataSettings):
 class TrainVqvae(AugmentationSettings, VqvaeSettings, PresetSettings, TrainingSettings):
     """Settings of train_vqvae.py."""
 
-    table: ClassVar[str] = "vqvae"
+    TABLE = "vqvae"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
     """Settings of train_pixel_cnn.py."""
 
-    table: ClassVar[str] = "prior"
+    TABLE = "prior"
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE whose codes are learned: a folder, or a name in results/*/ or pretrained/."""
     condition_dropout: float = 0.1
@@ -58,7 +58,7 @@ class TrainPrior(PriorSettings, PresetSettings, TrainingSettings):
 class TrainDecoder(DecoderSettings, PresetSettings, TrainingSettings):
     """Settings of train_decoder.py."""
 
-    table: ClassVar[str] = "decoder"
+    TABLE = "decoder"
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE whose codes are decoded: a folder, or a name in results/*/ or pretrained/."""
     crop: int = 64
