@@ -112,7 +112,7 @@ def test_a_new_decoder_changes_a_soft_picture_by_nothing_that_it_has_learned(net
 
 
 def test_a_flow_is_followed_by_heuns_steps_and_a_last_one_of_eulers(monkeypatch):
-    """Of the velocity 2 t Heun's steps make t² exactly; the last of 4 steps goes on at the velocity of its start."""
+    """A velocity of 2 t is followed exactly, to t²; only the last of 4 steps goes on at the velocity of its start."""
     passes = []
 
     def velocity(self: TextureDecoder, detail: torch.Tensor, soft: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
