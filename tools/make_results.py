@@ -91,8 +91,7 @@ class ResultsSettings(Checked):
 
 
 def models_of(size: int) -> dict[str, Path]:
-    """Return the folders of the models of a size, by what they are: vqvae, top, bottom, and decoder where there is one.
-    """
+    """Return the folders of a size's models, by what they are: vqvae, top, bottom, and decoder where there is one."""
     return {what: folder for what in CARDS
             if (folder := PRETRAINED / f"{what}-{size}").is_dir() or what != "decoder"}
 
