@@ -218,6 +218,17 @@ def test_a_signal_that_a_library_swallows_ends_the_command_all_the_same(where, w
     assert len(done.stderr.splitlines()) == 1 or where == "destructor"  # of which Python itself says something
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_a_rank_that_is_told_to_end_while_it_imports_does_not_say_the_error_again(tmp_path):
+    """torchrun sends SIGTERM to all when rank 0 has printed; an import defers it, and then the error comes first."""
+    (tmp_path / "part.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    code = ("from vqvae2.common.errors import UserError, run_script\ndef main():\n  import part\n"
+            "  raise UserError('a line')\nrun_script(main)")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "RANK": "1", "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (75, "")
+
+
 CLEANING = {
     "slowly": "time.sleep(1)",
     "after an error of its own": "try:\n  pathlib.Path('none').unlink()\nexcept OSError:\n  time.sleep(1)",

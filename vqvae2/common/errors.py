@@ -73,16 +73,18 @@ class Stopping:
     Not while a module is imported: libraries catch whatever an import of theirs may raise, and go on without a part of
     themselves. Once more after SECONDS_TO_END where it is not on its way any longer: an exception in a destructor, or
     below code that catches everything, is lost. (A system without timers does neither.) And what a library makes of
-    Stopped, an error of its own, is Stopped.
+    Stopped, an error of its own, is Stopped. `asked` is whether any signal has come, even one that raised nothing yet.
     """
 
     def __init__(self) -> None:
+        self.asked = False
         self._deaf_until = 0.0
         self._raised: Stopped | None = None
         self._alarm_before: Callable | int | None = None
 
     def raise_it(self, number: int, frame: FrameType | None, message: str) -> None:
         """Raise Stopped with `message`: the handler of signal `number`, which has interrupted `frame`, calls this."""
+        self.asked = True
         now = time.monotonic()
         if now < self._deaf_until:
             return
@@ -168,6 +170,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         # has printed; a process that is still alive after that has met an error of its own.
         if launched_rank() != 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which torchrun ends the wait
+            if stopping.asked:  # it has ended the wait already: the signal came inside an import, or just now
+                raise SystemExit(EXIT_STOPPED) from None
             time.sleep(5)
         print(line, file=sys.stderr, flush=True)
         _tell_launcher(line)
