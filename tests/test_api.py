@@ -23,6 +23,7 @@ from vqvae2.models import encoding as code_maps
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.pixel_cnn import PixelCNN
+from vqvae2.sampling import critic
 from vqvae2.sampling.inpainting import encode_visible
 from vqvae2.settings.parsing import as_dict
 from vqvae2.training.settings import TrainVqvae
@@ -311,8 +312,11 @@ class TestPictures:
 
 
 class TestWholeChain:
-    @pytest.mark.parametrize("settings", [{"seed": 1, "batch": 2}, {"temperature": 0.5, "top_k": (2, 3), "reject": 2}])
-    def test_samples_are_those_of_the_command(self, settings, vqvae, priors, tiny_run, apart):
+    @pytest.mark.parametrize("settings", [{"seed": 1, "batch": 2}, {"temperature": 0.5, "top_k": (2, 3), "reject": 2},
+                                          {"reject": 2, "reject_by": "classifier"}])
+    def test_samples_are_those_of_the_command(self, settings, vqvae, priors, tiny_run, apart, monkeypatch):
+        for name, few in (("DRAWN", 8), ("STEPS", 2)):
+            monkeypatch.setattr(critic, name, few)
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
         sample.main(["--vqvae", str(tiny_run.vqvae), "--top", str(tiny_run.top), "--bottom", str(tiny_run.bottom),
                      "--count", "3", "--out", "new", *re.sub(r"[(,)]", "", flags).split()])

@@ -267,6 +267,7 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
            " and ".join(priors), "Load them with load_prior.")
     image_sampler = sampler.ImageSampler(vqvae, priors, chosen, incomplete)
     with sampler.one_thread():  # with another number of threads the last bits might be others
+        image_sampler.learn()
         made = list(image_sampler.draw(sampler.requests_of(chosen, incomplete)))
     return (torch.stack([image.image for image in made]),
             {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})

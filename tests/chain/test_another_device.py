@@ -16,10 +16,10 @@ from ranks import run_on_ranks
 
 from vqvae2.commands import train_features, train_prior, train_vqvae
 from vqvae2.common import distributed, machine
-from vqvae2.evaluation import distances, features, probe, surprise
+from vqvae2.evaluation import distances, features, surprise
 from vqvae2.images import dataset
 from vqvae2.metrics import similarity
-from vqvae2.models import autoencoder, encoding
+from vqvae2.models import autoencoder, classifier, encoding
 from vqvae2.models.quantizer import LearnedCodebook
 from vqvae2.priors.conditions import numbers
 from vqvae2.sampling import inpainting, sampler
@@ -146,9 +146,8 @@ def evaluated(waits: another_device.Waits, data: Path, runs: Path, device: torch
             with waits.during("") as found:
                 work()
             seen.setdefault("waits for 2 and 5 images", {}).setdefault(name, []).append(len(found))
-        probe.STEPS = count
         with waits.during("") as found:
-            probe._trained([images["train"].bytes()] * 2, 0, 0, device)
+            classifier.trained([images["train"].bytes()] * 2, count, torch.Generator(), device)
         seen.setdefault("waits for 2 and 5 steps", []).append(len(found))
     return seen
 

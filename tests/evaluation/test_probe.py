@@ -13,6 +13,7 @@ from vqvae2.evaluation import probe
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.metrics import context_model
+from vqvae2.models import classifier
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.training.settings import TrainVqvae
@@ -66,7 +67,7 @@ def test_fakes_that_differ_only_in_their_large_form_are_told_too(reals, few_step
 def test_a_background_that_is_not_quite_black_and_white_that_is_not_quite_white_are_no_cue():
     """A decoder's last steps of 8 bit, below 8 and above 247, do not reach the classifier; the next step does."""
     images = torch.tensor([[[[0, 3, 8, 9, 100, 247, 251, 255]]]], dtype=torch.uint8)
-    shown = probe.prepared(images)[0, 0, 0]
+    shown = classifier.prepared(images)[0, 0, 0]
     assert shown[[0, 1, 2]].tolist() == [-1, -1, -1]
     assert shown[[5, 6, 7]].tolist() == [1, 1, 1]
     assert -1 < shown[3] < shown[4] < 1
@@ -116,12 +117,15 @@ def test_no_classifier_is_judged_on_what_it_was_trained_on(reals, monkeypatch):
             judged.append({round(float(value), 4) for value in images[:, 0, 0, 0]})
             return images.mean((1, 2, 3))
 
-    def train(sides, seed, fold, device):
-        trained_on.append({round(float(value), 4) for side in sides for value in probe.prepared(side)[:, 0, 0, 0]})
+        def parameters(self):
+            return iter([torch.zeros(1)])
+
+    def train(sides, *_):
+        trained_on.append({round(float(value), 4) for side in sides for value in classifier.prepared(side)[:, 0, 0, 0]})
         judged.append(None)
         return Spy()
 
-    monkeypatch.setattr(probe, "_trained", train)
+    monkeypatch.setattr(classifier, "trained", train)
     report = probe.judge(fakes, dataclasses.replace(reals, pixels=pixels), seed=0)
     assert report["auroc"] == 1
     assert len(trained_on) == 4
@@ -133,14 +137,14 @@ def test_no_classifier_is_judged_on_what_it_was_trained_on(reals, monkeypatch):
             groups[-1] |= batch
     assert [len(own & seen) for own, seen in zip(groups, trained_on)] == [0] * 4
     assert sum(map(len, groups)) == len(set().union(*groups)) == 116
-    by_subject = [{value for value in own if value < probe.prepared(fakes[:1]).max()} for own in groups]
+    by_subject = [{value for value in own if value < classifier.prepared(fakes[:1]).max()} for own in groups]
     assert [len(own) for own in by_subject] == [24] * 4  # two whole subjects of 12 slices each
 
 
 def test_fakes_are_dealt_to_the_folds_in_turn_and_scores_that_are_equal_count_one_half(reals, monkeypatch):
     sizes = []
-    monkeypatch.setattr(probe, "_trained", lambda sides, *_: sizes.append([len(side) for side in sides]))
-    monkeypatch.setattr(probe, "_logits", lambda model, images, device: torch.zeros(len(images)))
+    monkeypatch.setattr(classifier, "trained", lambda sides, *_: sizes.append([len(side) for side in sides]))
+    monkeypatch.setattr(classifier, "logits", lambda model, images: torch.zeros(len(images)))
     report = probe.judge(torch.from_numpy(heads(1, 9)), reals, 0)
     assert report["folds"] == 4
     assert sizes == [[6, 72], [7, 72], [7, 72], [7, 72]]  # without 3, 2, 2 and 2 fakes, and 2 of 8 subjects each
@@ -154,13 +158,13 @@ def test_fakes_of_the_real_slices_are_judged_by_who_has_not_seen_their_person(re
     pixels = reals.pixels.copy()
     pixels[:, :, 0, 0] = np.arange(96)[:, None]
     seen = []
-    monkeypatch.setattr(probe, "_trained", lambda sides, *_: trained.append(
+    monkeypatch.setattr(classifier, "trained", lambda sides, *_: trained.append(
         {int(value) // 12 for side in sides for value in side[:, 0, 0, 0]}))
 
-    def logits(model, images, device):
+    def logits(model, images):
         seen.append({int(value) // 12 for value in images[:, 0, 0, 0]} & trained[-1])
         return images[:, 0, 0, 0].float() % 12
-    monkeypatch.setattr(probe, "_logits", logits)
+    monkeypatch.setattr(classifier, "logits", logits)
     report = probe.judge(fakes, dataclasses.replace(reals, pixels=pixels), seed=0, same_subjects=True)
     assert seen == [set()] * 8
     assert (report["folds"], report["fakes"], report["subjects"], report["auroc"]) == (4, 96, 8, 0.5)
@@ -186,7 +190,7 @@ def test_one_subject_or_one_fake_has_no_auroc(fakes, subjects):
 
 def test_large_images_are_judged_at_full_resolution_by_windows(monkeypatch, few_steps):
     """Images of 32 pixels where windows have 16: still told by their softness."""
-    monkeypatch.setattr(probe, "CROP", 16)
+    monkeypatch.setattr(classifier, "CROP", 16)
     report = probe.judge(torch.from_numpy(heads(1, 64, softness=0.8)), real_slices(heads(0, 96), 8), seed=0)
     assert report["auroc"] > 0.9
 

@@ -11,11 +11,6 @@ classifier of full-resolution pixels notices first, so that against real slices 
 So the number for samples against *reconstructions* of real slices, which are as soft, stands beside it: this second
 number says what the prior gets wrong.
 
-Both sides are treated alike: 8 bit, values below FLOOR and above CEILING made equal. Real slices are exactly black
-where no brain is and exactly white above the percentile of their scaling, and no decoder does that to the last step;
-this is no news and would hide everything else. Nothing else is taken away: size, place, brightness, contrast, softness,
-anatomy and variety may all be used. Batches hold as many samples as slices, whatever their numbers are.
-
 NOTE The interval is over the subjects and samples that were judged. That another training of the classifier, or other
 folds, would give another number is not in it. Measured at 128²: 128 samples against reconstructions of 12 subjects
 0.66, 0.68 and 0.66 with three seeds; real slices of 17 training subjects against those of 17 others 0.55 (0.42, 0.68).
@@ -27,58 +22,23 @@ References
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
-from tqdm import tqdm
 
-from vqvae2.common import machine, random_numbers
+from vqvae2.common import random_numbers
 from vqvae2.common.statistics import auroc, by_group, with_interval
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model
-from vqvae2.models import encoding
+from vqvae2.models import classifier, encoding
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.models.code_maps import CodeMaps
 
 FOLDS = 4
-FLOOR, CEILING = 8, 247
-"""Darker pixels count as black, brighter ones as white, on the range 0…255."""
-WIDTHS, DETAIL = (16, 24, 32, 48, 64), 4.0
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 160, 32, 2e-3, 0.05
-CROP, SHIFT = 128, 4
-"""Training pictures are windows of at most so many pixels, moved by at most so many; never shrunk."""
+STEPS = 160
 CAPABLE = 0.9
 """AUROC on fakes of the neighbours model from which the probe counts."""
-
-
-class Classifier(nn.Module):
-    """Convolutions of stride 2, then mean and maximum over the picture: images of any size to a logit, high for fakes.
-
-    A picture of 128 x 128 becomes 4 x 4 places that see 65 x 65 pixels each. Beside the picture stands what differs
-    from the mean of 3 x 3 pixels, enlarged: softness is a weak signal in the brightness, and without this channel 120
-    steps did not find it (validation: AUROC 0.78, where the power above 40 cycles a picture alone has 1.00).
-
-    NOTE No normalisation: it would take away how much contrast there is. Weights begin as in He et al. 2015.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip((2 * channels, *WIDTHS), WIDTHS):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU(inplace=True)]
-            nn.init.kaiming_normal_(layers[-2].weight, nonlinearity="relu")
-            nn.init.zeros_(layers[-2].bias)
-        self.layers, self.head = nn.Sequential(*layers), nn.Linear(2 * WIDTHS[-1], 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits `[batch]` of images `[batch, channels, height, width]` that `prepared` has made."""
-        mean = functional.avg_pool2d(functional.pad(images, [1] * 4, mode="replicate"), 3, stride=1)
-        features = self.layers(torch.cat([images, DETAIL * (images - mean)], 1))
-        return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
 
 
 def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu", *,
@@ -110,9 +70,10 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
     fake_fold = real_fold if same_subjects else np.arange(len(fakes)) % folds
     sides = (fakes, fake_fold, np.zeros(len(fakes))), (reals.bytes(), real_fold, np.zeros(len(reals)))
     for fold in range(folds):
-        model = _trained([images[own != fold] for images, own, _ in sides], seed, fold, device)
+        model = classifier.trained([images[own != fold] for images, own, _ in sides], STEPS,
+                                   random_numbers.generator(seed, "probe: training", fold), device)
         for images, own, scores in sides:
-            scores[own == fold] = _logits(model, images[own == fold], device)
+            scores[own == fold] = classifier.logits(model, images[own == fold])
     (*_, of_fakes), (*_, of_reals) = sides
     given = by_group(of_fakes, subject, len(names)) if same_subjects else of_fakes[:, None]
     return report | auroc(given, by_group(of_reals, subject, len(names)), seed, same_subjects=same_subjects,
@@ -179,45 +140,3 @@ class ProbeJudge(Judge):
         return [*((what, with_interval(figures.get(name), "auroc", 3)) for name, what in names),
                 ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on those "
                                           "of the neighbours model")]
-
-
-def prepared(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images as the classifier sees them: float32, from FLOOR to CEILING -1…1."""
-    return (images.float().clamp(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR) * 2 - 1
-
-
-@torch.no_grad()
-def _logits(model: Classifier, images: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return the logits of uint8 images, each the sum of the image's own and its mirror image's."""
-    shown = (prepared(some).to(device) for some in images.split(BATCH))
-    return torch.cat([(model(batch) + model(batch.flip(3))).cpu() for batch in shown])
-
-
-def _trained(sides: Sequence[torch.Tensor], seed: int, fold: int, device: torch.device | str) -> Classifier:
-    """Return a classifier trained on fakes and real slices, the two `sides`."""
-    generator = random_numbers.generator(seed, "probe: training", fold)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        model = Classifier(sides[0].shape[1]).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
-    labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(BATCH // 2)
-    for _ in tqdm(range(STEPS), "probe", unit="step", leave=False):
-        batch = prepared(torch.cat([_pictures(images, generator) for images in sides]))
-        loss = functional.binary_cross_entropy_with_logits(model(machine.to_device(batch, labels.device)), labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return model.eval()
-
-
-def _pictures(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return half a batch, uint8: windows of images drawn at random, moved and mirrored or not."""
-    count, (height, width) = BATCH // 2, (min(side, CROP) for side in images.shape[2:])
-    framed = functional.pad(images[torch.randint(len(images), (count,), generator=generator)], [SHIFT] * 4)
-    starts = [torch.randint(whole - side + 1, (count,), generator=generator).tolist()
-              for whole, side in zip(framed.shape[2:], (height, width))]
-    mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
-    windows = [image[:, top:top + height, left:left + width] for image, top, left in zip(framed, *starts)]
-    return torch.stack([window.flip(2) if flip else window for window, flip in zip(windows, mirrored)])

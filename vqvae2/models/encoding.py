@@ -52,11 +52,14 @@ def reconstruct(model: Vqvae, images: ImageSet, batch: int,
 
 
 @torch.no_grad()
-def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int) -> torch.Tensor:
-    """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time."""
+def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int, *, softly: bool = False) -> torch.Tensor:
+    """Return the images of codes, uint8 `[n, channels, height, width]` on the CPU, decoded `batch` at a time.
+
+    softly: without the texture decoder, even where there is one.
+    """
     device, count = next(model.parameters()).device, len(levels["top"])
-    return torch.cat([to_bytes(model.decode({level: codes[items].to(device).long() for level, codes in levels.items()}))
-                      for items in torch.arange(count).split(batch)])
+    return torch.cat([to_bytes(model.decode({level: codes[items].to(device).long() for level, codes in levels.items()},
+                                            softly=softly)) for items in torch.arange(count).split(batch)])
 
 
 def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, seed: int = 0,

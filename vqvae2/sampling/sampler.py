@@ -13,6 +13,7 @@ With `--reject N` each image is drawn N times, with random numbers of (seed, ima
   completion the codes that stay count too: those after the drawn ones say how well they fit.
 - agreement: the one that, decoded to 8 bit and encoded again, has the most of its codes back (share of all codes, 0…1):
   codes that come back lie where the autoencoder has learned to put images.
+- classifier: the one that small classifiers take for the image of a real slice most readily (`critic.py`).
 
 NOTE The likeliest image is not the most typical one: of a thousand throws of a coin that shows heads in six of ten,
 the likeliest are all heads. Measured with one small prior (64 x 64 pixels, 32 images): the best of 8 by likelihood have
@@ -25,7 +26,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
+from vqvae2.sampling import critic
 from vqvae2.sampling.inpainting import IncompleteImages
 from vqvae2.sampling.settings import SampleSettings, of_level
 
@@ -252,8 +254,10 @@ def condition_values(priors: dict[str, Prior], texts: Sequence[str], numbers: Se
                                          {column.name for column in prior.columns}]) for level, prior in priors.items()}
 
 
-SCORES = {"likelihood": "bits_per_code", "agreement": "agreement"}
-"""The score that --reject-by compares. The best candidate has the fewest bits, or the most agreement."""
+SCORES = {"likelihood": ("bits_per_code", min), "agreement": ("agreement", max), "classifier": ("critic_logit", min)}
+"""The score that --reject-by compares, and whether the best candidate has the least or the most of it."""
+Candidate = tuple[dict[str, torch.Tensor], float]
+"""Codes of each level, `[1, height, width]`, and their score."""
 
 
 @dataclass(frozen=True)
@@ -307,11 +311,23 @@ class ImageSampler:
 
     def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings,
                  incomplete: IncompleteImages | None = None):
-        self.model, self.settings, self.incomplete = vqvae.model, settings, incomplete
+        self.vqvae, self.model, self.settings, self.incomplete = vqvae, vqvae.model, settings, incomplete
         own = {level: priors[level] for level in vqvae.model.levels}
         self.priors = in_float64(own) if settings.precision == "auto" else own
         self.rules = {level: SamplingRule(*(of_level(getattr(settings, name), level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
+
+    def learn(self) -> None:
+        """Train what --reject-by classifier chooses by, where it is asked for. Every rank must call this."""
+        if self.settings.reject == 1 or self.settings.reject_by != "classifier":
+            return
+
+        def draw(numbers: list[int], on_code: Callable[[], object]) -> dict[str, torch.Tensor]:
+            facts = condition_values(self.priors, (), numbers, self.settings.seed)  # of all real slices, too
+            return draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts, on_code,
+                             candidates=[critic.LESSON] * len(numbers))
+
+        self.critic = critic.learned(self.vqvae, draw, self.settings.seed, self.settings.batch)
 
     def draw(self, requests: Sequence[Request],
              on_codes: Callable[[int], object] = lambda _: None) -> Iterator[FinishedImage]:
@@ -320,47 +336,55 @@ class ImageSampler:
         `on_codes` is told how many codes have been settled since; each image has the same number, for each candidate.
         """
         tries = [(request, candidate) for request in requests for candidate in range(self.settings.reject)]
-        candidates: list[FinishedImage] = []
+        candidates: list[Candidate] = []
         for first in range(0, len(tries), self.settings.batch):
-            batch = tries[first:first + self.settings.batch]
-            for (request, number), drawn in zip(batch, self._draw_batch(batch, on_codes)):
-                candidates.append(drawn)
+            batch, kept = tries[first:first + self.settings.batch], []
+            for (request, number), candidate in zip(batch, self._draw_batch(batch, on_codes)):
+                candidates.append(candidate)
                 if number == self.settings.reject - 1:
-                    yield self._finish(request, candidates)
+                    kept.append((request, *self._best(candidates)))
                     candidates = []
+            yield from self._finished(kept)
 
     @torch.no_grad()
-    def _draw_batch(self, batch: Sequence[tuple[Request, int]],
-                    on_codes: Callable[[int], object]) -> list[FinishedImage]:
-        """Draw some candidates together; they are decoded and judged alone, lest the last bits depend on the batch."""
+    def _draw_batch(self, batch: Sequence[tuple[Request, int]], on_codes: Callable[[int], object]) -> list[Candidate]:
+        """Draw some candidates together; they are judged alone, lest the last bits depend on the batch."""
         numbers = [request.number for request, _ in batch]
         facts = condition_values(self.priors, self.settings.condition, numbers, self.settings.seed)
         stay = None if self.incomplete is None else {
             level: maps[[request.item for request, _ in batch]] for level, maps in self.incomplete.codes.items()}
         maps = draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts,
-                                 lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
+                         lambda: on_codes(len(batch)), stay, [candidate for _, candidate in batch])
         alone = [{level: codes[i:i + 1] for level, codes in maps.items()} for i in range(len(batch))]
-        images = to_bytes(torch.cat([self.model.decode(codes) for codes in alone]))
-        scores: list[dict[str, float]] = [{}] * len(batch)
-        if self.settings.reject > 1:
-            values = (bits_per_code(self.priors, maps, facts).tolist()
-                      if self.settings.reject_by == "likelihood" else
-                      torch.stack([agreement(self.model, *pair) for pair in zip(images.split(1), alone)]).tolist())
-            scores = [{SCORES[self.settings.reject_by]: value} for value in values]
-        maps = {level: codes.cpu() for level, codes in maps.items()}
-        return [FinishedImage(request.name, images[i], {level: codes[i] for level, codes in maps.items()}, scores[i])
-                for i, (request, _) in enumerate(batch)]
+        if self.settings.reject == 1:
+            return [(codes, math.nan) for codes in alone]
+        if self.settings.reject_by == "likelihood":
+            return list(zip(alone, bits_per_code(self.priors, maps, facts).tolist()))
+        by_critic = self.settings.reject_by == "classifier"
+        images = to_bytes(torch.cat([self.model.decode(codes, softly=by_critic) for codes in alone]))
+        scores = self.critic.scores(images) if by_critic else torch.stack([
+            agreement(self.model, *pair) for pair in zip(images.split(1), alone)])
+        return list(zip(alone, scores.tolist()))
 
-    def _finish(self, request: Request, candidates: Sequence[FinishedImage]) -> FinishedImage:
-        """Return the best candidate, the first one of equals, as the finished image."""
-        pick, score = min if self.settings.reject_by == "likelihood" else max, SCORES[self.settings.reject_by]
-        best = candidates[0]
-        if len(candidates) > 1:
-            best = pick(candidates, key=lambda candidate: candidate.scores[score])
-            mean = sum(candidate.scores[score] for candidate in candidates) / len(candidates)
-            best = replace(best, scores={**best.scores, f"{score}_of_all": mean})
-        return best if self.incomplete is None else replace(
-            best, image=self.incomplete.completed(request.item, best.image))
+    def _best(self, candidates: Sequence[Candidate]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Return the codes of the best candidate, the first one of equals, and the scores of its image."""
+        if len(candidates) == 1:
+            return candidates[0][0], {}
+        name, pick = SCORES[self.settings.reject_by]
+        codes, score = pick(candidates, key=lambda candidate: candidate[1])
+        return codes, {name: score, f"{name}_of_all": sum(own for _, own in candidates) / len(candidates)}
+
+    @torch.no_grad()
+    def _finished(self, kept: Sequence[tuple[Request, dict[str, torch.Tensor], dict[str, float]]],
+                  ) -> Iterator[FinishedImage]:
+        """Yield the images of codes that are kept, decoded one by one, lest the last bits depend on the others."""
+        if not kept:
+            return
+        images = to_bytes(torch.cat([self.model.decode(codes) for _, codes, _ in kept]))
+        maps = {level: torch.cat([codes[level] for _, codes, _ in kept]).cpu() for level in kept[0][1]}
+        for i, (request, _, scores) in enumerate(kept):
+            image = images[i] if self.incomplete is None else self.incomplete.completed(request.item, images[i])
+            yield FinishedImage(request.name, image, {level: codes[i] for level, codes in maps.items()}, scores)
 
 
 @torch.no_grad()
@@ -379,7 +403,7 @@ def rejection_report(settings: SampleSettings, maps: CodeMaps) -> dict:
     """Return what --reject came to, for sample.json; {} without it."""
     if settings.reject == 1:
         return {}
-    score = SCORES[settings.reject_by]
+    score, _ = SCORES[settings.reject_by]
     kept, of_all = (maps.scores[name].mean().item() for name in (score, f"{score}_of_all"))
     return {"rejection": {"by": settings.reject_by, "candidates": settings.reject, "share_kept": 1 / settings.reject,
                           "unit": score, "mean_kept": kept, "mean_of_all": of_all}}

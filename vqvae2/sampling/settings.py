@@ -65,9 +65,10 @@ class SampleSettings(Checked):
     """Pixels beside the mask over which a completion fades into the original; 0 leaves every visible pixel alone."""
     reject: int = 1
     """Sample N candidates for each image and keep the best. The likeliest image is not the most typical: see above."""
-    reject_by: Literal["likelihood", "agreement"] = "likelihood"
+    reject_by: Literal["likelihood", "agreement", "classifier"] = "likelihood"
     """likelihood: the best candidate has the likeliest codes (both levels, temperature 1). agreement: the best
-    candidate has the most codes that are the same after decoding and encoding."""
+    candidate has the most codes that are the same after decoding and encoding. classifier: the best candidate looks
+    most like the image of a real slice to classifiers that are trained first (minutes on a CPU)."""
     precision: Literal["auto", "fp32"] = "auto"
     """auto: sample in float64 if the device has it, so that no image depends on --batch. fp32: half the time, but about
     one image in 64 changes with --batch."""

@@ -167,6 +167,9 @@ def write_samples(image_sampler: ImageSampler, folder: SampleFolder) -> None:
         print(f"{len(requests) - len(missing)} of {len(requests)} images are there already", flush=True)
     mine = [request for request in requests if request.name in missing][distributed.rank()::distributed.world_size()]
 
+    if missing:
+        image_sampler.learn()
+
     def draw() -> None:  # progress is rank 0's own
         codes = sum(math.prod(prior.shape) for prior in image_sampler.priors.values()) * settings.reject
         with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,

@@ -1,0 +1,86 @@
+"""Codes of training images, and drawn codes -> a critic of candidates, by which `--reject-by classifier` chooses.
+
+The critic is CLASSIFIERS of the probe's classifiers (`models/classifier.py`), which differ in their random numbers.
+Each learns to tell images of drawn codes from images of training images' codes, and a candidate's score is the sum of
+their logits: the lower, the more it looks like the image of a real slice. Both sides are decoded softly, so that what
+decides is what the priors get wrong, and not the decoder.
+
+The drawn codes that it learns from are no candidate's: they have random numbers of their own (LESSON). No image of the
+validation or the test split is in it, so that the probe of a report is a judge that has not been asked before.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from vqvae2.common import distributed, random_numbers
+from vqvae2.common.errors import expect
+from vqvae2.common.statistics import evenly
+from vqvae2.models import classifier, encoding
+from vqvae2.models.autoencoder import TrainedVqvae, code_grids
+from vqvae2.models.classifier import Classifier
+from vqvae2.models.code_maps import CodeMaps
+
+DRAWN, MOST_REAL = 512, 2048
+"""Drawn images that the critic learns from; training images, evenly chosen where there are more."""
+STEPS, CLASSIFIERS = 500, 3
+LESSON = -1
+"""The candidate whose random numbers the drawn images have that the critic learns from."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Says of images of codes how little they look like those of real slices."""
+
+    classifiers: Sequence[Classifier]
+
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the scores, float64 `[n]`, of softly decoded images, uint8 `[n, channels, height, width]`.
+
+        Images go through the networks one by one, so that the last bits do not depend on the others.
+        """
+        return sum(classifier.logits(own, images, batch=1).double() for own in self.classifiers)
+
+
+def learned(vqvae: TrainedVqvae, draw: Callable[[list[int], Callable[[], object]], Mapping[str, torch.Tensor]],
+            seed: int, batch: int) -> Critic:
+    """Return a critic, the same on all ranks, each of which draws a share of what it learns from.
+
+    Args:
+        draw: (numbers of images, what is called after each position) -> each level's codes `[n, height, width]`.
+        seed: of the classifiers. batch: images that are drawn at the same time.
+    Raises: UserError if the VQ-VAE's folder does not hold the codes of its training images.
+    """
+    real, device = training_codes(vqvae), next(vqvae.model.parameters()).device
+    mine = torch.arange(DRAWN)[distributed.rank()::distributed.world_size()]
+    own: dict[int, torch.Tensor] = {}
+    with tqdm(total=len(mine) * sum(map(math.prod, code_grids(vqvae).values())), desc="drawing for the critic",
+              unit="code", leave=False, disable=distributed.rank() != 0) as bar:
+        for numbers in mine.split(batch):
+            maps = draw(numbers.tolist(), functools.partial(bar.update, len(numbers)))
+            own |= dict(zip(numbers.tolist(), encoding.decoded(vqvae.model, maps, 1, softly=True)))
+    drawn = {number: image for share in distributed.gather_objects(own) for number, image in share.items()}
+
+    def train() -> list[Classifier]:
+        some = evenly(len(real.names), MOST_REAL)
+        sides = (torch.stack([drawn[number] for number in range(DRAWN)]), encoding.decoded(
+            vqvae.model, {level: codes[some] for level, codes in real.levels.items()}, batch, softly=True))
+        return [classifier.trained(sides, STEPS, random_numbers.generator(seed, "critic", number), device)
+                for number in range(CLASSIFIERS)]
+
+    found = distributed.gather_objects(distributed.on_rank_0(train))[0]  # hosts may differ in the last bits
+    return Critic([own.to(device) for own in found])
+
+
+def training_codes(vqvae: TrainedVqvae) -> CodeMaps:
+    """Return the codes of the training images. Raises: UserError if the VQ-VAE's folder has none."""
+    path = vqvae.folder / "codes" / "train.npz"
+    found = CodeMaps.load(path, vqvae.hash, grids=code_grids(vqvae), codebook_size=vqvae.model.settings.codebook_size)
+    expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images in "
+           f"{path}, which a training of a prior leaves there", "none", "Train a prior of this VQ-VAE here, or use "
+           "--reject-by likelihood.")
+    return found
