@@ -30,7 +30,7 @@ from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.record import PARTS, RecordedFolder
-from vqvae2.sampling import inpainting, sampler
+from vqvae2.sampling import critic, inpainting, sampler
 from vqvae2.sampling.sampler import FinishedImage, ImageSampler
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import as_dict
@@ -137,6 +137,8 @@ def run(settings: SampleSettings) -> None:
         expect(level in priors, f"--{level}", f"the {level} prior of --vqvae {settings.vqvae}, which has "
                f"{len(vqvae.model.levels)} levels", "none", f"Give --{level} NAME.")
     sampler.condition_values(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
+    if settings.reject_by == "classifier":
+        critic.training_codes(vqvae)  # raises where there are none
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}
