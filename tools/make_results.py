@@ -56,7 +56,8 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "report/closest.png": "closest", "report/curves.png": "curves", "report/curves_top.png": "curves-top",
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left",
-    "samples-texture/grid.png": "samples-texture", "texture.png": "texture"}
+    "samples-texture/grid.png": "samples-texture", "texture.png": "texture",
+    "levels.png": "levels"}
 COMPLETED = 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
@@ -179,6 +180,18 @@ def textures(size: int, settings: ResultsSettings) -> Image.Image:
         ("with texture", to_bytes(api.decode(sharp, codes))))])
 
 
+@torch.no_grad()
+def levels_shown(size: int, settings: ResultsSettings) -> Image.Image:
+    """Return test images, their codes in colours, and what the top codes alone and both levels give back."""
+    vqvae = api.load_vqvae(models_of(size)["vqvae"])
+    real, model = _stacked(pictures_in(settings.out / str(size) / "to-complete")), vqvae.model
+    codes = api.encode(vqvae, real)
+    colours = [(f"{level} codes", pictures.code_colours(maps, model.settings.codebook_size))
+               for level, maps in codes.items()]
+    return pictures.strip([("image", real), *colours, ("from the top", to_bytes(model.decode({"top": codes["top"]}))),
+                           ("from both", to_bytes(model.decode(codes)))])
+
+
 def _stacked(paths: list[Path]) -> torch.Tensor:
     """Return pictures as uint8 `[n, channels, height, width]`."""
     return torch.from_numpy(np.stack([read_picture(path) for path in paths]))
@@ -242,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not settings.quick:
             run_steps(sampling(size, settings))
             pictures.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
+            pictures.save_picture(levels_shown(size, settings), settings.out / str(size) / "levels.png")
             if "decoder" in models_of(size):
                 pictures.save_picture(textures(size, settings), settings.out / str(size) / "texture.png")
         write_documents(size, settings)

@@ -99,8 +99,8 @@ class TestHowItWorks:
             assert path.stat().st_size < 150_000
 
     def test_its_picture_of_codes_is_small(self):
-        path = PICTURES / "how-it-works-codes.png"
-        assert path.stat().st_size < 150_000
+        path = PICTURES / "levels-128.png"
+        assert path.stat().st_size < 200_000
         with Image.open(path) as picture:
             assert picture.width < 1000
 

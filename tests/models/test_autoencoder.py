@@ -39,6 +39,17 @@ def test_code_maps_have_the_size_that_the_factors_say_and_decode_to_the_image_si
     assert model.decode(codes).shape == images.shape
 
 
+def test_top_codes_alone_are_decoded_to_what_they_predict():
+    """As if every bottom code stood for a difference of 0."""
+    model, images = tiny(2), torch.rand(4, 1, 32, 32)
+    start(model, images)
+    with torch.no_grad():
+        codes = model.encode(images)
+        alone = model.decode({"top": codes["top"]})
+        model.quantizers["bottom"].lookup = lambda maps: 0.0
+        torch.testing.assert_close(alone, model.decode(codes))
+
+
 @pytest.mark.parametrize("levels", [1, 2])
 def test_decoding_the_codes_gives_the_reconstruction(levels):
     model, images = tiny(levels), torch.rand(4, 1, 32, 32)

@@ -259,12 +259,13 @@ class Vqvae(Pretrained, nn.Module):
         """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes.
 
         Args:
+            codes: without those of the bottom level, the image is what the top codes alone predict.
             softly: without the texture decoder, even where there is one.
         """
         top = self.quantizers["top"].lookup(codes["top"])
-        features = None
-        if self.settings.levels == 2:
-            features = self.top_decoder(top) + self.quantizers["bottom"].lookup(codes["bottom"])
+        features = self.top_decoder(top) if self.settings.levels == 2 else None
+        if "bottom" in codes:
+            features = features + self.quantizers["bottom"].lookup(codes["bottom"])
         soft = self._decode(top, features).clamp(0, 1)
         return soft if softly or self.texture is None else self.texture(soft, codes).clamp(0, 1)
 
