@@ -100,8 +100,10 @@ def test_an_image_does_not_depend_on_the_batch_the_count_or_the_number_of_proces
 
 def test_nothing_is_learned_where_all_images_are_there(command, few, monkeypatch):
     sample.main(command("out", "--count", 2))
+    before = files_in(Path("out"))
     monkeypatch.setattr(critic, "learned", None)
     sample.main(command("out", "--count", 2))
+    assert files_in(Path("out")) == before
 
 
 def test_a_vqvae_without_the_codes_of_its_training_images_is_refused_before_anything_is_drawn(command, tiny_run,
