@@ -81,6 +81,6 @@ def training_codes(vqvae: TrainedVqvae) -> CodeMaps:
     path = vqvae.folder / "codes" / "train.npz"
     found = CodeMaps.load(path, vqvae.hash, grids=code_grids(vqvae), codebook_size=vqvae.model.settings.codebook_size)
     expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images in "
-           f"{path}, which a training of a prior leaves there", "none", "Train a prior of this VQ-VAE here, or use "
-           "--reject-by likelihood.")
+           f"{path}, which a training of a prior leaves there", "none", "Train a prior of this VQ-VAE here, or leave "
+           "--reject and --reject-by out.")
     return found
