@@ -7,9 +7,10 @@ For one size only, without changing the documentation and the cards of this chec
     python -m tools.make_results --scans ~/data/oasis1 --sizes 64 --docs docs-of-mine --no-cards
 
 For each size that has a VQ-VAE in pretrained/ it extracts slices, judges the models on subjects that they were not
-trained on, makes samples and completes images, with the project's own scripts, and prints their commands. Reports and
-samples go to --out. Then it copies the pictures to <docs>/pictures, writes the tables into <docs>/results.md, between
-the lines <!-- NAME --> and <!-- end -->, and a card for each model. Run it again to go on where it stopped.
+trained on, makes samples and completes images, with the project's own scripts, and prints their commands. Where a size
+has no priors, reconstructions of validation slices are judged as samples are. Reports and samples go to --out. Then it
+copies the pictures that pages in <docs> show to <docs>/pictures, writes the tables into <docs>/results.md, between the
+lines <!-- NAME --> and <!-- end -->, and a card for each model. Run it again to go on where it stopped.
 
 The published numbers are of the 56 scans named in docs/results.md; on other scans the numbers show how well the models
 transfer.
@@ -57,8 +58,8 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "report/curves_bottom.png": "curves-bottom", "samples/grid.png": "samples", "samples-cool/grid.png": "samples-cool",
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left",
     "samples-texture/grid.png": "samples-texture", "texture.png": "texture",
-    "levels.png": "levels"}
-COMPLETED = 6
+    "levels.png": "levels", "overview.png": "overview"}
+SHOWN, IMAGES_SHOWN = "shown", 6
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
 brain, 8 bit, background exactly 0, radiological display, as `extract_slices.py` makes them: {size} by {size} pixels of
@@ -92,9 +93,8 @@ class ResultsSettings(Checked):
 
 
 def models_of(size: int) -> dict[str, Path]:
-    """Return the folders of a size's models, by what they are: vqvae, top, bottom, and decoder where there is one."""
-    return {what: folder for what in CARDS
-            if (folder := PRETRAINED / f"{what}-{size}").is_dir() or what != "decoder"}
+    """Return the folders of a size's models, by what they are: vqvae, top, bottom, decoder."""
+    return {what: folder for what in CARDS if (folder := PRETRAINED / f"{what}-{size}").is_dir()}
 
 
 def flags_of(size: int, *more: str) -> str:
@@ -105,41 +105,59 @@ def flags_of(size: int, *more: str) -> str:
 
 def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     """Return the steps that lead from scans to the reports of one size."""
-    folder = settings.out / str(size)
-    out, models, samples = shlex.quote(str(folder)), flags_of(size), f" --samples {settings.samples}"
+    folder, models = settings.out / str(size), models_of(size)
+    out, priors = shlex.quote(str(folder)), "top" in models
     hashes = {what: weights.weights_hash(weights.load_weights(model / weights.WEIGHTS)[0])
-              for what, model in models_of(size).items()}
-    cut = f"--scans {shlex.quote(str(scans))} --out {out}"
-    rows = [("slices", "extract", "slices", f"{cut}/slices --size {size} --per-scan {settings.per_scan}"),
-            ("figures", "evaluate", "report", f"{models} --data {out}/slices --out {out}/report" + (
-                samples if settings.quick else f" --rates{samples} --probe --lesions")),
-            ("one slice of each scan", "extract", "slices-default", f"{cut}/slices-default --size {size}"),
-            ("figures of one slice of each scan", "evaluate", "report-default",
-             f"--vqvae {models_of(size)['vqvae']} --data {out}/slices-default --out {out}/report-default"),
-            ("figures of likelier samples", "evaluate", "report-cool",
-             f"{models} --data {out}/slices{samples} {COOL} --probe --out {out}/report-cool")]
-    if "decoder" in models_of(size):
-        rows.append(("figures with texture", "evaluate", "report-texture",
-                     f"{flags_of(size, 'decoder')} --data {out}/slices{samples} --probe --out {out}/report-texture"))
+              for what, model in models.items()}
+
+    def cut(heading: str, name: str, more: str = "") -> tuple[str, str, str, str]:
+        return heading, "extract", name, f"--scans {shlex.quote(str(scans))} --out {out}/{name} --size {size}{more}"
+
+    def judge(heading: str, name: str, what: str, slices: str = "slices") -> tuple[str, str, str, str]:
+        return f"figures{heading}", "evaluate", name, f"{what} --data {out}/{slices} --out {out}/{name}"
+
+    drawn = f" --samples {settings.samples}" * priors
+    rows = [cut("slices", "slices", f" --per-scan {settings.per_scan}")]
+    if settings.quick:
+        rows.append(judge("", "report", flags_of(size) + drawn))
+    else:
+        for ending, heading, decoder, more in (("", "", (), " --rates" + " --lesions" * priors),
+                                               ("-texture", " with texture", ("decoder",), "")):
+            if not {*decoder} <= models.keys():
+                continue
+            flags, made = flags_of(size, *decoder), f"validate{ending}"
+            if not priors:
+                rows.append((f"reconstructions{heading}", "predict", made,
+                             f"{flags} {out}/slices/validate --out {out}/{made}"))
+            rows.append(judge(heading, f"report{ending}", flags + (
+                drawn or f" --sampled {out}/{made}/reconstructions") + f" --probe{more}"))
+        rows += [cut("one slice of each scan", "slices-default"),
+                 judge(" of one slice of each scan", "report-default", f"--vqvae {models['vqvae']}", "slices-default")]
+        if priors:
+            rows.append(judge(" of likelier samples", "report-cool", f"{flags_of(size)}{drawn} {COOL} --probe"))
     return [Step(f"{heading}, {size} by {size}", command, arguments,
                  note=folder / name / ".done" if command == "evaluate" else None,
                  key=" ".join([*(own for what, own in hashes.items() if f"--{what} " in arguments), __version__]))
-            for heading, command, name, arguments in rows[:2 if settings.quick else None]]
+            for heading, command, name, arguments in rows]
+
+
+def choose_shown(folder: Path) -> None:
+    """Copy some test slices of a size's folder, evenly spaced, to the folder of those that the pictures show."""
+    paths, shown = pictures_in(folder / "slices" / "test"), folder / SHOWN
+    shutil.rmtree(shown, ignore_errors=True)
+    shown.mkdir(parents=True)
+    for number in statistics.evenly(len(paths), IMAGES_SHOWN):
+        shutil.copy(paths[number], shown)
 
 
 def sampling(size: int, settings: ResultsSettings) -> list[Step]:
-    """Return the steps that sample and complete images of one size, once its slices are there."""
+    """Return the steps that sample and complete images of one size that has priors."""
     folder, top = settings.out / str(size), models_of(size)["top"]
-    paths, given = pictures_in(folder / "slices" / "test"), folder / "to-complete"
-    shutil.rmtree(given, ignore_errors=True)
-    given.mkdir(parents=True)
-    for number in statistics.evenly(len(paths), COMPLETED):
-        shutil.copy(paths[number], given)
     # The range of positions that the prior has learned; nothing where the prior was told none.
     places = "".join(f" --condition position_mm={column['least']:g}..{column['most']:g}"
                      for column in weights.read_config(top)["columns"] if column["name"] == "position_mm")
     out, new, decoder = shlex.quote(str(folder)), f"{flags_of(size)} --count 64{places}", models_of(size).get("decoder")
-    complete = f"{flags_of(size)} --inpaint {shlex.quote(str(given))} --count 4 {COOL}"
+    complete = f"{flags_of(size)} --inpaint {out}/{SHOWN} --count 4 {COOL}"
     return [Step("samples", "sample", f"{new} --out {out}/samples"),
             *([Step("samples with texture", "sample", f"{new} --decoder {decoder} --out {out}/samples-texture")]
               if decoder else ()),
@@ -152,7 +170,7 @@ def sampling(size: int, settings: ResultsSettings) -> list[Step]:
 def overview(size: int, settings: ResultsSettings) -> Image.Image:
     """Return the README's picture: some test images, what the models make of them, and new images, a row each."""
     out, models = settings.out / str(size), models_of(size)
-    paths = pictures_in(out / "to-complete")
+    paths = pictures_in(out / SHOWN)
     real, vqvae = _stacked(paths), api.load_vqvae(models.pop("vqvae"))
     models.pop("decoder", None)
     codes = api.encode(vqvae, real)
@@ -171,7 +189,7 @@ def overview(size: int, settings: ResultsSettings) -> Image.Image:
 
 def textures(size: int, settings: ResultsSettings) -> Image.Image:
     """Return test images at full size, what the VQ-VAE's own decoder makes of their codes, and the texture decoder."""
-    paths, models = pictures_in(settings.out / str(size) / "to-complete"), models_of(size)
+    paths, models = pictures_in(settings.out / str(size) / SHOWN), models_of(size)
     real = _stacked(paths)
     soft, sharp = (api.load_vqvae(models["vqvae"], decoder=decoder) for decoder in (None, models["decoder"]))
     codes = api.encode(soft, real)
@@ -184,7 +202,7 @@ def textures(size: int, settings: ResultsSettings) -> Image.Image:
 def levels_shown(size: int, settings: ResultsSettings) -> Image.Image:
     """Return test images, their codes in colours, and what the top codes alone and both levels give back."""
     vqvae = api.load_vqvae(models_of(size)["vqvae"])
-    real, model = _stacked(pictures_in(settings.out / str(size) / "to-complete")), vqvae.model
+    real, model = _stacked(pictures_in(settings.out / str(size) / SHOWN)), vqvae.model
     codes = api.encode(vqvae, real)
     colours = [(f"{level} codes", pictures.code_colours(maps, model.settings.codebook_size))
                for level, maps in codes.items()]
@@ -204,11 +222,13 @@ def read_reports(out: Path) -> dict[str, dict]:
 
 
 def write_documents(size: int, settings: ResultsSettings) -> None:
-    """Copy the pictures of one size, and write its tables into results.md."""
+    """Copy the pictures of one size that pages show (all of them where there is no page); fill in results.md."""
     out, page = settings.out / str(size), settings.docs / "results.md"
     (settings.docs / "pictures").mkdir(parents=True, exist_ok=True)
+    pages = [*settings.docs.glob("*.md"), *settings.docs.glob("../README.md")] if page.is_file() else []
+    shown = "".join(path.read_text(encoding="utf-8") for path in pages)
     for source, name in PICTURES.items():
-        if (out / source).is_file():
+        if (out / source).is_file() and (f"/{name}-{size}.png" in shown or not pages):
             shutil.copyfile(out / source, settings.docs / "pictures" / f"{name}-{size}.png")
     if page.is_file():
         text = page.read_text(encoding="utf-8")
@@ -253,8 +273,10 @@ def main(arguments: list[str] | None = None) -> None:
                 shutil.rmtree(step.note.parent, ignore_errors=True)
         run_steps(steps)
         if not settings.quick:
-            run_steps(sampling(size, settings))
-            pictures.save_picture(overview(size, settings), settings.docs / "pictures" / f"overview-{size}.png")
+            choose_shown(settings.out / str(size))
+            if "top" in models_of(size):
+                run_steps(sampling(size, settings))
+                pictures.save_picture(overview(size, settings), settings.out / str(size) / "overview.png")
             pictures.save_picture(levels_shown(size, settings), settings.out / str(size) / "levels.png")
             if "decoder" in models_of(size):
                 pictures.save_picture(textures(size, settings), settings.out / str(size) / "texture.png")

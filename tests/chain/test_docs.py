@@ -51,6 +51,11 @@ def test_every_link_and_picture_of_a_page_is_there(page):
             assert anchor in anchors_of(aim), f"{page.name}: {link}"
 
 
+def test_every_picture_is_shown_on_a_page():
+    shown = {(page.parent / link.partition("#")[0]).resolve() for page in PAGES for link in links_of(page)}
+    assert sorted(path.name for path in PICTURES.iterdir() if path not in shown) == []
+
+
 def test_links_are_found_and_code_is_not_taken_for_them(tmp_path):
     page = tmp_path / "a.md"
     page.write_text("# A heading: `x`, 2 * 3\n[a](b.md#c) ![d](e.png \"f\")\n[g](https://h) `[i](j)`\n    [k](l)\n"

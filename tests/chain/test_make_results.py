@@ -5,6 +5,8 @@ anew.
 """
 
 import json
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 STORED = ROOT / "tests" / "stored" / "demo-64.json"
 TOLERANCES = {"reconstruction": (0.004, 0.01), "codes": (0.02, 0.05), "priors": (0.03, 0.02)}
 """Absolute and relative: other CPUs round otherwise, and a code here and there is then another one."""
-PAGE = "# Results\n\n<!-- reconstruction-64 -->\nold\n<!-- end -->\n\nwords\n\n<!-- priors-64 -->\n<!-- end -->\n"
+PAGE = ("# Results\n\n![Rows](pictures/strip-64.png)\n\n<!-- reconstruction-64 -->\nold\n<!-- end -->\n\nwords\n\n"
+        "<!-- priors-64 -->\n<!-- end -->\n")
 
 
 def make(folder):
@@ -84,7 +87,10 @@ def test_tables_go_to_their_places_and_words_stay(made):
         assert f"<!-- {name}-64 -->\n{table}\n<!-- end -->" in page
     assert "\nwords\n" in page
     assert "\nold\n" not in page
-    assert (made[0] / "docs" / "pictures" / "strip-64.png").is_file()
+
+
+def test_the_pictures_that_the_pages_show_are_copied_and_no_others(made):
+    assert [path.name for path in (made[0] / "docs" / "pictures").iterdir()] == ["strip-64.png"]
 
 
 def test_a_page_without_the_place_is_left_as_it_is():
@@ -101,6 +107,33 @@ def test_the_page_has_a_place_for_every_table_of_each_published_size():
             assert "<!-- end -->" in page[start:]
     assert all(f"<!-- {name}-128-texture -->\n| " in page for name in (
         "reconstruction", "samples", "memorisation", "probe"))
+
+
+class TestASizeWithoutPriors:
+    """Its VQ-VAE and texture decoder are judged alone: reconstructions of other unseen people stand for samples."""
+
+    @pytest.fixture
+    def commands(self, tmp_path, monkeypatch):
+        for name in ("vqvae-128", "decoder-128"):
+            shutil.copytree(ROOT / "pretrained" / name, tmp_path / name)
+        monkeypatch.setattr(make_results, "PRETRAINED", tmp_path)
+        settings = make_results.ResultsSettings(out=Path("out"))
+        return [f"{step.name} {step.arguments}" for step in make_results.judging(128, settings, Path("scans"))]
+
+    def test_no_command_asks_for_a_prior_or_for_samples_of_one(self, commands):
+        assert len(commands) >= 6
+        for command in commands:
+            assert not re.search(r"--top|--bottom|--samples|--lesions|--temperature", command), command
+
+    def test_reconstructions_of_validation_slices_are_judged_softly_and_with_texture(self, commands):
+        for name, decoder in (("", ""), ("-texture", r" --decoder \S+/decoder-128")):
+            models = rf"--vqvae \S+/vqvae-128{decoder}"
+            made, judged = (next(number for number, command in enumerate(commands) if re.search(pattern, command))
+                            for pattern in (
+                rf"predict {models} out/128/slices/validate --out out/128/validate{name}$",
+                rf"evaluate {models} .*--sampled out/128/validate{name}/reconstructions --probe.* "
+                rf"--out out/128/report{name}$"))
+            assert made < judged
 
 
 def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
