@@ -47,6 +47,7 @@ COOL = "--temperature 0.9 0.7 --top-p 0.9"
 REPORTS = {"report": "temperature 1", "report-cool": "temperature 0.9 and 0.7, top-p 0.9",
            "report-default": "the default of extraction, one slice a scan",
            "report-texture": "temperature 1, decoded by the texture decoder"}
+WITHOUT_PRIORS = {"report": "decoded softly", "report-texture": "decoded by the texture decoder"}
 CARDS = {"vqvae": ("report", "report-default"), "top": ("report", "report-cool"), "bottom": ("report", "report-cool"),
          "decoder": ("report-texture",)}
 """What a model is -> the reports on its card."""
@@ -83,8 +84,8 @@ class ResultsSettings(Checked):
     per_scan: int = 60
     """Number of slices of each scan."""
     quick: bool = False
-    """Leave out probe, rates, lesions, and the pictures of samples and completions, to check quickly whether the
-    numbers are the same."""
+    """Make the first report alone, without probe, rates and lesions, and neither pictures of samples nor cards, to
+    check quickly whether the numbers are the same."""
     no_cards: bool = False
     """Leave the model cards in pretrained/ as they are: they describe the scans named in docs/results.md."""
 
@@ -116,25 +117,25 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     def judge(heading: str, name: str, what: str, slices: str = "slices") -> tuple[str, str, str, str]:
         return f"figures{heading}", "evaluate", name, f"{what} --data {out}/{slices} --out {out}/{name}"
 
-    drawn = f" --samples {settings.samples}" * priors
+    drawn, plain = f" --samples {settings.samples}" * priors, flags_of(size)
+
+    def probed(heading: str, ending: str, flags: str, more: str = "") -> list[tuple[str, str, str, str]]:
+        made = f"validate{ending}"
+        told = drawn or f" --sampled {out}/{made}/reconstructions"
+        predicted = (f"reconstructions{heading}", "predict", made, f"{flags} {out}/slices/validate --out {out}/{made}")
+        return [*([] if drawn else [predicted]), judge(heading, f"report{ending}", f"{flags}{told} --probe{more}")]
+
     rows = [cut("slices", "slices", f" --per-scan {settings.per_scan}")]
     if settings.quick:
-        rows.append(judge("", "report", flags_of(size) + drawn))
+        rows.append(judge("", "report", plain + drawn))
     else:
-        for ending, heading, decoder, more in (("", "", (), " --rates" + " --lesions" * priors),
-                                               ("-texture", " with texture", ("decoder",), "")):
-            if not {*decoder} <= models.keys():
-                continue
-            flags, made = flags_of(size, *decoder), f"validate{ending}"
-            if not priors:
-                rows.append((f"reconstructions{heading}", "predict", made,
-                             f"{flags} {out}/slices/validate --out {out}/{made}"))
-            rows.append(judge(heading, f"report{ending}", flags + (
-                drawn or f" --sampled {out}/{made}/reconstructions") + f" --probe{more}"))
-        rows += [cut("one slice of each scan", "slices-default"),
+        rows += [*probed("", "", plain, " --rates" + " --lesions" * priors),
+                 cut("one slice of each scan", "slices-default"),
                  judge(" of one slice of each scan", "report-default", f"--vqvae {models['vqvae']}", "slices-default")]
         if priors:
-            rows.append(judge(" of likelier samples", "report-cool", f"{flags_of(size)}{drawn} {COOL} --probe"))
+            rows.append(judge(" of likelier samples", "report-cool", f"{plain}{drawn} {COOL} --probe"))
+        if "decoder" in models:
+            rows += probed(" with texture", "-texture", flags_of(size, "decoder"))
     return [Step(f"{heading}, {size} by {size}", command, arguments,
                  note=folder / name / ".done" if command == "evaluate" else None,
                  key=" ".join([*(own for what, own in hashes.items() if f"--{what} " in arguments), __version__]))
@@ -225,7 +226,7 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
     """Copy the pictures of one size that pages show (all of them where there is no page); fill in results.md."""
     out, page = settings.out / str(size), settings.docs / "results.md"
     (settings.docs / "pictures").mkdir(parents=True, exist_ok=True)
-    pages = [*settings.docs.glob("*.md"), *settings.docs.glob("../README.md")] if page.is_file() else []
+    pages = [*settings.docs.glob("*.md"), *settings.docs.parent.glob("README.md")] if page.is_file() else []
     shown = "".join(path.read_text(encoding="utf-8") for path in pages)
     for source, name in PICTURES.items():
         if (out / source).is_file() and (f"/{name}-{size}.png" in shown or not pages):
@@ -243,6 +244,7 @@ def write_documents(size: int, settings: ResultsSettings) -> None:
 def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> None:
     """Write the card of each model of a size; VQ-VAE and texture decoder also get the metrics.json of their report."""
     reports, models = read_reports(settings.out / str(size)), models_of(size)
+    titles = REPORTS if "top" in models else REPORTS | WITHOUT_PRIORS
     said = "\n".join(f"vqvae2 {step.name} {step.arguments}" for step in commands)
     # The places of files on this machine are left out.
     said = re.sub(r"--scans ('[^']*'|\S+)", "--scans scans", said).replace(shlex.quote(str(settings.out)),
@@ -250,7 +252,7 @@ def write_cards(size: int, settings: ResultsSettings, commands: list[Step]) -> N
     for what, folder in models.items():
         files.write_text(folder / publish.CARD, publish.card(
             folder, DATA.format(size=size, pixel=224 / size),
-            {REPORTS[name]: report for name, report in reports.items() if name in CARDS[what]}, said,
+            {titles[name]: report for name, report in reports.items() if name in CARDS[what]}, said,
             {"license": "mit", "datasets": ["ds002748"]}))
         if what in ("vqvae", "decoder"):
             files.write_json(folder / "metrics.json", reports[CARDS[what][0]])

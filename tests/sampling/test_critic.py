@@ -79,11 +79,11 @@ def test_the_candidate_with_the_lowest_score_is_kept_and_how_it_compares_is_said
     monkeypatch.setattr(critic.Critic, "scores", spy)
     sample.main(command("out", "--count", 3, "--batch", 2))
     assert [len(own) for own in given] == [2] * 3
-    kept = np.load("out/codes.npz")["critic_logit"]
+    kept = np.load("out/codes.npz")["critic_score"]
     assert kept.tolist() == [own.min().item() for own in given]
     report = json.loads(Path("out/sample.json").read_text())["rejection"]
-    assert (report["by"], report["unit"], report["mean_kept"]) == ("classifier", "critic_logit", kept.mean())
-    assert "by classifier: critic logit" in capfd.readouterr().out
+    assert (report["by"], report["unit"], report["mean_kept"]) == ("classifier", "critic_score", kept.mean())
+    assert "by classifier: critic score" in capfd.readouterr().out
 
 
 def test_an_image_does_not_depend_on_the_batch_the_count_or_the_number_of_processes(command, few):

@@ -21,7 +21,7 @@ from vqvae2.images.reading import read_picture
 from vqvae2.models.texture_decoder import Texture, TextureDecoder
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
-from vqvae2.training.decoders import AdversarialTraining, DecoderTrainer, LargestSingularValue
+from vqvae2.training.decoders import AdversarialTraining, DecoderTrainer, SpectralNorm
 from vqvae2.training.settings import TrainDecoder
 from vqvae2.training.trainer import Share
 
@@ -161,16 +161,16 @@ def test_the_discriminator_learns_nothing_from_what_teaches_the_decoder():
         found = torch.autograd.grad(figures[name].sum(), weights, allow_unused=True, retain_graph=True)
         return [gradient is not None and bool(gradient.abs().sum() > 0) for gradient in found]
 
-    assert not any(gradients("seemed", ours))
+    assert not any(gradients("realness", ours))
     assert not any(gradients("discriminator", theirs))
-    assert all(gradients("seemed", theirs))
+    assert all(gradients("realness", theirs))
     assert all(gradients("discriminator", [weight for weight in ours if weight.dim() > 1]))
 
 
 def test_weights_are_divided_by_their_largest_singular_value():
     torch.manual_seed(0)
     weight = torch.randn(8, 3, 4, 4)
-    norm = LargestSingularValue(weight)
+    norm = SpectralNorm(weight)
     norm.update(weight, 2000)
     torch.testing.assert_close(norm(weight), weight / torch.linalg.matrix_norm(weight.flatten(1), 2))
 

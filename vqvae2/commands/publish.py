@@ -282,7 +282,8 @@ def _judged_on(report: dict) -> str:
         temperature, top_p = (" and ".join(f"{value:g}" for value in samples["source"].get(name, ()))
                               for name in ("temperature", "top_p"))
         how = f" at temperature {temperature}, top-p {top_p}, each told what the manifest says of a training image"
-        drawn = f" {samples['count']} samples{how if temperature else ''}."
+        drawn = (f" {samples['count']} samples{how}." if temperature else
+                 f" Judged as samples: {samples['count']} given pictures.")
     return (f"Judged on {report['images']} images of {report['subjects']} subjects, split {report['split']}; "
             f"{seen['images']} of these images and {seen['subjects']} of these subjects were trained on. Seed "
             f"{report['seed']}.{drawn}" + "".join(

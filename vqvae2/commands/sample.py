@@ -43,9 +43,9 @@ sampled anew, so nothing of the hidden pixels can get into a completion. Visible
 part do not see the visible part below them or at their right. --reject 8 keeps completions that fit the visible part,
 since it counts how likely the visible codes then are. 16-bit images become 8-bit images.
 
---reject keeps the likeliest codes, but the likeliest image is not the most typical: likely images have small brains and
-much background, and many candidates reduce variety, as a low temperature does; of 4 by the classifier less than by the
-others. sample.json says which share was kept and compares the kept candidates with all.
+--reject keeps the likeliest codes by default, but the likeliest image is not the most typical: likely images have small
+brains and much background, and many candidates reduce variety, as a low temperature does; so does `agreement`. Of 4 by
+`classifier`, variety was not less. sample.json says which share was kept and compares the kept candidates with all.
 """
 
 from vqvae2.common import machine

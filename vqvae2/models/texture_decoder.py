@@ -6,8 +6,8 @@ numbers, and adds the detail of one of the many. It is likely detail, not the tr
 
 `flow`: a rectified flow [1]. At time 0 the detail is noise, at time 1 it is (picture - soft picture) / deviation; the
 network learns the velocity on the straight line from one to the other, given the soft picture, and a few steps of
-Heun's method follow it [3]. (Euler's steps, as many passes of them, leave out a fifth of the power at the highest
-frequencies.)
+Heun's method follow it [3]. (Euler's method, with as many passes of the network, leaves out a fifth of the power at
+the highest frequencies; with as many steps, a third.)
 `adversarial`: one pass makes the detail of the soft picture and noise; a second network, which only the training has,
 is to tell such pictures from real ones [2].
 
@@ -37,7 +37,7 @@ from vqvae2.runs.weights import Pretrained, TrainedModel, load_model
 from vqvae2.settings.stored import from_dict
 
 TIMES = 16
-"""Frequencies by which the network is told the time, from 1 to FASTEST radians."""
+"""Number of frequencies whose sines and cosines tell the network the time, from 1 to FASTEST radians."""
 FASTEST = 200.0
 EARLY = 1.5
 """Step k of n of a flow begins at time (k / n)**EARLY: shorter steps early on, where noise becomes edges. Of 6 steps at
@@ -58,7 +58,7 @@ class TimedBlock(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: torch.Tensor, waves: torch.Tensor | None) -> torch.Tensor:
-        """`[batch, width, height, width]` and, where it is timed, `[batch, 2 TIMES]` to the first shape."""
+        """Features `[n, channels, height, width]` and, where it is timed, `[n, 2 TIMES]` to features of that shape."""
         inner = self.first(functional.silu(x))
         if self.time is not None:
             scale, shift = self.time(waves)[:, :, None, None].chunk(2, 1)
@@ -146,7 +146,7 @@ class TextureDecoder(Pretrained, nn.Module):
         for step, (now, then) in enumerate(itertools.pairwise(times[:, None].expand(-1, len(soft))), 1):
             length = (then - now)[:, None, None, None]
             velocity = self.velocity(detail, soft, now)
-            if step < steps:  # no step follows time 1, which the training has none of: the last step is Euler's
+            if step < steps:  # the last step is Euler's: the training has no time of exactly 1 to ask for
                 velocity = (velocity + self.velocity(detail + velocity * length, soft, then)) / 2
             detail = detail + velocity * length
         return soft + self.deviation * detail

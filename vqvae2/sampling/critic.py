@@ -2,10 +2,11 @@
 
 The critic is CLASSIFIERS of the probe's classifiers (`models/classifier.py`), which differ in their random numbers.
 Each learns to tell images of drawn codes from images of training images' codes, and a candidate's score is the sum of
-their logits: the lower, the more it looks like the image of a real slice. Both sides are decoded softly, so that what
-decides is what the priors get wrong, and not the decoder.
+what they say of it and of its mirror image: the lower, the more it looks like the image of a real slice. Both sides are
+decoded softly, so that what decides is what the priors get wrong, and not the decoder.
 
-The drawn codes that it learns from are no candidate's: they have random numbers of their own (LESSON). No image of the
+The drawn codes that it learns from are no candidate's: they have random numbers of their own (LESSON), and no
+condition, since the real slices are of all positions. No image of the
 validation or the test split is in it, so that the probe of a report is a judge that has not been asked before.
 """
 
@@ -29,7 +30,7 @@ DRAWN, MOST_REAL = 512, 2048
 """Drawn images that the critic learns from; training images, evenly chosen where there are more."""
 STEPS, CLASSIFIERS = 500, 3
 LESSON = -1
-"""The candidate whose random numbers the drawn images have that the critic learns from."""
+"""Number of the candidate that the critic's own drawings are: no image has one of this number."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def learned(vqvae: TrainedVqvae, draw: Callable[[list[int], Callable[[], object]
     def train() -> list[Classifier]:
         some = evenly(len(real.names), MOST_REAL)
         sides = (torch.stack([drawn[number] for number in range(DRAWN)]), encoding.decoded(
-            vqvae.model, {level: codes[some] for level, codes in real.levels.items()}, batch, softly=True))
+            vqvae.model, {level: codes[some] for level, codes in real.levels.items()}, 1, softly=True))
         return [classifier.trained(sides, STEPS, random_numbers.generator(seed, "critic", number), device)
                 for number in range(CLASSIFIERS)]
 

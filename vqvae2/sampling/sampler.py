@@ -254,7 +254,7 @@ def condition_values(priors: dict[str, Prior], texts: Sequence[str], numbers: Se
                                          {column.name for column in prior.columns}]) for level, prior in priors.items()}
 
 
-SCORES = {"likelihood": ("bits_per_code", min), "agreement": ("agreement", max), "classifier": ("critic_logit", min)}
+SCORES = {"likelihood": ("bits_per_code", min), "agreement": ("agreement", max), "classifier": ("critic_score", min)}
 """The score that --reject-by compares, and whether the best candidate has the least or the most of it."""
 Candidate = tuple[dict[str, torch.Tensor], float]
 """Codes of each level, `[1, height, width]`, and their score."""
@@ -323,7 +323,7 @@ class ImageSampler:
             return
 
         def draw(numbers: list[int], on_code: Callable[[], object]) -> dict[str, torch.Tensor]:
-            facts = condition_values(self.priors, (), numbers, self.settings.seed)  # of all real slices, too
+            facts = condition_values(self.priors, (), numbers, self.settings.seed)  # told nothing
             return draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts, on_code,
                              candidates=[critic.LESSON] * len(numbers))
 

@@ -22,11 +22,12 @@ from vqvae2.training.settings import TrainDecoder
 from vqvae2.training.trainer import Share
 
 DECODED = 16
-"""Images that are decoded together, on any number of ranks: the last bits depend on it."""
+"""Images that are decoded together: the last bits depend on it."""
 JUDGED, SHOWN = 32, 4
 """Validation images, at most, whose texture is compared after an epoch; and that are shown."""
 LIT = 0.05
-"""Grey of the brighter places, of which each crop of a training image has one in its middle."""
+"""Grey of the brighter places. Each crop of a training image has one in its middle, or beside a border as near to it as
+the picture reaches."""
 DETAIL = 4.0
 """What differs from the mean of 3 by 3 pixels is shown to the discriminator enlarged by this factor."""
 DISCRIMINATOR_RATE = 2.0
@@ -57,7 +58,7 @@ class FlowTraining(nn.Module):
         return {"loss": (velocity - (detail - noise)).square().flatten(1).mean(1)}
 
 
-class LargestSingularValue(nn.Module):
+class SpectralNorm(nn.Module):
     """A convolution's weights divided by their largest singular value, by power iteration (Miyato et al. 2018).
 
     The iteration goes on in `update`, once a step: what a step computes depends on no number of passes.
@@ -93,7 +94,7 @@ class Discriminator(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(before, after, side, stride, padding=1)
                                     for before, after, side, stride in sizes)
         for layer in self.layers:
-            parametrize.register_parametrization(layer, "weight", LargestSingularValue(layer.weight), unsafe=True)
+            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight), unsafe=True)
         self.update(20)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -133,11 +134,11 @@ class AdversarialTraining(nn.Module):
         if self.ssim_weight:
             error = error + self.ssim_weight * losses.dissimilarity(made, pixels)
         self.discriminator.requires_grad_(False)  # what it says of the decoder's pictures is not to teach it
-        seemed = self.discriminator(made).flatten(1).mean(1)
+        realness = self.discriminator(made).flatten(1).mean(1)
         self.discriminator.requires_grad_(True)
         real, fake = self.discriminator(pixels), self.discriminator(made.detach())
-        told = ((1 - real).relu() + (1 + fake).relu()).flatten(1).mean(1)
-        return {"loss": error - weight * seemed + told, "error": error, "seemed": seemed, "discriminator": told}
+        hinge = ((1 - real).relu() + (1 + fake).relu()).flatten(1).mean(1)
+        return {"loss": error - weight * realness + hinge, "error": error, "realness": realness, "discriminator": hinge}
 
 
 TRAININGS = {"flow": FlowTraining, "adversarial": AdversarialTraining}
@@ -197,7 +198,7 @@ class DecoderTrainer(AfterVqvae):
         return TRAININGS[self.settings.network](decoder, self.settings).to(memory_format=torch.channels_last)
 
     def optimizer(self, parameters: object) -> torch.optim.Optimizer:
-        """Return Adam; against a discriminator with less of a memory, and the discriminator faster than the decoder."""
+        """Return Adam; against a discriminator with betas of 0.5 and 0.99, and the discriminator at twice the rate."""
         options = {"lr": self.settings.learning_rate, "fused": self.device.type != "mps"}
         if not hasattr(self.model, "discriminator"):
             return torch.optim.Adam(parameters, **options)
