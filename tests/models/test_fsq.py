@@ -232,3 +232,10 @@ def test_embeddings_priors_and_samples_are_made_of_its_codes(tiny_slices, tmp_pa
     embeddings = api.embeddings(vqvae, codes)["top"]
     codebook = vqvae.model.quantizers["top"].codebook.detach()
     np.testing.assert_allclose(np.asarray(embeddings)[0, :, 0, 0], codebook[0].numpy(), atol=1e-6)
+
+
+def test_weights_for_other_levels_are_none_to_begin_with_even_where_their_shapes_are_the_same(tiny_slices, apart):
+    given = ["--data", str(tiny_slices), *TINY, *TINY_VQVAE, "--epochs", "1", "--quantizer", "fsq"]
+    train_vqvae.main([*given, "--savename", "first", "--fsq-levels", "3", "5"])
+    with pytest.raises(UserError, match=r"--fsq-levels 5 3 \(was 3 5\)\. "):
+        train_vqvae.main([*given, "--savename", "second", "--fsq-levels", "5", "3", "--init-from", "first"])

@@ -53,7 +53,8 @@ def test_images_of_real_codes_have_lower_scores_than_images_of_codes_at_random(v
     monkeypatch.setattr(critic, "DRAWN", 64)
     monkeypatch.setattr(critic, "STEPS", 60)
     monkeypatch.setattr(critic, "CLASSIFIERS", 1)
-    real = CodeMaps.load(vqvae.folder / "codes" / "validate.npz", vqvae.hash)
+    train, real = (CodeMaps.load(vqvae.folder / "codes" / f"{split}.npz", vqvae.hash)
+                   for split in ("train", "validate"))
     random = torch.Generator().manual_seed(0)
 
     def at_random(count):
@@ -61,7 +62,7 @@ def test_images_of_real_codes_have_lower_scores_than_images_of_codes_at_random(v
         return {level: torch.randint(size, (count, *maps.shape[1:]), generator=random)
                 for level, maps in real.levels.items()}
 
-    found = critic.learned(vqvae, lambda numbers, _: at_random(len(numbers)), 0, 16)
+    found = critic.learned(vqvae, train, lambda numbers, _: at_random(len(numbers)), 0, 16)
     of_random, of_real = (found.scores(encoding.decoded(vqvae.model, levels, 16)).numpy()
                           for levels in (at_random(len(real.names)), real.levels))
     assert stats.mannwhitneyu(of_random, of_real).statistic > 0.9 * len(real.names)**2
@@ -110,5 +111,21 @@ def test_a_vqvae_without_the_codes_of_its_training_images_is_refused_before_anyt
                                                                                              tmp_path, refusal):
     shutil.copytree(tiny_run.vqvae, tmp_path / "published", ignore=shutil.ignore_patterns("codes"))
     line = refusal(sample.main, *command("out"), "--vqvae", tmp_path / "published")
-    assert line.startswith("--reject-by classifier: expected the codes of the training images in ")
+    assert line.startswith("--reject-by classifier: expected the codes of the training images of --top ")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("change", ["cut", "other images"])
+def test_codes_that_are_damaged_or_of_other_images_than_the_prior_learned_are_refused_in_one_line(
+        command, tiny_run, tmp_path, refusal, change):
+    """Another training with other images may have left its own there since; a critic of these would be another one."""
+    path = shutil.copytree(tiny_run.vqvae, tmp_path / "mine") / "codes" / "train.npz"
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        own = np.load(path)
+        CodeMaps(own["image"].tolist(), {level: torch.from_numpy(own[level]) for level in ("top", "bottom")}).save(
+            path, str(own["vqvae_hash"]), "other")
+    line = refusal(sample.main, *command("out"), "--vqvae", tmp_path / "mine")
+    assert line.startswith("--reject-by classifier: expected the codes of the training images of --top ")
     assert not Path("out").exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TinyRun
+from conftest import TINY, TinyRun, edit_manifest
+from PIL import Image
 from ranks import run_on_ranks
 from resuming import check_bitwise
 
@@ -95,12 +96,35 @@ def test_one_can_begin_with_another_of_the_same_vqvae(network, given, tiny_run):
                      for name in ("texture", "again"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-5)
+    again[again.index("again")] = "other"
+    with pytest.raises(UserError, match=r"--init-from texture: expected .* others: --width 4 \(was 8\)"):
+        train_decoder.main([*again, "--width", "4"])
     path = Path("results/oasis/texture/model.safetensors")
     tensors, config = weights.load_weights(path)
     weights.save_weights(path, tensors, config | {"vqvae_hash": "0" * 64})
-    again[again.index("again")] = "other"
     with pytest.raises(UserError, match=r"--init-from texture: expected weights that learned the codes of .* 000000"):
         train_decoder.main(again)
+
+
+@NETWORKS
+@pytest.mark.parametrize("validation", ["no images", "one grey"])
+def test_images_that_cannot_be_judged_by_their_texture_leave_a_decoder_all_the_same(network, validation, given,
+                                                                                    tmp_path):
+    data = shutil.copytree(given[1], tmp_path / "data")
+    if validation == "no images":
+        def without(rows):
+            rows[:] = [row for row in rows if row["split"] == "train"]
+
+        edit_manifest(data, without)
+    for path in (data / "validate").glob("*.png"):
+        Image.new("L", Image.open(path).size).save(path)
+    edit_manifest(data, hashed=True)
+    train_decoder.main([*given, "--data", str(data), "--network", network])
+    assert Path("results/oasis/texture/model.safetensors").is_file()
+    with open("results/oasis/texture/log.csv", newline="") as file:
+        found = [row.get("validate_texture") for row in csv.DictReader(file)]
+    assert len(found) == 2
+    assert all(map(float, found)) if validation == "one grey" else not any(found)
 
 
 @NETWORKS

@@ -194,14 +194,17 @@ def test_two_processes_of_two_micro_batches_are_one_process(told, apart):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
 
 
-def test_a_prior_begins_only_with_one_of_the_same_codes_and_facts(told):
+def test_a_prior_begins_only_with_one_of_the_same_codes_facts_and_heads(told):
     train_prior.main([*told, "--savename", "first", "--epochs", "1"])
     more = [*told, "--epochs", "1", "--init-from", "first"]
+    with pytest.raises(UserError, match=r"others: --heads 1 \(was \d\)\. "):  # weights of the same shapes
+        train_prior.main([*more, "--savename", "other", "--heads", "1"])
     train_prior.main([*more, "--savename", "second"])
-    with pytest.raises(UserError, match=r"tensor known.*, found none"):
+    with pytest.raises(UserError, match=r"--init-from first: expected weights of the same architecture, found others: "
+                       r"--condition .+ \(was \)"):
         train_prior.main([*more, "--savename", "third", *CONDITION])
     train_prior.main([*told, "--savename", "of-age", "--epochs", "1", "--condition", "age"])
-    with pytest.raises(UserError, match=r"--init-from of-age: expected a prior that is told .*position.*, found .*age"):
+    with pytest.raises(UserError, match=r"--init-from of-age: expected .*--condition position_mm \(was age\)"):
         train_prior.main([*told, "--savename", "third", "--epochs", "1", "--init-from", "of-age",
                           "--condition", "position_mm"])
     path = Path("results/oasis/first/model.safetensors")

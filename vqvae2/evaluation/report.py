@@ -6,10 +6,8 @@ offer. Nothing is reported of images that a model has seen unless the report say
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -224,8 +222,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
                                     ["--features"], allowed=read_as.allow_leak)
         drawn = (lambda: read(settings.sampled, data.shape)) if settings.sampled else (
             lambda: draw(settings, vqvae, priors, train, settings.out / PARTS))
-    shape, cells = split.pixels.shape[2:], itertools.accumulate(vqvae.model.settings.downsample, operator.mul)
-    sizes = [tuple(side // cell for side in shape) for cell in cells][::-1]
+    shape = split.pixels.shape[2:]
+    sizes = [*vqvae.model.grids(shape).values()]
     return Evaluation(settings, vqvae, priors, data, trained, extractor, drawn, {
         "schema": SCHEMA, "data": vqvae.config["data"] | {"folder": data.folder.name, "shared_subjects": shared},
         "split": settings.split, "subjects": len(set(split.subjects)), "subjects_known": data.subjects_known,

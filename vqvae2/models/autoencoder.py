@@ -40,7 +40,7 @@ References
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,6 +202,11 @@ class Vqvae(Pretrained, nn.Module):
         else:
             self.mean, self.deviation = 0.5, 1.0
 
+    def grids(self, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """Return height and width of each level's code maps, top first, of images of this height and width."""
+        cells = {"top": math.prod(self.settings.downsample), "bottom": self.settings.downsample[0]}
+        return {level: (shape[0] // cells[level], shape[1] // cells[level]) for level in self.levels}
+
     @classmethod
     def from_config(cls, config: dict, tensors: dict[str, torch.Tensor]) -> "Vqvae":
         """Return a model of a run's config, whose weights are still to be loaded.
@@ -285,10 +290,7 @@ TrainedVqvae = TrainedModel
 
 def code_grids(vqvae: TrainedVqvae) -> dict[str, tuple[int, int]]:
     """Return height and width of each level's code maps, top first."""
-    height, width = vqvae.config["image_shape"][1:]
-    factors = vqvae.model.settings.downsample
-    cells = {"top": math.prod(factors), "bottom": factors[0]}
-    return {level: (height // cells[level], width // cells[level]) for level in vqvae.model.levels}
+    return vqvae.model.grids(vqvae.config["image_shape"][1:])
 
 
 def load_vqvae(name: str, device: torch.device, flag: str = "--vqvae", results: Path = Path("results")) -> TrainedVqvae:

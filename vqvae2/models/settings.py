@@ -65,6 +65,9 @@ class VqvaeSettings(Checked):
     gradient_weight: float = 0.0
     """Weight of the absolute error of the differences between neighbouring pixels."""
 
+    FORM = ("quantizer", "norm", "standardise", "levels", "downsample", "codebook_size", "fsq_levels", "embedding_dim",
+            "channels", "residual_channels", "residual_layers")
+    """The settings in which two models must agree where one begins with the other's weights."""
     RULES = (
         ("downsample", lambda factors: all(2 <= f <= 4096 and f & (f - 1) == 0 for f in factors),
          "powers of 2, from 2 to 4096",
@@ -113,6 +116,7 @@ class DecoderSettings(Checked):
     noise_channels: int = 3
     """Channels of noise beside the soft picture; only for --network adversarial."""
 
+    FORM = ("network", "width", "blocks", "noise_channels")
     RULES = (
         ("width", lambda width: 2 <= width <= 4096, "2 to 4096", "The default is 48."),
         ("blocks", lambda blocks: 1 <= blocks <= 256, "1 to 256", "The default is 5."),

@@ -29,6 +29,7 @@ class PriorSettings(Checked):
     dropout: float = 0.2
     """Share of channels dropped in each layer while training."""
 
+    FORM = ("level", "network", "channels", "layers", "attention_every", "heads", "condition")
     RULES = (
         ("channels", lambda channels: 2 <= channels <= 16384, "2 to 16384", "The default is 128."),
         ("heads", lambda heads: heads >= 1, "at least 1", "The default is 4."),

@@ -219,23 +219,27 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
     return loaded
 
 
-def load_into(model: nn.Module, name: str, flag: str, kind: str, results: Path = Path("results")) -> TrainedModel:
+def load_into(model: nn.Module, name: str, flag: str, kind: str, results: Path = Path("results"),
+              check: Callable[[dict], None] = lambda _: None) -> TrainedModel:
     """Give `model` the weights of the run `name`, which must be of the same `kind` and architecture.
 
-    Arguments and errors are otherwise as for `load_model`.
+    Args:
+        check: raises UserError where a run of this config is none to begin with. Other arguments, and errors, are as
+            for `load_model`.
     """
     return _filled(name, flag, kind, lambda *_: model, results, f"a {kind}",
-                   "Only a run of the same kind can be gone on from.")
+                   "Only a run of the same kind can be gone on from.", check)
 
 
 def _filled(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
-            results: Path, words: str, advice: str) -> TrainedModel:
+            results: Path, words: str, advice: str, check: Callable[[dict], None] = lambda _: None) -> TrainedModel:
     """Find a run, check what it holds, and put its weights into the model that `build` returns."""
     folder = find_run(name, flag, results)
     path = folder / WEIGHTS
     tensors, config = load_weights(path)
     found = str(config.get("kind"))
     expect(found.endswith(kind), f"{flag} {name}", words, f"a {found} in {folder}", advice)
+    check(config)
     try:
         _check_values(tensors)
         model = build(config, tensors)

@@ -25,6 +25,7 @@ from vqvae2.models import classifier, encoding
 from vqvae2.models.autoencoder import TrainedVqvae, code_grids
 from vqvae2.models.classifier import Classifier
 from vqvae2.models.code_maps import CodeMaps
+from vqvae2.runs import weights
 
 DRAWN, MOST_REAL = 512, 2048
 """Drawn images that the critic learns from; training images, evenly chosen where there are more."""
@@ -47,16 +48,17 @@ class Critic:
         return sum(classifier.logits(own, images, batch=1).double() for own in self.classifiers)
 
 
-def learned(vqvae: TrainedVqvae, draw: Callable[[list[int], Callable[[], object]], Mapping[str, torch.Tensor]],
-            seed: int, batch: int) -> Critic:
+def learned(vqvae: TrainedVqvae, real: CodeMaps,
+            draw: Callable[[list[int], Callable[[], object]], Mapping[str, torch.Tensor]], seed: int,
+            batch: int) -> Critic:
     """Return a critic, the same on all ranks, each of which draws a share of what it learns from.
 
     Args:
+        real: codes of the training images, of `training_codes`.
         draw: (numbers of images, what is called after each position) -> each level's codes `[n, height, width]`.
         seed: of the classifiers. batch: images that are drawn at the same time.
-    Raises: UserError if the VQ-VAE's folder does not hold the codes of its training images.
     """
-    real, device = training_codes(vqvae), next(vqvae.model.parameters()).device
+    device = next(vqvae.model.parameters()).device
     mine = torch.arange(DRAWN)[distributed.rank()::distributed.world_size()]
     own: dict[int, torch.Tensor] = {}
     with tqdm(total=len(mine) * sum(map(math.prod, code_grids(vqvae).values())), desc="drawing for the critic",
@@ -77,11 +79,16 @@ def learned(vqvae: TrainedVqvae, draw: Callable[[list[int], Callable[[], object]
     return Critic([own.to(device) for own in found])
 
 
-def training_codes(vqvae: TrainedVqvae) -> CodeMaps:
-    """Return the codes of the training images. Raises: UserError if the VQ-VAE's folder has none."""
+def training_codes(vqvae: TrainedVqvae, top: str) -> CodeMaps:
+    """Return the codes of the images that the prior `top` (a folder, or the name of a run) was trained on.
+
+    Raises: UserError if the VQ-VAE's folder has none, or those of other images.
+    """
     path = vqvae.folder / "codes" / "train.npz"
-    found = CodeMaps.load(path, vqvae.hash, grids=code_grids(vqvae), codebook_size=vqvae.model.settings.codebook_size)
-    expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images in "
-           f"{path}, which a training of a prior leaves there", "none", "Train a prior of this VQ-VAE here, or leave "
-           "--reject and --reject-by out.")
+    learned_from = weights.config_in_weights(weights.find_run(top, "--top") / weights.WEIGHTS).get("data_hash")
+    found = CodeMaps.load(path, vqvae.hash, learned_from, grids=code_grids(vqvae),
+                          codebook_size=vqvae.model.settings.codebook_size, advice=None)
+    expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images of "
+           f"--top {top} in {path}, where the training of a prior leaves them", "none that are theirs and whole",
+           "Train a prior of this VQ-VAE with these images again, or leave --reject and --reject-by out.")
     return found

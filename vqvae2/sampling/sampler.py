@@ -327,7 +327,8 @@ class ImageSampler:
             return draw_maps(self.priors, numbers, self.settings.seed, self.rules, facts, on_code,
                              candidates=[critic.LESSON] * len(numbers))
 
-        self.critic = critic.learned(self.vqvae, draw, self.settings.seed, self.settings.batch)
+        real = critic.training_codes(self.vqvae, self.settings.top)
+        self.critic = critic.learned(self.vqvae, real, draw, self.settings.seed, self.settings.batch)
 
     def draw(self, requests: Sequence[Request],
              on_codes: Callable[[int], object] = lambda _: None) -> Iterator[FinishedImage]:

@@ -138,7 +138,7 @@ def run(settings: SampleSettings) -> None:
                f"{len(vqvae.model.levels)} levels", "none", f"Give --{level} NAME.")
     sampler.condition_values(priors, settings.condition, [0], settings.seed)  # raises where --condition does not fit
     if settings.reject_by == "classifier":
-        critic.training_codes(vqvae)  # raises where there are none
+        critic.training_codes(vqvae, settings.top)  # raises where there are none
     incomplete = None if settings.inpaint is None else inpainting.load(settings, vqvae)
     hashes = {f"{level}_hash": weights.weights_hash(priors[level].state_dict()) if level in priors else None
               for level in ("top", "bottom")}

@@ -52,7 +52,8 @@ class AfterVqvae(Trainer):
         return loaded
 
     def check_first(self, config: dict, flag: str) -> None:
-        """Raise UserError if the weights of --init-from learned the codes of another VQ-VAE."""
+        """Raise UserError if the weights of --init-from have another form, or learned another VQ-VAE's codes."""
+        super().check_first(config, flag)
         expect(config.get("vqvae_hash") == self.vqvae.hash, flag, f"weights that learned the codes of --vqvae "
                f"{self.settings.vqvae} ({self.vqvae.hash[:6]})", str(config.get("vqvae_hash"))[:6],
                "Begin without --init-from.")

@@ -254,7 +254,7 @@ class DecoderTrainer(AfterVqvae):
         """Return how far the texture of validation images is from that of real ones, and their SSIM.
 
         `validate_texture` is the mean over the bands of frequencies of |log2(power / real power)|, plus 10 times the
-        distance of fine edges.
+        distance of fine edges, which is 0 where no picture has any.
         """
         items = evenly(self.count("validate"), JUDGED)
         own = items[distributed.rank()::distributed.world_size()]
@@ -267,7 +267,8 @@ class DecoderTrainer(AfterVqvae):
         bands = len(texture.bands(min(self.images.shape[1:])))
         powers = [images[:, :bands].mean(0) + TINY for images in (made, real)]
         power = abs(np.log2(powers[0] / powers[1])).mean()
-        edges = texture.histogram_distance(*(np.nanmean(images[:, bands:], 0) for images in (made, real)))
+        sides = [images[~np.isnan(images).any(1), bands:] for images in (made, real)]
+        edges = texture.histogram_distance(*(side.mean(0) for side in sides)) if all(map(len, sides)) else 0
         return {"validate_texture": float(power + 10 * edges), "validate_power": float(power),
                 "validate_edges": float(edges), "validate_ssim": float(ssim.mean())}
 

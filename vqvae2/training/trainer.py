@@ -20,6 +20,8 @@ from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.runs import log, state, weights
+from vqvae2.runs.settings import as_before
+from vqvae2.settings.parsing import as_dict, changes
 from vqvae2.settings.stored import as_declared
 from vqvae2.training.settings import TrainingSettings
 
@@ -145,6 +147,11 @@ class Trainer:
 
     def check_first(self, config: dict, flag: str) -> None:
         """Raise UserError, which begins with `flag`, if a run of this config has no weights for this one."""
+        form = [name for kind in type(self.settings).__mro__ for name in vars(kind).get("FORM", ())]
+        own = as_dict(self.settings)
+        differ = changes({name: own[name] for name in form}, as_before(config["settings"]))
+        expect(not differ, flag, "weights of the same architecture", f"others: {', '.join(differ)}",
+               "Give the settings that they were trained with, or begin without --init-from.")
 
     def pictures(self, epoch: int) -> None:
         """Draw figures of the run."""
@@ -221,9 +228,8 @@ class Trainer:
             seen, init_hash = self.config, self.config.get("init_hash", "")
         else:
             loaded = weights.load_into(self.kept(self.model), self.settings.init_from, "--init-from", self.kind,
-                                       self.settings.results)
+                                       self.settings.results, lambda config: self.check_first(config, flag))
             seen, init_hash = loaded.config, loaded.hash
-            self.check_first(seen, flag)
             known = set(seen.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
             told = seen.get("training_subjects") is not None or "training_subjects" not in data
             expect((told and not known) or self.settings.allow_leak, flag, "weights that were trained on nobody of "
