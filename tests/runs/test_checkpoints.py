@@ -270,7 +270,7 @@ class TestWhereARunStands:
         assert "nowhere: expected a folder with config.json, or a name in results/*/ or pretrained/" in said
 
     def test_published_weights_are_known_by_their_name_and_stand_where_their_log_says(self, tmp_path):
-        said = "finished: 25 of 25 epochs, 3200 steps, weights without a state to go on from\n"
+        said = "finished: 30 of 30 epochs, 3840 steps, weights without a state to go on from\n"
         assert self.stands("vqvae-64") == (0, said)
         shutil.copytree(Path(__file__).parents[2] / "pretrained" / "vqvae-64", tmp_path / "cut")
         lines = (tmp_path / "cut" / "log.csv").read_text().splitlines(keepends=True)
@@ -282,7 +282,7 @@ class TestWhereARunStands:
         status, line = self.stands(tmp_path / "spoilt")
         assert status == 2
         assert "log.csv: expected a table of numbers that a training has written, found a number that is not" in line
-        assert self.stands(tmp_path / "cut") == (1, f"not {said}".replace("25 of", "4 of").replace("3200", "512"))
+        assert self.stands(tmp_path / "cut") == (1, f"not {said}".replace("30 of", "4 of").replace("3840", "512"))
 
 
 class TestConfig:

@@ -36,6 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     is_published = state is None and (folder / WEIGHTS).exists()
     if is_published and (rows := read_log(folder / LOG)):
         made, step = int(float(rows[-1]["epoch"])), int(float(rows[-1].get("step") or 0))
-    print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of {epochs} epochs, "
-          f"{step} steps{', weights without a state to go on from' * is_published}")
+    print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of "
+          f"{max(made, epochs)} epochs, {step} steps{', weights without a state to go on from' * is_published}")
     raise SystemExit(made < epochs)

@@ -412,9 +412,9 @@ class Trainer:
         raise Stopped(self._stopped())
 
     def _check_loss(self, loss: float) -> None:
+        kept = "; the last good state of this one is kept" * (self.folder / state.STATE).is_file()
         expect(math.isfinite(loss), f"--learning-rate {self.settings.learning_rate}", "a finite loss",
-               f"{loss} at step {self.step}", "Lower it, or use --precision fp32, under another --savename; the last "
-               "good state of this one is kept.")
+               f"{loss} at step {self.step}", f"Lower it, or use --precision fp32, under another --savename{kept}.")
 
     def _save(self, results: Callable[[], None] = lambda: None) -> None:
         """Write results and the state on rank 0, if all ranks have the same, finite parameters.
