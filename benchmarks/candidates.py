@@ -63,7 +63,8 @@ def main() -> None:
     device, data = torch.device("cpu"), load_images(DataSettings(data=given.data))
     test, training = data.splits["test"], data.splits["train"]
     vqvae, priors = sampler.load_models(*given.models, device)
-    settings = SampleSettings(vqvae="", top="", out=Path(), reject=given.each, reject_by="classifier", batch=AT_A_TIME)
+    settings = SampleSettings(vqvae=given.models[0], top=given.models[1], out=Path(), reject=given.each,
+                              reject_by="classifier", batch=AT_A_TIME)
     drawing = sampler.ImageSampler(vqvae, priors, settings)
     facts = training.facts or [{}]
     chosen = random_numbers.uniform(SEED, "whose facts a sample is told", np.arange(given.images)) * len(facts)

@@ -101,12 +101,13 @@ def test_a_page_without_the_place_is_left_as_it_is():
 
 def test_the_page_has_a_place_for_every_table_of_each_published_size():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for size in (64, 128):
-        for name in ("reconstruction", "codes", "priors", "samples", "memorisation", "probe", "rates", "lesions"):
-            start = page.index(f"<!-- {name}-{size} -->\n| ")  # a table follows at once
+    for size in (64, 128, 256):
+        for name in ("reconstruction", "reconstruction-texture", "codes", "samples", "samples-texture", "probe",
+                     "probe-texture", "rates", *(("priors", "memorisation", "memorisation-texture", "lesions")
+                                                 if size < 256 else ())):
+            kind, _, texture = name.partition("-")
+            start = page.index(f"<!-- {kind}-{size}{texture and '-texture'} -->\n| ")  # a table follows at once
             assert "<!-- end -->" in page[start:]
-    assert all(f"<!-- {name}-128-texture -->\n| " in page for name in (
-        "reconstruction", "samples", "memorisation", "probe"))
 
 
 class TestASizeWithoutPriors:
@@ -138,12 +139,12 @@ class TestASizeWithoutPriors:
 
 def test_a_size_without_published_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=r"--sizes 7: expected a size of which pretrained.*, found 64, 128"):
+    with pytest.raises(UserError, match=r"--sizes 7: expected a size of which pretrained.*, found 64, 128, 256"):
         make_results.main(["--scans", str(tmp_path), "--sizes", "7", "--out", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize("name", ["vqvae-64", "top-64", "bottom-64", "vqvae-128", "top-128", "bottom-128",
-                                  "decoder-128"])
+@pytest.mark.parametrize("name", [f"{what}-{size}" for size in (64, 128) for what in (
+    "vqvae", "top", "bottom", "decoder")] + ["vqvae-256", "decoder-256"])
 def test_each_published_card_has_data_split_settings_curve_figures_and_limits(name):
     card = (ROOT / "pretrained" / name / publish.CARD).read_text(encoding="utf-8")
     for part in ("## Data", "ds002748", "Split by subject: 2,040 images of 34 subjects", "## Settings", "## Training",
