@@ -60,7 +60,7 @@ PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end 
     "completed/grid.png": "completed-right", "completed-left/grid.png": "completed-left",
     "samples-texture/grid.png": "samples-texture", "texture.png": "texture",
     "levels.png": "levels", "overview.png": "overview"}
-SHOWN, IMAGES_SHOWN = "shown", 6
+SHOWN, IMAGES_SHOWN, GIVEN = "shown", 6, "given"
 DATA = """OpenNeuro ds002748 version 1.0.5 (CC0; Bezmaternykh et al. 2021, DOI 10.18112/openneuro.ds002748.v1.0.5):
 one T1-weighted, skull-stripped scan each of 56 adults, one study, one scanner. Axial slices from the middle half of the
 brain, 8 bit, background exactly 0, radiological display, as `extract_slices.py` makes them: {size} by {size} pixels of
@@ -80,7 +80,7 @@ class ResultsSettings(Checked):
     sizes: tuple[int, ...] = ()
     """Sizes of the models in pretrained/ to judge. Default: all sizes."""
     samples: int = 256
-    """Number of samples to judge for each size."""
+    """Number of samples to judge for each size; without priors, of reconstructions of validation slices."""
     per_scan: int = 60
     """Number of slices of each scan."""
     quick: bool = False
@@ -122,7 +122,7 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
     def probed(heading: str, ending: str, flags: str, more: str = "") -> list[tuple[str, str, str, str]]:
         made = f"validate{ending}"
         told = drawn or f" --sampled {out}/{made}/reconstructions"
-        predicted = (f"reconstructions{heading}", "predict", made, f"{flags} {out}/slices/validate --out {out}/{made}")
+        predicted = (f"reconstructions{heading}", "predict", made, f"{flags} {out}/{GIVEN} --out {out}/{made}")
         return [*([] if drawn else [predicted]), judge(heading, f"report{ending}", f"{flags}{told} --probe{more}")]
 
     rows = [cut("slices", "slices", f" --per-scan {settings.per_scan}")]
@@ -142,13 +142,13 @@ def judging(size: int, settings: ResultsSettings, scans: Path) -> list[Step]:
             for heading, command, name, arguments in rows]
 
 
-def choose_shown(folder: Path) -> None:
-    """Copy some test slices of a size's folder, evenly spaced, to the folder of those that the pictures show."""
-    paths, shown = pictures_in(folder / "slices" / "test"), folder / SHOWN
-    shutil.rmtree(shown, ignore_errors=True)
-    shown.mkdir(parents=True)
-    for number in statistics.evenly(len(paths), IMAGES_SHOWN):
-        shutil.copy(paths[number], shown)
+def choose(slices: Path, folder: Path, count: int) -> None:
+    """Copy at most `count` of the slices of a folder, evenly spaced, to `folder`, which then has no others."""
+    paths = pictures_in(slices)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in statistics.evenly(len(paths), count):
+        shutil.copy(paths[number], folder)
 
 
 def sampling(size: int, settings: ResultsSettings) -> list[Step]:
@@ -273,15 +273,18 @@ def main(arguments: list[str] | None = None) -> None:
         for step in steps:  # a whole report of other weights, flags or code is made anew
             if step.note and step.note.is_file() and not step.is_done():
                 shutil.rmtree(step.note.parent, ignore_errors=True)
-        run_steps(steps)
+        run_steps(steps[:1])
+        folder = settings.out / str(size)
+        choose(folder / "slices" / "test", folder / SHOWN, IMAGES_SHOWN)
+        choose(folder / "slices" / "validate", folder / GIVEN, settings.samples)
+        run_steps(steps[1:])
         if not settings.quick:
-            choose_shown(settings.out / str(size))
             if "top" in models_of(size):
                 run_steps(sampling(size, settings))
-                pictures.save_picture(overview(size, settings), settings.out / str(size) / "overview.png")
-            pictures.save_picture(levels_shown(size, settings), settings.out / str(size) / "levels.png")
+                pictures.save_picture(overview(size, settings), folder / "overview.png")
+            pictures.save_picture(levels_shown(size, settings), folder / "levels.png")
             if "decoder" in models_of(size):
-                pictures.save_picture(textures(size, settings), settings.out / str(size) / "texture.png")
+                pictures.save_picture(textures(size, settings), folder / "texture.png")
         write_documents(size, settings)
         if not settings.quick and not settings.no_cards:
             write_cards(size, settings, steps)

@@ -131,7 +131,7 @@ class TestASizeWithoutPriors:
             models = rf"--vqvae \S+/vqvae-128{decoder}"
             made, judged = (next(number for number, command in enumerate(commands) if re.search(pattern, command))
                             for pattern in (
-                rf"predict {models} out/128/slices/validate --out out/128/validate{name}$",
+                rf"predict {models} out/128/given --out out/128/validate{name}$",
                 rf"evaluate {models} .*--sampled out/128/validate{name}/reconstructions --probe.* "
                 rf"--out out/128/report{name}$"))
             assert made < judged

@@ -35,9 +35,8 @@ def extract(model: Vqvae, images: ImageSet, batch: int, on_batch: Callable[[int]
         on_batch(len(items))
     own = {level: np.concatenate([part[level] for part in parts]) for level in model.levels} if parts else {}
     shares, levels = distributed.gather_objects(own), {}
-    for level, grid in model.grids(images.pixels.shape[2:]).items():
-        # Rank r holds items r, r + ranks, …: they are put back in order.
-        levels[level] = torch.zeros(len(images), *grid, dtype=kind)
+    for level, first in shares[0].items():  # rank r holds items r, r + ranks, …: they are put back in order
+        levels[level] = torch.zeros(len(images), *first.shape[1:], dtype=kind)
         for rank, share in enumerate(filter(None, shares)):
             levels[level][rank::len(shares)] = torch.from_numpy(share[level])
     return CodeMaps(images.names, levels)

@@ -80,13 +80,15 @@ def learned(vqvae: TrainedVqvae, real: CodeMaps,
 
 
 def training_codes(vqvae: TrainedVqvae, top: str) -> CodeMaps:
-    """Return the codes of the images that the prior `top` (a folder, or the name of a run) was trained on.
+    """Return the codes of the training images that the VQ-VAE's folder holds.
 
-    Raises: UserError if the VQ-VAE's folder has none, or those of other images.
+    Args:
+        top: folder or name of the prior that must have been trained on these images; "" where that is not known.
+    Raises: UserError if there are none, or those of other images.
     """
     path = vqvae.folder / "codes" / "train.npz"
-    learned_from = weights.config_in_weights(weights.find_run(top, "--top") / weights.WEIGHTS).get("data_hash")
-    found = CodeMaps.load(path, vqvae.hash, learned_from, grids=code_grids(vqvae),
+    learned_from = top and weights.config_in_weights(weights.find_run(top, "--top") / weights.WEIGHTS).get("data_hash")
+    found = CodeMaps.load(path, vqvae.hash, learned_from or None, grids=code_grids(vqvae),
                           codebook_size=vqvae.model.settings.codebook_size, advice=None)
     expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images of "
            f"--top {top} in {path}, where the training of a prior leaves them", "none that are theirs and whole",

@@ -170,7 +170,7 @@ class DecoderTrainer(AfterVqvae):
     def _decoded(self, split: str) -> torch.Tensor:
         """Return the soft pictures of a split, float16 `[n, channels, height, width]` in 0…1, on the CPU."""
         levels = self.maps[split].levels
-        batches = torch.arange(len(levels["top"])).split(DECODED)
+        batches = torch.arange(self.count(split)).split(DECODED)
         own = {number: self.vqvae.model.decode({level: codes[batches[number]].long().to(self.device)
                                                 for level, codes in levels.items()}, softly=True).half().cpu()
                for number in tqdm(range(distributed.rank(), len(batches), distributed.world_size()),
