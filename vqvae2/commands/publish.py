@@ -241,6 +241,9 @@ def _introduction(folder: Path, config: dict) -> str:
     else:
         what, does = f"{settings['dims']} features of an image", "Features in which samples and images are compared"
         more, how = "", "evaluation/features.py"
+    if first := settings.get("init_from"):
+        more += (f"It began with the weights of {first} ({str(config.get('init_hash'))[:12]}): what these were "
+                 "trained on counts too. ")
     size = (folder / weights.WEIGHTS).stat().st_size / 2**20
     return (f"# {folder.name}: {what}, {height} by {width} pixels\n\n{does}; {size:.1f} MiB. {more}How it works: "
             f"`vqvae2/{how}`.")
@@ -272,8 +275,11 @@ def _training(folder: Path) -> str:
              "validate_texture")
     figures = ", ".join(f"{name.replace('_', ' ')} {float(last[name]):.4g}" for name in shown if last.get(name))
     images = int(float(last.get("images_seen") or 0))
+    judged = {row["epoch"]: float(row["validate_texture"]) for row in rows if row.get("validate_texture")}
+    best = min(judged, key=judged.get, default=None)
+    kept = f" The weights are those of epoch {best}: validate texture {judged[best]:.4g}." if judged else ""
     return (f"{len(rows)} epochs, {images:,} images seen, {minutes:.0f} minutes without validation. "
-            f"In the last epoch: {figures}.\n\n![Training curves](curves.png)")
+            f"In the last epoch: {figures}.{kept}\n\n![Training curves](curves.png)")
 
 
 def _judged_on(report: dict) -> str:

@@ -1,11 +1,11 @@
 r"""Codes of a trained VQ-VAE -> a trained texture decoder in results/<dataset>/<savename>/.
 
 A flow, which makes the detail of an image in 8 steps:
-    python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-texture
+    python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 40 --savename brain-128-decoder
 The decoder of a VQ-VAE that was trained with a preset:
     python train_decoder.py --preset brain-128 --data ~/data/oasis-slices-128
 A decoder of one pass, trained against a discriminator:
-    python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 60 --savename brain-128-sharp \
+    python train_decoder.py --vqvae brain-128 --dataset oasis --batch 16 --epochs 40 --savename brain-128-sharp \
         --network adversarial --learning-rate 2e-4
 One machine with 8 GPUs:
     python -m torch.distributed.run --standalone --nnodes=1 --nproc_per_node=8 train_decoder.py \

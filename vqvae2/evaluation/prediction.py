@@ -489,8 +489,9 @@ def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage]
             if len(grid) < IN_GRID:
                 grid += zip(originals, made, *maps.levels.values())
     originals, made, *first = (torch.stack(images[:IN_GRID]) for images in zip(*grid))
-    plots.save_picture(plots.strip(_rows(originals, made, dict(zip(vqvae.model.levels, first)), size),
-                                   captions=names[:IN_GRID]), settings.out / GRID)
+    rows = _rows(originals, made, dict(zip(vqvae.model.levels, first)), size)
+    title = "The finest detail of the reconstructions is invented." if settings.decoder else None
+    plots.save_picture(plots.strip(rows, captions=names[:IN_GRID], title=title), settings.out / GRID)
     return (code_maps.CodeMaps([f"{MADE}/{name}.png" for name in names], _joined(levels)),
             {area: _joined([of[area] for of in figures]) for area in figures[0]})
 

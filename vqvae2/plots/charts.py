@@ -49,7 +49,10 @@ MEASURED = (  # title, unit on the y axis, name of the columns train_NAME and va
     (LOSS, "loss (no unit, images 0…1)", "loss"), (RECONSTRUCTION, "part of the loss (no unit)", "reconstruction"),
     (ERROR, "MSE (images 0…1)", "mse"), (COMMITMENT, DISTANCE, "commitment"), (CODEBOOK, DISTANCE, "codebook"),
     (PREDICTION, DISTANCE, "prediction"), (NLL, "NLL (bits per code)", "bits_per_code"),
-    ("Structural similarity", "SSIM (1 is equal)", "ssim"))
+    ("Structural similarity", "SSIM (1 is equal)", "ssim"),
+    ("Distance from real texture", "power + 10 edges (0 is equal)", "texture"),
+    ("Power of the detail", "mean |log2 of power / real power|", "power"),
+    ("Distance of fine edges", "distance of histograms (0 is equal)", "edges"))
 OF_LEVELS = (  # title, title for one level, unit on the y axis, name of the columns top_NAME and bottom_NAME
     ("Codes in use (validation images)", "{} codes in use", "codes used (number)", "used"),
     ("Perplexity of the codes (validation images)", "Perplexity of the {} codes", "perplexity (number of codes)",

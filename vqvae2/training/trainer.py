@@ -232,10 +232,11 @@ class Trainer:
             seen, init_hash = loaded.config, loaded.hash
             known = set(seen.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
             told = seen.get("training_subjects") is not None or "training_subjects" not in data
+            some = ", ".join(sorted(known)[:3]) + ", …" * (len(known) > 3)
             expect((told and not known) or self.settings.allow_leak, flag, "weights that were trained on nobody of "
-                   "this data's validate and test splits", f"{len(known)} such subject(s), by their names" if told else
-                   "some that do not say whom they were trained on",
-                   "Give the data and the --split that they were trained with, or --allow-leak.")
+                   "this data's validate and test splits", f"{len(known)} such subject(s), by their names: {some}"
+                   if told else "some that do not say whom they were trained on", "Give the data and the --split that "
+                   "they were trained with; if these are other people of the same names, give --allow-leak.")
         return data | {"init_hash": init_hash} | {
             name: sorted({*data[name], *(seen.get(name) or ())})
             for name in ("training_images", "training_subjects") if name in data}
