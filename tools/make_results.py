@@ -276,7 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
         run_steps(steps[:1])
         folder = settings.out / str(size)
         choose(folder / "slices" / "test", folder / SHOWN, IMAGES_SHOWN)
-        choose(folder / "slices" / "validate", folder / GIVEN, settings.samples)
+        if "top" not in models_of(size):
+            choose(folder / "slices" / "validate", folder / GIVEN, settings.samples)
         run_steps(steps[1:])
         if not settings.quick:
             if "top" in models_of(size):

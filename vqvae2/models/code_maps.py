@@ -54,10 +54,10 @@ class CodeMaps:
     @classmethod
     def load(cls, path: Path, vqvae_hash: str, data_hash: str | None = None, names: Sequence[str] | None = None,
              grids: Mapping[str, tuple[int, int]] | None = None, codebook_size: int | None = None,
-             kind: torch.dtype = torch.int64, advice: str | None = "They are made anew.") -> "CodeMaps | None":
+             kind: torch.dtype = torch.int64, *, quietly: bool = False) -> "CodeMaps | None":
         """Return stored maps of integers `kind`; None where there are none, or another VQ-VAE's or another data set's.
 
-        None too where the file is damaged, which is said in a line that ends with the `advice`, unless that is None.
+        None too where the file is damaged, which is said in a line, unless this is to be done `quietly`.
 
         Args:
             names: the images, if the maps must be theirs. grids: height and width of each level's maps.
@@ -76,9 +76,9 @@ class CodeMaps:
                 raise ValueError("other images")
             return found
         except UNREADABLE as error:
-            if distributed.rank() == 0 and advice is not None:
+            if distributed.rank() == 0 and not quietly:
                 print(f"warning: {path}: expected code maps that this project wrote, found {files.in_brief(error)}. "
-                      f"{advice}", file=sys.stderr, flush=True)
+                      "They are made anew.", file=sys.stderr, flush=True)
             return None
 
 

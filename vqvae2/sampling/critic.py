@@ -6,8 +6,8 @@ what they say of it and of its mirror image: the lower, the more it looks like t
 decoded softly, so that what decides is what the priors get wrong, and not the decoder.
 
 The drawn codes that it learns from are no candidate's: they have random numbers of their own (LESSON), and no
-condition, since the real slices are of all positions. No image of the
-validation or the test split is in it, so that the probe of a report is a judge that has not been asked before.
+condition, since the real slices are of all positions. No image of the validation or the test split is in it, so that
+the probe of a report is a judge that has not been asked before.
 """
 
 import functools
@@ -89,8 +89,9 @@ def training_codes(vqvae: TrainedVqvae, top: str) -> CodeMaps:
     path = vqvae.folder / "codes" / "train.npz"
     learned_from = top and weights.config_in_weights(weights.find_run(top, "--top") / weights.WEIGHTS).get("data_hash")
     found = CodeMaps.load(path, vqvae.hash, learned_from or None, grids=code_grids(vqvae),
-                          codebook_size=vqvae.model.settings.codebook_size, advice=None)
-    expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images of "
-           f"--top {top} in {path}, where the training of a prior leaves them", "none that are theirs and whole",
+                          codebook_size=vqvae.model.settings.codebook_size, quietly=True)
+    whose = f" of --top {top}" if top else ""
+    expect(found is not None and bool(found.names), "--reject-by classifier", f"the codes of the training images"
+           f"{whose} in {path}, where the training of a prior leaves them", "none that are theirs and whole",
            "Train a prior of this VQ-VAE with these images again, or leave --reject and --reject-by out.")
     return found
