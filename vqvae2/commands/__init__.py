@@ -12,6 +12,7 @@ from vqvae2.common.errors import UserError, run_script
 
 # Each command and what it turns into what, for --help; its module has _ for -.
 COMMANDS = {
+    "run": "a folder of scans -> the whole chain, to the report",
     "demo-scans": "synthetic brain scans, to try everything on",
     "extract": "raw brain scans -> slices, their manifest, a split by subject",
     "train-vqvae": "slices -> a hierarchical VQ-VAE-2, or a plain VQ-VAE",

@@ -29,6 +29,7 @@ import nibabel
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from vqvae2.commands import endings
 from vqvae2.common import files
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
@@ -130,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_out(settings.out, subjects, settings.seed)
         claim.remove_left_overs(*(str(path.relative_to(settings.out)) for path in settings.out.glob("sub-*/*/anat")))
         _make(settings, subjects)
+    endings.say(None, "run", "--preset", "demo", "--scans", settings.out, "--out", "demo")
 
 
 def _make(settings: DemoScansSettings, subjects: list[Subject]) -> None:

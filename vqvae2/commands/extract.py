@@ -27,6 +27,7 @@ Run the command again to go on where it stopped, or after a change of scans or s
 are made anew. Slices of scans that are no longer there stay until you give --prune. docs/slices.md says more.
 """
 
+from vqvae2.commands import endings
 from vqvae2.common import output
 from vqvae2.scans import archives
 from vqvae2.settings import parsing
@@ -53,3 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.layout == "keras_png_slices":
         keras_names.refuse_foreign(out)
     print("\n".join((merge if settings.merge else extract)(found, folder, settings, out)))
+    if settings.layout == "oasis":
+        recipe = ["--preset", settings.preset] if settings.preset else [
+            "--dataset", "oasis", "--epochs", 30, "--batch", 16, "--savename", "brain"]
+        endings.say(None, "train-vqvae", *recipe, "--data", out)

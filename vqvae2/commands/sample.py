@@ -48,7 +48,11 @@ brains and much background, and many candidates reduce variety, as a low tempera
 `classifier`, variety was not less. sample.json says which share was kept and compares the kept candidates with all.
 """
 
+from pathlib import Path
+
+from vqvae2.commands import endings
 from vqvae2.common import machine
+from vqvae2.runs import weights
 from vqvae2.sampling import sampler, writing
 from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings.parsing import parse
@@ -60,3 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     # On one thread also what is not drawn: with another number of threads the last bits might be others.
     with machine.going_on_later("images", settings.out), sampler.one_thread():
         writing.run(settings)
+    models = [word for name in ("vqvae", "top", "bottom", "decoder") if (value := getattr(settings, name))
+              for word in (f"--{name}", value)]
+    slices = endings.config_of(weights.find_run(settings.vqvae, "--vqvae"))["settings"].get("data")
+    data = [] if slices and Path(slices).is_dir() else ["--data", "SLICES"]
+    following = [] if settings.inpaint else ["evaluate", *models, *data, "--out", "report"]
+    endings.say(settings.out / writing.GRID, *following, show=settings.open)

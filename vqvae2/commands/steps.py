@@ -1,15 +1,29 @@
-"""Commands and their arguments -> the commands run one after the other, each printed so that it can be pasted."""
+"""Commands and their arguments -> the commands run one after the other, each printed so that it can be pasted.
+
+With a log, one line says how far all of them are, and what they print goes to the log.
+"""
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqvae2.common import files
-from vqvae2.common.errors import EXIT_STOPPED, stop_signals
+from vqvae2.common import files, progress
+from vqvae2.common.errors import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals
+
+SECONDS_TO_GUESS = 30.0
+"""The remaining time of all steps is said after so many seconds of work of which the progress is known."""
+SECONDS_BETWEEN_LINES = 300.0
+"""Seconds between lines where the output is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,7 @@ class Step:
         name: the command's name after `vqvae2`.
         note: file that notes the finished command, so that it is not run again: for a command that would begin anew.
         key: a text for whatever else the result depends on, such as weights: with another key the command is run again.
+        minutes: how long the step takes on some machine, for the shares of the steps in the time of all; 0 if unknown.
     """
 
     heading: str
@@ -28,12 +43,23 @@ class Step:
     processes: int = 1
     note: Path | None = None
     key: str = ""
+    minutes: float = 0.0
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
         launcher = f"-m torch.distributed.run --standalone --nnodes=1 --nproc_per_node={self.processes}"
         return [short(sys.executable), *(launcher.split() if self.processes > 1 else ()), "-m", "vqvae2", self.name,
                 *shlex.split(self.arguments)]
+
+    def shown(self) -> str:
+        """Return the command line as a user would type it: with the short names of what is on the PATH."""
+        words = self.command()
+        own = Path(sys.executable).parent
+        if self.processes == 1 and _on_path("vqvae2") == own / "vqvae2":
+            words = words[2:]
+        elif _on_path("python") == own / "python":
+            words[0] = "python"
+        return shlex.join(words)
 
     def done(self) -> str:
         """Return what the note of the finished command says."""
@@ -44,27 +70,130 @@ class Step:
         return self.note is not None and self.note.is_file() and self.note.read_text(encoding="utf-8") == self.done()
 
 
-def run_steps(steps: list[Step]) -> None:
-    """Run the steps one after the other, their output going where ours goes.
+def run_steps(steps: Sequence[Step], log: Path | None = None) -> None:
+    """Run the steps one after the other.
 
-    Raises: SystemExit with the status of the first step that fails.
+    Args:
+        log: file to which all that the commands print is appended; one line on stderr then says how far all steps are.
+            Without it the commands' output goes where ours goes.
+    Raises: SystemExit with the status of the first step that fails, after one line that says why.
     """
+    overview = Overview([step.minutes for step in steps])
     for number, step in enumerate(steps, 1):
-        title, command = f"Step {number} of {len(steps)}: {step.heading}", step.command()
+        title = f"Step {number} of {len(steps)}: {step.heading}"
         if step.is_done():
             print(f"\n{title}: there already", flush=True)
             continue
-        print(f"\n{title}\n$ {shlex.join(command)}", flush=True)
-        if status := run(command, step.processes):
-            print(f"{title}: vqvae2 {step.name} ended with status {status}; what it said stands above. "
-                  "The same command goes on from here.", file=sys.stderr, flush=True)
+        print(f"\n{title}\n$ {step.shown()}", flush=True)
+        began = time.monotonic()
+        overview.begin(number - 1)
+        status, why = _run_beside_line(step, overview, log) if log else (run(step.command(), step.processes), "")
+        if status:
+            why = why or f"{title}: vqvae2 {step.name} " + (
+                "was stopped, all saved" if status == EXIT_STOPPED else f"ended with status {status}") + (
+                f"; what it said stands in {log}" if log else "; what it said stands above")
+            print(f"{why.rstrip('.')}. The same command goes on from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
+        overview.end()
+        if log:
+            print(f"  done in {progress.in_words(time.monotonic() - began)}", flush=True)
         if step.note:
             files.write_text(step.note, step.done())
 
 
-def run(command: list[str], processes: int) -> int:
-    """Run a command to its end and return its exit status, 128 + N where signal N ended it, as a shell has it."""
+class Overview:
+    """How long a chain of steps will still take, from the shares of the steps in it and the progress so far.
+
+    Args:
+        minutes: of each step, on whatever machine; 0 where that is unknown.
+    """
+
+    def __init__(self, minutes: Sequence[float], clock: Callable[[], float] = time.monotonic):
+        self.minutes, self.clock = minutes, clock
+        self.step, self.began, self.first_share = 0, clock(), None
+        self.done_minutes = self.done_seconds = 0.0
+
+    def begin(self, step: int) -> None:
+        """Say that this step, counted from 0, begins."""
+        self.step, self.began, self.first_share = step, self.clock(), None
+
+    def end(self) -> None:
+        """Say that the step has ended."""
+        # What was there before this start took no time now: it says nothing about the machine's speed.
+        if self.first_share is not None:
+            self.done_minutes += self.minutes[self.step] * (1 - self.first_share)
+            self.done_seconds += self.clock() - self.began
+
+    def left(self, share: float | None) -> tuple[float | None, float | None]:
+        """Return the seconds that this step and all steps will still take, None where that cannot be told yet.
+
+        Args:
+            share: how much of the step is done, 0…1; None where that is unknown.
+        """
+        seconds = self.clock() - self.began
+        if share is None:
+            return None, None
+        self.first_share = share if self.first_share is None else self.first_share
+        gained = share - self.first_share
+        of_step = (1 - share) * seconds / gained if gained > 0 and seconds >= SECONDS_TO_GUESS / 3 else None
+        worked_minutes = self.done_minutes + self.minutes[self.step] * gained
+        worked_seconds = self.done_seconds + seconds
+        later = self.minutes[self.step + 1:]
+        if not all(self.minutes[self.step:]) or worked_seconds < SECONDS_TO_GUESS or not worked_minutes:
+            return of_step, of_step if not later else None
+        left = self.minutes[self.step] * (1 - share) + sum(later)
+        return of_step, left * worked_seconds / worked_minutes
+
+
+def _run_beside_line(step: Step, overview: Overview, log: Path) -> tuple[int, str]:
+    """Run a step, its output going to the log, beside a line on stderr; return its status, and why it failed if the
+    user can mend that."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        note, error = folder / "progress", folder / "error"
+        stream = stack.enter_context(log.open("ab"))
+        stream.write(f"\n$ {step.shown()}\n".encode(errors="surrogateescape"))
+        stream.flush()
+        ended = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(note, overview, len(overview.minutes), ended), daemon=True)
+        watcher.start()
+        try:
+            status = run(step.command(), step.processes, stream, {
+                progress.PROGRESS_FILE: str(note), "VQVAE2_USER_ERROR_FILE": str(error)})
+        finally:
+            ended.set()
+            watcher.join()
+        why = error.read_text(encoding="utf-8").strip() if error.is_file() else ""
+        return (EXIT_USER_ERROR if why else status), why
+
+
+def _watch(note: Path, overview: Overview, steps: int, ended: threading.Event) -> None:
+    """Keep a line on stderr until `ended`: rewritten on a terminal, else a new one every few minutes."""
+    is_terminal, said = sys.stderr.isatty(), time.monotonic()
+    while not ended.wait(1.0 if is_terminal else 5.0):
+        found = progress.read_note(note)
+        share = found.get("share") if found.get("is_all") else None
+        of_step, of_all = overview.left(share)
+        parts = [str(found.get("what") or "starting"), *([f"{found['share']:.0%}"] if found else ()),
+                 *([f"{progress.in_words(of_step)} left in this step"] if of_step is not None else ()),
+                 *([f"about {progress.in_words(of_all)} in all"] if of_all is not None else ())]
+        line = f"  [{overview.step + 1}/{steps}] {', '.join(parts)}"
+        if is_terminal:
+            print(f"\r\033[K{line[:os.get_terminal_size(sys.stderr.fileno()).columns - 1]}", end="", file=sys.stderr,
+                  flush=True)
+        elif time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            print(line, file=sys.stderr, flush=True)
+            said = time.monotonic()
+    if is_terminal:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def run(command: list[str], processes: int, output: object = None, more: dict[str, str] | None = None) -> int:
+    """Run a command to its end and return its exit status, 128 + N where signal N ended it, as a shell has it.
+
+    Args:
+        output: file for what it prints, instead of our own stdout and stderr. more: variables of its environment.
+    """
     # torchrun would say that it sets this to 1; the commands share the cores out by themselves.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
     child, came, stopped = None, False, False
@@ -78,7 +207,8 @@ def run(command: list[str], processes: int) -> int:
 
     before = {number: signal.signal(number, ask) for number in stop_signals()}
     try:
-        child = subprocess.Popen(command, env={**threads, **os.environ})
+        child = subprocess.Popen(command, env={**threads, **os.environ, **(more or {})}, stdout=output,
+                                 stderr=output and subprocess.STDOUT)
         if came:
             child.terminate()
         status = child.wait()
@@ -88,6 +218,11 @@ def run(command: list[str], processes: int) -> int:
     if stopped and processes > 1 and status:
         return EXIT_STOPPED  # torchrun ends with 1 whatever its processes ended with
     return 128 - status if status < 0 else status
+
+
+def _on_path(name: str) -> Path | None:
+    found = shutil.which(name)
+    return Path(found) if found else None
 
 
 def short(path: Path | str) -> str:

@@ -19,6 +19,7 @@ After each epoch `validate_texture` says how far spectrum and edges of unseen sl
 better); the epoch where it is lowest is kept. textures/ shows unseen slices.
 """
 
+from vqvae2.commands import endings
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.decoders import DecoderTrainer
@@ -30,3 +31,4 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(TrainDecoder, __doc__, arguments)
     weights.find_run(settings.vqvae, "--vqvae", settings.results)
     DecoderTrainer(settings).run()
+    endings.after_training(settings.folder, "losses.png", "textures/*.png")

@@ -27,6 +27,7 @@ bits of three reference models that only count. A prior that does not beat these
 
 
 
+from vqvae2.commands import endings
 from vqvae2.runs import weights
 from vqvae2.settings.parsing import parse
 from vqvae2.training.priors import PriorTrainer
@@ -38,3 +39,4 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(TrainPrior, __doc__, arguments)
     weights.find_run(settings.vqvae, "--vqvae", settings.results)
     PriorTrainer(settings).run()
+    endings.after_training(settings.folder, "losses.png")

@@ -18,6 +18,7 @@ codes, perplexity and shuffle drop: a level whose shuffle drop is 0 says nothing
 
 import dataclasses
 
+from vqvae2.commands import endings
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training.settings import TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
@@ -29,3 +30,4 @@ def main(arguments: list[str] | None = None) -> None:
     # The folder is kept in config.json, whether a flag or the environment named it: evaluate.py reads it there.
     VqvaeTrainer(dataclasses.replace(
         settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))).run()
+    endings.after_training(settings.folder, "losses.png", "reconstructions/*.png")

@@ -33,8 +33,8 @@ import torch
 from PIL import Image
 from scipy import fft, ndimage
 from scipy.spatial import distance
-from tqdm import tqdm
 
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import bootstrap, evenly
 from vqvae2.evaluation import distances
 from vqvae2.evaluation.judge import Evaluation, Judge
@@ -183,9 +183,9 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, reconstruct
     chosen = evenly(len(unseen), MOST_UNSEEN)
     subjects = [unseen.subjects[item] for item in chosen]
     gallery = Gallery(training.bytes().numpy())
-    matches, of_unseen, of_soft = (
-        [gallery.nearest(image) for image in tqdm(images.numpy(), "nearest training slices", leave=False)]
-        for images in (drawn, unseen.bytes()[chosen], reconstructions))
+    asked = (drawn, unseen.bytes()[chosen], reconstructions)
+    all_of_them = iter(Bar(torch.cat(asked).numpy(), desc="nearest training slices", unit="image"))
+    matches, of_unseen, of_soft = ([gallery.nearest(next(all_of_them)) for _ in images] for images in asked)
     own, unseen_distances, soft = (np.array([match.distance for match in found])
                                    for found in (matches, of_unseen, of_soft))
     pixels = compare(own, unseen_distances, subjects, seed)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
+from vqvae2.common.progress import Bar
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.features import Extractor
 from vqvae2.evaluation.settings import EvaluateSettings
@@ -112,11 +112,11 @@ class Evaluation:
 
     @cached_property
     def _encoded(self) -> tuple[CodeMaps, torch.Tensor]:
-        with tqdm(total=len(self.images), desc="encoding", unit="image", leave=False) as bar:
+        with Bar(total=len(self.images), desc="encoding", unit="image") as bar:
             return encoding.reconstruct(self.vqvae.model, self.images, self.settings.batch, bar.update)
 
     def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
-        with tqdm(total=len(priors) * len(self.images), desc="priors", unit="image", leave=False) as bar:
+        with Bar(total=len(priors) * len(self.images), desc="priors", unit="image") as bar:
             return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update)
 
 

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from vqvae2.common import random_numbers, statistics
+from vqvae2.common.progress import Bar
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet, to_bytes
@@ -196,7 +196,7 @@ def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet
     chosen, brain = items[has_lesion], brains[has_lesion]
     pixels = np.stack([to_bytes(torch.from_numpy(lesion.image)).numpy() for lesion in found])
     images = ImageSet(tuple(split.files[item] for item in chosen), pixels)
-    with tqdm(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image", leave=False) as bar:
+    with Bar(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image") as bar:
         scores = _scores(model, priors, images, brain, batch, bar)
     return ScoredImages(to_bytes(split.batch(chosen)), images, np.stack([lesion.mask for lesion in found]), brain,
                         scores)
@@ -277,7 +277,7 @@ def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def _scores(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
-            bar: tqdm) -> dict[str, dict[str, np.ndarray]]:
+            bar: Bar) -> dict[str, dict[str, np.ndarray]]:
     """Return every score in all its forms, float32 `[n, height, width]`."""
     maps, made = encoding.reconstruct(model, images, batch, bar.update)
     likelihood = smoothed(both_ways(model, priors, images, batch, maps, bar.update), brain)

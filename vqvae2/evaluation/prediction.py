@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
+from vqvae2.common.progress import Bar
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
@@ -354,7 +354,7 @@ def read_all(sources: Sequence[Source], cutting: ExtractSettings, shape: tuple[i
     given: list[InputImage] = []
     rejected: list[dict[str, str]] = []
     free = memory.memory_available()
-    for source in tqdm(sources, desc="reading", unit="file", leave=False):
+    for source in Bar(sources, desc="reading", unit="file"):
         try:
             with memory.only(free):
                 given += (_read_picture(source.path, shape, size, fit, colours) if source.scan is None
@@ -461,7 +461,7 @@ def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage]
     depend on the batch.
     """
     size, levels, figures, grid, names = vqvae.model.settings.codebook_size, [], [], [], list(hashes)
-    with tqdm(total=len(given), desc="reconstructing", unit="image", leave=False) as bar:
+    with Bar(total=len(given), desc="reconstructing", unit="image") as bar:
         for start in range(0, len(given), settings.batch):
             part = given[start:start + settings.batch]
             there = [folder.part(name, hashes[name]) for name in names[start:start + settings.batch]]

@@ -22,11 +22,13 @@ References
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from vqvae2.common import random_numbers
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import auroc, by_group, with_interval
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
@@ -42,7 +44,7 @@ CAPABLE = 0.9
 
 
 def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu", *,
-          same_subjects: bool = False) -> dict:
+          same_subjects: bool = False, tell: Callable[[], object] = lambda: None) -> dict:
     """Return {"auroc", "ci_low", "ci_high", "folds", "fakes", "reals", "subjects"}.
 
     Args:
@@ -52,6 +54,7 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
         device: where the classifiers are trained.
         same_subjects: whether the fakes were made of the real slices, in their order. A subject's fakes are then in the
             fold of its slices.
+        tell: called after each step of a classifier's training, at most FOLDS x STEPS times.
     Returns: None for auroc and its 95 % interval where there are fewer than 2 subjects or 2 fakes.
 
     Scores of different folds come from different classifiers and have no common scale: pairs of a fake and a real slice
@@ -71,7 +74,7 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
     sides = (fakes, fake_fold, np.zeros(len(fakes))), (reals.bytes(), real_fold, np.zeros(len(reals)))
     for fold in range(folds):
         model = classifier.trained([images[own != fold] for images, own, _ in sides], STEPS,
-                                   random_numbers.generator(seed, "probe: training", fold), device)
+                                   random_numbers.generator(seed, "probe: training", fold), device, tell)
         for images, own, scores in sides:
             scores[own == fold] = classifier.logits(model, images[own == fold])
     (*_, of_fakes), (*_, of_reals) = sides
@@ -94,14 +97,17 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
         probe may be too weak and the others mean nothing. reconstructions: against real slices, what the decoder alone
         does.
     """
-    judged = functools.partial(judge, seed=seed, device=device)
     made = dataclasses.replace(reals, pixels=reconstructions.numpy())
-    baseline, softened = (None, None) if context_model_fakes is None else (
-        judged(context_model_fakes, against) for against in (reals, made))
-    return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
-            "context_model": baseline, "context_model_against_reconstructions": softened,
-            "reconstructions": judged(reconstructions, reals, same_subjects=True),
-            "counts": all(found is not None and (found["auroc"] or 0) >= CAPABLE for found in (baseline, softened))}
+    folds = min(FOLDS, len(set(reals.subjects)), len(samples))
+    with Bar(total=(3 if context_model_fakes is None else 5) * folds * STEPS, desc="probe: training classifiers",
+             unit="step") as bar:
+        judged = functools.partial(judge, seed=seed, device=device, tell=bar.update)
+        baseline, softened = (None, None) if context_model_fakes is None else (
+            judged(context_model_fakes, against) for against in (reals, made))
+        return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
+                "context_model": baseline, "context_model_against_reconstructions": softened,
+                "reconstructions": judged(reconstructions, reals, same_subjects=True),
+                "counts": all(found is not None and (found["auroc"] or 0) >= CAPABLE for found in (baseline, softened))}
 
 
 def context_model_fakes(model: Vqvae, train: CodeMaps, count: int, seed: int, batch: int) -> torch.Tensor:

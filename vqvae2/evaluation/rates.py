@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image, features
-from tqdm import tqdm
 
 from vqvae2.common import files, statistics
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import as_text, evenly
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
@@ -124,7 +124,7 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
     headers = {key: min(_through(image, options)[0] for image in constants for _, options in codec.options)
                for key, codec in there.items()}
     curves = {}
-    for key, codec in tqdm(there.items(), desc="codecs", leave=False):
+    for key, codec in Bar(there.items(), desc="codecs", unit="codec"):
         curves[key] = []
         for setting, options in codec.options:
             sizes, decoded = zip(*(_through(picture, options) for picture in pictures))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import expect
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import distances, features
 from vqvae2.evaluation.judge import Evaluation, Judge
@@ -48,8 +48,8 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
     known, parts = training.facts or [{}], []  # nothing is known where there is no training image
     chosen = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
     told = [known[item] for item in (chosen * len(known)).long().tolist()]
-    with tqdm(total=settings.samples * sum(math.prod(prior.shape) for prior in priors.values()), desc="sampling",
-              unit="code", leave=False) as bar:
+    with Bar(total=settings.samples * sum(math.prod(prior.shape) for prior in priors.values()), desc="sampling",
+              unit="code") as bar:
         for numbers in torch.arange(settings.samples).split(AT_A_TIME):
             own = numbers.tolist()
             path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npz"

@@ -17,6 +17,10 @@ from vqvae2.settings.checks import SAID, SEED, Checked
 class EvaluateSettings(Checked):
     """Settings of evaluate.py."""
 
+    TABLE = "evaluate"
+    preset: Annotated[str | None, SAID] = None
+    """A preset of the list above, or a .toml file of yours: it names the models that were trained with it, and says
+    what is judged. Flags override it."""
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
     top: str | None = None
@@ -58,6 +62,8 @@ class EvaluateSettings(Checked):
     """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
     seed: int = 0
     """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
+    open: bool = False
+    """Open the report at the end, where there is a screen."""
 
     RULES = (*FREEDOM, SEED, ("batch", lambda images: images >= 1, "at least 1", "Give a larger number."),
              ("samples", lambda images: 0 <= images <= 10**6, "0 to 1000000", "Give 0 for none."))

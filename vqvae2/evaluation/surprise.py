@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 from vqvae2.common import files
+from vqvae2.common.progress import Bar
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
@@ -87,7 +87,7 @@ def write(folder: Path, split: ImageSet, bits: Mapping[str, torch.Tensor]) -> No
     Raises: UserError if a file cannot be written.
     """
     table, names = [], unique_names(split.names)
-    for number, name in enumerate(tqdm(names, desc="likelihood maps", unit="image", leave=False)):
+    for number, name in enumerate(Bar(names, desc="likelihood maps", unit="image")):
         rows = rows_of(split, bits, [number])
         *levels, total = (row.values for _, row in rows[1:])
         array = torch.cat(levels).numpy()

@@ -9,12 +9,11 @@ this is no news and would hide everything else. Nothing else is taken away: size
 anatomy and variety may all be used. Batches hold as many fakes as real images, whatever their numbers are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from vqvae2.common import machine
 
@@ -68,22 +67,26 @@ def logits(model: Classifier, images: torch.Tensor, batch: int = BATCH) -> torch
     return torch.cat([model(some) + model(some.flip(3)) for some in shown]).cpu()
 
 
-def trained(sides: Sequence[torch.Tensor], steps: int, generator: torch.Generator,
-            device: torch.device | str = "cpu") -> Classifier:
-    """Return a classifier trained on fakes and real images, the two `sides`, uint8 `[n, channels, height, width]`."""
+def trained(sides: Sequence[torch.Tensor], steps: int, generator: torch.Generator, device: torch.device | str = "cpu",
+            tell: Callable[[], object] = lambda: None) -> Classifier:
+    """Return a classifier trained on fakes and real images, the two `sides`, uint8 `[n, channels, height, width]`.
+
+    `tell` is called after each step.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         model = Classifier(sides[0].shape[1]).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(BATCH // 2)
-    for _ in tqdm(range(steps), "classifier", unit="step", leave=False):
+    for _ in range(steps):
         batch = prepared(torch.cat([_pictures(images, generator) for images in sides]))
         loss = functional.binary_cross_entropy_with_logits(model(machine.to_device(batch, labels.device)), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
+        tell()
     return model.eval()
 
 

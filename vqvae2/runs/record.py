@@ -45,7 +45,7 @@ class RecordedFolder:
     """Settings that may change as long as the hash of what they name is the same -> the name of that hash."""
     lacking: Mapping[str, object] = MappingProxyType({})
     """Settings that records of earlier versions lack, and what they were."""
-    may_differ: frozenset[str] = frozenset({"out", "batch"})
+    may_differ: frozenset[str] = frozenset({"out", "batch", "preset", "open"})
     """Settings that may change when the command goes on."""
 
     def __init__(self, out: Path, settings: dict):

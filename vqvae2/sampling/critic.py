@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from vqvae2.common import distributed, random_numbers
 from vqvae2.common.errors import expect
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import evenly
 from vqvae2.models import classifier, encoding
 from vqvae2.models.autoencoder import TrainedVqvae, code_grids
@@ -61,8 +61,8 @@ def learned(vqvae: TrainedVqvae, real: CodeMaps,
     device = next(vqvae.model.parameters()).device
     mine = torch.arange(DRAWN)[distributed.rank()::distributed.world_size()]
     own: dict[int, torch.Tensor] = {}
-    with tqdm(total=len(mine) * sum(map(math.prod, code_grids(vqvae).values())), desc="drawing for the critic",
-              unit="code", leave=False, disable=distributed.rank() != 0) as bar:
+    with Bar(total=len(mine) * sum(map(math.prod, code_grids(vqvae).values())), desc="drawing for the critic",
+              unit="code", disable=distributed.rank() != 0) as bar:
         for numbers in mine.split(batch):
             maps = draw(numbers.tolist(), functools.partial(bar.update, len(numbers)))
             own |= dict(zip(numbers.tolist(), encoding.decoded(vqvae.model, maps, 1, softly=True)))
@@ -72,8 +72,9 @@ def learned(vqvae: TrainedVqvae, real: CodeMaps,
         some = evenly(len(real.names), MOST_REAL)
         sides = (torch.stack([drawn[number] for number in range(DRAWN)]), encoding.decoded(
             vqvae.model, {level: codes[some] for level, codes in real.levels.items()}, 1, softly=True))
-        return [classifier.trained(sides, STEPS, random_numbers.generator(seed, "critic", number), device)
-                for number in range(CLASSIFIERS)]
+        with Bar(total=CLASSIFIERS * STEPS, desc="training the critic", unit="step") as bar:
+            return [classifier.trained(sides, STEPS, random_numbers.generator(seed, "critic", number), device,
+                                       bar.update) for number in range(CLASSIFIERS)]
 
     found = distributed.gather_objects(distributed.on_rank_0(train))[0]  # hosts may differ in the last bits
     return Critic([own.to(device) for own in found])

@@ -29,6 +29,10 @@ FREEDOM = (one_or_two("temperature", lambda value: value > 0, "above 0"),
 class SampleSettings(Checked):
     """Settings of sample.py."""
 
+    TABLE = "sample"
+    preset: Annotated[str | None, SAID] = None
+    """A preset of the list above, or a .toml file of yours: it names the models that were trained with it, and says how
+    freely codes are drawn. Flags override it."""
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
     top: str
@@ -76,6 +80,8 @@ class SampleSettings(Checked):
     """Image (or completion) N depends only on (seed, N), not on the batch or the number of processes."""
     batch: int = 16
     """Images that each process samples at the same time."""
+    open: bool = False
+    """Open the grid of images at the end, where there is a screen."""
 
     RULES = (*FREEDOM, one_or_two("guidance", lambda value: value >= 0, "0 or more"), SEED,
              ("count", lambda count: 1 <= count <= 10**6, "1 to 1000000", "Draw more with another --seed and --out."),

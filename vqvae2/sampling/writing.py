@@ -19,11 +19,11 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
+from vqvae2.common.progress import Bar
 from vqvae2.images.reading import BrokenPicture, load_picture
 from vqvae2.models import texture_decoder
 from vqvae2.models.code_maps import CodeMaps
@@ -174,8 +174,7 @@ def write_samples(image_sampler: ImageSampler, folder: SampleFolder) -> None:
 
     def draw() -> None:  # progress is rank 0's own
         codes = sum(math.prod(prior.shape) for prior in image_sampler.priors.values()) * settings.reject
-        with tqdm(total=codes * len(mine), desc="sampling", unit="code", leave=False,
-                  disable=distributed.rank() != 0) as bar:
+        with Bar(total=codes * len(mine), desc="sampling", unit="code", disable=distributed.rank() != 0) as bar:
             for image in image_sampler.draw(mine, bar.update):
                 folder.keep(image)
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
+from vqvae2.common.progress import Bar
 from vqvae2.scans.brain import Brain
 from vqvae2.scans.volumes import Volume
 
@@ -121,7 +121,7 @@ def _details(heads: np.ndarray) -> np.ndarray:
         mean = np.mean([_moved(head, each, small_places) for head, each in zip(some, _maps_to(mean, some))], axis=0)
     to_cells = np.diag([CELLS / CELLS_TO_ALIGN] * 3 + [1.0])
     details = np.empty((len(heads), CELLS ** 3), np.float32)
-    bar = tqdm(zip(heads, _maps_to(mean, small)), total=len(heads), desc="comparing heads", unit="scan", leave=False,
+    bar = Bar(zip(heads, _maps_to(mean, small)), total=len(heads), desc="comparing heads", unit="scan",
                disable=len(heads) <= SILENT)
     for number, (head, each) in enumerate(bar):
         moved = _moved(head, to_cells @ each @ np.linalg.inv(to_cells), places)

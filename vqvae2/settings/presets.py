@@ -1,4 +1,4 @@
-"""A preset's name, or a file -> flags of extraction and trainings, and back to a file that reads as documentation.
+"""A preset's name, or a file -> flags of the commands, and back to a file that reads as documentation.
 
 A preset is a TOML file: comments that explain it, `about`, and tables of settings, named as the flags are with _ for -.
 
@@ -11,6 +11,12 @@ A preset is a TOML file: comments that explain it, `about`, and tables of settin
     layers = 8
     [decoder]               # for train_decoder.py
     width = 64
+    [sample]                # for sample.py
+    temperature = [0.9, 0.7]
+    [evaluate]              # for evaluate.py
+    samples = 128
+    [minutes]               # how long each step takes somewhere, by which `vqvae2 run` guesses what is left
+    vqvae = 44
 
 The presets that come with the project lie in vqvae2/presets/. A preset's settings are put before the command line as
 flags, so that a flag of the user beats them, and a command's own default holds for what a preset leaves out.
@@ -32,7 +38,9 @@ else:
 
 FOLDER = Path(__file__).parents[1] / "presets"
 SUFFIX = ".toml"
-TABLES = ("extract", "vqvae", "prior", "top", "bottom", "decoder")
+CHAIN = "chain"
+"""TABLE of the settings of a command that runs others, and gives them the preset."""
+TABLES = ("extract", "vqvae", "prior", "top", "bottom", "decoder", "sample", "evaluate", "minutes")
 
 
 def names() -> list[str]:
@@ -65,9 +73,14 @@ def about(name: str) -> str:
     return str(_read(path_of(name)).get("about", ""))
 
 
+def is_for_chain(name: str) -> bool:
+    """Return whether a preset has what the whole chain needs, from scans to a prior."""
+    return load(name, "vqvae").get("dataset") == "oasis" and bool(load(name, "extract") and load(name, "prior"))
+
+
 def listing(table: str) -> str:
-    """Return the presets that come with the project and have a table, a line each, for --help."""
-    having = [name for name in names() if load(name, table)]
+    """Return the presets that come with the project and have a table, or suit CHAIN, a line each, for --help."""
+    having = [name for name in names() if (is_for_chain(name) if table == CHAIN else load(name, table))]
     width = max(map(len, having), default=0)
     return "\n".join(["Presets (--preset NAME; each is a file in vqvae2/presets/, and flags beat it):",
                       *(f"    {name:{width}}  {about(name)}" for name in having)])
@@ -86,6 +99,14 @@ def text(about: str, comments: str, tables: dict[str, dict[str, object]]) -> str
         lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}"
                                       for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _models(name: str) -> dict[str, str]:
+    """Return the flags for the models that the trainings with a preset have made, under the names that they have."""
+    stem = path_of(name).stem
+    levels = ("top", "bottom") if load(name, "vqvae").get("levels") != 1 else ("top",)
+    return {"vqvae": stem, **{level: f"{stem}-{level}" for level in levels if load(name, "prior")},
+            **({"decoder": f"{stem}-decoder"} if load(name, "decoder") else {})}
 
 
 def _read(path: Path) -> dict:
@@ -107,11 +128,12 @@ def words(settings: type, arguments: Sequence[str]) -> list[str]:
     """
     given = dict(re.findall(r"^--(preset|level)[=\n](.+)", "\n".join(arguments), re.MULTILINE))
     fields = settings.__dataclass_fields__
-    if "preset" not in given or "preset" not in fields:
+    if "preset" not in given or "preset" not in fields or settings.TABLE == CHAIN:
         return []
     name, stem, level = given["preset"], path_of(given["preset"]).stem, given.get("level", "")
     named = {"extract": {}, "vqvae": {"savename": stem}, "prior": {"savename": f"{stem}-{level}", "vqvae": stem},
-             "decoder": {"savename": f"{stem}-decoder", "vqvae": stem}}[settings.TABLE]
+             "decoder": {"savename": f"{stem}-decoder", "vqvae": stem}}
+    named = named[settings.TABLE] if settings.TABLE in named else _models(name)
     values = load(name, *filter(None, (settings.TABLE, level)))
     expect(bool(values), f"--preset {name}", f"a preset with the table [{settings.TABLE}]", "one without it",
            "Give flags, or one of the presets that --help lists.")

@@ -30,12 +30,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vqvae2.common import folder_lock, memory, output
 from vqvae2.common.errors import STOP_SIGNALS, UserError, expect, flag
 from vqvae2.common.files import LEFT_OVERS, check_folder
 from vqvae2.common.names import SPLITS
+from vqvae2.common.progress import Bar
 from vqvae2.scans import covariates, dicom
 from vqvae2.scans.finding import FoundScans, Scan, find_scans
 from vqvae2.scans.headers import UnusableScan
@@ -173,7 +172,7 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
         tasks = [(dataclasses.replace(scan, prefix=own_prefix(scan, taken)), settings, out, plan, pixels)
                  for scan in found.scans[number - 1::parts]]
         rejected = 0
-        with (tqdm(total=len(tasks), unit="scan", desc="extracting", leave=False) as bar,
+        with (Bar(total=len(tasks), unit="scan", desc="extracting") as bar,
               contextlib.closing(_results(tasks, settings.workers)) as results):
             for outcome in results:
                 if settings.strict:

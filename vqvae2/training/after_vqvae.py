@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vqvae2.common import distributed, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
+from vqvae2.common.progress import Bar
 from vqvae2.images import augmentation, dataset
 from vqvae2.images.settings import DataSettings
 from vqvae2.models import autoencoder, code_maps, encoding
@@ -52,11 +52,16 @@ class AfterVqvae(Trainer):
         return loaded
 
     def check_first(self, config: dict, flag: str) -> None:
-        """Raise UserError if the weights of --init-from have another form, or learned another VQ-VAE's codes."""
+        """Raise UserError if the weights of --init-from have another form, or learned an unrelated VQ-VAE's codes.
+
+        A VQ-VAE that itself began from other weights keeps the meaning of their codes, about; what learned
+        those will do.
+        """
         super().check_first(config, flag)
-        expect(config.get("vqvae_hash") == self.vqvae.hash, flag, f"weights that learned the codes of --vqvae "
-               f"{self.settings.vqvae} ({self.vqvae.hash[:6]})", str(config.get("vqvae_hash"))[:6],
-               "Begin without --init-from.")
+        related = [self.vqvae.hash, *filter(None, [self.vqvae.config.get("init_hash")])]
+        expect(config.get("vqvae_hash") in related, flag, f"weights that learned the codes of --vqvae "
+               f"{self.settings.vqvae} ({' or '.join(known[:6] for known in related)})",
+               str(config.get("vqvae_hash"))[:6], "Begin without --init-from.")
 
     def codes_of(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
         """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
@@ -67,8 +72,7 @@ class AfterVqvae(Trainer):
             path, self.vqvae.hash, of_data, split.names, autoencoder.code_grids(self.vqvae),
             self.vqvae.model.settings.codebook_size, torch.int16)
         if distributed.any_rank(stored is None, self.device):
-            with tqdm(total=len(split), desc=f"codes of {name}", unit="image", leave=False,
-                      disable=distributed.rank() != 0) as bar:
+            with Bar(total=len(split), desc=f"codes of {name}", unit="image", disable=distributed.rank() != 0) as bar:
                 change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
                     self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
                 stored = encoding.extract(self.vqvae.model, split, 64,

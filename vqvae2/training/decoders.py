@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from tqdm import tqdm
 
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import expect
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import evenly
 from vqvae2.images import dataset
 from vqvae2.metrics import similarity, texture
@@ -173,8 +173,8 @@ class DecoderTrainer(AfterVqvae):
         batches = torch.arange(self.count(split)).split(DECODED)
         own = {number: self.vqvae.model.decode({level: codes[batches[number]].long().to(self.device)
                                                 for level, codes in levels.items()}, softly=True).half().cpu()
-               for number in tqdm(range(distributed.rank(), len(batches), distributed.world_size()),
-                                  f"decoding {split}", unit="batch", leave=False, disable=distributed.rank() != 0)
+               for number in Bar(range(distributed.rank(), len(batches), distributed.world_size()),
+                                  f"decoding {split}", unit="batch", disable=distributed.rank() != 0)
                if len(batches[number])}
         found = {number: part for share in distributed.gather_objects(own) for number, part in share.items()}
         return torch.cat([torch.zeros(0, *self.images.shape, dtype=torch.float16), *map(found.get, sorted(found))])

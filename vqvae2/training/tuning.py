@@ -46,10 +46,10 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from vqvae2.common import files, machine, output, random_numbers
 from vqvae2.common.errors import EXIT_STOPPED, Stopped, UserError, expect
+from vqvae2.common.progress import Bar
 from vqvae2.metrics import coding
 from vqvae2.models import encoding
 from vqvae2.models.code_maps import LEVELS
@@ -426,7 +426,7 @@ def search(settings: TuneSettings, study: optuna.Study, space: Space, data: dict
     before = len(results(study))
     running: dict[int, tuple] = {}  # the worker's number -> its process, and what `record` takes
     signals = machine.Signals()
-    with signals, tqdm(total=settings.trials, initial=before, unit="trial", leave=False, desc="trials") as bar:
+    with signals, Bar(total=settings.trials, initial=before, unit="trial", desc="trials") as bar:
         try:
             while not signals.came:
                 rows = results(study)
@@ -452,7 +452,7 @@ def search(settings: TuneSettings, study: optuna.Study, space: Space, data: dict
                                    f"see {run.folder / OUTPUT}")
                         write_results(results(study), settings, space, data)
                         row = study.trials[trial.number].user_attrs["row"]
-                        tqdm.write("; ".join(filter(None, [
+                        Bar.write("; ".join(filter(None, [
                             f"trial {row['trial']}: {row['state']} after {row['epochs']} epochs", row["reason"],
                             summary_line(row, settings)])))
                         bar.update()

@@ -1,0 +1,76 @@
+"""Work that is counted -> a bar on stderr that can be planned with, and the same in a file for whoever started us.
+
+Every bar has a total, so that it can say how long the rest takes. A command that was started by another, such as
+`vqvae2 run`, also writes how far it is to the file that VQVAE2_PROGRESS_FILE names, about once a second.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+PROGRESS_FILE = "VQVAE2_PROGRESS_FILE"
+SECONDS_BETWEEN_NOTES = 1.0
+
+
+class Bar(tqdm):
+    """A progress bar with a total, which leaves no line behind.
+
+    Args:
+        of_all: (before, all): this bar's work is a part of a longer work of `all` units, of which `before` are done
+            when this bar is at 0. An epoch is such a part of a training. What is noted in the file is of the whole.
+        more: as for tqdm.
+    """
+
+    def __init__(self, iterable: Iterable | None = None, *, of_all: tuple[int, int] | None = None, **more: object):
+        self.of_all, self.noted = of_all, 0.0
+        super().__init__(iterable, **{"leave": False, "dynamic_ncols": True} | more)
+        if self.total is None:
+            raise AssertionError(f"the bar {self.desc} has no total")
+        self._note()
+
+    def update(self, n: float = 1) -> bool | None:
+        """Count `n` more units."""
+        shown = super().update(n)
+        self._note()
+        return shown
+
+    def _note(self) -> None:
+        path, now = os.environ.get(PROGRESS_FILE), time.monotonic()
+        if not path or self.disable or now - self.noted < SECONDS_BETWEEN_NOTES:
+            return
+        self.noted = now
+        before, whole = self.of_all or (0, self.total)
+        share = (before + self.n) / whole if whole else 1.0
+        with suppress(OSError):  # a full disk must not end the work: the note is for show
+            temporary = Path(f"{path}.part")
+            temporary.write_text(json.dumps({"what": self.desc.rstrip(": "), "share": min(share, 1.0),
+                                             "is_all": self.of_all is not None}), encoding="utf-8")
+            temporary.replace(path)
+
+
+def read_note(path: Path) -> dict:
+    """Return what a command has written of its progress: {"what", "share" 0…1, "is_all"}; {} where there is nothing.
+
+    `is_all` says whether the share is one of all the command's work, and not of one of its parts.
+    """
+    with suppress(OSError, ValueError):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(note, dict) and isinstance(note.get("share"), (int, float)):
+            return note
+    return {}
+
+
+def in_words(seconds: float) -> str:
+    """Return a time to wait: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"
