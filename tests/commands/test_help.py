@@ -22,7 +22,7 @@ FRONT_DOORS = {"extract_slices": "extract", "train_vqvae": "train-vqvae", "train
                "train_decoder": "train-decoder", "sample": "sample", "evaluate": "evaluate", "predict": "predict",
                "make_demo_scans": "demo-scans"}
 WITH_FLAGS = [*(f"vqvae2.commands.{word.replace('-', '_')}" for word in COMMANDS if word != "status"),
-              "tools.demo", "tools.make_results"]
+              "tools.make_results"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "launch").rglob("*")),
          *sorted((ROOT / "pretrained").rglob("*.md"))]
 

@@ -12,14 +12,16 @@ folders follow OASIS-3 in BIDS, so `vqvae2 extract --scans demo_scans` reads the
 The scans are synthetic and good for trying the software only: nothing about people can be learned from them. Each scan
 is the template that nilearn contains (`pip install -e .[demo]`), bent by its own diffeomorphism, with its own folds,
 ventricles, atrophy, contrast, bias field and noise, and stored with one of several axis orders, data types and voxel
-sizes. Equal seeds give equal files, and a subject does not depend on --subjects.
+sizes. Equal seeds give equal files, and a subject does not depend on --subjects. The same command goes on after a stop.
 """
 
 import gzip
 import importlib
 import os
 import re
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from vqvae2.commands import endings
 from vqvae2.common import files
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
+from vqvae2.common.progress import Bar
 from vqvae2.settings.checks import SEED, Checked
 from vqvae2.settings.parsing import parse
 
@@ -98,7 +101,7 @@ def check_out(out: Path, subjects: list[Subject], seed: int) -> None:
 
 def write_scans(settings: DemoScansSettings, subjects: list[Subject],
                 make_scan: Callable[[Subject, int], nibabel.Nifti1Image]) -> None:
-    """Write the whole BIDS tree into a folder that `check_out` has passed; earlier files are overwritten.
+    """Write the whole BIDS tree into a folder that `check_out` has passed, but for scans that are there and whole.
 
     Args:
         make_scan: returns the scan of a subject's session, counted from 0.
@@ -113,14 +116,24 @@ def write_scans(settings: DemoScansSettings, subjects: list[Subject],
 
     def write_scan(subject: Subject, session: int) -> None:
         visit = f"ses-d{subject.session_days[session]:04d}"
+        path = settings.out / subject.name / visit / "anat" / f"{subject.name}_{visit}_T1w.nii.gz"
+        if _is_whole(path):  # and of this seed: equal to what would be made
+            return
         content = gzip.compress(make_scan(subject, session).to_bytes(), compresslevel=1, mtime=0)
-        files.write_atomically(settings.out / subject.name / visit / "anat" / f"{subject.name}_{visit}_T1w.nii.gz",
-                               lambda path: path.write_bytes(content))
+        files.write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
     visits = [(subject, session) for subject in subjects for session in range(len(subject.session_days))]
     # NumPy, torch and zlib let go of the interpreter while they work, so threads are enough.
     thread_map(write_scan, *zip(*visits), max_workers=min(4, os.cpu_count() or 1), total=len(visits),
-               desc="demo scans", unit="scan")
+               desc="demo scans", unit="scan", tqdm_class=Bar)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a gzip file is there and undamaged."""
+    with suppress(OSError, EOFError, zlib.error):
+        gzip.decompress(path.read_bytes())
+        return True
+    return False
 
 
 def main(arguments: list[str] | None = None) -> None:

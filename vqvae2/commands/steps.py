@@ -89,10 +89,10 @@ def run_steps(steps: Sequence[Step], log: Path | None = None) -> None:
         overview.begin(number - 1)
         status, why = _run_beside_line(step, overview, log) if log else (run(step.command(), step.processes), "")
         if status:
-            why = why or f"{title}: vqvae2 {step.name} " + (
-                "was stopped, all saved" if status == EXIT_STOPPED else f"ended with status {status}") + (
-                f"; what it said stands in {log}" if log else "; what it said stands above")
-            print(f"{why.rstrip('.')}. The same command goes on from here.", file=sys.stderr, flush=True)
+            said = f"in {log}" if log else "above"
+            end = "was stopped, all saved" if status == EXIT_STOPPED else f"ended with status {status}"
+            print(why or f"{title}: vqvae2 {step.name} {end}; what it said stands {said}. The same command goes on "
+                  "from here.", file=sys.stderr, flush=True)
             raise SystemExit(status)
         overview.end()
         if log:

@@ -100,7 +100,8 @@ def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder
     even = evenly(len(evaluation.images), PICTURED)
     samples = [] if evaluation.samples is None else [("sample", evaluation.samples[:PICTURED])]
     pictures.save_picture(pictures.strip([
-        ("real", evaluation.images.bytes()[even]), ("reconstruction", evaluation.reconstructions[even]), *samples]),
+        (evaluation.data.word, evaluation.images.bytes()[even]),
+        ("reconstruction", evaluation.reconstructions[even]), *samples]),
         settings.out / "strip.png")
     for flag, (name, log) in logs.items():
         if log:
@@ -207,6 +208,8 @@ def load(settings: EvaluateSettings) -> Evaluation:
     if decoder:
         what = "reconstructions" if settings.sampled else "reconstructions, samples and the neighbours model's images"
         warnings.append(f"--decoder {settings.decoder} has invented the finest detail of {what}.")
+    if data.word == "synthetic":
+        warnings.append("the slices are synthetic: nobody was scanned, and these figures say nothing about people.")
     extractor, drawn, trained = None, None, ImageSet((), split.pixels[:0])
     if settings.sampled or (settings.samples and not missing):
         extractor = _extractor(settings, data.shape, warnings)

@@ -33,6 +33,7 @@ from vqvae2.runs.config import Cutting
 from vqvae2.settings.parsing import as_dict
 from vqvae2.settings.stored import as_declared, read_json
 
+EXTRACTION = "extraction.json"
 HASH_DIGITS = 16
 MOST_NAMED = 10
 """Broken images that an error names."""
@@ -129,6 +130,11 @@ class Images:
         found = (_extraction(self.folder) or {}).get("field_of_view")
         return found if isinstance(found, (int, float)) and found > 0 else None
 
+    @property
+    def word(self) -> str:
+        """Return what pictures call an original: `real`, or `synthetic` where the scans were of nobody."""
+        return "synthetic" if _record(self.folder).get("synthetic") else "real"
+
     def describe(self, before: Mapping = MappingProxyType({})) -> dict:
         """Return what config.json keeps of the data: hashes, sizes, and what was trained on.
 
@@ -147,7 +153,8 @@ class Images:
                 "data": {"folder": self.folder.name, "images": {split: len(of[split]) for split in SPLITS},
                          "subjects": {split: len({file.subject for file in of[split]}) for split in SPLITS},
                          "subjects_known": self.subjects_known, "shared_subjects": self.shared_subjects,
-                         "extraction": _extraction(self.folder)},
+                         "extraction": _extraction(self.folder),
+                         **({"synthetic": True} if self.word == "synthetic" else {})},
                 "image_shape": list(self.shape),
                 "training_images": pictures,
                 "training_subjects": sorted({subject_hash(subject) for subject in train.subjects}),
@@ -161,13 +168,17 @@ def _extraction(folder: Path) -> dict | None:
     None where there is no record, or that of an older version, which said less.
     Raises: UserError if the record says what extract_slices.py does not do.
     """
-    path = folder / "extraction.json"
-    if not path.exists():
+    if not (record := _record(folder)):
         return None
-    advice = "Run extract_slices.py again, or delete the file: then nothing is known of how the slices were cut."
-    settings = read_json(path, "what extract_slices.py wrote", advice).get("settings")
-    cutting = as_dict(as_declared(settings, Cutting, f"{path}.settings"))
+    cutting = as_dict(as_declared(record.get("settings"), Cutting, f"{folder / EXTRACTION}.settings"))
     return None if None in cutting.values() else cutting
+
+
+def _record(folder: Path) -> dict:
+    """Return what extract_slices.py has written of an extraction; {} where there is no record."""
+    path = folder / EXTRACTION
+    advice = "Run extract_slices.py again, or delete the file: then nothing is known of how the slices were cut."
+    return read_json(path, "what extract_slices.py wrote", advice) if path.exists() else {}
 
 
 def load_images(settings: DataSettings, splits: tuple[str, ...] = SPLITS, shape_must_divide: int = 1) -> Images:

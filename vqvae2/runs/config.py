@@ -37,6 +37,7 @@ class DataFacts(Checked):
     subjects_known: bool = True
     shared_subjects: int = 0
     extraction: Cutting | None = None
+    synthetic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,7 +188,8 @@ def finish(image_sampler: ImageSampler, folder: SampleFolder, names: list[str]) 
     report = sampler.rejection_report(image_sampler.settings, maps)
     if image_sampler.incomplete is None:
         images = torch.stack([folder.picture(name) for name in names[:MOST_IN_GRID]])
-        grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)))
+        of = image_sampler.vqvae.config["data"].get("synthetic") and "drawn by a model of synthetic scans"
+        grid = plots.image_grid(plots.enlarged(images), columns=max(1, round(len(images)**0.5)), title=of or None)
         shown = len(images)
     else:
         grid = completions(folder, image_sampler)

@@ -7,11 +7,13 @@ called. In a folder without any scan the first file without an ending is asked w
 """
 
 import hashlib
+import json
 import os
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -110,6 +112,8 @@ class FoundScans:
     left_out: tuple[tuple[str, str], ...] = ()
     """The names of the files that are not used though they end as scans do, and of the folders that are not searched,
     each with its reason: what many share, and mostly a colon and what is the file's own."""
+    synthetic: bool = False
+    """Whether the scans are of nobody, as `vqvae2 demo-scans` makes them: BIDS' description of them begins so."""
 
 
 def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: str | None = None,
@@ -164,7 +168,15 @@ def find_scans(folder: Path, *, suffixes: Sequence[str] = (), subject_pattern: s
     further = [(name, _why_further(name, scan.name)) for scan in chosen for name in scan.instead_of]
     other = sum(not reason.startswith((NOT_SEARCHED, NOT_READ)) for _, reason in left_out)
     return FoundScans(sorted(_with_prefixes(chosen) + refused, key=lambda scan: natural(scan.name)), len(further),
-                      tree.tables, other, tuple(tree.unreadable), tuple(without_extra), doubt, (*left_out, *further))
+                      tree.tables, other, tuple(tree.unreadable), tuple(without_extra), doubt, (*left_out, *further),
+                      _are_synthetic(folder))
+
+
+def _are_synthetic(folder: Path) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+        return str(description.get("Name", "")).startswith("Synthetic ")
+    return False
 
 
 def _is_freesurfers(name: str) -> bool:

@@ -530,6 +530,7 @@ def _report(settings: ExtractSettings, found: FoundScans, manifest: list[dict], 
                        "rejected": rejected, "skipped": found.further, "gone": gone,
                        "subjects": {split: subjects[split] for split in SPLITS},
                        "images": {split: images[split] for split in SPLITS}},
+            **({"synthetic": True} if found.synthetic else {}),
             "lent": {subject: {"from": lent[subject], "to": splits[subject]} for subject in sorted(lent)}}
 
 

@@ -174,7 +174,7 @@ class DecoderTrainer(AfterVqvae):
         own = {number: self.vqvae.model.decode({level: codes[batches[number]].long().to(self.device)
                                                 for level, codes in levels.items()}, softly=True).half().cpu()
                for number in Bar(range(distributed.rank(), len(batches), distributed.world_size()),
-                                  f"decoding {split}", unit="batch", disable=distributed.rank() != 0)
+                                     desc=f"decoding {split}", unit="batch", disable=distributed.rank() != 0)
                if len(batches[number])}
         found = {number: part for share in distributed.gather_objects(own) for number, part in share.items()}
         return torch.cat([torch.zeros(0, *self.images.shape, dtype=torch.float16), *map(found.get, sorted(found))])
@@ -290,7 +290,7 @@ class DecoderTrainer(AfterVqvae):
         if not self.count("validate"):
             return
         items = evenly(self.count("validate"), SHOWN)
-        rows = [("real", dataset.to_bytes(self.images.splits["validate"].batch(items))),
+        rows = [(self.images.word, dataset.to_bytes(self.images.splits["validate"].batch(items))),
                 ("soft", dataset.to_bytes(self.soft["validate"][items].float())), ("texture", self._textured(items))]
         self.log.picture("textures", epoch, pictures.strip(
             [(name, pictures.enlarged(images)) for name, images in rows],

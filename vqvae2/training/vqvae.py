@@ -113,7 +113,9 @@ class VqvaeTrainer(Trainer):
         charts.curves(self.rows, self.folder / "losses.png", title=f"{self.settings.savename}, VQ-VAE: {when.lower()}")
         split = self.images.splits["validate"] if self.count("validate") else self.images.splits["train"]
         ssim = self.rows[-1].get("validate_ssim")
-        title = when + (" (training images)" if ssim is None else f", SSIM {ssim:.4f} (mean of all validation images)")
+        of = "synthetic " if self.images.word == "synthetic" else ""
+        title = when + (f" ({of}training images)" if ssim is None else
+                        f", SSIM {ssim:.4f} (mean of all {of}validation images)")
         items = np.linspace(0, len(split) - 1, min(8, len(split))).round().astype(int)
         model = self.model.eval()
         made = model(split.batch(items).to(self.device))
