@@ -40,6 +40,7 @@ trees: venv
 
 lint: venv
 	$(PY) -m ruff check .
+	$(PY) -m mkdocs build --quiet --strict
 
 clean:
-	rm -rf demo
+	rm -rf demo site

@@ -110,6 +110,51 @@ class TestHowItWorks:
             assert picture.width < 1000
 
 
+class TestSummaries:
+    """What stands under "In short" is what the page says further down, which tools.make_results makes anew."""
+
+    RESULTS = ROOT / "docs/results.md"
+
+    def summary_and_rest(self, page):
+        _, summary, rest = re.split(r"^## In short$|^## (?!In short)", page.read_text(encoding="utf-8"), maxsplit=2,
+                                    flags=re.MULTILINE)
+        return summary, rest
+
+    @pytest.mark.parametrize(("row", "cells"), [
+        ("[SSIM of reconstructions]", [("reconstruction-128", "SSIM, mean", 1), ("reconstruction-128", "SSIM, min", 1),
+                                       ("rates-128", "VQ-VAE, codes", 1), ("rates-128", "WebP at .*, whole", 1)]),
+        ("the same at", [("reconstruction-64", "SSIM, mean", 1), ("reconstruction-64", "SSIM, min", 1),
+                         ("reconstruction-256", "SSIM, mean", 1), ("reconstruction-256", "SSIM, min", 1)]),
+        ("[codes in use]", [("codes-128", "top", 1), ("codes-128", "bottom", 1), ("codes-128", "top", 3),
+                            ("codes-128", "bottom", 3)]),
+        ("[bits per code]", [("priors-128", "top", 1), ("priors-128", "bottom", 1), ("priors-128", "top", 4),
+                             ("priors-128", "bottom", 4)]),
+        ("[kernel MMD² of samples]", [(f"samples-128{name}", "kernel MMD², 32", column) for name, column in (
+            ("", 1), ("-texture", 1), ("", 3), ("", 2), ("-texture", 2))]),
+        ("AUROC", [("probe-128", "samples, real", 1), ("probe-128-texture", "samples, real", 1),
+                   ("probe-128", "reconstructions, real", 1), ("probe-128-texture", "reconstructions, real", 1)]),
+        ("[samples that are near", [("memorisation-128", "samples, pixels", 4)]),
+        ("[lesions]", [("lesions-128", "all", 2), ("lesions-128", "all", 3)])], ids=lambda value: str(value)[:20])
+    def test_figures_of_results_are_those_of_the_tables(self, row, cells):
+        summary, rest = self.summary_and_rest(self.RESULTS)
+        line = next(line for line in summary.splitlines() if line.startswith(f"| {row}"))
+        place = 0
+        for section, start, column in cells:
+            table = rest.split(f"<!-- {section} -->")[1].split("<!-- end -->")[0]
+            cell = re.search(rf"^\| {start}.*$", table, re.MULTILINE)[0].split(" | ")[column]
+            figure = cell.split(" (")[0].strip("| ")
+            place = line.find(figure, place)
+            assert place >= 0, f"{figure} of {section} is not where it should be in: {line}"
+            place += len(figure)
+
+    @pytest.mark.parametrize("name", ["results", "benchmarks"])
+    def test_every_figure_of_a_summary_stands_on_the_rest_of_the_page(self, name):
+        summary, rest = self.summary_and_rest(ROOT / f"docs/{name}.md")
+        figures = set(re.findall(r"(?<![\w.])\d+\.\d+(?:x|%|\b)", re.sub(r"\]\([^)]*\)", "]", summary)))
+        assert len(figures) > 10
+        assert {figure for figure in figures if figure not in rest} == set()
+
+
 class TestCitation:
     @pytest.fixture
     def citation(self):

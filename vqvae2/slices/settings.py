@@ -84,7 +84,7 @@ class ExtractSettings(Checked):
     """Do the I-th of N parts, for many machines that share --out; the last machine to finish writes the manifest."""
     merge: bool = False
     """Only write the manifest, if all parts are done but the last part was ended before it wrote the manifest."""
-    workers: int = CORES
+    workers: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: as many as there are cores)")] = CORES
     """Worker processes; their number does not change the slices."""
     strict: bool = False
     """End at the first scan that cannot be used, with exit status 2."""
