@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 import yaml
 
-from vqvae2.commands import publish
+from vqvae2.commands import publish, status
 from vqvae2.common.errors import UserError
 from vqvae2.runs import weights as checkpoints
 from vqvae2.sampling import sampler
@@ -34,6 +35,17 @@ def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp
                  (tmp_path / "out" / "README.md").read_text()):
         assert not re.search(r"(?<![\w.])/\w+/", text), text[:300]
     assert (tmp_path / "out" / "log.csv").read_text() == (tiny_run.vqvae / "log.csv").read_text()
+
+
+def test_a_run_is_published_under_its_own_name_again_and_again_and_that_name_still_is_the_run(tiny_run, apart, capsys):
+    shutil.copytree(tiny_run.results, "results")
+    for _ in range(2):
+        publish.main(["tiny", "pretrained/tiny"])
+        assert capsys.readouterr().out.startswith("written: pretrained/tiny, weights ")
+    with pytest.raises(SystemExit) as end:
+        status.main(["tiny"])
+    assert end.value.code == 0
+    assert "weights without a state" not in capsys.readouterr().out
 
 
 def test_a_published_chain_belongs_together_and_is_half_as_large_in_16_bit(tiny_run, tmp_path):

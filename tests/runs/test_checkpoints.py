@@ -330,6 +330,8 @@ class TestFindRun:
             checkpoints.save_weights(Path(folder) / checkpoints.WEIGHTS, tensors, {"settings": {}, "where": folder})
         (Path("results/folder/brain") / checkpoints.WEIGHTS).unlink()
         assert checkpoints.find_run("brain", "--vqvae") == Path("results/oasis/brain")
+        elsewhere = Path("results").resolve()  # its name sorts before "pretrained"
+        assert checkpoints.find_run("brain", "--vqvae", elsewhere) == elsewhere / "oasis" / "brain"
         other = {"weight": torch.zeros(3)}
         checkpoints.save_weights(Path("pretrained/brain") / checkpoints.WEIGHTS, other, {"settings": {}})
         with pytest.raises(UserError, match=r"found pretrained/brain, results/oasis/brain\."):

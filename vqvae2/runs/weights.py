@@ -136,19 +136,21 @@ def read_config(folder: Path) -> dict:
 def find_run(name: str, flag: str, results: Path = Path("results"), file: str = WEIGHTS) -> Path:
     """Return the folder of a run that has `file`: `name` as a path, or looked up in <results>/*/ and pretrained/.
 
+    Of several whose weights are equal, such as a run and what was published of it, a run in <results> is returned: it
+    has the state, the code maps and the whole log.
     Raises: UserError, naming what was found, if there is none, or if there are several whose weights differ.
     """
     if (Path(os.path.expanduser(name)) / file).is_file():
         return Path(os.path.expanduser(name))
-    runs = sorted(path.parent for paths in (results.glob(f"*/*/{file}"), Path("pretrained").glob(f"*/{file}"))
-                  for path in paths)
+    runs = [path.parent for paths in (Path("pretrained").glob(f"*/{file}"), results.glob(f"*/*/{file}"))
+            for path in sorted(paths)]
     found = [folder for folder in runs if folder.name == name]
     expect(len(found) < 2 or _have_the_same_weights(found), f"{flag} {name}", "one run of this name",
            ", ".join(map(str, found)), "Give the path of one.")
     known = ", ".join(sorted({folder.name for folder in runs}))
     expect(bool(found), f"{flag} {name}", f"a folder with {file}, or a name in {results}/*/ or pretrained/",
            f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
-    return found[-1]  # a run in results/ before what was published of it
+    return found[-1]
 
 
 def _have_the_same_weights(folders: Sequence[Path]) -> bool:
