@@ -1,5 +1,6 @@
 """What the commands of the pages write into a checkout is ignored by git, and nothing of the project is."""
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,13 +20,13 @@ def git(*words: str) -> list[str]:
 
 def outputs_in(text: str) -> set[str]:
     """The values of --out that lead into the checkout."""
-    return {value for words in commands_in(text) for flag, value in zip(words, words[1:])
+    return {value for words in commands_in(text) for flag, value in itertools.pairwise(words)
             if flag == "--out" and not value.startswith(("~", "/", "$"))}
 
 
 def test_outputs_are_found_in_a_page():
-    assert outputs_in("```sh\npython sample.py --count 3 \\\n    --out samples\nvqvae2 extract --out ~/slices\n```") == {
-        "samples"}
+    page = "```sh\npython sample.py --count 3 \\\n    --out samples\nvqvae2 extract --out ~/slices\n```"
+    assert outputs_in(page) == {"samples"}
     assert len(outputs_in(PAGES[0].read_text(encoding="utf-8"))) > 1
 
 
@@ -36,8 +37,8 @@ def test_what_a_page_writes_with_out_is_ignored(page):
     assert set(inside) - set(git("check-ignore", *inside) if inside else ()) == set()
 
 
-@pytest.mark.parametrize("name", ["brains", "demo", "my-brains", "predicted", "report", "samples", "completed", "slices",
-                                  "results", "data", "site", "wandb", "mlruns"])
+@pytest.mark.parametrize("name", ["brains", "demo", "my-brains", "predicted", "report", "samples", "completed",
+                                  "slices", "results", "data", "site", "wandb", "mlruns"])
 def test_outputs_are_ignored_at_the_root_and_nowhere_else(name):
     assert git("check-ignore", f"{name}/x.png", f"vqvae2/{name}/x.png") == [f"{name}/x.png"]
 
