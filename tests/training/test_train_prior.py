@@ -19,6 +19,7 @@ from vqvae2.commands import train_prior
 from vqvae2.common import distributed, random_numbers
 from vqvae2.common.errors import UserError
 from vqvae2.images import augmentation, dataset
+from vqvae2.models import encoding
 from vqvae2.models.autoencoder import load_vqvae
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.conditions import Column
@@ -212,6 +213,24 @@ def test_a_prior_begins_only_with_one_of_the_same_codes_facts_and_heads(told):
     weights.save_weights(path, tensors, config | {"vqvae_hash": "0" * 64})
     with pytest.raises(UserError, match=r"--init-from first: expected weights that learned the codes of --vqvae tiny"):
         train_prior.main([*more, "--savename", "fourth"])
+
+
+def test_weights_that_are_none_to_begin_with_are_refused_before_an_image_is_encoded(told, monkeypatch):
+    train_prior.main([*told, "--savename", "first", "--epochs", "1"])
+    monkeypatch.setattr(encoding, "extract", None)
+    shutil.rmtree("results/oasis/tiny/codes")
+    more = [*told, "--savename", "second", "--copies", "1", "--init-from"]
+    for flags, found in ((["--channels", "4"], r"others: --channels 4 \(was 8\)"),
+                         (["--condition", "age"], r"others: --condition age \(was \)")):
+        with pytest.raises(UserError, match=rf"--init-from first: expected .* found {found}\. "):
+            train_prior.main([*more, "first", *flags])
+    with pytest.raises(UserError, match=r"--init-from tiny: expected a top prior, found a vqvae in"):
+        train_prior.main([*more, "tiny"])
+    path = Path("results/oasis/first/model.safetensors")
+    tensors, config = weights.load_weights(path)
+    weights.save_weights(path, tensors, config | {"training_subjects": config["held_out_subjects"][:1]})
+    with pytest.raises(UserError, match=r"--init-from first: .* found 1 such subject"):
+        train_prior.main([*more, "first"])
 
 
 class TestCopies:

@@ -50,6 +50,7 @@ square of a statistic is still a float32."""
 STATISTICS = {"counts", "recent", "sums", "updates"}
 """The last part of the names of counts and sums that a codebook keeps for its training."""
 DAMAGED = "Copy it again from where it came, or train the model again."
+SAME_KIND = "Only a run of the same kind can be gone on from."
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """An owner and a name, such as ada/vqvae-128."""
 
@@ -216,9 +217,20 @@ def load_model(name: str, flag: str, kind: str, build: Callable[[dict, dict[str,
         with _Budget(3 * sum(tensor.numel() for tensor in tensors.values()) + ALWAYS_BUILT):
             return build(config, tensors)
 
-    loaded = _filled(name, flag, kind, built, results, words, advice)
+    loaded = _filled(name, flag, kind, built, results, words=words, advice=advice)
     loaded.model.eval().config = loaded.config
     return loaded
+
+
+def check_run(name: str, flag: str, kind: str, results: Path = Path("results"),
+              check: Callable[[dict], None] = lambda _: None, *, words: str = "", advice: str = SAME_KIND) -> Path:
+    """Return the folder of a run, of which the config alone is read. Arguments and errors are those of `load_into`."""
+    folder = find_run(name, flag, results)
+    config = config_in_weights(folder / WEIGHTS)
+    found = str(config.get("kind"))
+    expect(found.endswith(kind), f"{flag} {name}", words or f"a {kind}", f"a {found} in {folder}", advice)
+    check(config)
+    return folder
 
 
 def load_into(model: nn.Module, name: str, flag: str, kind: str, results: Path = Path("results"),
@@ -229,19 +241,15 @@ def load_into(model: nn.Module, name: str, flag: str, kind: str, results: Path =
         check: raises UserError where a run of this config is none to begin with. Other arguments, and errors, are as
             for `load_model`.
     """
-    return _filled(name, flag, kind, lambda *_: model, results, f"a {kind}",
-                   "Only a run of the same kind can be gone on from.", check)
+    return _filled(name, flag, kind, lambda *_: model, results, check)
 
 
 def _filled(name: str, flag: str, kind: str, build: Callable[[dict, dict[str, torch.Tensor]], nn.Module],
-            results: Path, words: str, advice: str, check: Callable[[dict], None] = lambda _: None) -> TrainedModel:
+            results: Path, check: Callable[[dict], None] = lambda _: None, **said: str) -> TrainedModel:
     """Find a run, check what it holds, and put its weights into the model that `build` returns."""
-    folder = find_run(name, flag, results)
+    folder = check_run(name, flag, kind, results, check, **said)
     path = folder / WEIGHTS
     tensors, config = load_weights(path)
-    found = str(config.get("kind"))
-    expect(found.endswith(kind), f"{flag} {name}", words, f"a {found} in {folder}", advice)
-    check(config)
     try:
         _check_values(tensors)
         model = build(config, tensors)

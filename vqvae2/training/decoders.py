@@ -163,6 +163,7 @@ class DecoderTrainer(AfterVqvae):
         smallest = min(self.images.shape[1:])
         expect(smallest >= SMALLEST, "--data", f"images of at least {SMALLEST} pixels a side", smallest,
                "Extract larger slices.")
+        self.check_init_from(self.data)
         self.maps = {split: self.codes_of(split, self.images.splits[split]) for split in ("train", "validate")}
         self.soft = {split: self._decoded(split) for split in self.maps}
 

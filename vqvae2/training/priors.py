@@ -39,13 +39,15 @@ class PriorTrainer(AfterVqvae):
         facts = {split: loaded.splits[split].facts for split in ("train", "validate")}
         self.columns = conditions.fit(facts["train"], self.settings.condition)
         self.known = {split: conditions.numbers(self.columns, rows) for split, rows in facts.items()}
-        self.maps = {split: self.codes_of(split, loaded.splits[split]) for split in ("train", "validate")}
-        self.copies = [self.codes_of(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
-                       for number in range(1, self.settings.copies + 1)]
+        self.check_init_from(self.data)
+        self.maps = {"train": self.codes_of("train", loaded.splits["train"])}
         for warning in encoding.check_codebook_use(encoding.code_figures(
                 self.vqvae.model, loaded.splits["train"], self.maps["train"], self.settings.batch,
                 with_shuffle_drop=False), self.settings.vqvae):
             say(warning)
+        self.maps["validate"] = self.codes_of("validate", loaded.splits["validate"])
+        self.copies = [self.codes_of(f"train-copy-{number}-seed-{self.settings.seed}", loaded.splits["train"], number)
+                       for number in range(1, self.settings.copies + 1)]
         self._report_references()
 
     def _report_references(self) -> None:

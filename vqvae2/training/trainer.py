@@ -7,7 +7,7 @@ validation, checkpoints, resume, signals and logs. What a subclass provides is l
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -72,7 +72,8 @@ class Trainer:
         after_epoch()             what follows an epoch whose row, `rows[-1]`, and state are saved, on all ranks;
                                   collectives allowed. It may end the run by raising the same error on all ranks
         kept(model)               the part of the model whose weights are the result
-        check_first(config, flag) raise a UserError if a run of this config is none that this one can begin from
+        check_first(config, flag) raise a UserError if a run of this config is none that this one can begin from; where
+                                  `start` takes long, it calls check_init_from() as soon as this can be told
         pictures(epoch)           figures of the run, on rank 0 alone; no collectives
         best_by, ema_decay        the validation figure whose lowest value is best; decay of averaged weights
 
@@ -223,23 +224,39 @@ class Trainer:
         """
         if self.settings.init_from is None:
             return data
-        flag = f"--init-from {self.settings.init_from}"
-        if self.config and any((self.folder / name).exists() for name in (state.STATE, state.STATE_BEFORE)):
+        if self._has_state():
             seen, init_hash = self.config, self.config.get("init_hash", "")
         else:
             loaded = weights.load_into(self.kept(self.model), self.settings.init_from, "--init-from", self.kind,
-                                       self.settings.results, lambda config: self.check_first(config, flag))
+                                       self.settings.results, lambda config: self._check_init_config(config, data))
             seen, init_hash = loaded.config, loaded.hash
-            known = set(seen.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
-            told = seen.get("training_subjects") is not None or "training_subjects" not in data
-            some = ", ".join(sorted(known)[:3]) + ", …" * (len(known) > 3)
-            expect((told and not known) or self.settings.allow_leak, flag, "weights that were trained on nobody of "
-                   "this data's validate and test splits", f"{len(known)} such subject(s), by their names: {some}"
-                   if told else "some that do not say whom they were trained on", "Give the data and the --split that "
-                   "they were trained with; if these are other people of the same names, give --allow-leak.")
         return data | {"init_hash": init_hash} | {
             name: sorted({*data[name], *(seen.get(name) or ())})
             for name in ("training_images", "training_subjects") if name in data}
+
+    def check_init_from(self, data: Mapping[str, object]) -> None:
+        """Raise UserError if the run --init-from is none to begin with; of its files only the config is read.
+
+        Args:
+            data: what `describe` will say of the people in the data.
+        """
+        if self.settings.init_from is not None and not self._has_state():
+            weights.check_run(self.settings.init_from, "--init-from", self.kind, self.settings.results,
+                              lambda config: self._check_init_config(config, data))
+
+    def _has_state(self) -> bool:
+        return bool(self.config) and any((self.folder / name).exists() for name in (state.STATE, state.STATE_BEFORE))
+
+    def _check_init_config(self, config: dict, data: Mapping[str, object]) -> None:
+        flag = f"--init-from {self.settings.init_from}"
+        self.check_first(config, flag)
+        known = set(config.get("training_subjects") or ()) & set(data.get("held_out_subjects", ()))
+        told = config.get("training_subjects") is not None or "training_subjects" not in data
+        some = ", ".join(sorted(known)[:3]) + ", …" * (len(known) > 3)
+        expect((told and not known) or self.settings.allow_leak, flag, "weights that were trained on nobody of "
+               "this data's validate and test splits", f"{len(known)} such subject(s), by their names: {some}"
+               if told else "some that do not say whom they were trained on", "Give the data and the --split that "
+               "they were trained with; if these are other people of the same names, give --allow-leak.")
 
     def _settle_sums(self) -> None:
         """Let every step, the first after a stop too, add the gradients of the ranks in one and the same order.
