@@ -238,6 +238,19 @@ def test_bad_files_are_rows_in_rejected_csv_and_leave_nothing_else(scans, apart)
     assert len(extract(scans, apart / "out", "--assume-orientation", "las")[1]) == 4
 
 
+def test_a_folder_of_which_no_scan_can_be_used_is_an_error_with_the_reason_and_the_list(apart, refusal):
+    for number in range(1, 4):
+        save(apart / f"raw/sub-0{number}_T1w.nii", np.zeros((8, 8, 8 + (number == 3)), np.int16))
+    (apart / "raw/sub-03_T1w.nii").write_bytes(b"")
+    for _ in range(2):  # the second time all is recalled
+        said = refusal(extract_slices.main, "--scans", "raw", "--out", "out", "--workers", "1")
+        assert re.search(r"^--scans: expected at least one scan that can be used, found none of 3\. See "
+                         r"out/rejected\.csv; most often: expected .*same value, 0", said)
+    assert (apart / "out/rejected.csv").read_text().count("_T1w.nii,") == 3
+    assert (apart / "out/index.html").is_file()
+    assert json.loads((apart / "out/extraction.json").read_text())["counts"]["used"] == 0
+
+
 def test_strict_ends_at_a_bad_file_and_goes_on_once_it_is_gone(scans, apart):
     bad = scans / "sub-04/anat/sub-04_T1w.nii.gz"
     good = bad.read_bytes()

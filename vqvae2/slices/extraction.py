@@ -25,7 +25,7 @@ import re
 import signal
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -330,7 +330,8 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
         out: folder of the slices.
         outcomes: what became of every scan, by its name, and where its images are now.
         gone: rows of scans that are gone, and where their images are now.
-    Raises: UserError with --strict for a duplicate, or if `out` cannot be written.
+    Raises: UserError with --strict for a duplicate, if `out` cannot be written, or, when all is written, if it is that
+        no scan can be used.
     """
     outcomes = _without_duplicates(found, outcomes, out, settings.volume)
     if settings.strict:
@@ -370,6 +371,9 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     with writing(out):
         for path in ({*(out / SIDECARS).glob("*.json")} - sidecars) | {out / BEFORE}:
             path.unlink(missing_ok=True)
+    if not manifest:
+        raise UserError(f"--scans: expected at least one scan that can be used, found none of {len(rejected)}. See "
+                        f"{out / 'rejected.csv'}; {_most_rejected(outcomes)}")
     return [*said, *_summary(report["counts"], used, outcomes, people, removed, alike, settings, out)]
 
 
@@ -554,8 +558,6 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
     worst = sorted(alike, key=lambda pair: len(set(pair["splits"])) < 2)[:1]
     pair = " and ".join(f"{scan} ({split})" for first in worst for scan, split in zip(first["scans"], first["splits"]))
     names = ", ".join(people.missing[:5]) + (", …" if len(people.missing) > 5 else "")
-    reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
-    reason, times = reasons.most_common(1)[0] if reasons else ("", 0)
     lines = [
         *((scans, f"orientation: {_number(scans, 'scan')} without one in the header, taken for {storage} by "
                   f"{NOT_FROM_THE_HEADER[place]}") for (place, storage), scans in sorted(orientations.items())),
@@ -571,8 +573,8 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
         (counts["gone"], f"gone: {_number(counts['gone'], 'scan')} no longer there, whose slices were kept (--prune "
                          "removes them)"),
         (removed, f"removed: {_number(removed, 'slice')} that these scans and settings do not ask for"),
-        (times, f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
-                f"{'most often' if times > 1 else 'such as'}: {reason}")]
+        (counts["rejected"], f"rejected: {_number(counts['rejected'], 'scan')}, see {out / 'rejected.csv'}; "
+                             f"{_most_rejected(outcomes)}")]
     unchanged = sum(outcomes[scan.name].unchanged for scan in used)
     images = ", ".join(f"{split} {counts['images'][split]} of {_number(counts['subjects'][split], 'subject')}"
                        for split in SPLITS)
@@ -581,6 +583,13 @@ def _summary(counts: dict, used: list[Scan], outcomes: dict[str, Outcome], peopl
             f"{counts['rejected']}, skipped {counts['skipped']} further scans of the same sessions; images: {images}; "
             f"manifest: {out / MANIFEST}",
             f"look at every scan: {out / PAGE}"]
+
+
+def _most_rejected(outcomes: Mapping[str, Outcome]) -> str:
+    """Return the most frequent reason why a scan was rejected; "" where none was."""
+    reasons = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
+    return next((f"{'most often' if times > 1 else 'such as'}: {reason}" for reason, times in reasons.most_common(1)),
+                "")
 
 
 def _number(count: int, noun: str) -> str:
