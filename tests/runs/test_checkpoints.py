@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -17,10 +18,16 @@ import pytest
 import torch
 from conftest import files_in
 
+from vqvae2.commands import status as status_command
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
+from vqvae2.evaluation.feature_training import FeatureTrainer
 from vqvae2.runs import state as run_state
 from vqvae2.runs import weights as checkpoints
+from vqvae2.runs.log import read_log
+from vqvae2.training.decoders import DecoderTrainer
+from vqvae2.training.priors import PriorTrainer
+from vqvae2.training.vqvae import VqvaeTrainer
 
 TENSORS = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3, 4])}
 STATE = {"model": {"weight": torch.arange(4.0)}, "epoch": 3, "best": 0.5, "rows": [{"epoch": 1, "ssim": 0.9}],
@@ -267,11 +274,40 @@ class TestWhereARunStands:
         assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
         status, said = self.stands(tmp_path / "nowhere")
         assert status == 2
-        assert "nowhere: expected a folder with config.json, or a name in results/*/ or pretrained/" in said
+        assert re.search(r"nowhere: expected a folder with config\.json, or a name in results/\*/ or pretrained/, found "
+                         r"only .*\. Check the name\.$", said.strip())
+        (tmp_path / "empty").mkdir()
+        assert re.search(r"empty: expected a folder with .*, found a folder without config\.json\. Check the name\.$",
+                         self.stands(tmp_path / "empty")[1].strip())
+
+    def test_the_best_epoch_is_that_of_the_kept_weights_and_epochs_have_a_time(self, tiny_run, capsys):
+        for folder, by in ((tiny_run.vqvae, "reconstruction"), (tiny_run.top, "bits_per_code")):
+            with pytest.raises(SystemExit):
+                status_command.main([str(folder)])
+            best = run_state.load_last_state(folder)[0]["best"]
+            rows = [row for row in read_log(folder / "log.csv") if float(row[f"validate_{by}"]) == best]
+            _, second, third = capsys.readouterr().out.splitlines()
+            assert second == f"best epoch {rows[0]['epoch']}: {by} {best:.4g} on validation images"
+            assert re.fullmatch(r"an epoch took [\d.]+ s \(median, without validation\), all together [\de.-]+ "
+                                r"minutes", third)
+
+    def test_an_epoch_of_a_vqvae_before_its_codebooks_were_placed_is_not_its_best(self):
+        rows = [{"epoch": str(number), "validate_reconstruction": score, "top_used": used}
+                for number, (score, used) in enumerate([("0.1", ""), ("0.4", "9"), ("0.3", "9"), ("0.5", "9")], 1)]
+        assert status_command.of_epochs(rows) == ["best epoch 3: reconstruction 0.3 on validation images"]
+        assert status_command.of_epochs(rows[:1]) == []
+
+    def test_every_training_keeps_its_weights_by_a_figure_that_status_knows(self):
+        for trainer, columns in ((VqvaeTrainer, ("reconstruction", "loss")), (PriorTrainer, ("bits_per_code", "loss")),
+                                 (DecoderTrainer, ("texture", "loss")), (FeatureTrainer, ("loss",))):
+            row = {"epoch": "1", **{f"validate_{name}": "1" for name in columns}}
+            assert status_command.of_epochs([row]) == [f"best epoch 1: {trainer.best_by} 1 on validation images"]
 
     def test_published_weights_are_known_by_their_name_and_stand_where_their_log_says(self, tmp_path):
         said = "finished: 30 of 30 epochs, 3840 steps, weights without a state to go on from\n"
-        assert self.stands("vqvae-64") == (0, said)
+        status, line = self.stands("vqvae-64")
+        assert (status, line.splitlines(keepends=True)[0]) == (0, said)
+        assert "\nbest epoch 29: reconstruction 0.003442 on" in line
         shutil.copytree(Path(__file__).parents[2] / "pretrained" / "vqvae-64", tmp_path / "cut")
         lines = (tmp_path / "cut" / "log.csv").read_text().splitlines(keepends=True)
         (tmp_path / "cut" / "log.csv").write_text("".join(lines[:5]))
@@ -282,7 +318,9 @@ class TestWhereARunStands:
         status, line = self.stands(tmp_path / "spoilt")
         assert status == 2
         assert "log.csv: expected a table of numbers that a training has written, found a number that is not" in line
-        assert self.stands(tmp_path / "cut") == (1, f"not {said}".replace("30 of", "4 of").replace("3840", "512"))
+        status, line = self.stands(tmp_path / "cut")
+        assert (status, line.splitlines(keepends=True)[0]) == (
+            1, f"not {said}".replace("30 of", "4 of").replace("3840", "512"))
 
 
 class TestConfig:

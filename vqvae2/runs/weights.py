@@ -149,8 +149,10 @@ def find_run(name: str, flag: str, results: Path = Path("results"), file: str = 
     expect(len(found) < 2 or _have_the_same_weights(found), f"{flag} {name}", "one run of this name",
            ", ".join(map(str, found)), "Give the path of one.")
     known = ", ".join(sorted({folder.name for folder in runs}))
+    known = f"only {known}" if known else "no run at all"
     expect(bool(found), f"{flag} {name}", f"a folder with {file}, or a name in {results}/*/ or pretrained/",
-           f"only {known}" if known else "no run at all", "Check the name, or wait for the first epoch to end.")
+           f"a folder without {file}" if Path(os.path.expanduser(name)).is_dir() else known,
+           "Check the name." if file == CONFIG else "Check the name, or wait for the first epoch to end.")
     return found[-1]
 
 
