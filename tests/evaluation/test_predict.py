@@ -395,6 +395,13 @@ class TestFolder:
             _, rows, _ = run(apart, out="out")
         assert list(rows) == [unseen_images[0].stem]
 
+    def test_of_a_folder_of_samples_the_images_are_read_and_their_grid_is_not(self, run, apart):
+        for name in ("images/000000.png", "images/000001.png", "grid.png"):
+            picture(apart / "samples" / name)
+        (apart / "samples/sample.json").write_text("{}")
+        picture(apart / "others/grid.png")  # nobody's grid of samples
+        assert run("samples", "others")[1].keys() == {"000000", "000001", "grid"}
+
     def test_equal_names_get_a_hash_and_a_file_given_twice_counts_once(self, run, apart, tiny_slices):
         for folder in ("a", "b"):
             picture(apart / folder / "brain.png", picture_of(len(folder) + ord(folder), 0))

@@ -274,8 +274,8 @@ class TestWhereARunStands:
         assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
         status, said = self.stands(tmp_path / "nowhere")
         assert status == 2
-        assert re.search(r"nowhere: expected a folder with config\.json, or a name in results/\*/ or pretrained/, found "
-                         r"only .*\. Check the name\.$", said.strip())
+        assert re.search(r"nowhere: expected a folder with config\.json, or a name in results/\*/ or pretrained/, "
+                         r"found only .*\. Check the name\.$", said.strip())
         (tmp_path / "empty").mkdir()
         assert re.search(r"empty: expected a folder with .*, found a folder without config\.json\. Check the name\.$",
                          self.stands(tmp_path / "empty")[1].strip())

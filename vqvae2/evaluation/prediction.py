@@ -36,6 +36,7 @@ from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.runs.settings import as_before
+from vqvae2.sampling import writing
 from vqvae2.scans.dicom import is_dicom_name
 from vqvae2.scans.finding import Scan, find_scans, with_mask
 from vqvae2.scans.headers import UnusableScan
@@ -308,7 +309,8 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str], out: Path,
 def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: Sequence[str]) -> list[Source]:
     inside = find_scans(folder, suffixes=suffixes, mask_suffixes=mask_suffixes)
     found, odd = find_pictures(folder)
-    pictures = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
+    pictures = [path for path in found if not path.resolve().is_relative_to(out.resolve())
+                and not (path.name == writing.GRID and (path.parent / writing.RECORD).is_file())]  # all samples in one
     others = f"{inside.other} scans whose names are not of T1-weighted ones"
     if not inside.scans:
         found, advice = (f"only {others}", "Give --suffix, or name the files.") if inside.other else (
