@@ -41,6 +41,7 @@ trees: venv
 lint: venv
 	$(PY) -m ruff check .
 	$(PY) -m mkdocs build --quiet --strict
+	$(VENV)/bin/hadolint Dockerfile
 
 clean:
 	rm -rf demo site
