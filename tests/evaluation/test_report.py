@@ -257,15 +257,26 @@ class TestGoingOn:
             reports.evaluate(settings_for(tiny_run, copied, **changes))
         assert files_in(copied) == before
 
-    def test_other_images_and_another_version_are_refused(self, tiny_run, copied, tmp_path, monkeypatch):
+    def test_other_images_are_refused(self, tiny_run, copied, tmp_path):
         data = shutil.copytree(tiny_run.data, tmp_path / "data")
         reports.evaluate(settings_for(tiny_run, copied, data=data))  # another name for the same images
         rows = (data / "manifest.csv").read_text().splitlines()
         (data / "manifest.csv").write_text("\n".join(rows[:-1]) + "\n")
         with pytest.raises(UserError, match=r"found --data .*data \(was .*Give those again"):
             reports.evaluate(settings_for(tiny_run, copied, data=data))
+
+    def test_what_another_version_has_finished_is_there_and_gets_no_section_of_this_one(self, tiny_run, copied,
+                                                                                        monkeypatch):
         monkeypatch.setattr(reports, "__version__", "9.9")
-        with pytest.raises(UserError, match=r"found vqvae2 9\.9 \(was .*\)\. Give those again"):
+        before = files_in(copied)
+        assert reports.evaluate(settings_for(tiny_run, copied)).metrics["codes"] is not None
+        refused = pytest.raises(UserError, match=r"--out .*: expected all figures to be made by one version, vqvae2 "
+                                                 r"0\.\d\.\d, found vqvae2 9\.9\. Choose another --out\.")
+        with refused:
+            reports.evaluate(settings_for(tiny_run, copied, rates=True))
+        assert files_in(copied) == before
+        (copied / "metrics.json").unlink()
+        with refused:
             reports.evaluate(settings_for(tiny_run, copied))
 
     def test_a_signal_ends_it_with_75_and_a_line(self, tiny_run, tmp_path, monkeypatch, capsys):

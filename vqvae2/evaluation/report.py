@@ -130,8 +130,7 @@ class ReportFolder(RecordedFolder):
         """Return what differs; not what is judged besides."""
         self.added = {name for name in ADDED if self.settings[name] and self.before.get(name) is False}
         self.may_differ = RecordedFolder.may_differ | self.added
-        before = self.found.get("versions", {}).get("vqvae2", __version__)
-        return [*super().changed(), *([f"vqvae2 {__version__} (was {before})"] if before != __version__ else [])]
+        return super().changed()
 
     @cached_property
     def metrics(self) -> dict:
@@ -144,7 +143,13 @@ class ReportFolder(RecordedFolder):
             judge.name.split(".")[0] in self.metrics for judge in asked)
 
     def begin(self, claim: Claim) -> None:
-        """Write the record, after putting aside the figures of a run to which sections are added."""
+        """Write the record, after putting aside the figures of a run to which sections are added.
+
+        Raises: UserError if another version has made sections of it; a report that is finished is read by every one.
+        """
+        made_by = self.found.get("versions", {}).get("vqvae2", __version__) if self.before else __version__
+        expect(made_by == __version__, f"--out {self.out}", f"all figures to be made by one version, vqvae2 {made_by}",
+               f"vqvae2 {__version__}", "Choose another --out.")
         claim.remove_left_overs(PARTS, "likelihood")
         if self.metrics:
             files.write_json(self.out / PARTS / METRICS, self.metrics)
