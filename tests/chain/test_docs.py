@@ -192,3 +192,9 @@ class TestCitation:
     def test_no_alias_is_in_it_which_some_readers_refuse(self):
         text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
         assert not re.search(r": [&*]\w", text)
+
+
+def test_every_test_that_the_page_of_formats_names_is_there():
+    named = re.findall(r"`(test_\w+)` in (tests/[\w/]+\.py)", (ROOT / "docs/formats.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [name for name, path in named if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")] == []

@@ -920,6 +920,17 @@ def test_a_folder_without_sidecars_is_drawn_anew_to_the_same_bytes(scans, apart,
     assert not [name for name in after if after[name] == once[1][name]]
 
 
+def test_another_recipe_draws_every_slice_anew(scans, apart, capsys, monkeypatch):
+    one_run(scans, apart / "out")
+    before = pictures(apart / "out")
+    capsys.readouterr()
+    monkeypatch.setattr(extraction, "RECIPE", 99)
+    one_run(scans, apart / "out")
+    assert "used 5 scans (0 of them unchanged" in capsys.readouterr().out
+    assert not before.items() & pictures(apart / "out").items()
+    assert json.loads((apart / "out/extraction.json").read_text())["recipe"] == 99
+
+
 def test_slices_of_a_scan_that_is_gone_cannot_be_kept_without_its_sidecar(scans, apart, refusal):
     extract(scans, apart / "out")
     shutil.rmtree(apart / "out/.scans")
