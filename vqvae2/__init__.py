@@ -6,7 +6,7 @@ name is imported at its first use, so that `import vqvae2` takes no time and doe
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _API = ("load_vqvae", "load_prior", "load_images", "extract_slices", "encode", "decode", "embeddings", "sample",
         "complete", "evaluate", "predict", "code_pictures", "image_picture")

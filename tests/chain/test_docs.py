@@ -179,6 +179,11 @@ class TestCitation:
         assert licence.startswith("MIT License\n\nCopyright (c) ")
         assert citation["authors"][0]["name"].lower() in licence.lower()
 
+    def test_the_newest_release_of_the_changelog_is_this_version_and_its_day(self, citation):
+        text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert headings[:2] == ["Unreleased", f"{citation['version']} - {citation['date-released']}"]
+
     def test_it_names_the_papers_and_the_data_as_the_pages_do(self, citation):
         text = " ".join(HOW.read_text(encoding="utf-8").split()).lower()
         for reference in citation["references"]:
