@@ -244,6 +244,18 @@ class TestData:
             r"^--data: expected a folder, or SLICES_PATH in the environment or in \.env, found neither\. Give",
             train_vqvae.main, "--savename", "new", *TINY, *TINY_VQVAE)
 
+    @pytest.mark.parametrize("main", [evaluate.main, train_pixel_cnn.main], ids=["evaluate", "a prior"])
+    def test_weights_whose_images_are_on_another_machine_ask_for_the_users_own(self, main, run, check_refused):
+        path = run.vqvae / weights.WEIGHTS
+        tensors, config = weights.load_weights(path)
+        config["settings"]["data"] = "of-the-author"
+        weights.save_weights(path, tensors, config)
+        prior = ["--level", "top", "--savename", "new", *TINY, *TINY_PRIOR]
+        words = ["--vqvae", "tiny", *(["--out", "out"] if main is evaluate.main else prior)]
+        check_refused(r"^--data: expected the folder of your slices, found none, and the images that --vqvae tiny was "
+                      r"trained on are not on this machine\. Give --data FOLDER\.$", main, *words)
+        check_refused(r"^--data nowhere: expected a folder, found nothing\.", main, *words, "--data", "nowhere")
+
     def test_a_split_without_an_image(self, run, apart, check_refused):
         other = write_slices(apart / "other")
         manifest = (other / "manifest.csv").read_text().splitlines()

@@ -28,6 +28,7 @@ from vqvae2.evaluation.rates import RatesJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
+from vqvae2.images.listing import given_or_recorded
 from vqvae2.images.manifest import in_one_hash
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
@@ -198,7 +199,7 @@ def load(settings: EvaluateSettings) -> Evaluation:
                f"a prior for each level of --vqvae {settings.vqvae}", f"none for {' and '.join(missing)}",
                f"Give --{' and --'.join(missing)}.")
     read_as = from_dict(DataSettings, vqvae.config["settings"])
-    read_as = dataclasses.replace(read_as, data=settings.data or read_as.data)
+    read_as = dataclasses.replace(read_as, data=given_or_recorded(settings.data, read_as.data, settings.vqvae))
     needs_training = settings.top or settings.sampled or settings.rates
     data = load_images(read_as, tuple({settings.split, "train"} if needs_training else {settings.split}))
     split, expected = data.splits[settings.split], tuple(vqvae.config["image_shape"])

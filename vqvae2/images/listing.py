@@ -11,6 +11,7 @@ that is one folder too high or too deep is not guessed at, since what would be r
 answer names the right one.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -54,6 +55,18 @@ def list_files(settings: DataSettings) -> tuple[Path, list[ImageFile]]:
                         f"{' and '.join(splits)}{more}. Split by subject: run extract_slices.py again, "
                         "or give --subject-pattern; --allow-leak goes on, for a public data set, and reports say so.")
     return folder, files
+
+
+def given_or_recorded(given: Path | None, recorded: Path | None, vqvae: str) -> Path | None:
+    """Return --data, or else the folder that the config of the VQ-VAE names, which may be another machine's.
+
+    None where neither is there: SLICES_PATH counts then. Raises: UserError if the recorded folder is not here.
+    """
+    path = given or recorded
+    is_here = path is None or os.path.exists(os.path.expanduser(path))
+    expect(given is not None or is_here, "--data", "the folder of your slices", f"none, and the images that --vqvae "
+           f"{vqvae} was trained on are not on this machine", "Give --data FOLDER.")
+    return path
 
 
 def subject_in_name(name: str | PurePath, settings: DataSettings) -> str | None:

@@ -13,6 +13,7 @@ from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
 from vqvae2.common.progress import Bar
 from vqvae2.images import augmentation, dataset
+from vqvae2.images.listing import given_or_recorded
 from vqvae2.images.settings import DataSettings
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.runs.settings import as_before
@@ -36,7 +37,7 @@ class AfterVqvae(Trainer):
         self.vqvae = autoencoder.load_vqvae(self.settings.vqvae, self.device, results=self.settings.results)
         # Split by the VQ-VAE's seed too: that decides who is in which split where the images are not split on disk.
         own = from_dict(DataSettings, as_before(self.vqvae.config["settings"]))
-        data = self.settings.data or own.data
+        data = distributed.together(lambda: given_or_recorded(self.settings.data, own.data, self.settings.vqvae))
         given = dataclasses.replace(
             self.settings, size=self.settings.size or own.size, split=own.split, seed=own.seed,
             fit=own.fit, colours=own.colours, allow_leak=self.settings.allow_leak or own.allow_leak,
