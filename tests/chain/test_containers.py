@@ -50,7 +50,7 @@ def is_sent(name: str) -> bool:
 
 def test_what_is_copied_is_there_and_is_sent_and_nothing_else_is():
     copied = {name for word, rest in instructions() if word == "COPY" for name in rest.split()[:-1]}
-    assert copied == {line.split()[0] for line in sections()["files"].splitlines() if line}
+    assert copied == {line.split()[0].removeprefix("./") for line in sections()["files"].splitlines() if line}
     assert [name for name in copied if not (ROOT / name).exists() or not is_sent(name)] == []
     assert {"pretrained", "vqvae2", PROJECT["readme"], *PROJECT["license-files"]} <= copied
     assert is_sent("pretrained/vqvae-128/model.safetensors")
@@ -96,7 +96,6 @@ def test_the_definition_has_a_base_and_no_section_that_apptainer_does_not_know()
 def test_every_command_shown_is_one_that_vqvae2_takes(monkeypatch):
     shown = commands_shown()
     assert {words[0] for words in shown} >= {"run", "extract", "train-vqvae", "predict"}
+    assert {words[0] for words in shown} <= COMMANDS.keys()
     for words in shown:
-        if words[0] != "run":  # runs the others, and reads its own flags
-            assert words[0] in COMMANDS
-            settings_of(["vqvae2", *words], monkeypatch)
+        settings_of(["vqvae2", *words], monkeypatch)
