@@ -22,7 +22,7 @@ from vqvae2.metrics import coding, context_model
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.plots import charts
 from vqvae2.plots import pictures as plots
-from vqvae2.runs import log as run_log
+from vqvae2.runs import writers
 from vqvae2.runs.log import RunLog
 from vqvae2.training import vqvae
 
@@ -223,7 +223,7 @@ class TestRunLog:
         log = RunLog(tmp_path, 0)
         assert log.picture("odd", 7, SMALL) == tmp_path / "odd" / "0007.png"
         assert log.picture("odd", 7, SMALL, "top") == tmp_path / "odd" / "0007_top.png"
-        log.close()
+        log.close(ended_well=True)
         np.testing.assert_array_equal(np.array(Image.open(tmp_path / "odd" / "0007_top.png")), np.array(SMALL))
         board = board_of(tmp_path)
         assert {tag: [event.step for event in board.Images(tag)] for tag in board.Tags()["images"]} == {
@@ -233,7 +233,7 @@ class TestRunLog:
     def test_a_wide_picture_is_shrunk_for_the_board_but_not_as_a_file(self, tmp_path, width, shown):
         log = RunLog(tmp_path, 0)
         path = log.picture("wide", 1, Image.new("L", (width, 20), 77))
-        log.close()
+        log.close(ended_well=True)
         assert Image.open(path).width == width
         assert board_of(tmp_path).Images("wide")[0].width == shown
 
@@ -243,7 +243,7 @@ class TestRunLog:
             for epoch in epochs:
                 log.picture("odd", epoch, SMALL)
                 log.histogram("use", epoch, torch.arange(4))
-            log.close()
+            log.close(ended_well=True)
         board = board_of(tmp_path)
         assert [event.step for event in board.Images("odd")] == [1, 2]
         assert [event.step for event in board.Histograms("use")] == [1, 2]
@@ -281,7 +281,7 @@ class TestRunLog:
         monkeypatch.setattr(log.writers[0].board.file_writer.event_writer._async_writer._writer, "write", full)
         with pytest.raises(UserError, match=r"TensorBoard's file, found No space left on device\. Free some space"):
             log.picture("odd", 1, SMALL)
-        log.close()
+        log.close(ended_well=True)
         assert capfd.readouterr().err == ""
 
     def test_a_full_disk_under_the_first_bytes_of_the_boards_file_is_one_line_too(self, tmp_path, monkeypatch, capfd):
@@ -303,11 +303,12 @@ class TestRunLog:
     def test_another_service_is_one_class_that_gets_what_the_board_gets(self, tmp_path, monkeypatch):
         shown = []
 
-        class Service(run_log.TensorBoard):
+        class Service(writers.TensorBoard):
             writes = "the service's file"
 
             def row(self, epoch, row):
                 shown.append((epoch, row))
+                self.epochs = epoch
 
             def picture(self, name, epoch, picture):
                 shown.append((name, epoch, picture.size))
@@ -315,19 +316,19 @@ class TestRunLog:
             def histogram(self, name, epoch, values):
                 raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(run_log, "WRITERS", [*run_log.WRITERS, Service])
-        log = RunLog(tmp_path, 0)
-        log.write([{"train_loss": 0.5}], 2)
+        monkeypatch.setitem(writers.WRITERS, "service", Service)
+        log = RunLog(tmp_path, 0, ("tensorboard", "service"))
+        log.write([{"train_loss": 0.5}], "epoch 1/2")
         log.picture("odd", 1, SMALL, "top")
         with pytest.raises(UserError, match=r"expected to write the service's file, found No space left on device"):
             log.histogram("use", 1, torch.arange(4))
-        log.close()
+        log.close(ended_well=True)
         assert shown == [(1, {"train_loss": 0.5}), ("odd/top", 1, SMALL.size)]
 
     def test_the_board_is_given_no_more_than_it_shows(self, tmp_path):
         log = RunLog(tmp_path, 0)
         log.histogram("use", 1, torch.linspace(0, 1, 5000))
-        log.close()
+        log.close(ended_well=True)
         (histogram,) = board_of(tmp_path).Histograms("use")
-        assert len(histogram.histogram_value.bucket) <= run_log.BOARD_BINS + 1
+        assert len(histogram.histogram_value.bucket) <= writers.BOARD_BINS + 1
         assert sum(histogram.histogram_value.bucket) == 5000

@@ -50,7 +50,7 @@ KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates"))
          "decoder": (("super-resolution",), ("reconstruction", "samples", "probe")),
          "features": (("feature-extraction",), ())}
 SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "decoder": TrainDecoder, "features": FeatureSettings}
-UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "pictures_every"}
+UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "log", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
           "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel"}

@@ -33,6 +33,7 @@ from vqvae2.common import distributed
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
 from vqvae2.images import dataset
+from vqvae2.runs import writers
 from vqvae2.settings.parsing import parse, path_from_environment
 from vqvae2.training import tuning
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(tuning.TuneSettings, __doc__, arguments)
     expect(tuning.optuna is not None, "vqvae2 tune", "the package optuna", "none",
            "Install it: pip install -e '.[tune]'")
+    writers.check_installed(settings.log)
     expect(distributed.launched_world_size() == 1, "vqvae2 tune", "to be started without torchrun",
            f"{distributed.launched_world_size()} processes", "--workers N trains several trials at a time.")
     settings = dataclasses.replace(settings, data=path_from_environment(settings.data, "SLICES_PATH", "--data"))

@@ -1,98 +1,18 @@
-"""A run's figures and pictures -> the terminal, log.csv, PNGs, and each of WRITERS; rank 0 speaks for all.
-
-TensorBoard is one of WRITERS. Another service, such as wandb, is a class with the methods of
-`TensorBoard`, added to WRITERS
-before the run begins:
-
-    class Wandb:
-        writes = "wandb's files"
-
-        def __init__(self, folder, epochs):
-            self.run = wandb.init(dir=folder, id=folder.name, resume="allow")
-
-        def row(self, epoch, row):
-            self.run.log(row, step=epoch)
-
-        def picture(self, name, epoch, picture):
-            self.run.log({name: wandb.Image(picture)}, step=epoch)
-
-        def histogram(self, name, epoch, values):
-            self.run.log({name: wandb.Histogram(values)}, step=epoch)
-
-        def close(self):
-            self.run.finish()
-
-    log.WRITERS.append(Wandb)
-"""
+"""A run's figures and pictures -> the terminal, log.csv, PNGs, and each writer of --log; rank 0 speaks for all."""
 
 import math
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from vqvae2.common import distributed, files
 from vqvae2.common.errors import UserError
+from vqvae2.runs import writers
 
 LOG = "log.csv"
-BOARD_BINS = 30
-"""The number of bars that TensorBoard shows."""
-
-
-class TensorBoard:
-    """Writes TensorBoard's file into the run's folder, on rank 0.
-
-    Every class in WRITERS must have these methods. An OSError that a method raises ends the run with one line.
-    """
-
-    writes = "TensorBoard's file"
-    """The name of what is written, for that line."""
-
-    def __init__(self, folder: Path, epochs: int):
-        """Begin or go on with the run in `folder`, of which `epochs` are done: what is later was dropped."""
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # loads TensorFlow too where there is one, with lines on stderr
-        )
-
-        if getattr(threading.excepthook, "func", None) is not _without_full_disks:
-            threading.excepthook = partial(_without_full_disks, threading.excepthook)
-        self.board = SummaryWriter(str(folder), purge_step=epochs + 1)  # its thread writes at once
-
-    def row(self, epoch: int, row: dict[str, float]) -> None:
-        """Show the figures of an epoch."""
-        for name, value in row.items():
-            self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
-        self.board.flush()
-
-    def picture(self, name: str, epoch: int, picture: Image.Image) -> None:
-        """Show a picture of an epoch."""
-        # Wide pictures are shrunk to at most 800 pixels, by a whole number: the file keeps those of all epochs.
-        shown = picture.convert("RGB").reduce(-(-picture.width // 800))
-        self.board.add_image(name, np.array(shown), epoch, dataformats="HWC")
-        self.board.flush()
-
-    def histogram(self, name: str, epoch: int, values: np.ndarray) -> None:
-        """Show how numbers of an epoch, of any shape, are spread."""
-        self.board.add_histogram(name, values, epoch, bins=BOARD_BINS)
-        self.board.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.board.close()
-
-
-def _without_full_disks(otherwise: Callable, failed: threading.ExceptHookArgs) -> None:
-    """Print no traceback of an error that TensorBoard's thread has met: the next `flush` raises it, too."""
-    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
-        otherwise(failed)
-
-
-WRITERS: list[type] = [TensorBoard]
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
@@ -125,23 +45,22 @@ class RunLog:
     Args:
         folder: the run's folder.
         epochs: number of epochs that are done; what an earlier start wrote about later ones is dropped.
+        names: what --log says. config: the run's.
+    Raises: UserError if a writer of these names cannot begin.
     """
 
-    def __init__(self, folder: Path, epochs: int):
+    def __init__(self, folder: Path, epochs: int, names: Sequence[str] = ("tensorboard",), config: dict | None = None):
         self.folder = folder
-        self.writers = [self._written(kind.writes, kind, folder, epochs)
-                        for kind in WRITERS if distributed.rank() == 0]
+        self.writers = [self._written(kind, kind, folder, epochs, config or {})
+                        for name, kind in writers.WRITERS.items() if name in names and distributed.rank() == 0]
 
-    def write(self, rows: list[dict], epochs: int) -> None:
-        """Write all rows, and show the last, which is of epoch `len(rows)` of `epochs`; on rank 0 alone.
-
-        The terminal shows some of an epoch's figures; log.csv has all.
-        """
+    def write(self, rows: list[dict], line: str) -> None:
+        """Write all rows, show what is new, and print `line`, some figures of the last row; on rank 0 alone."""
         files.write_rows(self.folder / LOG, rows)
-        self._show("row", len(rows), rows[-1])
-        say(f"epoch {len(rows)}/{epochs}: " + ", ".join(
-            f"{name} {value:.4g}" for name, value in rows[-1].items() if name.startswith((
-                "train_loss", "validate_", "top_", "bottom_"))))
+        for writer in self.writers:
+            for epoch in range(writer.epochs + 1, len(rows) + 1):
+                self._written(writer, writer.row, epoch, rows[epoch - 1])
+        say(line)
 
     def picture(self, name: str, epoch: int, picture: Image.Image, part: str = "") -> Path | None:
         """Write a picture of an epoch to <folder>/<name>/<epoch>[_<part>].png, and show it.
@@ -152,7 +71,7 @@ class RunLog:
             return None
         path = self.folder / name / f"{epoch:04d}{part and '_' + part}.png"
         files.write_atomically(path, lambda temporary: picture.save(temporary))
-        self._show("picture", f"{name}/{part}" if part else name, epoch, picture)
+        self._show("picture", epoch, f"{name}/{part}" if part else name, epoch, picture)
         return path
 
     def pictures_until(self, name: str, epoch: int) -> list[Path]:
@@ -165,21 +84,29 @@ class RunLog:
 
     def histogram(self, name: str, epoch: int, values: torch.Tensor) -> None:
         """Show how numbers of an epoch, of any shape, are spread."""
-        self._show("histogram", name, epoch, values.cpu().numpy())
+        self._show("histogram", epoch, name, epoch, values.cpu().numpy())
 
-    def close(self) -> None:
-        """Close what the writers have open."""
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the writers that all of this epoch has been shown."""
+        self._show("end_epoch", epoch, epoch)
+
+    def close(self, ended_well: bool) -> None:
+        """Close what the writers have open; `ended_well` where the run has made all its epochs."""
         for writer in self.writers:
-            with suppress(OSError):  # all is written; a full disk now must not hide why the run ends
-                writer.close()
+            with suppress(*writer.errors):  # all is written; a full disk now must not hide why the run ends
+                writer.close(ended_well)
 
-    def _show(self, method: str, *values: object) -> None:
+    def _show(self, method: str, epoch: int, *values: object) -> None:
         for writer in self.writers:
-            self._written(writer.writes, getattr(writer, method), *values)
+            # A service takes nothing back: where a run goes on from an older state, it has had these epochs.
+            if epoch >= writer.epochs:
+                self._written(writer, getattr(writer, method), *values)
 
-    def _written(self, what: str, write: Callable, *values: object) -> object:
+    def _written(self, writer: object, write: Callable, *values: object) -> object:
         try:
             return write(*values)
-        except OSError as error:
-            raise UserError(f"{self.folder}: expected to write {what}, found {error.strerror or error}. "
-                            "Free some space; the last good state is kept.") from error
+        except UserError:
+            raise
+        except writer.errors as error:
+            raise UserError(f"{self.folder}: expected to write {writer.writes}, found {files.in_brief(error)}. "
+                            f"{writer.advice}; the last good state is kept.") from error

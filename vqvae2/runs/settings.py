@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vqvae2.common.errors import expect
+from vqvae2.runs import writers
 from vqvae2.settings.checks import Checked
 from vqvae2.settings.parsing import as_dict, changes
 
@@ -42,6 +43,9 @@ class RunSettings(Checked):
     """Steps in which the learning rate rises from 0."""
     clip: float = 0.0
     """Largest norm of the gradient; larger gradients are scaled down to this norm; 0 for no limit."""
+    log: tuple[str, ...] = ("tensorboard",)
+    """Where figures and pictures are shown, beside log.csv and the run's folder: some of tensorboard, wandb, mlflow,
+    trackio, or none."""
     pictures_every: int = 1
     """Epochs between pictures; the last epoch has them too; 0 for none."""
     checkpoint_minutes: float = 10
@@ -52,6 +56,7 @@ class RunSettings(Checked):
     """CPU threads of each process. Default: the cores divided by the processes of this machine."""
 
     RULES = (
+        writers.CHOICE,
         ("epochs batch accumulate", lambda value: value >= 1, "at least 1", "Give a larger number."),
         ("warmup_steps clip pictures_every", lambda value: value >= 0, "0 or more", "See --help for defaults."),
         ("checkpoint_minutes timeout_minutes", lambda value: value > 0, "more than 0", "The default is 10."),
@@ -69,7 +74,7 @@ class RunSettings(Checked):
 
 
 NOT_PART_OF_A_RUN = {"preset", "epochs", "batch", "accumulate", "global_batch", "data", "results", "resume",
-                     "pictures_every", "threads", "checkpoint_minutes", "timeout_minutes"}
+                     "log", "pictures_every", "threads", "checkpoint_minutes", "timeout_minutes"}
 """Settings that may change when a run goes on; the global batch and the data's hash may not."""
 BEFORE = {"init_from": None, "ssim_weight": 0.0, "quantizer": "ema", "fsq_levels": [], "norm": "none",
           "standardise": False, "fit": "stretch", "colours": "auto", "allow_leak": False}

@@ -152,6 +152,7 @@ class DecoderTrainer(AfterVqvae):
 
     kind = "decoder"
     best_by = "texture"
+    headline = (("train_loss", "loss"), ("validate_ssim", "SSIM"), ("validate_texture", "texture"), ("best", "best"))
 
     def __init__(self, settings: TrainDecoder):
         super().__init__(settings)

@@ -24,6 +24,7 @@ class PriorTrainer(AfterVqvae):
     """Trains p(code | codes before it), of the top level, or of the bottom given the top; loss in nats per code."""
 
     best_by = "bits_per_code"
+    headline = (("train_bits_per_code", "bits per code"), ("validate_bits_per_code", "validation"), ("best", "best"))
 
     def __init__(self, settings: TrainPrior):
         super().__init__(settings)

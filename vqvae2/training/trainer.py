@@ -6,6 +6,7 @@ validation, checkpoints, resume, signals and logs. What a subclass provides is l
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from vqvae2.common import distributed, machine, random_numbers
 from vqvae2.common.errors import Stopped, expect
 from vqvae2.common.folder_lock import Claim, claimed
-from vqvae2.runs import log, state, weights
+from vqvae2.runs import log, state, weights, writers
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import as_dict, changes
 from vqvae2.settings.stored import as_declared
@@ -30,6 +31,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 PLACE_IN_RUN = {"epoch": int, "step": int, "step_in_epoch": int, "best": float, "rows": list[dict[str, float]],
                 "sums": dict[str, float], "seconds": float}
 """The attributes that say where a run stands, with their types."""
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -76,6 +78,9 @@ class Trainer:
                                   `start` takes long, it calls check_init_from() as soon as this can be told
         pictures(epoch)           figures of the run, on rank 0 alone; no collectives
         best_by, ema_decay        the validation figure whose lowest value is best; decay of averaged weights
+        headline                  (column, words) of the figures in an epoch's line on the terminal: four at most, for a
+                                  line of 100 characters; "best" is the best value of best_by so far, and where the
+                                  words are "and", no comma stands before them
 
     Every value that is reported is a sum over items divided by their number, over all ranks.
     A step's items depend on (seed, epoch) alone: the same global batch on 1 or N processes is the same step.
@@ -84,6 +89,8 @@ class Trainer:
     kind = "model"
     best_by = "loss"
     ema_decay = 0.0
+    headline: tuple[tuple[str, str], ...] = (
+        ("train_loss", "loss"), ("validate_loss", "validation loss"), ("best", "best"))
 
     def __init__(self, settings: TrainingSettings):
         self.settings = settings
@@ -164,6 +171,7 @@ class Trainer:
 
         Raises: UserError if the folder or a setting does not fit; Stopped if a signal came, all being saved.
         """
+        writers.check_installed(self.settings.log)
         self.config = state.open_folder(self.folder, self.settings, self.kind)
         self.device = distributed.pick_device()
         # In float64 it does not show in which order, and on how many ranks, figures were added. MPS has none.
@@ -186,7 +194,7 @@ class Trainer:
                     self._end_epoch()
         finally:
             if self.log is not None:
-                self.log.close()
+                self.log.close(ended_well=sys.exc_info()[1] is None)
             self.wrapped = None  # else leaving the group may hang: see there
             held.close()
             distributed.stop()
@@ -213,8 +221,10 @@ class Trainer:
         state.resume_state(self.folder, self.config, self.settings, self._restore)
         self.state_number = state.file_number(self.folder / state.STATE)
         distributed.on_rank_0(lambda: state.begin(claim, self.config))
-        self.log = log.RunLog(self.folder, self.epoch)
+        self.log = distributed.together(
+            lambda: log.RunLog(self.folder, self.epoch, self.settings.log, self.config))
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
+        self.began_at = time.monotonic(), self.step
         self._announce()
 
     def _begin_from(self, data: dict) -> dict:
@@ -365,9 +375,12 @@ class Trainer:
             self._stop()
         with self.signals.stopping_at_once(self._stopped()):
             every = self.settings.pictures_every
-            if every and distributed.rank() == 0 and (self.epoch % every == 0 or is_last):
-                self.pictures(self.epoch)
-            distributed.barrier()
+            distributed.on_rank_0(lambda: self._show(every > 0 and (self.epoch % every == 0 or is_last)))
+
+    def _show(self, with_pictures: bool) -> None:
+        if with_pictures:
+            self.pictures(self.epoch)
+        self.log.end_epoch(self.epoch)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -419,7 +432,8 @@ class Trainer:
         self.passes_to_look = max(1, min(int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-9)), 8))
         self._check_loss(self.sums.get("loss", 0.0))
         seen = min(self.step_in_epoch * self.global_batch, self.count("train"))
-        self.bar.set_postfix({"loss": f"{self.sums.get('loss', 0.0) / max(seen, 1):.4f}"}, refresh=False)
+        self.bar.set_postfix_str(", ".join([f"loss {self.sums.get('loss', 0.0) / max(seen, 1):.4f}",
+                                            *(f"the whole run: {left}" for left in self._time_left())]), refresh=False)
         if save or signal_came:
             self._save()
         if signal_came:
@@ -447,10 +461,28 @@ class Trainer:
         self.save_at = time.monotonic() + self.settings.checkpoint_minutes * 60
 
     def _write_results(self, is_best: bool, is_last: bool) -> None:
-        self.log.write(self.rows, self.settings.epochs)
+        self.log.write(self.rows, self.epoch_line())
         path = self.folder / weights.WEIGHTS
         if is_best or (is_last and not path.exists()):
             weights.save_weights(path, self.kept(self.best_model).state_dict(), self.config)
+
+    def epoch_line(self) -> str:
+        """Return the line of the epoch that has ended: its place in the run, what `headline` names, the time left."""
+        row = self.rows[-1] | ({"best": self.best} if math.isfinite(self.best) else {})
+        shown = [f"{words} {int(row[name]) if float(row[name]).is_integer() else format(row[name], '.4g')}"
+                 for name, words in self.headline if name in row]
+        figures = ", ".join([*shown, *self._time_left()]).replace(", and ", " and ")
+        return f"epoch {self.epoch}/{self.settings.epochs}: {figures}"
+
+    def _time_left(self) -> list[str]:
+        """Return how long the rest of the run takes, such as `43 min left`, by what this start has done so far; nothing
+        where that is not known yet, or nothing is left."""
+        (moment, step), left = self.began_at, self.steps_per_epoch * self.settings.epochs - self.step
+        if self.step == step or left <= 0:
+            return []
+        seconds = (time.monotonic() - moment) / (self.step - step) * left
+        size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size or size == 1)
+        return [f"{seconds / size:.{int(60 <= seconds < 9.95 * size)}f} {unit} left"]
 
     def _write_state(self, results: Callable[[], None]) -> None:
         state.check_alone(self.folder, self.state_number, self.settings)
@@ -499,6 +531,8 @@ class Trainer:
             log.say(f"all {self.epoch} epochs are done: nothing to do")
         elif self.step:
             log.say(f"going on at epoch {self.epoch + 1}, step {self.step}")
+        for writer in filter(lambda writer: writer.watch, self.log.writers):
+            log.say(f"watch it: {writer.watch}")
 
 
 def _check_tensor(name: str, value: object, shapes: list[torch.Size], kind: torch.dtype | None = None) -> None:

@@ -20,6 +20,8 @@ class VqvaeTrainer(Trainer):
 
     kind = "vqvae"
     best_by = "reconstruction"
+    headline = (("train_loss", "loss"), ("validate_ssim", "validation SSIM"), ("top_used", "used codes"),
+                ("bottom_used", "and"))
 
     def start(self) -> None:
         """Read the images."""
