@@ -66,11 +66,8 @@ def read_note(path: Path) -> dict:
 
 
 def in_words(seconds: float) -> str:
-    """Return a time to wait: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"
+    """Return a time to wait: `40 s`, `12 min`, `3.1 h`, `2.5 days`."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{int(size > 60 and seconds < 9.95 * size)}f} {unit}"
+    return f"{seconds:.0f} s"

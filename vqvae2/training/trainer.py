@@ -15,9 +15,8 @@ from typing import NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from vqvae2.common import distributed, machine, random_numbers
+from vqvae2.common import distributed, machine, progress, random_numbers
 from vqvae2.common.errors import Stopped, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.runs import log, state, weights, writers
@@ -31,9 +30,6 @@ SECONDS_BETWEEN_LOOKS = 2.0
 PLACE_IN_RUN = {"epoch": int, "step": int, "step_in_epoch": int, "best": float, "rows": list[dict[str, float]],
                 "sums": dict[str, float], "seconds": float}
 """The attributes that say where a run stands, with their types."""
-UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
-OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
-
 
 @dataclass(frozen=True)
 class Share:
@@ -293,8 +289,9 @@ class Trainer:
                                            dtype=self.sum_type) for name, value in self.sums.items()}
         order = torch.randperm(self.count("train"), generator=random_numbers.generator(
             self.settings.seed, "order of images", self.epoch))
-        with tqdm(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", leave=False,
-                  desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0) as self.bar:
+        whole = (self.epoch * self.steps_per_epoch, self.settings.epochs * self.steps_per_epoch)
+        with progress.Bar(total=self.steps_per_epoch, initial=self.step_in_epoch, unit="step", of_all=whole,
+                 desc=f"epoch {self.epoch + 1}/{self.settings.epochs}", disable=distributed.rank() != 0) as self.bar:
             while self.step_in_epoch < self.steps_per_epoch:
                 items, coming = (order[step * self.global_batch:][: self.global_batch]
                                  for step in (self.step_in_epoch, self.step_in_epoch + 1))
@@ -480,9 +477,7 @@ class Trainer:
         (moment, step), left = self.began_at, self.steps_per_epoch * self.settings.epochs - self.step
         if self.step == step or left <= 0:
             return []
-        seconds = (time.monotonic() - moment) / (self.step - step) * left
-        size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size or size == 1)
-        return [f"{seconds / size:.{int(60 <= seconds < 9.95 * size)}f} {unit} left"]
+        return [f"{progress.in_words((time.monotonic() - moment) / (self.step - step) * left)} left"]
 
     def _write_state(self, results: Callable[[], None]) -> None:
         state.check_alone(self.folder, self.state_number, self.settings)
