@@ -33,6 +33,7 @@ from vqvae2.scans import archives
 from vqvae2.settings import parsing
 from vqvae2.slices import keras_names
 from vqvae2.slices.extraction import check_out, extract, find_and_check, listed, merge
+from vqvae2.slices.scan_slices import MANIFEST
 from vqvae2.slices.settings import ExtractSettings
 
 
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.layout == "keras_png_slices":
         keras_names.refuse_foreign(out)
     print("\n".join((merge if settings.merge else extract)(found, folder, settings, out)))
-    if settings.layout == "oasis":
+    if settings.layout == "oasis" and (out / MANIFEST).exists():  # other parts may still be at work
         recipe = ["--preset", settings.preset] if settings.preset else [
             "--dataset", "oasis", "--epochs", 30, "--batch", 16, "--savename", "brain"]
         endings.say(None, "train-vqvae", *recipe, "--data", out)
