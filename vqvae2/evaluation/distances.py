@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from vqvae2.common.statistics import RESAMPLES, as_text, bootstrap, evenly, with_interval
-from vqvae2.evaluation import features
+from vqvae2.evaluation import features, reasons
 from vqvae2.evaluation.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity, texture
@@ -246,25 +246,33 @@ def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np
 
 def rows(report: dict) -> list[tuple[str, str, str]]:
     """Return the report of `judge` as rows (figure, samples, real floor) of a table."""
-    def beside(name: str, figures: dict) -> tuple[str, str, str]:
-        return name, *(with_interval(figures, key, 4, before="95 % interval ", of=prefix)
-                       for key, prefix in (("value", ""), ("real_floor", "real_floor_")))
+    def why(name: str) -> tuple[str, str]:
+        return tuple(reasons.of_samples(report, name, is_real=is_real) for is_real in (False, True))
+
+    def beside(name: str, figures: dict, reason: tuple[str, str]) -> tuple[str, str, str]:
+        return name, *(with_interval(figures, key, 4, before="95 % interval ", of=prefix, why=text)
+                       for (key, prefix), text in zip((("value", ""), ("real_floor", "real_floor_")), reason))
+
+    def pair(name: str, values: tuple[float | None, float | None]) -> tuple[str, str]:
+        return tuple(as_text(value, 3, text) for value, text in zip(values, why(name)))
 
     def network_of(found: dict) -> str:
         return f"kernel MMD², {found['features']['dims']} features of {found['features']['name']}"
 
     other, spectrum = report.get("other_mmd"), report.get("spectrum")  # older figures have neither
-    return [beside(network_of(report), report["mmd"]),
-            *([beside(network_of(other), other) if other else (
+    return [beside(network_of(report), report["mmd"], why("mmd")),
+            *([beside(network_of(other), other, why("other_mmd")) if other else (
                 "kernel MMD², a network trained on photographs", f"not computed without {IMAGENET_EXTRA}", "–")]
               if "other_mmd" in report else []),
-            ("Fréchet distance²", *(as_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
-            *((name, *(as_text(report[name][key], 3) for key in ("value", "real_floor")))
-              for name in ("precision", "recall")),
-            ("MS-SSIM of pairs", as_text(report["pairwise_ms_ssim"], 3), as_text(report["real_pairwise_ms_ssim"], 3)),
+            *((title, *pair(name, (report[name]["value"], report[name]["real_floor"])))
+              for title, name in (("Fréchet distance²", "frechet"), ("precision", "precision"), ("recall", "recall"))),
+            ("MS-SSIM of pairs", *pair("pairwise_ms_ssim", (report["pairwise_ms_ssim"],
+                                                            report["real_pairwise_ms_ssim"]))),
             *([(f"power / real slices, by {texture.CYCLES} cycles a picture", *(
-                " ".join(as_text(value, 2) for value in spectrum[key]) for key in ("value", "real_floor"))),
-               *(beside(f"distance of {scale} edges", figures) for scale, figures in report["edges"].items())]
+                f"– ({reason})" if None in spectrum[key] else " ".join(as_text(value, 2) for value in spectrum[key])
+                for key, reason in zip(("value", "real_floor"), why("spectrum")))),
+               *(beside(f"distance of {scale} edges", figures, why("edges"))
+                 for scale, figures in report["edges"].items())]
               if spectrum else [])]
 
 
