@@ -27,18 +27,16 @@ def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequ
         out: the page.
         originals: the images as the model was given them, uint8 or uint16 `[channels, height, width]`, by name.
         made: the folder of the reconstructions.
-        rows: those of metrics.csv. rejected: rows of input and reason.
+        rows: those of metrics.csv, in the order of `originals`. rejected: rows of input and reason.
         said: what the command says of all images; a line that begins with `warning` is made conspicuous.
         about: facts of the run, as (name, text).
     """
     shown = list(originals)[:MOST_SHOWN]
     pictures = embedded({**{(name, 0): _picture(originals[name]) for name in shown},
                          **{(name, 1): made / f"{name}.png" for name in shown}})
-    figures = {row["image"]: row for row in rows}
-    pairs = [Pair(name, f"{name}: SSIM {_text(figures[name], 'ssim', 3)}, inside the brain "
-                        f"{_text(figures[name], 'brain_ssim', 3)}, PSNR {_text(figures[name], 'psnr', 1)} dB",
-                  pictures[name, 0], [pictures[name, 1]])
-             for name in shown if (name, 0) in pictures and (name, 1) in pictures]
+    pairs = [Pair(name, f"{name}: SSIM {_text(row, 'ssim', 3)}, inside the brain {_text(row, 'brain_ssim', 3)}, PSNR "
+                        f"{_text(row, 'psnr', 1)} dB", pictures[name, 0], [pictures[name, 1]])
+             for name, row in zip(shown, rows) if (name, 0) in pictures and (name, 1) in pictures]
     lines = [Line(row["image"], (*(Cell(_text(row, key, digits)) for key, _, digits in FIGURES),
                                  "; ".join(filter(None, (row.get("changes", ""), "seen in training" * (
                                      row.get("seen_in_training") == "1")))) or "–", row["input"]))

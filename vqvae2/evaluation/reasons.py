@@ -27,7 +27,7 @@ def of_samples(found: dict, name: str, *, is_real: bool = False) -> str:
         is_real: of what real slices reach.
     """
     beside, compared = found["compared_with"], found["compared"]
-    unseen = f"{beside['images']} slices of {beside['subjects']} unseen people"
+    unseen = f"slices of {beside['subjects']} unseen {'person' if beside['subjects'] == 1 else 'people'}"
     if name in ("spectrum", "edges"):
         return NO_TRAINING if is_real else "needs images that are not of a single grey"
     if name == "pairwise_ms_ssim":
@@ -37,17 +37,16 @@ def of_samples(found: dict, name: str, *, is_real: bool = False) -> str:
     return {"frechet": f"needs more than {found['features']['dims']} {whose} and unseen slices, found {compared} and "
                        f"{beside['images']}",
             "mmd": f"needs {whose}{' of 2 people' * is_real}, 2 or more, and 2 unseen people, found {found['count']} "
-                   f"samples, {unseen}"}.get(
+                   f"samples and {unseen}"}.get(
         "mmd" if name == "other_mmd" else name,
-        f"needs 4 {whose}, each with 3 neighbours of other people, and likewise unseen slices; found {compared}, "
-        f"{unseen}")
+        f"needs 4 {whose}, each with 3 neighbours of other people, and likewise unseen slices; found {compared} "
+        f"and {beside['images']} {unseen}")
 
 
 def of_probe(figures: dict, name: str) -> str:
     """Return why the AUROC of a pair of `samples.probe` is not defined."""
     found = figures.get(name)
-    return NO_TRAINING if found is None else (
-        f"needs 2 of each and 2 unseen people, found {found['fakes']}, and {found['subjects']} people")
+    return NO_TRAINING if found is None else "needs 2 of each, and slices of 2 unseen people"
 
 
 def of_rate(name: str) -> str:

@@ -113,7 +113,7 @@ def _levels(report: dict) -> Iterator[Sentence]:
     subject = "Both levels are in use" if len(kept) == 2 else (
         "The codes are in use" if len(drops) == 1 else f"The {kept[0]} level is in use")
     yield Sentence("fair" if little or empty else "good", "Codes", f"{subject}: images lose {', '.join(lost)}."
-                   + "".join(f" The {level} says little." for level in little))
+                   + "".join(f" The {level} level says little." for level in little))
 
 
 def _reconstructions(report: dict) -> Iterator[Sentence]:
