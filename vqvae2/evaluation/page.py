@@ -285,7 +285,7 @@ def _metrics(reports: Sequence[Report], rows: Sequence[Sequence[Row]], label: st
         cells = [row.made if row else Cell("", why="not in this report") for row in there]
         if not one:  # what they reach may differ from run to run
             cells = [cell if not (row and row.again) or row.again.value == "–" else cell._replace(
-                more=f"{cell.more}; reconstructions {row.again.value}".lstrip("; ")) for row, cell in zip(there, cells)]
+                more=(*cell.more, f"reconstructions {row.again.value}")) for row, cell in zip(there, cells)]
         beside = [*[known.again or Cell("")] * has_again, *[known.real or Cell("")] * has_real]
         lines.append(Line(name, (*cells, *beside), READINGS[known.reading].clauses() if known.reading else (),
                           belongs=not known.reading))
@@ -302,7 +302,7 @@ def _cell(found: Mapping | None, key: str, digits: int, why: str = "", of: str |
     if value is None:
         return Cell("–", why=why)
     ends = [None if of is None else found.get(f"{of}{end}") for end in ("ci_low", "ci_high")]
-    return Cell(as_text(value, digits), "" if None in ends else " to ".join(as_text(end, digits) for end in ends))
+    return Cell(as_text(value, digits), () if None in ends else (" to ".join(as_text(end, digits) for end in ends),))
 
 
 def _reconstruction(report: dict) -> Iterator[Row]:
@@ -335,8 +335,8 @@ def _priors(report: dict) -> Iterator[Row]:
         lead = "" if ahead is None else (
             f"{abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best counting")
         cell = _cell(of_level, "bits_per_code", 3, of="")
-        yield Row(f"{level}: {READINGS['bits_per_code'].title}", Cell(cell.value, "; ".join(filter(None, (
-            cell.more, lead)))), "bits_per_code" * first)
+        yield Row(f"{level}: {READINGS['bits_per_code'].title}", cell._replace(more=(*cell.more, *filter(
+            None, (lead,)))), "bits_per_code" * first)
         if of_level["condition"]:
             yield Row(f"{level}: the same, told nothing (else told {' '.join(map(str, of_level['condition']))})",
                       _cell(of_level, "untold_bits_per_code", 3, reasons.TOLD_NOTHING))
@@ -396,10 +396,10 @@ def _copies(report: dict) -> Iterator[Row]:
         cells = []
         for of in (found[name], found["reconstructions"][name]):
             ends = [of["ci_low"], of["ci_high"]]
-            cells.append(Cell(f"{of['closer_share']:.1%}".replace("%", " %"), "" if None in ends else
-                              " to ".join(f"{100 * end:.1f}" for end in ends)))
+            cells.append(Cell(f"{100 * of['closer_share']:.1f} %", () if None in ends else (
+                " to ".join(f"{100 * end:.1f}" for end in ends),)))
         yield Row(f"{READINGS['closer'].title}, by {name}", cells[0], "closer" * (name == "pixels"), cells[1],
-                  Cell("1 %", "by definition"))
+                  Cell("1 %", ("by definition",)))
         yield Row(f"median distance to the nearest, by {name}", _cell(found[name], "samples_median", 3), "",
                   _cell(found["reconstructions"][name], "samples_median", 3), _cell(found[name], "unseen_median", 3))
 

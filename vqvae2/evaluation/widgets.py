@@ -54,8 +54,8 @@ class Cell(NamedTuple):
     """This is a number of a table, as text."""
 
     value: str
-    more: str = ""
-    """What stands below it, such as the interval."""
+    more: Sequence[str] = ()
+    """What stands below it, such as the interval; a line each."""
     why: str = ""
     """Why there is none, where the value is a dash."""
 
@@ -142,7 +142,8 @@ def table(columns: Sequence[str], lines: Sequence[Line], label: str) -> str:
     heads = "".join(f'<th scope="col"{_of_text(cell)}>{escaped(column)}</th>'
                     for column, cell in zip(columns, ("", *lines[0].cells)))
     rows = "\n".join(_line(line, len(columns), bool(number)) for number, line in enumerate(lines))
-    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(label)}"><table><thead>'
+    kind = ' class="texts"' if all(isinstance(cell, str) for line in lines for cell in line.cells) else ""
+    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escaped(label)}"><table{kind}><thead>'
             f"<tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>")
 
 
@@ -161,7 +162,7 @@ def _of_text(cell: Cell | str) -> str:
 def _cell(cell: Cell | str) -> str:
     if isinstance(cell, str):
         return f"<td{_of_text(cell)}>{prose(cell)}</td>"
-    more = f"<small>{escaped(cell.more)}</small>" if cell.more else ""
+    more = "".join(f"<small>{escaped(line)}</small>" for line in cell.more)
     why = f'<small class="why">{escaped(cell.why)}</small>' if cell.why else ""
     return f"<td>{escaped(cell.value)}{more}{why}</td>"
 
