@@ -261,7 +261,7 @@ class TestFolder:
 
     def test_the_same_command_makes_a_page_that_is_gone_and_the_same_one(self, tiny_run, folder):
         before = files_in(folder)
-        (folder / INDEX).unlink()
+        (folder / INDEX).rename(folder / ".0123456789abcdef.tmp.html")  # as a kill leaves it
         evaluated(tiny_run, folder)
         assert files_in(folder) == before
 
@@ -356,10 +356,17 @@ class TestComparison:
 
     def test_other_data_of_the_same_name_are_pointed_out_and_have_sliders_of_their_own(self, two):
         record = json.loads((two[1] / "evaluate.json").read_text())
-        self.change(two[1], "evaluate.json", settings=record["settings"] | {"data_hash": "f" * 64})
+        self.change(two[1], "evaluate.json", settings=record["settings"] | {"images_hash": "f" * 64})
         content = self.content(two)
-        assert "they differ in their data." in content
+        assert "they differ in their images." in content
         assert content.count('<div class="viewer') == 2
+
+    def test_the_same_images_are_comparable_whatever_else_a_report_has_read(self, tiny_run, folder, tmp_path):
+        """Without priors no training slices are read: that changes the hash of the data, not that of the images."""
+        evaluate.main(["--vqvae", str(tiny_run.vqvae), "--data", str(tiny_run.data), "--out", str(tmp_path / "few")])
+        content = self.content([folder, tmp_path / "few"])
+        assert "not comparable" not in content
+        assert content.count('<div class="viewer') == 1
 
     def test_a_metric_that_one_report_lacks_says_so(self, two):
         self.change(two[1], "metrics.json", samples=None)
@@ -512,7 +519,7 @@ class TestPredictions:
 
     def test_the_page_is_made_again_where_it_is_gone_and_is_the_folders_own(self, predicted, capsys):
         before = files_in(predicted)
-        (predicted / INDEX).unlink()
+        (predicted / INDEX).rename(predicted / ".0123456789abcdef.tmp.html")  # as a kill leaves it
         predict.main(self.again)
         assert files_in(predicted) == before
         assert capsys.readouterr().out.splitlines()[-1] == f"look at: {Path('out') / INDEX}"

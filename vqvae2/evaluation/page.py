@@ -179,7 +179,7 @@ def _fact(report: Report, name: str) -> str:
                  for key, what in MODELS if key == "vqvae" or settings.get(key)]
         return ", ".join(shown)
     if name == "data":
-        found = settings.get("data_hash")
+        found = _images_hash(report)
         return metrics["data"]["folder"] + (f" ({found[:8]})" if found else "")
     if name == "images":
         return f"{metrics['images']} of {_people(metrics)}"
@@ -200,8 +200,8 @@ def _people(metrics: dict) -> str:
 def _notices(reports: Sequence[Report]) -> str:
     """Return what makes the reports no fair comparison."""
     compared = {"split": [report.metrics["split"] for report in reports],
-                "data": [_settings(report.record).get("data_hash") or report.metrics["data"]["folder"]
-                         for report in reports],
+                "images": [_images_hash(report) for report in reports] if all(map(_images_hash, reports)) else [
+                    report.metrics["data"]["folder"] for report in reports],
                 "number of images": [report.metrics["images"] for report in reports],
                 "number of people": [report.metrics["subjects"] for report in reports],
                 "number of samples": [(report.metrics.get("samples") or {}).get("count") for report in reports]}
@@ -465,8 +465,8 @@ def _groups(reports: Sequence[Report]) -> list[list[int]]:
     groups: dict[tuple, list[int]] = {}
     for number, report in enumerate(reports):
         if report.images:
-            data = _settings(report.record).get("data_hash") or str(report.folder)
-            groups.setdefault((data, *(image["name"] for image in report.images)), []).append(number)
+            images = _images_hash(report) or str(report.folder), *(image["name"] for image in report.images)
+            groups.setdefault(images, []).append(number)
     return list(groups.values())
 
 
@@ -496,6 +496,11 @@ def _images_of(path: Path) -> tuple[dict, ...]:
         return tuple({"name": str(image["name"]), "ssim": None if image["ssim"] is None else float(image["ssim"])}
                      for image in found)
     return ()
+
+
+def _images_hash(report: Report) -> str:
+    """Return the hash of the judged images; "" where an earlier version has written the folder."""
+    return str(_settings(report.record).get("images_hash") or "")
 
 
 def _settings(record: dict) -> dict:

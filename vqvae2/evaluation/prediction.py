@@ -195,6 +195,7 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
     if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
+        claim.remove_left_overs()
         if rejected:  # as many as before, but perhaps others
             files.write_rows(settings.out / REJECTED, rejected)
         _write_page(settings, given, names, report, rejected)

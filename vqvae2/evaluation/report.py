@@ -81,6 +81,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         if folder.is_finished(asked):
             evaluation.metrics.update(folder.metrics)
             if not (settings.out / INDEX).exists():  # a stopped run, or an earlier version, has written none
+                claim.remove_left_overs()
                 page.write([settings.out], settings.out / INDEX)
             folder.tidy()
         else:
@@ -136,7 +137,7 @@ class ReportFolder(RecordedFolder):
     def changed(self) -> list[str]:
         """Return what differs; not what is judged besides."""
         self.added = {name for name in ADDED if self.settings[name] and self.before.get(name) is False}
-        self.may_differ = RecordedFolder.may_differ | self.added
+        self.may_differ = RecordedFolder.may_differ | self.added | {"images_hash"}  # data_hash differs too
         before = self.found.get("versions", {}).get("vqvae2", __version__)
         return [*super().changed(), *([f"vqvae2 {__version__} (was {before})"] if before != __version__ else [])]
 
@@ -177,14 +178,19 @@ class ReportFolder(RecordedFolder):
 
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
-    """Return the hashes of all that the settings name: models, images, feature network and given samples."""
-    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels),
-              *map(pixel_hash, evaluation.trained.pixels)]
+    """Return the hashes of all that the settings name: models, images, feature network and given samples.
+
+    images_hash is of the judged images alone, whatever the models were trained on: it says whether two reports may be
+    compared.
+    """
+    judged = [*map(pixel_hash, evaluation.images.pixels)]
+    images = [in_one_hash(evaluation.data.files), *judged, *map(pixel_hash, evaluation.trained.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
     return {"vqvae_hash": evaluation.vqvae.hash, "decoder_hash": evaluation.metrics["decoder_hash"],
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
                if level in evaluation.priors else None for level in ("top", "bottom")},
             "data_hash": hashlib.sha256(repr(images).encode()).hexdigest(),
+            "images_hash": hashlib.sha256(repr(judged).encode()).hexdigest(),
             "features_hash": None if evaluation.extractor is None else evaluation.extractor.hash,
             "sampled_hash": None if given is None else hashlib.sha256(given.numpy()).hexdigest()}
 
