@@ -165,6 +165,8 @@ class TestVerdict:
         assert said(figures | {"samples": None}, "Samples") == [
             ("unknown", "No samples were judged: --top and --bottom name the priors to sample from, --sampled a folder "
                         "of samples.")]
+        assert said(figures | {"samples": None, "split": "train"}, "Samples")[0][1] == (
+            "No samples were judged: the train split would be compared with itself.")
 
     def test_samples_that_are_all_alike_are_bad(self, figures):
         figures["samples"]["pairwise_ms_ssim"] = 0.64

@@ -171,7 +171,7 @@ class PriorsJudge(Judge):
             lead = "" if ahead is None else (
                 f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model that counts")
             references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING
-                                   if found[key] is not None) or f"– {reasons.of_counting(report)}"
+                                   if found[key] is not None) or f"models that count – ({reasons.of_counting(report)})"
             told = f", told {' '.join(found['condition'])}" if found["condition"] else ""
             rows.append((f"{level} prior", f"{as_text(found['bits_per_code'], 3)} bits per code{lead} ({references})"
                                            f"{told}"))

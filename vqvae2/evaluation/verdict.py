@@ -167,8 +167,9 @@ def _samples(report: dict) -> Iterator[Sentence]:
     found = report.get("samples")
     if not found:
         if not any(warning.startswith("samples are not judged") for warning in report["warnings"]):
-            yield Sentence("unknown", "Samples", "No samples were judged: --top and --bottom name the priors to sample "
-                                                 "from, --sampled a folder of samples.")
+            why = "the train split would be compared with itself" if report["split"] == "train" else (
+                "--top and --bottom name the priors to sample from, --sampled a folder of samples")
+            yield Sentence("unknown", "Samples", f"No samples were judged: {why}.")
         return
     probe = found.get("probe")
     if probe and probe["samples"]["auroc"] is not None:
