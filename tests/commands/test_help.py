@@ -54,7 +54,8 @@ def test_help_is_the_docstring_word_for_word_and_every_flag(name, capsys):
     assert shown.out.startswith(module.__doc__.rstrip())
     own = re.search(r"parse\(([\w.]+), __doc__", Path(module.__file__).read_text(encoding="utf-8"))[1]
     for field in attrgetter(own)(module).__dataclass_fields__:
-        flag = {"input": "INPUT", "run": "RUN", "runs": "RUN", "out": "(--out|OUT)"}.get(field) or checks.flag(field)
+        flag = {"input": "INPUT", "run": "RUN", "runs": "RUN", "reports": "REPORT",
+                "out": "(--out|OUT)"}.get(field) or checks.flag(field)
         assert re.search(rf"^\W*(-\w \w+, )?{flag}\b", shown.out, re.M), field
 
 

@@ -311,6 +311,7 @@ class TestJudge:
         interval = {"value": 1.25, "ci_low": 1.0, "ci_high": 1.5, "real_floor": -0.00001, "real_floor_ci_low": None,
                     "real_floor_ci_high": None}
         report = {"features": {"name": "net", "dims": 4}, "pairwise_ms_ssim": 0.5, "real_pairwise_ms_ssim": None,
+                  "count": 8, "compared": 8, "compared_with": {"images": 3, "subjects": 1},
                   "mmd": interval, "other_mmd": None,
                   **{name: {"value": 0.25, "real_floor": 0.75} for name in ("frechet", "precision", "recall")}}
         older = [
@@ -318,7 +319,7 @@ class TestJudge:
             ("kernel MMD², a network trained on photographs",
              "not computed without pip install 'vqvae2-brain-mri[imagenet]'", "–"),
             ("Fréchet distance²", "0.250", "0.750"), ("precision", "0.250", "0.750"), ("recall", "0.250", "0.750"),
-            ("MS-SSIM of pairs", "0.500", "–")]
+            ("MS-SSIM of pairs", "0.500", "– (needs slices of 2 people, found slices of 1 unseen person)")]
         assert rows(report) == older
         del report["other_mmd"]  # as before there was such a network
         assert rows(report) == [older[0], *older[2:]]

@@ -206,7 +206,8 @@ def test_the_probe_counts_only_if_it_tells_the_context_models_fakes(reals, monke
     assert probe.judge_all(samples, weak, made, reals, seed=0)["counts"] is False
     without = probe.judge_all(samples, None, made, reals, seed=0)
     assert (without["counts"], without["context_model"]) == (False, None)
-    assert [row[1] for row in probe.ProbeJudge().table(without, {})][2] == "–"
+    assert [row[1] for row in probe.ProbeJudge().table(without, {})][2] == (
+        "– (no training slices to compare with)")
 
 
 def test_what_the_decoder_does_to_every_image_is_set_apart(reals, few_steps):

@@ -139,13 +139,13 @@ def test_the_headline_names_split_interval_and_each_level(report):
     assert {"top codes", "bottom codes", "top prior", "bottom prior", "all codes"} <= set(rows)
 
 
-def test_a_figure_that_is_not_defined_is_a_dash_in_the_headline(report):
+def test_a_figure_that_is_not_defined_is_a_dash_with_its_reason_in_the_headline(report):
     undefined = json.loads(json.dumps(report))
     undefined["codes"]["top"]["shuffle_drop"] = None
     undefined["reconstruction"]["brain"]["ssim"] = dict.fromkeys(SUMMARY)
     rows = dict(report_text.headline(undefined))
-    assert rows["top codes"].endswith("shuffle drop –")
-    assert rows["SSIM, inside the brain"] == "– (95 % interval – to –), minimum –, maximum –"
+    assert rows["top codes"].endswith("shuffle drop – (needs images of 11 pixels a side or more)")
+    assert rows["SSIM, inside the brain"] == "– (needs an image that is not black)"
 
 
 def test_a_table_in_markdown_has_a_rule_under_its_columns():

@@ -41,7 +41,7 @@ def test_the_line_of_each_training_has_its_figures_in_100_characters(standing, n
     line = trainer.epoch_line()
     assert len(line) <= 100
     assert line.startswith("epoch 1000/1119: ")
-    assert line.endswith(", 119 min left")
+    assert line.endswith(", 2.0 h left")
     assert 3 <= len(trainer.headline) <= 4
     for column, words in trainer.headline:
         assert f"{words} {'32767' if column in used else '1.234e-05'}" in line
@@ -61,7 +61,7 @@ def test_what_an_epoch_lacks_is_left_out(standing):
 
 
 @pytest.mark.parametrize(("seconds", "steps", "said"), [
-    (0.0, 0, ""), (2.0, 10, ", 20 s left"), (11.9, 10, ", 119 s left"), (12.0, 10, ", 2.0 min left"),
+    (0.0, 0, ""), (2.0, 10, ", 20 s left"), (8.9, 10, ", 89 s left"), (12.0, 10, ", 2 min left"),
     (60.0, 10, ", 10 min left"), (60.0, 5, ", 20 min left"), (9000.0, 100, ", 2.5 h left"),
     (36000.0, 10, ", 4.2 days left")])
 def test_the_time_left_is_reckoned_from_the_steps_of_this_start(standing, seconds, steps, said):

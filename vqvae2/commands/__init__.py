@@ -21,6 +21,7 @@ COMMANDS = {
     "train-features": "slices -> a network whose features judge samples",
     "sample": "a VQ-VAE and its priors -> new images, or completed ones",
     "evaluate": "a VQ-VAE and its priors -> the figures of one split",
+    "report": "reports of evaluate -> one page to send, which compares them",
     "predict": "any images or scans -> what a VQ-VAE makes of them",
     "tune": "many short trainings -> the best settings, as a preset",
     "curves": "the logs of several runs -> their curves in one picture",

@@ -1,4 +1,4 @@
-"""A VQ-VAE, and its priors if they are given -> metrics.json and figures about one split.
+"""A VQ-VAE, and its priors if they are given -> metrics.json, figures and a page (index.html) about one split.
 
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report
 On the validation images, reconstructions only:
@@ -15,9 +15,11 @@ vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals 
 vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores.
 """
 
+from vqvae2.commands import endings
 from vqvae2.common import machine
 from vqvae2.evaluation import report, text
 from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.evaluation.widgets import INDEX
 from vqvae2.settings.parsing import parse
 
 
@@ -29,3 +31,5 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in text.headline(evaluation.metrics):
         print(f"{name}: {value}")
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")
+    endings.say(settings.out / INDEX, "predict", "--vqvae", settings.vqvae, "--out", "predicted", "SCAN",
+                show=settings.open)

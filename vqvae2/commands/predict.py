@@ -19,6 +19,7 @@ levels. No manifest, split or training data is needed. The command runs on CUDA 
     <out>/pictures/<name>.png, grid.png      original, reconstruction, |difference|, codes; the grid has the first 8
     <out>/metrics.csv, metrics.json          SSIM, MS-SSIM, PSNR, MAE of each image, of the whole picture and inside the
                                              brain (where the original is not black); means, and what was compared
+    <out>/index.html                         all this on one page that needs no other file
     <out>/rejected.csv                       files in folders that cannot be read, with the reason
     <out>/predict.json                       settings and versions; says that this folder is predict.py's
 
@@ -35,9 +36,11 @@ subjects. The command warns of images that the model was trained on, and of scan
 training subject, and counts both.
 """
 
+from vqvae2.commands import endings
 from vqvae2.common import machine
 from vqvae2.evaluation import prediction
 from vqvae2.evaluation.prediction import PredictSettings
+from vqvae2.evaluation.widgets import INDEX
 from vqvae2.settings.parsing import parse
 
 
@@ -48,3 +51,4 @@ def main(arguments: list[str] | None = None) -> None:
         report = prediction.predict(settings)
     print("\n".join(prediction.headline(report)))
     print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)
+    endings.say(settings.out / INDEX)

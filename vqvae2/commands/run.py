@@ -4,7 +4,7 @@
 To see within two minutes whether all is installed and your scans can be read; nothing is learned:
     vqvae2 run --preset smoke --scans scans --out smoke
 Scans of which the names must be explained, with flags of `vqvae2 extract`:
-    vqvae2 run --preset brain-128 --scans scans --out my-brains --extract-flags "--archive plain:1"
+    vqvae2 run --preset brain-128 --scans scans --out my-brains --extract-flags="--archive plain:1"
 
 It runs the commands that you would run one by one, and prints each of them before it starts, so that you can paste and
 change it. One line says how far the whole chain is. What the commands print goes to --out/run.log, and what they make:

@@ -101,20 +101,24 @@ def evenly(number: int, most: int) -> np.ndarray:
     return np.linspace(0, number - 1, min(most, number)).round().astype(int)
 
 
-def as_text(value: float | None, digits: int) -> str:
-    """Return a number with `digits` digits after the point; a dash for a number that is not defined."""
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
+def as_text(value: float | None, digits: int, why: str = "") -> str:
+    """Return a number with `digits` digits after the point; a dash, and `why` in brackets, for one that is not defined.
+    """
+    if value is None:
+        return f"– ({why})" if why else "–"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.000
 
 
 def with_interval(figures: Mapping[str, float | None] | None, key: str, digits: int, *, before: str = "",
-                  of: str = "") -> str:
+                  of: str = "", why: str = "") -> str:
     """Return a metric as text, followed in brackets by its 95 % interval `ci_low` to `ci_high` where there is one.
 
     Args:
         figures: a dictionary with the metric and its interval; None becomes a dash.
         before: the first words within the brackets.
         of: prefix of the keys of the interval's ends.
+        why: why the metric is not defined, where it is not.
     """
-    text = as_text(figures and figures[key], digits)
+    text = as_text(figures and figures[key], digits, why)
     ends = [as_text(figures and figures.get(f"{of}{end}"), digits) for end in ("ci_low", "ci_high")]
     return text if "–" in ends else f"{text} ({before}{ends[0]} to {ends[1]})"

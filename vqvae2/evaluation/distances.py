@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from vqvae2.common.statistics import RESAMPLES, as_text, bootstrap, evenly, with_interval
-from vqvae2.evaluation import features
+from vqvae2.evaluation import features, reasons
 from vqvae2.evaluation.features import Extractor
 from vqvae2.images.dataset import ImageSet, to_bytes
 from vqvae2.metrics import similarity, texture
@@ -246,26 +246,31 @@ def whitened(extractor: Extractor, by: np.ndarray, *sets: np.ndarray) -> list[np
 
 def rows(report: dict) -> list[tuple[str, str, str]]:
     """Return the report of `judge` as rows (figure, samples, real floor) of a table."""
-    def beside(name: str, figures: dict) -> tuple[str, str, str]:
-        return name, *(with_interval(figures, key, 4, before="95 % interval ", of=prefix)
-                       for key, prefix in (("value", ""), ("real_floor", "real_floor_")))
+    def beside(name: str, figures: dict, digits: int, keys: tuple[str, str] = ("value", "real_floor")) -> list[str]:
+        return [f"– ({reasons.of_samples(report, name, is_real=is_real)})" if figures[key] is None else with_interval(
+            figures, key, digits, before="95 % interval ", of="real_floor_" * is_real)
+            for is_real, key in enumerate(keys)]
 
     def network_of(found: dict) -> str:
         return f"kernel MMD², {found['features']['dims']} features of {found['features']['name']}"
 
+    def powers(key: str) -> str:
+        known = any(value is not None for value in spectrum[key])
+        return " ".join(as_text(value, 2) for value in spectrum[key]) if known else (
+            f"– ({reasons.of_samples(report, 'spectrum', is_real=key != 'value')})")
+
     other, spectrum = report.get("other_mmd"), report.get("spectrum")  # older figures have neither
-    return [beside(network_of(report), report["mmd"]),
-            *([beside(network_of(other), other) if other else (
+    return [(network_of(report), *beside("mmd", report["mmd"], 4)),
+            *([(network_of(other), *beside("other_mmd", other, 4)) if other else (
                 "kernel MMD², a network trained on photographs", f"not computed without {IMAGENET_EXTRA}", "–")]
               if "other_mmd" in report else []),
-            ("Fréchet distance²", *(as_text(report["frechet"][key], 3) for key in ("value", "real_floor"))),
-            *((name, *(as_text(report[name][key], 3) for key in ("value", "real_floor")))
-              for name in ("precision", "recall")),
-            ("MS-SSIM of pairs", as_text(report["pairwise_ms_ssim"], 3), as_text(report["real_pairwise_ms_ssim"], 3)),
-            *([(f"power / real slices, by {texture.CYCLES} cycles a picture", *(
-                " ".join(as_text(value, 2) for value in spectrum[key]) for key in ("value", "real_floor"))),
-               *(beside(f"distance of {scale} edges", figures) for scale, figures in report["edges"].items())]
-              if spectrum else [])]
+            *((title, *beside(name, report[name], 3)) for title, name in (
+                ("Fréchet distance²", "frechet"), ("precision", "precision"), ("recall", "recall"))),
+            ("MS-SSIM of pairs", *beside("pairwise_ms_ssim", report, 3, ("pairwise_ms_ssim",
+                                                                         "real_pairwise_ms_ssim"))),
+            *([(f"power / real slices, by {texture.CYCLES} cycles a picture", powers("value"), powers("real_floor")),
+               *((f"distance of {scale} edges", *beside("edges", figures, 4))
+                 for scale, figures in report["edges"].items())] if spectrum else [])]
 
 
 def _texture(made: tuple, known: tuple, real: tuple, seed: int) -> dict:

@@ -5,11 +5,14 @@ bound on the code length of the decoded image (see `surprise.py`), and is called
 about the image, its bits are conditional on them; the counting models are given none.
 """
 
+import json
 import math
 from collections.abc import Mapping
 
+import torch
+
 from vqvae2.common.statistics import as_text, evenly, summarise, with_interval
-from vqvae2.evaluation import surprise
+from vqvae2.evaluation import reasons, surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.metrics import coding
 from vqvae2.models import encoding
@@ -17,6 +20,9 @@ from vqvae2.plots import charts, pictures
 from vqvae2.priors import conditions
 
 PICTURED = 8
+PAIRS, MOST_PIXELS = "pairs.png", 8_000_000
+"""Evenly chosen originals above their reconstructions, for the slider of the page: a row each, and no more pixels than
+this together. The file says, as JSON under its key `pairs`, the name and SSIM of each image."""
 FIGURES = (("ssim", "SSIM", 4), ("ms_ssim", "MS-SSIM", 4), ("psnr", "PSNR in dB", 2),
            ("mae", "mean absolute error, images 0…1", 4))  # key, name, digits behind the point
 QUANTILES = (("min", "minimum"), ("q05", "5th percentile"), ("median", "median"), ("q95", "95th percentile"),
@@ -40,11 +46,12 @@ class ReconstructionJudge(Judge):
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
         """Return SSIM of both areas, and PSNR."""
-        rows = [(f"SSIM, {title}", f"{as_text(ssim['mean'], 4)} (95 % interval {as_text(ssim['ci_low'], 4)} to "
-                 f"{as_text(ssim['ci_high'], 4)}), minimum {as_text(ssim['min'], 4)}, maximum "
-                 f"{as_text(ssim['max'], 4)}")
-                for title, ssim in (("full picture", figures["full"]["ssim"]),
-                                    ("inside the brain", figures["brain"]["ssim"]))]
+        rows = []
+        for area, title in (("full", "full picture"), ("brain", "inside the brain")):
+            ssim = figures[area]["ssim"]
+            text = with_interval(ssim, "mean", 4, before="95 % interval ", why=reasons.of_similarity(report, area))
+            ends = f", minimum {as_text(ssim['min'], 4)}, maximum {as_text(ssim['max'], 4)}"
+            rows.append((f"SSIM, {title}", text + ends * (ssim["mean"] is not None)))
         return [*rows, ("PSNR, full picture", f"{as_text(figures['full']['psnr']['mean'], 2)} dB")]
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
@@ -71,6 +78,12 @@ class ReconstructionJudge(Judge):
                                                    title=f"{title}; difference on images 0…1",
                                                    captions=[f"SSIM {ssim[i]:.3f}" for i in chosen])
             pictures.save_picture(picture, evaluation.out / f"{name}.png")
+        pixels = math.prod(originals.shape[1:])
+        chosen = evenly(len(order), max(1, min(PICTURED, MOST_PIXELS // (2 * pixels))))
+        told = [{"name": evaluation.images.names[i], "ssim": value if math.isfinite(value := ssim[i].item()) else None}
+                for i in chosen]
+        pictures.save_picture(pictures.image_grid(torch.cat([originals[chosen], made[chosen]]), len(chosen), gap=0),
+                              evaluation.out / PAIRS, {"pairs": json.dumps(told)})
         charts.ssim_histogram(evaluation.similarity, evaluation.out / "ssim_histogram.png")
 
 
@@ -96,7 +109,7 @@ class CodesJudge(Judge):
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each level."""
         return [(level, f"{found['used']} of {found['size']}", as_text(found["perplexity"], 1),
-                 as_text(found["shuffle_drop"], 3)) for level, found in figures.items()]
+                 as_text(found["shuffle_drop"], 3, reasons.SMALL)) for level, found in figures.items()]
 
     def picture(self, figures: dict, evaluation: Evaluation) -> None:
         """Write code maps of evenly chosen images for each level, and the histogram of the codes."""
@@ -157,7 +170,8 @@ class PriorsJudge(Judge):
             found, ahead = figures[level], figures[level]["below_best_reference"]
             lead = "" if ahead is None else (
                 f", {abs(100 * ahead):.1f} % {'below' if ahead >= 0 else 'above'} the best model that counts")
-            references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING)
+            references = ", ".join(f"{name} {as_text(found[key], 3)}" for name, key, _ in COUNTING
+                                   if found[key] is not None) or f"models that count – ({reasons.of_counting(report)})"
             told = f", told {' '.join(found['condition'])}" if found["condition"] else ""
             rows.append((f"{level} prior", f"{as_text(found['bits_per_code'], 3)} bits per code{lead} ({references})"
                                            f"{told}"))

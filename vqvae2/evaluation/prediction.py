@@ -22,11 +22,14 @@ import torch
 import tyro
 from PIL import Image
 
+from vqvae2 import __version__
 from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
 from vqvae2.common.progress import Bar
+from vqvae2.evaluation import prediction_page
+from vqvae2.evaluation.widgets import INDEX
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
@@ -193,8 +196,10 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
     if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
+        claim.remove_left_overs()
         if rejected:  # as many as before, but perhaps others
             files.write_rows(settings.out / REJECTED, rejected)
+        _write_page(settings, given, names, report, rejected)
         folder.tidy()
         return report
     folder.begin(claim, hashes)
@@ -214,15 +219,27 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
         "device": str(next(vqvae.model.parameters()).device),
         "slices": slices if any(image.facts for image in given) else None}
     files.write_json(settings.out / SUMMARY, report | {"settings": folder.settings, "versions": weights.versions()})
+    _write_page(settings, given, names, report, rejected)
     folder.tidy()
     return report
+
+
+def _write_page(settings: PredictSettings, given: Sequence[InputImage], names: Sequence[str], report: dict,
+                rejected: Sequence[dict[str, str]]) -> None:
+    """Write index.html, of what was given and of the files that are there."""
+    hashes = {"vqvae": report["vqvae_hash"], "decoder": report.get("decoder_hash")}
+    about = [(what, f"{Path(run).name} ({hashes[key][:8]})") for key, what, run in (
+        ("vqvae", "VQ-VAE", settings.vqvae), ("decoder", "texture decoder", settings.decoder)) if run and hashes[key]]
+    prediction_page.write(settings.out / INDEX, {name: image.pixels for name, image in zip(names, given)},
+                          settings.out / MADE, files.read_rows(settings.out / TABLE), rejected, headline(report),
+                          [*about, ("software", f"vqvae2 {__version__}")])
 
 
 class PredictFolder(RecordedFolder):
     """The folder of predict.py. An image's codes and figures wait in parts/ until all images are done."""
 
     command, record, made = "predict.py", RECORD, "its images were made with"
-    own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED)
+    own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED, INDEX)
     hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash"})
     lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
 
@@ -251,7 +268,7 @@ class PredictFolder(RecordedFolder):
         record."""
         claim.remove_left_overs(ORIGINALS, MADE, MAPS, PICTURES, PARTS)
         gone = [name for name, pixels in self.images.items() if images.get(name) != pixels]
-        for old in (SUMMARY, TABLE, REJECTED, CODES, GRID,
+        for old in (INDEX, SUMMARY, TABLE, REJECTED, CODES, GRID,
                     *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in gone),
                     *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in gone)):
             (self.out / old).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ import torch
 from vqvae2.common import random_numbers
 from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import auroc, by_group, with_interval
+from vqvae2.evaluation import reasons
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model
@@ -143,6 +144,7 @@ class ProbeJudge(Judge):
                  ("context_model", "images of the neighbours model, real slices"),
                  ("context_model_against_reconstructions", "images of the neighbours model, reconstructions"),
                  ("reconstructions", "reconstructions, real slices"))
-        return [*((what, with_interval(figures.get(name), "auroc", 3)) for name, what in names),
+        return [*((what, with_interval(figures.get(name), "auroc", 3, why=reasons.of_probe(figures, name)))
+                  for name, what in names),
                 ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on those "
                                           "of the neighbours model")]

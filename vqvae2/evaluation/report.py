@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,15 +19,17 @@ from vqvae2.common import distributed, files
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.statistics import evenly
-from vqvae2.evaluation import features, leaks
+from vqvae2.evaluation import features, leaks, page
 from vqvae2.evaluation.copies import CopiesJudge
 from vqvae2.evaluation.figures import PICTURED, CodesJudge, LikelihoodJudge, PriorsJudge, ReconstructionJudge
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.lesions import LesionsJudge
+from vqvae2.evaluation.page import METRICS, SCHEMA
 from vqvae2.evaluation.probe import ProbeJudge
 from vqvae2.evaluation.rates import RatesJudge
 from vqvae2.evaluation.samples import SamplesJudge, draw, read
 from vqvae2.evaluation.settings import EvaluateSettings
+from vqvae2.evaluation.widgets import INDEX
 from vqvae2.images.dataset import ImageSet, load_images, pixel_hash
 from vqvae2.images.listing import given_or_recorded
 from vqvae2.images.manifest import in_one_hash
@@ -38,13 +41,12 @@ from vqvae2.runs import weights
 from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.record import PARTS, RecordedFolder
 from vqvae2.sampling import sampler
-from vqvae2.settings.parsing import as_dict
+from vqvae2.settings.parsing import as_command, as_dict
 from vqvae2.settings.stored import from_dict
 
-SCHEMA, METRICS = 1, "metrics.json"
 ADDED = ("probe", "rates", "likelihood", "lesions")
 """Flags of sections that may be added to a report."""
-PICTURES = ("reconstructions", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
+PICTURES = ("reconstructions", "pairs", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
             "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
             "curves_bottom", "curves_decoder")
 JUDGES: tuple[tuple[Judge, Callable[[Evaluation], object]], ...] = (
@@ -72,12 +74,16 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         ReportFolder.refuse_foreign(settings.out)
         evaluation = load(settings)
         folder = ReportFolder(settings.out, {**as_dict(settings), "out": settings.out.name, **hashes_of(evaluation)})
+        folder.command_line = as_command("evaluate", dataclasses.replace(settings, out=Path(settings.out.name)))
         asked = [judge for judge, is_asked in JUDGES if is_asked(evaluation)]
         there = [judge.name for judge in asked if folder.section(judge.name) is not None]
         if there:
             print(f"{len(there)} of {len(asked)} sections are there already: {', '.join(there)}", flush=True)
         if folder.is_finished(asked):
             evaluation.metrics.update(folder.metrics)
+            if not (settings.out / INDEX).exists():  # a stopped run, or an earlier version, has written none
+                claim.remove_left_overs()
+                page.write([settings.out], settings.out / INDEX)
             folder.tidy()
         else:
             folder.begin(claim)
@@ -118,19 +124,22 @@ class ReportFolder(RecordedFolder):
         parts/<section>.json      figures of a section, written when its pictures are there
         parts/samples-*.npz       samples, as they are drawn
         parts/metrics.json        the metrics.json of an earlier run, to which sections are added
-        metrics.json              all figures; written last, when parts/ goes
+        metrics.json              all figures; written when there are no more, and parts/ goes
+        index.html                the page of all these; written last
     """
 
-    command, record, made = "evaluate.py", "evaluate.json", "its figures were made with"
-    own = (METRICS, PARTS, "likelihood", *(f"{name}.png" for name in PICTURES))
+    command, record, made = "evaluate.py", page.RECORD, "its figures were made with"
+    own = (METRICS, INDEX, PARTS, "likelihood", *(f"{name}.png" for name in PICTURES))
     hashes = MappingProxyType({name: f"{name}_hash" for name in (
         "vqvae", "top", "bottom", "decoder", "data", "features", "sampled")})
     lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
+    command_line: str
+    """The command that makes the folder, for the record."""
 
     def changed(self) -> list[str]:
         """Return what differs; not what is judged besides."""
         self.added = {name for name in ADDED if self.settings[name] and self.before.get(name) is False}
-        self.may_differ = RecordedFolder.may_differ | self.added
+        self.may_differ = RecordedFolder.may_differ | self.added | {"images_hash"}  # data_hash differs too
         return super().changed()
 
     @cached_property
@@ -154,8 +163,9 @@ class ReportFolder(RecordedFolder):
         claim.remove_left_overs(PARTS, "likelihood")
         if self.metrics:
             files.write_json(self.out / PARTS / METRICS, self.metrics)
-        (self.out / METRICS).unlink(missing_ok=True)
-        self.write_record({})
+        for name in (METRICS, INDEX):
+            (self.out / name).unlink(missing_ok=True)
+        self.write_record({"command": self.command_line, "date": datetime.now(timezone.utc).date().isoformat()})
 
     def section(self, name: str) -> dict | None:
         """Return the figures of a section that is there."""
@@ -168,20 +178,26 @@ class ReportFolder(RecordedFolder):
         return json.loads(json.dumps(figures))
 
     def finish(self, metrics: dict) -> None:
-        """Write metrics.json; what it was made of goes."""
+        """Write metrics.json and the page; what metrics.json was made of goes."""
         files.write_json(self.out / METRICS, metrics)
+        page.write([self.out], self.out / INDEX)
         self.tidy()
 
 
 def hashes_of(evaluation: Evaluation) -> dict[str, str | None]:
-    """Return the hashes of all that the settings name: models, images, feature network and given samples."""
-    images = [in_one_hash(evaluation.data.files), *map(pixel_hash, evaluation.images.pixels),
-              *map(pixel_hash, evaluation.trained.pixels)]
+    """Return the hashes of all that the settings name: models, images, feature network and given samples.
+
+    images_hash is of the judged images alone, whatever the models were trained on: it says whether two reports may be
+    compared.
+    """
+    judged = [*map(pixel_hash, evaluation.images.pixels)]
+    images = [in_one_hash(evaluation.data.files), *judged, *map(pixel_hash, evaluation.trained.pixels)]
     given = evaluation.samples if evaluation.settings.sampled else None
     return {"vqvae_hash": evaluation.vqvae.hash, "decoder_hash": evaluation.metrics["decoder_hash"],
             **{f"{level}_hash": weights.weights_hash(evaluation.priors[level].state_dict())
                if level in evaluation.priors else None for level in ("top", "bottom")},
             "data_hash": hashlib.sha256(repr(images).encode()).hexdigest(),
+            "images_hash": hashlib.sha256(repr(judged).encode()).hexdigest(),
             "features_hash": None if evaluation.extractor is None else evaluation.extractor.hash,
             "sampled_hash": None if given is None else hashlib.sha256(given.numpy()).hexdigest()}
 

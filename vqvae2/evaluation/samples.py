@@ -19,7 +19,7 @@ from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import expect
 from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import evenly
-from vqvae2.evaluation import distances, features
+from vqvae2.evaluation import distances, features, reasons
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet, to_bytes
@@ -120,7 +120,8 @@ class SamplesJudge(Judge):
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each figure."""
         rows, again = distances.rows(figures), figures["reconstructions"]
-        beside = [value for _, value, _ in distances.rows(again)] if again else ["–"] * len(rows)
+        without = [f"– ({reasons.NO_TRAINING})"] * len(rows)
+        beside = [value for _, value, _ in distances.rows(again)] if again else without
         return [(figure, value, other, floor) for (figure, value, floor), other in zip(rows, beside)]
 
     def picture(self, figures: dict, evaluation: Evaluation) -> None:

@@ -5,17 +5,19 @@ picture or the new one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
@@ -72,9 +74,16 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
     return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def save_picture(image: Image.Image, path: Path | str) -> None:
-    """Write a picture, in the format of the name's ending; the folder is made."""
-    files.write_atomically(Path(path), lambda temporary: image.save(temporary))
+def save_picture(image: Image.Image, path: Path | str, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a picture, in the format of the name's ending; the folder is made.
+
+    Args:
+        texts: what a PNG says besides, by key.
+    """
+    said = PngInfo()
+    for key, text in texts.items():
+        said.add_text(key, text)
+    files.write_atomically(Path(path), lambda temporary: image.save(temporary, **({"pnginfo": said} if texts else {})))
 
 
 @dataclass(frozen=True)

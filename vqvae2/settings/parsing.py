@@ -19,6 +19,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,33 @@ def as_dict(settings: object) -> dict:
     """Return a settings dataclass as JSON values; paths become text."""
     return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(settings).items()}
+
+
+def as_command(name: str, settings: object) -> str:
+    """Return the command line of `vqvae2 name` that gives these settings, without flags at their defaults.
+
+    A path below the working folder is relative to it, and one below the home folder begins with ~. Settings have no
+    positional words.
+    """
+    words = ["vqvae2", name]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value == field.default or value is None:
+            continue
+        words.append(flag(field.name) if value is not False else f"--no-{field.name.replace('_', '-')}")
+        if not isinstance(value, bool):
+            words += [_pasted(str(each)) for each in (value if isinstance(value, tuple) else (value,))]
+    return " ".join(words)
+
+
+def _pasted(text: str) -> str:
+    """Return a value as it is written in a shell, its path shortened."""
+    path, home = Path(text), Path(os.path.expanduser("~"))
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return shlex.quote(str(path.relative_to(Path.cwd())))
+    if path.is_absolute() and len(home.parts) > 1 and path.is_relative_to(home):
+        return f"~/{shlex.quote(str(path.relative_to(home)))}"
+    return shlex.quote(text)
 
 
 def changes(new: dict, old: dict) -> list[str]:

@@ -4,17 +4,12 @@ The page needs no server, no network and no other file: page.html is its form, s
 the facts as JSON and the pictures as sheets of many thumbnails (JPEG, in data URIs), since a browser opens fifty large
 pictures in less time than 5,000 small ones. Equal scans give equal bytes.
 
-What people write into file names never becomes a part of the page's form: names stand in the JSON with each `<`, `>`
-and `&` and everything beyond ASCII escaped, the script sets them as text, and the page's policy lets only this script
-run and nothing be loaded.
+What people write into file names never becomes a part of the page's form: names stand in the JSON, and the script sets
+them as text (`common.page` has the policy).
 """
 
-import base64
-import hashlib
 import io
-import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -23,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from vqvae2.common import page
 from vqvae2.common.names import SPLITS
 from vqvae2.scans.words import natural
 
@@ -161,28 +157,15 @@ def page_bytes(shown: Sequence[ShownScan], rejected: Sequence[tuple[str, str]] =
         "rejected": {"count": len(rejected), "rows": rejected[:MOST_REJECTED]},
         "leftOut": [{"reason": group, "count": len(rows), "rows": rows[:MOST_LEFT_OUT]}
                     for group, rows in groups.items()]}
-    sheets = _style_of_sheets(b"".join(scan.picture for scan in ordered))
     form = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    style, script = (re.search(f"<{tag}>(.*?)</{tag}>", form, re.DOTALL)[1] for tag in ("style", "script"))
-    policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)} {_hash(sheets)}; script-src {_hash(script)}"
-              "; base-uri 'none'; form-action 'none'")
-    text = json.dumps(facts, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    for place, content in (("policy", policy), ("sheets", sheets), ("facts", text)):
-        before, after = form.split(f"<!--{place}-->")
-        form = before + content + after
-    return form.encode()
+    return page.filled(form, facts=page.as_json(facts),
+                       sheets=_style_of_sheets(b"".join(scan.picture for scan in ordered)))
 
 
 def _with_links(scan: ShownScan) -> ShownScan:
     """Return the scan with its files as parts of a URL."""
     return ShownScan(**{field.name: getattr(scan, field.name) for field in fields(scan)} | {
         "files": tuple(quote(file, errors="surrogateescape") for file in scan.files)})
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _style_of_sheets(cells: bytes) -> str:
@@ -202,6 +185,5 @@ def _style_of_sheets(cells: bytes) -> str:
         content = io.BytesIO()
         Image.fromarray(sheet.reshape(down * THUMBNAIL, ACROSS * THUMBNAIL)).save(
             content, format="JPEG", quality=QUALITY, optimize=True)
-        text = base64.b64encode(content.getvalue()).decode()
-        rules.append(f".s{len(rules)}{{background-image:url(data:image/jpeg;base64,{text})}}\n")
+        rules.append(f".s{len(rules)}{{background-image:url({page.data_uri(content.getvalue(), 'jpeg')})}}\n")
     return "".join(rules)

@@ -30,6 +30,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 PLACE_IN_RUN = {"epoch": int, "step": int, "step_in_epoch": int, "best": float, "rows": list[dict[str, float]],
                 "sums": dict[str, float], "seconds": float}
 """The attributes that say where a run stands, with their types."""
+OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+
 
 @dataclass(frozen=True)
 class Share:

@@ -1,0 +1,73 @@
+"""Predicted images and their figures -> index.html: each beside its reconstruction, what was changed, what failed.
+
+The page shows the first MOST_SHOWN images under a slider, as the page of a report does, and says how many more there
+are; metrics.csv has them all.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vqvae2.common import files
+from vqvae2.common.page import escaped
+from vqvae2.evaluation.widgets import Cell, Line, Pair, document, embedded, facts, prose, section, table, viewer
+
+MOST_SHOWN, MOST_ROWS = 24, 500
+FIGURES = (("ssim", "SSIM", 3), ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1), ("mae", "MAE", 4))
+"""Columns of metrics.csv that the page shows, and the digits behind the point."""
+
+
+def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequence[Mapping[str, str]],
+          rejected: Sequence[Mapping[str, str]], said: Sequence[str], about: Sequence[tuple[str, str]]) -> None:
+    """Write the page.
+
+    Args:
+        out: the page.
+        originals: the images as the model was given them, uint8 or uint16 `[channels, height, width]`, by name.
+        made: the folder of the reconstructions.
+        rows: those of metrics.csv, in the order of `originals`. rejected: rows of input and reason.
+        said: what the command says of all images; a line that begins with `warning` is made conspicuous.
+        about: facts of the run, as (name, text).
+    """
+    shown = list(originals)[:MOST_SHOWN]
+    pictures = embedded({**{(name, 0): _picture(originals[name]) for name in shown},
+                         **{(name, 1): made / f"{name}.png" for name in shown}})
+    pairs = [Pair(name, f"{name}: SSIM {_text(row, 'ssim', 3)}, inside the brain {_text(row, 'brain_ssim', 3)}, PSNR "
+                        f"{_text(row, 'psnr', 1)} dB", pictures[name, 0], [pictures[name, 1]])
+             for name, row in zip(shown, rows) if (name, 0) in pictures and (name, 1) in pictures]
+    lines = [Line(row["image"], (*(Cell(_text(row, key, digits)) for key, _, digits in FIGURES),
+                                 "; ".join(filter(None, (row.get("changes", ""), "seen in training" * (
+                                     row.get("seen_in_training") == "1")))) or "–", row["input"]))
+             for row in rows[:MOST_ROWS]]
+    notices = "".join(f'<p class="{"notice" if line.startswith("warning") else "line"}">{prose(line)}</p>'
+                      for line in sorted(said, key=lambda line: not line.startswith("warning")))
+    failed = [Line(row["input"], (row["reason"],)) for row in rejected[:MOST_ROWS]]
+    body = [section("In short", notices),
+            section("Originals and reconstructions", viewer(pairs, ["reconstruction"]),
+                    _more(len(originals) - len(pairs), "image", "in pictures/ and reconstructions/")),
+            section("Each image", table(["image", *(title for _, title, _ in FIGURES), "changed", "input"], lines,
+                                        "figures of each image"), _more(len(rows) - len(lines), "image",
+                                                                        "in metrics.csv")),
+            section("Not read", table(["file", "why"], failed, "files that were not read"),
+                    _more(len(rejected) - len(failed), "file", "in rejected.csv"))]
+    head = (f'<h1>Predictions</h1>\n<p class="lead">What a VQ-VAE makes of {len(rows)} '
+            f'{"image" if len(rows) == 1 else "images"}. The people are unknown: this is no benchmark.</p>\n'
+            + facts(about))
+    files.write_atomically(out, document("Predictions", head, body))
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """Return an image as 8 bit."""
+    pixels = pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _text(row: Mapping[str, str], key: str, digits: int) -> str:
+    """Return a figure of metrics.csv, where it is not defined a dash."""
+    return f"{float(row[key]):.{digits}f}" if row.get(key) else "–"
+
+
+def _more(count: int, noun: str, where: str) -> str:
+    return f'<p class="dim">and {count:,} more {noun}{"s" * (count != 1)}, {escaped(where)}</p>' if count > 0 else ""
