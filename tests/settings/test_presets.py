@@ -17,8 +17,10 @@ from vqvae2.commands import evaluate, sample, train_decoder, train_prior, train_
 from vqvae2.common import files
 from vqvae2.common.errors import UserError
 from vqvae2.evaluation.features import FeatureSettings
+from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.models.autoencoder import Vqvae, load_vqvae
 from vqvae2.runs import weights
+from vqvae2.sampling.settings import SampleSettings
 from vqvae2.settings import presets
 from vqvae2.settings.parsing import parse
 from vqvae2.slices.settings import ExtractSettings
@@ -26,6 +28,8 @@ from vqvae2.training import settings
 from vqvae2.training.settings import TrainDecoder, TrainPrior, TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
 
+OF_OTHERS = ["demo", "pretrained-128", "smoke"]
+"""Presets that are not there for a training by itself."""
 NAMES = ["brain-128", "brain-64", "keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256",
          "vqvae2-64", "vqvae2-tiny"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03", "--seed", "1"]
@@ -63,8 +67,27 @@ def prior_of(*arguments: str) -> TrainPrior:
 # The files ------------------------------------------------------------------------------------
 
 
-def test_the_presets_of_the_issue_are_there():
-    assert presets.names() == NAMES
+def test_the_presets_are_there():
+    assert presets.names() == sorted([*NAMES, *OF_OTHERS])
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_a_preset_for_other_commands_than_trainings_names_commands_that_take_it(name, monkeypatch):
+    text = presets.path_of(name).read_text(encoding="utf-8")
+    commands = commands_in("\n".join(line[1:] for line in text.splitlines() if line.startswith("#")))
+    given = [settings_of(words, monkeypatch) for words in commands]
+    assert name in [getattr(settings, "preset", None) for settings in given]
+
+
+def test_a_preset_of_sampling_names_the_models_that_its_trainings_make():
+    samples = parse(SampleSettings, "", ["--preset", "brain-128", "--out", "x", "--count", "3"])
+    assert (samples.vqvae, samples.top, samples.bottom, samples.decoder) == (
+        "brain-128", "brain-128-top", "brain-128-bottom", "brain-128-decoder")
+    assert (samples.count, samples.temperature, samples.condition) == (3, (0.9, 0.7), ("position_mm=-28..42",))
+    shipped = parse(SampleSettings, "", ["--preset", "pretrained-128", "--out", "x"])
+    assert (shipped.vqvae, shipped.decoder, shipped.count) == ("vqvae-128", "decoder-128", 16)
+    report = parse(EvaluateSettings, "", ["--preset", "brain-64", "--out", "x"])
+    assert (report.bottom, report.samples, report.probe) == ("brain-64-bottom", 128, True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vqvae2.commands import endings
 from vqvae2.common.errors import UserError, expect
 from vqvae2.plots.charts import MOST_RUNS, Run, compare_curves
 from vqvae2.runs import weights
@@ -86,3 +87,4 @@ def main(arguments: list[str] | None = None) -> None:
     runs = read_runs(settings.runs, settings.results)
     figure = compare_curves(runs, settings.out, x=settings.x, title=settings.title)
     print(f"{settings.out}: {len(runs)} run(s), {len(figure.axes)} panel(s)")
+    endings.say(settings.out)

@@ -23,6 +23,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from vqvae2.commands import endings
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect, flag
 from vqvae2.common.folder_lock import Claim, claimed
@@ -301,3 +302,4 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse(PublishSettings, __doc__, arguments)
     run = weights.find_run(settings.run, "RUN")
     print(f"written: {settings.out}, weights {publish(run, settings.out, settings.bf16)[:12]}")
+    endings.say(settings.out / CARD)

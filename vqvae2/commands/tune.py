@@ -29,6 +29,7 @@ import dataclasses
 
 import numpy as np
 
+from vqvae2.commands import endings
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import claimed
@@ -67,3 +68,5 @@ def main(arguments: list[str] | None = None) -> None:
            f"none of {len(rows)}", f"{settings.folder / 'trials.csv'} says what they had: give more --epochs, or "
            "raise --trials.")
     print(f"Done: {settings.folder / 'best.toml'}, trial {best['trial']}, {tuning.summary_line(best, settings)}")
+    endings.say(settings.folder / "trials.png", "train-vqvae", "--preset", settings.folder / "best.toml", "--data",
+                settings.data, "--epochs", 10 * settings.epochs, "--savename", f"{settings.savename}-best")
