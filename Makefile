@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: venv
-	$(PY) -m vqvae2 demo-scans --out demo/scans --subjects 12
+	$(PY) -m vqvae2 demo-scans --out demo/scans --subjects 12 > /dev/null
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m vqvae2 run --preset demo --scans demo/scans --out demo
 
 test: venv

@@ -101,7 +101,7 @@ def test_each_command_is_printed_and_the_last_lines_say_where_to_look_and_what_c
     out, done = tiny_chain
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert [re.search(r"\bvqvae2 (\S+) ", line)[1] for line in commands] == [
-        "extract", "train-vqvae", "train-prior", "train-prior", "sample", "evaluate"]
+        "extract", "train-vqvae", "train-prior", "train-prior", "train-decoder", "sample", "evaluate"]
     end = done.stdout.splitlines()[-3:]
     assert end == [f"new images: {Path('out/samples/grid.png')}", f"look at: {Path('out/report/index.html')}",
                    "next:    vqvae2 predict --vqvae out/results/oasis/vqvae --out predicted SCAN"]

@@ -33,6 +33,14 @@ def test_an_epoch_notes_its_share_of_all_epochs(note):
         assert read_note(note)["share"] == 30 / 40
 
 
+def test_a_part_of_a_command_notes_its_share_of_all_parts(note):
+    with progress.part(2, 4), Bar(total=10, desc="encoding") as bar:
+        bar.update(5)
+        assert read_note(note) == {"what": "encoding", "share": 2.5 / 4, "is_all": True}
+    with Bar(total=10, desc="alone"):
+        assert read_note(note)["is_all"] is False
+
+
 def test_a_silent_rank_notes_nothing(note):
     with Bar(total=8, desc="drawing", disable=True) as bar:
         bar.update(2)

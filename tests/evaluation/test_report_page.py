@@ -151,10 +151,30 @@ class TestVerdict:
     def test_without_the_classifier_the_verdict_names_its_flag_and_takes_the_features(self, figures):
         figures["samples"]["probe"] = None
         assert said(figures, "Samples") == [(
-            "fair", "Samples are further from slices of unseen people than slices of other people are (kernel MMD² "
-                    "1.10, real slices 0.03).")]
+            "bad", "Samples are further from slices of unseen people than slices of other people are (kernel MMD² "
+                   "1.10 (0.80 to 1.50); real slices 0.03).")]
         assert said(figures, "Classifier") == [("unknown", "Whether a classifier can tell samples from real slices is "
                                                            "not known: --probe would tell.")]
+
+    @pytest.mark.parametrize(("low", "mark"), [(0.5, "bad"), (-0.1, "good")])
+    def test_the_network_that_says_the_worse_is_believed(self, low, mark, figures):
+        near = {"value": 0.02, "ci_low": -0.2, "ci_high": 0.3, "real_floor": 0.03, "real_floor_ci_high": 0.3}
+        figures["samples"] |= {"probe": None, "mmd": near, "other_mmd": near | {"value": 0.02, "ci_low": low}}
+        assert said(figures, "Samples")[0][0] == mark
+        assert ("photographs" in said(figures, "Samples")[0][1]) == (mark == "bad")
+
+    def test_few_samples_are_neither_praised_nor_called_copies(self, figures):
+        near = {"value": 0.02, "ci_low": -0.2, "ci_high": 0.3, "real_floor": 0.03, "real_floor_ci_high": 0.3}
+        figures["samples"] |= {"probe": None, "mmd": near, "other_mmd": None, "count": 16, "pairwise_ms_ssim": 0.9}
+        copies = figures["samples"]["memorisation"]
+        copies |= {"samples": 16, "pixels": SHARES | {"closer_share": 0.2, "ci_low": 0.05, "ci_high": 0.5}}
+        assert [said(figures, about)[-1][0] for about in ("Samples", "Variety", "Copies")] == ["unknown"] * 3
+        assert "16 samples are too few to tell" in said(figures, "Copies")[0][1]
+
+    def test_a_texture_decoder_is_named_beside_the_ssim_that_it_costs(self, figures):
+        assert "texture decoder" not in said(figures, "Reconstructions")[0][1]
+        assert "with the texture decoder, whose detail is invented" in said(
+            figures | {"decoder_hash": "1a"}, "Reconstructions")[0][1]
 
     def test_intervals_that_meet_tell_nothing_about_samples(self, figures):
         figures["samples"]["probe"] = None
@@ -171,7 +191,8 @@ class TestVerdict:
     def test_samples_that_are_all_alike_are_bad(self, figures):
         figures["samples"]["pairwise_ms_ssim"] = 0.64
         assert said(figures, "Variety") == [("bad", "Two samples are more alike than slices of two people (MS-SSIM of "
-                                                    "pairs 0.640, real 0.581).")]
+                                                    "pairs 0.640, real 0.581). Draw with --temperature and --top-p "
+                                                    "nearer to 1.")]
 
     def test_copies_are_judged_by_the_lower_end_of_their_interval_and_by_softness(self, figures):
         [(mark, sentence)] = said(figures, "Copies")
@@ -259,7 +280,7 @@ class TestFolder:
 
     def test_the_last_line_says_where_the_page_is(self, tiny_run, made, capsys):
         evaluated(tiny_run, made)
-        assert capsys.readouterr().out.splitlines()[-1] == f"look at: {made / INDEX}"
+        assert capsys.readouterr().out.splitlines()[-2] == f"look at: {made / INDEX}"
 
     def test_the_same_command_makes_a_page_that_is_gone_and_the_same_one(self, tiny_run, folder):
         before = files_in(folder)
@@ -295,6 +316,9 @@ class TestFolder:
         assert 'class="viewer' not in content
         assert page.CAPTIONS["worst"] not in content
         assert page.CAPTIONS["best"] in content
+
+    def test_one_folder_twice_is_refused(self, refusal, folder, tmp_path):
+        assert "expected each folder once" in refusal(report_command.main, folder, folder, "--out", tmp_path / "x.html")
 
     def test_a_folder_that_is_no_report_and_a_file_of_something_else_are_refused(self, refusal, folder, tmp_path):
         said_ = refusal(report_command.main, tmp_path / "nothing", "--out", tmp_path / "x.html")
@@ -440,7 +464,8 @@ def test_the_keyboard_moves_the_slider_and_chooses_the_picture(browser, made):
 @in_chromium
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_is_not_scrolled_sideways_and_a_wide_table_scrolls_in_its_box(width, browser, made, tmp_path):
-    report_command.main([str(made), str(made), str(made), "--out", str(tmp_path / "three.html")])
+    folders = [made, *(shutil.copytree(made, tmp_path / name) for name in ("second", "third"))]
+    report_command.main([*map(str, folders), "--out", str(tmp_path / "three.html")])
     for path in (made / INDEX, tmp_path / "three.html"):
         opened(browser, path, width)
         assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path

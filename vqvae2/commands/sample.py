@@ -1,6 +1,7 @@
 r"""A VQ-VAE and its priors -> new images, or completions of given images, with a grid of the images, and their codes.
 
-New images:
+New images, from the shipped weights and from your own:
+    python sample.py --preset pretrained-128 --out brains
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --count 64 --out samples
 Likelier and less varied images, with a stronger limit for the bottom level (one value is for both levels, two values
 are top, bottom):
@@ -67,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     models = [word for name in ("vqvae", "top", "bottom", "decoder") if (value := getattr(settings, name))
               for word in (f"--{name}", value)]
     slices = endings.config_of(weights.find_run(settings.vqvae, "--vqvae"))["settings"].get("data")
-    data = [] if slices and Path(slices).is_dir() else ["--data", "SLICES"]
-    following = [] if settings.inpaint else ["evaluate", *models, *data, "--out", "report"]
+    following = ["evaluate", *models, "--out", "report"]
+    if not (slices and Path(slices).is_dir()):  # as of shipped weights: scans are what a user may have
+        following = ["predict", "--vqvae", settings.vqvae, "--out", "predicted", "SCANS"]
+    following = [] if settings.inpaint else following
     endings.say(settings.out / writing.GRID, *following, show=settings.open)

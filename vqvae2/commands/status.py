@@ -2,6 +2,8 @@
 
     vqvae2 status results/oasis/brain-128
     vqvae2 status brain-128
+Of all runs of a chain (`vqvae2 run`):
+    vqvae2 status my-brains
 
 Weights that were published have no state to go on from: their log says how many epochs were made.
 
@@ -11,8 +13,9 @@ Exit status: 0 if the run has made all its epochs, 1 if not, 2 if the run's stat
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from vqvae2.common import output
+from vqvae2.common import output, progress
 from vqvae2.common.errors import expect
 from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.state import STATE, load_last_state
@@ -35,7 +38,7 @@ def of_epochs(rows: Sequence[dict[str, str]]) -> list[str]:
         lines.append(f"best epoch {best}: {by.removeprefix('validate_')} {scores[best]:.4g} on validation images")
     if seconds:
         lines.append(f"an epoch took {statistics.median(seconds):.3g} s (median, without validation), all together "
-                     f"{sum(seconds) / 60:.3g} minutes")
+                     f"{progress.in_words(sum(seconds))}")
     return lines
 
 
@@ -48,16 +51,23 @@ def main(arguments: list[str] | None = None) -> None:
         return
     expect(len(words) == 1, "vqvae2 status", "the folder or the name of one run", f"{len(words)} argument(s)",
            "For example: vqvae2 status results/oasis/brain-128")
-    folder = find_run(words[0], "RUN", file=CONFIG)
+    chain = sorted(Path(words[0]).glob(f"results/*/*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    if chain and not (Path(words[0]) / CONFIG).exists():
+        raise SystemExit(max([status_of(path.parent, f"{path.parent.name}: ") for path in chain]))
+    raise SystemExit(status_of(find_run(words[0], "RUN", file=CONFIG)))
+
+
+def status_of(folder: Path, name: str = "") -> bool:
+    """Print where a run stands, and return whether epochs are missing; `name` begins the first line."""
     config = read_config(folder)
     state, warning = load_last_state(folder, config.get("run_id"))
     epochs = as_declared(config["settings"].get("epochs"), int, f"{folder / CONFIG}.settings.epochs")
-    made, step = (as_declared(state.get(name), int, f"{folder / STATE}.{name}") for name in ("epoch", "step")
+    made, step = (as_declared(state.get(key), int, f"{folder / STATE}.{key}") for key in ("epoch", "step")
                   ) if state else (0, 0)
     is_published, rows = state is None and (folder / WEIGHTS).exists(), read_log(folder / LOG)
     if is_published and rows:
         made, step = int(float(rows[-1]["epoch"])), int(float(rows[-1].get("step") or 0))
-    print(*filter(None, [warning]), f"{'finished' if made >= epochs else 'not finished'}: {made} of "
+    print(*filter(None, [warning]), f"{name}{'finished' if made >= epochs else 'not finished'}: {made} of "
           f"{max(made, epochs)} epochs, {step} steps{', weights without a state to go on from' * is_published}")
-    print(*(f"{line}\n" for line in of_epochs(rows)), sep="", end="")
-    raise SystemExit(made < epochs)
+    print(*(f"{'  ' * bool(name)}{line}\n" for line in of_epochs(rows)), sep="", end="")
+    return made < epochs

@@ -110,12 +110,12 @@ class Overview:
 
     def __init__(self, minutes: Sequence[float], clock: Callable[[], float] = time.monotonic):
         self.minutes, self.clock = minutes, clock
-        self.step, self.began, self.first_share = 0, clock(), None
+        self.begin(0)
         self.done_minutes = self.done_seconds = 0.0
 
     def begin(self, step: int) -> None:
         """Say that this step, counted from 0, begins."""
-        self.step, self.began, self.first_share = step, self.clock(), None
+        self.step, self.began, self.first_share, self.share = step, self.clock(), None, 0.0
 
     def end(self) -> None:
         """Say that the step has ended."""
@@ -134,6 +134,8 @@ class Overview:
         if share is None:
             return None, None
         self.first_share = share if self.first_share is None else self.first_share
+        # Of a part that has several bars, one after the other, the share falls back in between.
+        share = self.share = max(share, self.share)
         gained = share - self.first_share
         of_step = (1 - share) * seconds / gained if gained > 0 and seconds >= SECONDS_TO_GUESS / 3 else None
         worked_minutes = self.done_minutes + self.minutes[self.step] * gained
@@ -176,7 +178,7 @@ def _watch(note: Path, overview: Overview, steps: int, ended: threading.Event) -
         of_step, of_all = overview.left(share)
         parts = [str(found.get("what") or "starting"), *([f"{found['share']:.0%}"] if found else ()),
                  *([f"{progress.in_words(of_step)} left in this step"] if of_step is not None else ()),
-                 *([f"about {progress.in_words(of_all)} in all"] if of_all is not None else ())]
+                 *([f"about {progress.in_words(of_all)} left for all steps"] if of_all is not None else ())]
         line = f"  [{overview.step + 1}/{steps}] {', '.join(parts)}"
         if is_terminal:
             print(f"\r\033[K{line[:os.get_terminal_size(sys.stderr.fileno()).columns - 1]}", end="", file=sys.stderr,

@@ -7,14 +7,28 @@ Every bar has a total, so that it can say how long the rest takes. A command tha
 import json
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 PROGRESS_FILE = "VQVAE2_PROGRESS_FILE"
 SECONDS_BETWEEN_NOTES = 1.0
+
+
+_part: list[tuple[int, int]] = []
+"""The part of the command's work that the bars now are of; nothing where a bar is all of it."""
+
+
+@contextmanager
+def part(number: int, parts: int) -> Iterator[None]:
+    """Say that the bars of the `with` statement are of part `number`, counted from 0, of so many."""
+    _part.append((number, parts))
+    try:
+        yield
+    finally:
+        _part.pop()
 
 
 class Bar(tqdm):
@@ -46,10 +60,13 @@ class Bar(tqdm):
         self.noted = now
         before, whole = self.of_all or (0, self.total)
         share = (before + self.n) / whole if whole else 1.0
+        if _part:
+            number, parts = _part[-1]
+            share = (number + share) / parts
         with suppress(OSError):  # a full disk must not end the work: the note is for show
             temporary = Path(f"{path}.part")
             temporary.write_text(json.dumps({"what": self.desc.rstrip(": "), "share": min(share, 1.0),
-                                             "is_all": self.of_all is not None}), encoding="utf-8")
+                                             "is_all": bool(self.of_all or _part)}), encoding="utf-8")
             temporary.replace(path)
 
 

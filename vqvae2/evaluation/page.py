@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -118,6 +118,8 @@ def read(folders: Sequence[Path]) -> list[Report]:
     """Return the reports of folders; runs of one name are called by their folders too. Raises: UserError."""
     expect(1 <= len(folders) <= MOST_REPORTS, "REPORT", f"1 to {MOST_REPORTS} folders of evaluate.py", len(folders),
            "Name some, such as report.")
+    expect(len({folder.resolve() for folder in folders}) == len(folders), "REPORT", "each folder once",
+           " ".join(map(str, folders)), "Name different folders.")
     found = []
     for folder in folders:
         metrics = read_json(folder / METRICS, "the figures that evaluate.py wrote", "Give a folder of evaluate.py.")
@@ -127,12 +129,21 @@ def read(folders: Sequence[Path]) -> list[Report]:
         record = read_json(folder / RECORD, "the settings that evaluate.py wrote") if (folder / RECORD).exists() else {}
         images = _images_of(folder / PAIRS)
         run = Path(str(_settings(record).get("vqvae") or folder.resolve().name)).name
+        if run == "vqvae":  # as `vqvae2 run` calls each: the folder of the chain tells them apart
+            run = folder.resolve().parent.name or run
         warnings = [_without_paths(str(warning), record) for warning in metrics["warnings"]]
         found.append(Report(folder, run, metrics | {"warnings": warnings}, record, images))
     names = [report.name for report in found]
-    return [report if names.count(report.name) == 1 else
-            Report(report.folder, f"{report.name} ({report.folder.resolve().name})", report.metrics, report.record,
-                   report.images) for report in found]
+    return [report if names.count(report.name) == 1 else replace(
+        report, name=f"{report.name} ({_told_apart(report.folder, folders)})") for report in found]
+
+
+def _told_apart(folder: Path, folders: Sequence[Path]) -> str:
+    """Return the end of a folder's path that no other folder's path has."""
+    paths = [each.resolve().parts for each in folders]
+    own = folder.resolve().parts
+    return "/".join(next(own[-count:] for count in range(1, len(own) + 1)
+                         if sum(parts[-count:] == own[-count:] for parts in paths) == 1))
 
 
 def page_bytes(reports: Sequence[Report]) -> bytes:

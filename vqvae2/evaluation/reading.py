@@ -128,7 +128,7 @@ READINGS = {
     "recall": Reading(
         "recall",
         "The share of real slices that some sample looks like: variety",
-        "near that of real slices",
+        "near that of real slices, or above it",
         "near 0 while precision is high: the samples are all alike",
         "raise --temperature or --top-p towards 1"),
     "pairs": Reading(

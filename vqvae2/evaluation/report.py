@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vqvae2 import __version__
-from vqvae2.common import distributed, files
+from vqvae2.common import distributed, files, progress
 from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.statistics import evenly
@@ -95,13 +95,14 @@ def _judge(asked: Sequence[Judge], evaluation: Evaluation, folder: "ReportFolder
     """Compute and write each section that is not there, and then what all of them belong to."""
     settings = evaluation.settings
     logs = {flag: (run.name, read_log(run / LOG)) for flag, run in _folders(settings).items()}
-    for judge in asked:
+    for number, judge in enumerate(asked):
         above, _, key = judge.name.rpartition(".")
         figures = folder.section(judge.name)
         if figures is None:
-            figures = judge.compute(evaluation)
-            if figures:
-                judge.picture(figures, evaluation)
+            with progress.part(number, len(asked)):
+                figures = judge.compute(evaluation)
+                if figures:
+                    judge.picture(figures, evaluation)
             figures = folder.keep(judge.name, figures)
         figures_of(evaluation.metrics, above)[key] = figures
     even = evenly(len(evaluation.images), PICTURED)
@@ -228,8 +229,9 @@ def load(settings: EvaluateSettings) -> Evaluation:
     shared = max(data.shared_subjects, vqvae.config["data"].get("shared_subjects", 0))
     warnings = [*leaks.shared(shared), *leaks.check(seen, split, settings.split, configs, allowed=read_as.allow_leak)]
     if decoder:
-        what = "reconstructions" if settings.sampled else "reconstructions, samples and the neighbours model's images"
-        warnings.append(f"--decoder {settings.decoder} has invented the finest detail of {what}.")
+        what = "reconstructions" if settings.sampled else "reconstructions and samples"
+        warnings.append(f"--decoder {settings.decoder} has invented the finest detail of {what}: measure nothing in "
+                        "it.")
     if data.word == "synthetic":
         warnings.append("the slices are synthetic: nobody was scanned, and these figures say nothing about people.")
     extractor, drawn, trained = None, None, ImageSet((), split.pixels[:0])

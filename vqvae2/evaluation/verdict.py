@@ -124,6 +124,8 @@ def _reconstructions(report: dict) -> Iterator[Sentence]:
     mark = next((mark for mark in ("good", "fair") if ssim["mean"] >= _limit(f"{mark} SSIM")), "bad")
     rates = report.get("rates")
     beside = f"; {_beside_jpeg(rates)}" if rates else ""
+    if report.get("decoder_hash"):
+        beside += " (with the texture decoder, whose detail is invented: without --decoder it is higher)"
     yield Sentence(mark, "Reconstructions", f"Mean SSIM {with_interval(ssim, 'mean', 3)}, "
                                             f"{as_text(ssim['min'], 3)} for the worst image{beside}.")
     if not rates:
@@ -175,15 +177,18 @@ def _samples(report: dict) -> Iterator[Sentence]:
     if probe and probe["samples"]["auroc"] is not None:
         yield _of_probe(probe)
     else:
-        yield _of_mmd(found["mmd"])
+        yield _of_mmds(found)
         yield Sentence("unknown", "Classifier", "Whether a classifier can tell samples from real slices is not known: "
                        + (reasons.of_probe(probe, "samples") if probe else "--probe would tell") + ".")
     alike, real = found["pairwise_ms_ssim"], found["real_pairwise_ms_ssim"]
     if None not in (alike, real):
         much = alike - real > _limit("alike")
-        yield Sentence("bad" if much else "good", "Variety",
+        few = found["count"] < _limit("few samples")
+        advice = (" So few samples say little: draw more." if few else
+                  " Draw with --temperature and --top-p nearer to 1.") if much else ""
+        yield Sentence(("unknown" if few else "bad") if much else "good", "Variety",
                        f"Two samples are {'more alike than' if much else 'as different as'} slices of two people "
-                       f"(MS-SSIM of pairs {as_text(alike, 3)}, real {as_text(real, 3)}).")
+                       f"(MS-SSIM of pairs {as_text(alike, 3)}, real {as_text(real, 3)}).{advice}")
 
 
 def _of_probe(probe: dict) -> Sentence:
@@ -204,20 +209,27 @@ def _of_probe(probe: dict) -> Sentence:
     return Sentence(mark, "Samples", f"{text}.")
 
 
-def _of_mmd(mmd: dict) -> Sentence:
-    """Return whether samples are further from slices of unseen people than other real slices are."""
+def _of_mmds(found: dict) -> Sentence:
+    """Return whether samples are further from slices of unseen people than other real slices are, in the features of
+    the network that says the worse."""
+    few = found["count"] < _limit("few samples")
+    verdicts = [_of_mmd(found[key], name, few) for key, name in (
+        ("mmd", "kernel MMD²"), ("other_mmd", "kernel MMD², photographs")) if found.get(key)]
+    return min(verdicts, key=lambda sentence: ("bad", "unknown", "good").index(sentence.mark))
+
+
+def _of_mmd(mmd: dict, name: str, few_samples: bool) -> Sentence:
     value, floor = mmd["value"], mmd["real_floor"]
     few = "How near samples are to real slices is not known: too few samples, or too few people"
     if None in (value, floor, mmd["ci_low"], mmd["real_floor_ci_high"]):
         return Sentence("unknown", "Samples", f"{few}.")
-    further = mmd["ci_low"] > mmd["real_floor_ci_high"]
-    if not further and value > mmd["real_floor_ci_high"]:
-        return Sentence("unknown", "Samples", f"{few}, for the intervals of samples and of real slices meet (kernel "
-                                              f"MMD² {as_text(value, 2)} and {as_text(floor, 2)}).")
-    return Sentence("fair" if further else "good", "Samples",
+    further, shown = mmd["ci_low"] > mmd["real_floor_ci_high"], (
+        f"{name} {with_interval(mmd, 'value', 2)}; real slices {as_text(floor, 2)}")
+    if not further and (few_samples or value > mmd["real_floor_ci_high"]):
+        return Sentence("unknown", "Samples", f"{few}, for the intervals of samples and of real slices meet ({shown}).")
+    return Sentence("bad" if further else "good", "Samples",
                     f"Samples are {'further from' if further else 'as near to'} slices of unseen people "
-                    f"{'than' if further else 'as'} slices of other people are (kernel MMD² {as_text(value, 2)}, real "
-                    f"slices {as_text(floor, 2)}).")
+                    f"{'than' if further else 'as'} slices of other people are ({shown}).")
 
 
 def _copies(report: dict) -> Iterator[Sentence]:
@@ -239,13 +251,15 @@ def _copies(report: dict) -> Iterator[Sentence]:
         yield Sentence("good", "Copies", "No more samples lie near a training slice than slices of unseen people do, "
                                          f"as far as {found['samples']} samples can tell ({shown}; 1 is expected).")
         return
+    few = found["samples"] < _limit("few samples")
     soft = all(found["reconstructions"][name]["closer_share"] >= figures["closer_share"]
                for name, figures in copied.items())
     shown = " and ".join(f"{_share(figures)} by {name}" for name, figures in copied.items())
-    yield Sentence("fair" if soft else "bad", "Copies", f"More samples lie near a training slice than slices of unseen "
-                   f"people do: {shown}, where 1 % is expected. " + (
+    yield Sentence("fair" if soft else "unknown" if few else "bad", "Copies", f"More samples lie near a training slice "
+                   f"than slices of unseen people do: {shown}, where 1 % is expected. " + (
                        "Softness alone explains it: as many reconstructions of unseen people do." if soft else
-                       "Look at the closest pairs: some samples may be copies."))
+                       f"{found['samples']} samples are too few to tell: draw more, and look at the closest pairs."
+                       if few else "Look at the closest pairs: some samples may be copies."))
 
 
 def _lesions(report: dict) -> Iterator[Sentence]:

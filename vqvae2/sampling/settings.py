@@ -68,7 +68,8 @@ class SampleSettings(Checked):
     blend: int = 0
     """Pixels beside the mask over which a completion fades into the original; 0 leaves every visible pixel alone."""
     reject: int = 1
-    """Sample N candidates for each image and keep the best. The likeliest image is not the most typical: see above."""
+    """Sample so many candidates for each image and keep the best. The likeliest image is not the most typical: see
+    above."""
     reject_by: Literal["likelihood", "agreement", "classifier"] = "likelihood"
     """likelihood: the best candidate has the likeliest codes (both levels, temperature 1). agreement: the best
     candidate has the most codes that are the same after decoding and encoding. classifier: the best candidate looks

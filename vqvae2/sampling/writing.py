@@ -174,7 +174,8 @@ def write_samples(image_sampler: ImageSampler, folder: SampleFolder) -> None:
 
     def draw() -> None:  # progress is rank 0's own
         codes = sum(math.prod(prior.shape) for prior in image_sampler.priors.values()) * settings.reject
-        with Bar(total=codes * len(mine), desc="sampling", unit="code", disable=distributed.rank() != 0) as bar:
+        with Bar(total=codes * len(mine), of_all=(0, codes * len(mine)), desc="sampling", unit="code",
+                 disable=distributed.rank() != 0) as bar:
             for image in image_sampler.draw(mine, bar.update):
                 folder.keep(image)
 

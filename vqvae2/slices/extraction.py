@@ -172,7 +172,7 @@ def extract(found: FoundScans, folder: Path, settings: ExtractSettings, out: Pat
         tasks = [(dataclasses.replace(scan, prefix=own_prefix(scan, taken)), settings, out, plan, pixels)
                  for scan in found.scans[number - 1::parts]]
         rejected = 0
-        with (Bar(total=len(tasks), unit="scan", desc="extracting") as bar,
+        with (Bar(total=len(tasks), of_all=(0, len(tasks)), unit="scan", desc="extracting") as bar,
               contextlib.closing(_results(tasks, settings.workers)) as results):
             for outcome in results:
                 if settings.strict:
@@ -364,7 +364,8 @@ def finish(found: FoundScans, settings: ExtractSettings, out: Path, outcomes: di
     alike = _likely_same(manifest, pictures, out)
     report["likely_same"] = alike
     shown = _shown(manifest, pictures, set(gone), alike, settings)
-    write(out / PAGE, page_bytes(shown, [(row["scan"], row["reason"]) for row in rejected], found.left_out))
+    write(out / PAGE, page_bytes(shown, [(row["scan"], row["reason"]) for row in rejected], found.left_out,
+                                synthetic=found.synthetic))
     write(out / "extraction.json", (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode())
     write(out / MANIFEST, csv_bytes(columns, manifest))
     sidecars = {sidecar(out, name) for name in (*outcomes, *gone)}

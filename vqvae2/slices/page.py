@@ -136,13 +136,14 @@ def warnings_of(row: dict, planes: Sequence[str] = (), field_of_view: float = ma
 
 
 def page_bytes(shown: Sequence[ShownScan], rejected: Sequence[tuple[str, str]] = (),
-               left_out: Sequence[tuple[str, str]] = ()) -> bytes:
+               left_out: Sequence[tuple[str, str]] = (), *, synthetic: bool = False) -> bytes:
     """Return the page: no time, host or path of the machine is in it, so equal scans give equal bytes.
 
     Args:
         shown: the scans, in any order.
         rejected: scans that cannot be used, each with its reason.
         left_out: other files and folders, each with its reason, whose part before a colon is the group it stands in.
+        synthetic: whether the scans are of nobody, which the page says.
     """
     ordered = sorted(shown, key=lambda scan: [natural(text) for text in (scan.subject, scan.session, scan.scan)])
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -151,7 +152,7 @@ def page_bytes(shown: Sequence[ShownScan], rejected: Sequence[tuple[str, str]] =
         groups.setdefault(group, []).append((name, more))
     names = [field.name for field in fields(ShownScan) if field.name != "picture"]
     facts = {
-        "splits": SPLITS, "thumbnail": THUMBNAIL, "across": ACROSS, "fields": names,
+        "synthetic": synthetic, "splits": SPLITS, "thumbnail": THUMBNAIL, "across": ACROSS, "fields": names,
         "scans": [[value for field, value in zip(fields(scan), astuple(scan)) if field.name in names]
                   for scan in (_with_links(scan) for scan in ordered)],
         "rejected": {"count": len(rejected), "rows": rejected[:MOST_REJECTED]},
