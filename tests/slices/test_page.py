@@ -257,7 +257,7 @@ def test_workers_parts_and_a_second_run_write_the_same_page(apart):
 
 def test_the_user_is_told_where_the_page_is(scans, apart, capsys):
     extract(scans, apart / "out")
-    assert capsys.readouterr().out.splitlines()[-1] == f"look at every scan: {apart / 'out/index.html'}"
+    assert capsys.readouterr().out.splitlines()[-2] == f"look at every scan: {apart / 'out/index.html'}"
 
 
 def test_a_sidecar_without_pictures_is_read_and_its_scan_drawn_again(scans, apart, capsys):
