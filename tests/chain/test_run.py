@@ -16,6 +16,7 @@ from vqvae2.commands import run
 from vqvae2.commands import steps as chain
 from vqvae2.common.errors import UserError
 from vqvae2.settings import presets
+from vqvae2.slices.splits import own_split, split_subjects
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +139,43 @@ def test_a_preset_without_scans_or_a_prior_is_refused():
     assert not Path("nowhere").exists()
 
 
+def slices_of(folder, people, seed=0):
+    splits, _ = split_subjects(people, (64, 16, 20), seed)
+    folder.mkdir()
+    (folder / "manifest.csv").write_text("subject,split\n" + "".join(f"{name},{own}\n" for name, own in splits.items()))
+    (folder / "extraction.json").write_text(json.dumps({"settings": {"split": [64, 16, 20]}, "counts": {"subjects": {
+        split: list(splits.values()).count(split) for split in ("train", "validate", "test")}}}))
+    return folder
+
+
+class TestPeople:
+    """The names of 16 people of whom the default seed puts one into the test split."""
+
+    PEOPLE = [name for name in map(str, range(1, 200)) if own_split(name, (64, 16, 20), 0) != "test"][:15] + [
+        next(name for name in map(str, range(1, 200)) if own_split(name, (64, 16, 20), 0) == "test")]
+
+    def settings(self, **more):
+        return run.ChainSettings(preset="smoke", out=Path("out"), **more)
+
+    def test_too_few_to_test_are_a_stop_before_hours_of_training_with_a_seed_that_has_enough(self, tmp_path):
+        with pytest.raises(UserError, match=r"16 people: expected at least 2 in the test split.* found 1\. Give "
+                                            r"--extract-flags=\"--seed \d+\" .* or --allow-few") as refused:
+            run.check_people(slices_of(tmp_path / "slices", self.PEOPLE), self.settings())
+        seed = int(re.search(r"--seed (\d+)", str(refused.value))[1])
+        run.check_people(slices_of(tmp_path / "again", self.PEOPLE, seed), self.settings())
+
+    def test_whoever_wants_to_goes_on_and_sees_how_many_people_are_where(self, tmp_path, capsys):
+        folder = slices_of(tmp_path / "slices", self.PEOPLE)
+        run.check_people(folder, self.settings(allow_few=True))
+        out = capsys.readouterr().out
+        assert re.search(r"people: train \d+, validate \d+, test 1; look at each scan: ", out)
+        assert str(folder / "index.html") in out
+
+    def test_three_people_are_told_that_more_are_needed(self, tmp_path):
+        with pytest.raises(UserError, match=r"3 people: .* found 1\. Give more people, or --allow-few"):
+            run.check_people(slices_of(tmp_path / "slices", ["a", "b", "c"]), self.settings())
+
+
 @pytest.mark.parametrize(("name", "steps"), [("brain-128", 7), ("vqvae2-tiny", 6), ("demo", 7)])
 def test_a_preset_s_tables_decide_the_steps(name, steps, tmp_path):
     settings = run.ChainSettings(preset=name, out=tmp_path, processes=2)
@@ -163,8 +201,19 @@ class TestOverview:
     def test_the_speed_of_the_first_step_says_how_long_all_takes(self, overview, clock):
         overview.begin(0)
         assert overview.left(0.0) == (None, None)
+        clock[0] = 20.0
+        assert overview.left(0.1) == (None, None)
         clock[0] = 600.0
         assert overview.left(0.5) == (600, 2 * (5 + 20 + 30) * 60)
+
+    def test_all_steps_take_no_less_than_the_rest_of_this_one_and_a_share_that_falls_back_changes_nothing(
+            self, overview, clock):
+        overview.begin(2)
+        overview.left(0.0)
+        clock[0] = 100.0
+        assert overview.left(0.5) == (100, 100)
+        clock[0] = 120.0
+        assert overview.left(0.3) == (120, 120)
 
     def test_what_an_earlier_start_has_done_took_no_time_now(self, overview, clock):
         overview.begin(0)
@@ -172,7 +221,7 @@ class TestOverview:
         overview.begin(1)
         overview.left(0.5)
         clock[0] = 240.0
-        assert overview.left(0.6) == (pytest.approx(960), pytest.approx(2 * (8 + 30) * 60))
+        assert overview.left(0.6) == (pytest.approx(960), pytest.approx(960 + 2 * 30 * 60))
 
     def test_without_minutes_only_the_rest_of_the_step_is_known(self, clock):
         overview = chain.Overview([0, 0], lambda: clock[0])

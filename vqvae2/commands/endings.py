@@ -8,6 +8,7 @@ import webbrowser
 from pathlib import Path
 
 from vqvae2.common.errors import launched_rank
+from vqvae2.common.progress import PROGRESS_FILE
 
 
 def say(look: Path | None, *following: str | Path, show: bool = False) -> None:
@@ -19,7 +20,7 @@ def say(look: Path | None, *following: str | Path, show: bool = False) -> None:
             for the user to fill in.
         show: open `look` too, where there is a screen.
     """
-    if launched_rank() != 0:
+    if launched_rank() != 0 or os.environ.get(PROGRESS_FILE):  # whoever started this command knows what comes next
         return
     if look is not None and look.exists():
         print(f"look at: {look}")

@@ -15,6 +15,8 @@ vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals 
 vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores.
 """
 
+from pathlib import Path
+
 from vqvae2.commands import endings
 from vqvae2.common import machine
 from vqvae2.evaluation import report, text
@@ -31,5 +33,6 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in text.headline(evaluation.metrics):
         print(f"{name}: {value}")
     print(f"written: {settings.out / 'metrics.json'}, {settings.out / 'strip.png'} and other figures")
-    endings.say(settings.out / INDEX, "predict", "--vqvae", settings.vqvae, "--out", "predicted", "SCAN",
+    endings.say(settings.out / INDEX, "predict", "--vqvae", settings.vqvae, "--out",
+                f"{Path(settings.vqvae).name}-predicted", "SCAN",
                 show=settings.open)

@@ -15,7 +15,9 @@ The same command goes on after Ctrl-C, a signal, a kill or an error: each step g
 steps are looked at and passed over. More epochs, or one step again with other settings: run that step by itself.
 """
 
+import csv
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +31,12 @@ from vqvae2.common.errors import expect
 from vqvae2.settings import presets
 from vqvae2.settings.checks import SAID, Checked
 from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.settings.stored import read_json
+from vqvae2.slices.splits import split_subjects
 
+FEWEST = 2
+"""People in the test split: distances of samples need two."""
+SEEDS_TRIED = 1000
 MOST_CPU_PROCESSES = 4
 """More processes on one machine's CPU gain little, as each step has few images."""
 
@@ -51,6 +58,8 @@ class ChainSettings(Checked):
     processes: Annotated[int | None, SAID] = None
     """Processes of each training. Without it: as many as there are GPUs, or as CPU cores up to 4, where the preset's
     batch can be shared out evenly."""
+    allow_few: bool = False
+    """Go on where so few people are in the test split that the report cannot judge samples."""
     open: bool = False
     """Open the report at the end, where there is a screen."""
 
@@ -87,9 +96,10 @@ def steps_of(settings: ChainSettings, scans: Path) -> list[Step]:
         given = ["--preset", preset] if presets.load(preset, command) else []
         return Step(heading, command, _words([*given, *models, *more]), minutes=minutes.get(command, 0))
 
-    steps = [Step("slices of the scans", "extract", " ".join(filter(None, [
-        _words(["--preset", preset, "--scans", scans, "--out", out / "slices"]), settings.extract_flags])),
-        minutes=minutes.get("extract", 0)), training("the VQ-VAE", "train-vqvae", "vqvae")]
+    extraction = _words(["--preset", preset, "--scans", scans, "--out", out / "slices"])
+    steps = [Step("slices of the scans", "extract", f"{extraction} {settings.extract_flags}".strip(),
+                  minutes=minutes.get("extract", 0), after=lambda: check_people(out / "slices", settings)),
+             training("the VQ-VAE", "train-vqvae", "vqvae")]
     vqvae = ["--vqvae", out / "results" / "oasis" / "vqvae"]
     for level in ("top", "bottom") if presets.load(preset, "vqvae").get("levels") != 1 else ("top",):
         steps.append(training(f"the prior of the {level} codes", "train-prior", level, "--level", level, *vqvae))
@@ -111,7 +121,33 @@ def main(arguments: list[str] | None = None) -> None:
     run_steps(steps, log)
     print(f"\nnew images: {settings.out / 'samples' / 'grid.png'}")
     endings.say(settings.out / "report" / "index.html", "predict", "--vqvae",
-                settings.out / "results" / "oasis" / "vqvae", "--out", "predicted", "SCAN", show=settings.open)
+                settings.out / "results" / "oasis" / "vqvae", "--out", settings.out / "predicted", "SCAN",
+                show=settings.open)
+
+
+def check_people(slices: Path, settings: ChainSettings) -> None:
+    """Print how many people are in each split, and where each was looked at.
+
+    Raises: UserError if so few are in the test split that hours later the report could not judge samples.
+    """
+    record = read_json(slices / "extraction.json", "what extract wrote")
+    counts, shares = record["counts"]["subjects"], tuple(record["settings"]["split"])
+    print(f"  people: {', '.join(f'{split} {number}' for split, number in counts.items())}; "
+          f"look at each scan: {slices / 'index.html'}", flush=True)
+    if counts["test"] >= FEWEST or settings.allow_few:
+        return
+    with (slices / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        people = {row["subject"] for row in csv.DictReader(file)}
+    wanted = max(FEWEST, round(shares[2] / sum(shares) * len(people)))
+    drawn = {seed: Counter(split_subjects(people, shares, seed)[0].values()) for seed in range(SEEDS_TRIED)}
+    # Of the seeds with people enough to test and to validate, the first.
+    seed = next((seed for seed, found in drawn.items() if wanted <= found["test"] <= wanted + 1 and found[
+        "validate"] >= min(2, wanted)), None)
+    advice = "Give more people" if seed is None or len(people) < 3 * FEWEST else (
+        f'Give --extract-flags="--seed {seed}" ({drawn[seed]["train"]}, {drawn[seed]["validate"]} and '
+        f'{drawn[seed]["test"]} people)')
+    expect(False, f"--scans, {len(people)} people", f"at least {FEWEST} in the test split, by which samples are judged",
+           counts["test"], f"{advice}, or --allow-few to go on.")
 
 
 def _words(words: list[object]) -> str:

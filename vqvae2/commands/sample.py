@@ -70,6 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     slices = endings.config_of(weights.find_run(settings.vqvae, "--vqvae"))["settings"].get("data")
     following = ["evaluate", *models, "--out", "report"]
     if not (slices and Path(slices).is_dir()):  # as of shipped weights: scans are what a user may have
-        following = ["predict", "--vqvae", settings.vqvae, "--out", "predicted", "SCANS"]
+        following = ["predict", "--vqvae", settings.vqvae, "--out", f"{Path(settings.vqvae).name}-predicted", "SCAN"]
     following = [] if settings.inpaint else following
     endings.say(settings.out / writing.GRID, *following, show=settings.open)

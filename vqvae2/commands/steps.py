@@ -35,6 +35,7 @@ class Step:
         note: file that notes the finished command, so that it is not run again: for a command that would begin anew.
         key: a text for whatever else the result depends on, such as weights: with another key the command is run again.
         minutes: how long the step takes on some machine, for the shares of the steps in the time of all; 0 if unknown.
+        after: called when the step has ended well; it may raise.
     """
 
     heading: str
@@ -44,6 +45,7 @@ class Step:
     note: Path | None = None
     key: str = ""
     minutes: float = 0.0
+    after: Callable[[], None] = lambda: None
 
     def command(self) -> list[str]:
         """Return the words of the command line, under torchrun where there are to be several processes."""
@@ -99,6 +101,7 @@ def run_steps(steps: Sequence[Step], log: Path | None = None) -> None:
             print(f"  done in {progress.in_words(time.monotonic() - began)}", flush=True)
         if step.note:
             files.write_text(step.note, step.done())
+        step.after()
 
 
 class Overview:
@@ -130,21 +133,20 @@ class Overview:
         Args:
             share: how much of the step is done, 0…1; None where that is unknown.
         """
-        seconds = self.clock() - self.began
         if share is None:
             return None, None
-        self.first_share = share if self.first_share is None else self.first_share
+        if self.first_share is None:
+            self.first_share, self.began = share, self.clock()
         # Of a part that has several bars, one after the other, the share falls back in between.
         share = self.share = max(share, self.share)
-        gained = share - self.first_share
-        of_step = (1 - share) * seconds / gained if gained > 0 and seconds >= SECONDS_TO_GUESS / 3 else None
-        worked_minutes = self.done_minutes + self.minutes[self.step] * gained
-        worked_seconds = self.done_seconds + seconds
-        later = self.minutes[self.step + 1:]
-        if not all(self.minutes[self.step:]) or worked_seconds < SECONDS_TO_GUESS or not worked_minutes:
+        seconds, gained = self.clock() - self.began, share - self.first_share
+        if seconds < SECONDS_TO_GUESS:
+            return None, None
+        of_step, later = (1 - share) * seconds / gained if gained > 0 else None, self.minutes[self.step + 1:]
+        if of_step is None or not all(self.minutes[self.step:]):
             return of_step, of_step if not later else None
-        left = self.minutes[self.step] * (1 - share) + sum(later)
-        return of_step, left * worked_seconds / worked_minutes
+        speed = (self.done_seconds + seconds) / (self.done_minutes + self.minutes[self.step] * gained)
+        return of_step, of_step + sum(later) * speed
 
 
 def _run_beside_line(step: Step, overview: Overview, log: Path) -> tuple[int, str]:
@@ -181,8 +183,8 @@ def _watch(note: Path, overview: Overview, steps: int, ended: threading.Event) -
                  *([f"about {progress.in_words(of_all)} left for all steps"] if of_all is not None else ())]
         line = f"  [{overview.step + 1}/{steps}] {', '.join(parts)}"
         if is_terminal:
-            print(f"\r\033[K{line[:os.get_terminal_size(sys.stderr.fileno()).columns - 1]}", end="", file=sys.stderr,
-                  flush=True)
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            print(f"\r\033[K{line[:width - 1]}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             print(line, file=sys.stderr, flush=True)
             said = time.monotonic()

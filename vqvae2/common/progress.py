@@ -42,6 +42,8 @@ class Bar(tqdm):
 
     def __init__(self, iterable: Iterable | None = None, *, of_all: tuple[int, int] | None = None, **more: object):
         self.of_all, self.noted = of_all, 0.0
+        if os.environ.get(PROGRESS_FILE):  # whoever reads the file shows it; a log would be full of bars
+            more["file"] = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the bar)
         super().__init__(iterable, **{"leave": False, "dynamic_ncols": True} | more)
         if self.total is None:
             raise AssertionError(f"the bar {self.desc} has no total")
@@ -52,6 +54,12 @@ class Bar(tqdm):
         shown = super().update(n)
         self._note()
         return shown
+
+    def say(self, what: str) -> None:
+        """Say at once what the work is now."""
+        self.set_description(what)
+        self.noted = 0.0
+        self._note()
 
     def _note(self) -> None:
         path, now = os.environ.get(PROGRESS_FILE), time.monotonic()

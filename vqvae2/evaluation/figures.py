@@ -14,7 +14,7 @@ import torch
 from vqvae2.common.statistics import as_text, evenly, summarise, with_interval
 from vqvae2.evaluation import reasons, surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
-from vqvae2.metrics import coding
+from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding
 from vqvae2.plots import charts, pictures
 from vqvae2.priors import conditions
@@ -40,9 +40,19 @@ class ReconstructionJudge(Judge):
     columns = ("figure", "full picture", "inside the brain")
 
     def compute(self, evaluation: Evaluation) -> dict:
-        """Return area -> figure -> its distribution over the images."""
-        return {area: {name: summarise(values, evaluation.images.subjects, evaluation.settings.seed)
-                       for name, values in figures.items()} for area, figures in evaluation.similarity.items()}
+        """Return area -> figure -> its distribution over the images; with a texture decoder also `own_decoder`, the
+        figures of the full picture without it."""
+        def summaries(figures: dict) -> dict:
+            return {name: summarise(values, evaluation.images.subjects, evaluation.settings.seed)
+                    for name, values in figures.items()}
+
+        areas = {area: summaries(figures) for area, figures in evaluation.similarity.items()}
+        if evaluation.vqvae.model.texture is None:
+            return areas
+        # The detail of a texture decoder is invented: what the codes say is seen without it.
+        own = encoding.decoded(evaluation.vqvae.model, evaluation.code_maps.levels, evaluation.settings.batch,
+                               softly=True)
+        return areas | {"own_decoder": summaries(similarity.image_figures(evaluation.images.bytes(), own)["full"])}
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
         """Return SSIM of both areas, and PSNR."""
@@ -52,6 +62,8 @@ class ReconstructionJudge(Judge):
             text = with_interval(ssim, "mean", 4, before="95 % interval ", why=reasons.of_similarity(report, area))
             ends = f", minimum {as_text(ssim['min'], 4)}, maximum {as_text(ssim['max'], 4)}"
             rows.append((f"SSIM, {title}", text + ends * (ssim["mean"] is not None)))
+        if own := figures.get("own_decoder"):
+            rows.append(("SSIM, full picture, by the VQ-VAE's own decoder", with_interval(own["ssim"], "mean", 4)))
         return [*rows, ("PSNR, full picture", f"{as_text(figures['full']['psnr']['mean'], 2)} dB")]
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:

@@ -53,7 +53,7 @@ def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequ
             section("Not read", table(["file", "why"], failed, "files that were not read"),
                     _more(len(rejected) - len(failed), "file", "in rejected.csv"))]
     head = (f'<h1>Predictions</h1>\n<p class="lead">What a VQ-VAE makes of {len(rows)} '
-            f'{"image" if len(rows) == 1 else "images"}. The people are unknown: this is no benchmark.</p>\n'
+            f'{"image" if len(rows) == 1 else "images"}. Whoever the people are, this is no benchmark.</p>\n'
             + facts(about))
     files.write_atomically(out, document("Predictions", head, body))
 

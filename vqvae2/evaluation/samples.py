@@ -48,8 +48,14 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
     known, parts = training.facts or [{}], []  # nothing is known where there is no training image
     chosen = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
     told = [known[item] for item in (chosen * len(known)).long().tolist()]
-    with Bar(total=settings.samples * sum(math.prod(prior.shape) for prior in priors.values()), desc="sampling",
-              unit="code") as bar:
+    codes = sum(math.prod(prior.shape) for prior in priors.values())
+    # A texture decoder takes about as long for an image as drawing its codes.
+    decoding = codes if vqvae.model.texture is not None else 0
+    with Bar(total=settings.samples * (codes + decoding), desc="sampling", unit="code") as bar:
+        def decode() -> None:
+            bar.say("decoding samples")
+            bar.update(decoding)
+
         for numbers in torch.arange(settings.samples).split(AT_A_TIME):
             own = numbers.tolist()
             path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npz"
@@ -58,8 +64,9 @@ def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, P
                 continue
             facts = {level: conditions.numbers(prior.columns, told[own[0]:own[-1] + 1])
                      for level, prior in priors.items()}
+            bar.say("sampling")
             images, _ = sampler.draw_images(vqvae.model, dict(priors), own, settings.seed, rules,
-                                            lambda own=own: bar.update(len(own)), facts)
+                                            lambda own=own: bar.update(len(own)), facts, decode)
             parts.append(to_bytes(images))
             if path:
                 files.write_atomically(path, lambda temporary, made=parts[-1]: np.savez(temporary, images=made))

@@ -75,8 +75,9 @@ def _warnings(report: dict) -> Iterator[Sentence]:
                                             "own, so that the intervals are too narrow.")
     elif subjects < _limit("few subjects"):
         yield Sentence("warning", "People", f"The images are of {subjects} {'person' if subjects == 1 else 'people'} "
-                                            "alone: the intervals are too narrow, and other people may give other "
-                                            "figures.")
+                                            "alone: intervals are too narrow, and other people may give other figures. "
+                                            "Extract again with a larger last share of --split, or another --seed, and "
+                                            "train again.")
     if (samples := report.get("samples")) and samples["count"] < _limit("few samples"):
         yield Sentence("warning", "Samples", f"Only {samples['count']} samples were judged: their metrics are "
                                              "uncertain or missing. --samples 256 gives steadier ones.")
@@ -118,14 +119,16 @@ def _levels(report: dict) -> Iterator[Sentence]:
 
 def _reconstructions(report: dict) -> Iterator[Sentence]:
     ssim = report["reconstruction"]["full"]["ssim"]
+    own = report["reconstruction"].get("own_decoder", {}).get("ssim", ssim)
     if ssim["mean"] is None:
         yield Sentence("unknown", "Reconstructions", f"SSIM is not known: it {reasons.of_similarity(report, 'full')}.")
         return
-    mark = next((mark for mark in ("good", "fair") if ssim["mean"] >= _limit(f"{mark} SSIM")), "bad")
+    mark = next((mark for mark in ("good", "fair") if own["mean"] >= _limit(f"{mark} SSIM")), "bad")
     rates = report.get("rates")
     beside = f"; {_beside_jpeg(rates)}" if rates else ""
-    if report.get("decoder_hash"):
-        beside += " (with the texture decoder, whose detail is invented: without --decoder it is higher)"
+    if own is not ssim:
+        without = with_interval(own, "mean", 3)
+        beside = f" with the texture decoder, whose detail is invented; {without} without it{beside}"
     yield Sentence(mark, "Reconstructions", f"Mean SSIM {with_interval(ssim, 'mean', 3)}, "
                                             f"{as_text(ssim['min'], 3)} for the worst image{beside}.")
     if not rates:
@@ -220,7 +223,8 @@ def _of_mmds(found: dict) -> Sentence:
 
 def _of_mmd(mmd: dict, name: str, few_samples: bool) -> Sentence:
     value, floor = mmd["value"], mmd["real_floor"]
-    few = "How near samples are to real slices is not known: too few samples, or too few people"
+    few = "How near samples are to real slices is not known: too few " + (
+        "samples" if few_samples else "people, or samples")
     if None in (value, floor, mmd["ci_low"], mmd["real_floor_ci_high"]):
         return Sentence("unknown", "Samples", f"{few}.")
     further, shown = mmd["ci_low"] > mmd["real_floor_ci_high"], (

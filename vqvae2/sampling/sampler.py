@@ -198,17 +198,22 @@ def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, ru
 @torch.no_grad()
 def draw_images(vqvae: Vqvae, priors: dict[str, Prior], numbers: list[int], seed: int, rules: dict[str, SamplingRule],
                 on_code: Callable[[], object] = lambda: None, facts: Mapping[str, torch.Tensor] | None = None,
-                ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                on_image: Callable[[], object] = lambda: None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images `[batch, channels, height, width]` in 0…1 with these `numbers`, and each level's codes.
 
-    `facts`: as for `draw_maps`; priors are told nothing if it is not given. `ImageSampler` has all that sample.py
-    offers.
+    Args:
+        facts: as for `draw_maps`; priors are told nothing if it is not given.
+        on_code, on_image: called when a code of all images is drawn, and before each image is decoded.
+    `ImageSampler` has all that sample.py offers.
     """
     own = in_float64({level: priors[level] for level in vqvae.levels})
     maps = draw_maps(own, numbers, seed, rules, facts or condition_values(priors, (), numbers, seed), on_code)
     # One by one: the last bits of a decoded image depend on the batch too, and so might its bytes.
-    return torch.cat([vqvae.decode({level: codes[i:i + 1] for level, codes in maps.items()})
-                      for i in range(len(numbers))]), maps
+    images = []
+    for i in range(len(numbers)):
+        on_image()
+        images.append(vqvae.decode({level: codes[i:i + 1] for level, codes in maps.items()}))
+    return torch.cat(images), maps
 
 
 @torch.no_grad()
