@@ -151,8 +151,9 @@ def slices_of(folder, people, seed=0):
 class TestPeople:
     """The names of 16 people of whom the default seed puts one into the test split."""
 
-    PEOPLE = [name for name in map(str, range(1, 200)) if own_split(name, (64, 16, 20), 0) != "test"][:15] + [
-        next(name for name in map(str, range(1, 200)) if own_split(name, (64, 16, 20), 0) == "test")]
+    NAMES = tuple(map(str, range(1, 200)))
+    TESTED = tuple(name for name in NAMES if own_split(name, (64, 16, 20), 0) == "test")
+    PEOPLE = (TESTED[0], *[name for name in NAMES if name not in TESTED][:15])
 
     def settings(self, **more):
         return run.ChainSettings(preset="smoke", out=Path("out"), **more)
