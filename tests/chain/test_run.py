@@ -151,22 +151,24 @@ def slices_of(folder, people, seed=0):
 class TestPeople:
     """The names of 16 people of whom the default seed puts one into the test split."""
 
-    NAMES = tuple(map(str, range(1, 200)))
-    TESTED = tuple(name for name in NAMES if own_split(name, (64, 16, 20), 0) == "test")
-    PEOPLE = (TESTED[0], *[name for name in NAMES if name not in TESTED][:15])
+    @pytest.fixture
+    def people(self):
+        names = list(map(str, range(1, 200)))
+        tested = [name for name in names if own_split(name, (64, 16, 20), 0) == "test"]
+        return [tested[0], *[name for name in names if name not in tested][:15]]
 
     def settings(self, **more):
         return run.ChainSettings(preset="smoke", out=Path("out"), **more)
 
-    def test_too_few_to_test_are_a_stop_before_hours_of_training_with_a_seed_that_has_enough(self, tmp_path):
+    def test_too_few_to_test_are_a_stop_before_hours_of_training_with_a_seed_that_has_enough(self, people, tmp_path):
         with pytest.raises(UserError, match=r"16 people: expected at least 2 in the test split.* found 1\. Give "
                                             r"--extract-flags=\"--seed \d+\" .* or --allow-few") as refused:
-            run.check_people(slices_of(tmp_path / "slices", self.PEOPLE), self.settings())
+            run.check_people(slices_of(tmp_path / "slices", people), self.settings())
         seed = int(re.search(r"--seed (\d+)", str(refused.value))[1])
-        run.check_people(slices_of(tmp_path / "again", self.PEOPLE, seed), self.settings())
+        run.check_people(slices_of(tmp_path / "again", people, seed), self.settings())
 
-    def test_whoever_wants_to_goes_on_and_sees_how_many_people_are_where(self, tmp_path, capsys):
-        folder = slices_of(tmp_path / "slices", self.PEOPLE)
+    def test_whoever_wants_to_goes_on_and_sees_how_many_people_are_where(self, people, tmp_path, capsys):
+        folder = slices_of(tmp_path / "slices", people)
         run.check_people(folder, self.settings(allow_few=True))
         out = capsys.readouterr().out
         assert re.search(r"people: train \d+, validate \d+, test 1; look at each scan: ", out)
