@@ -254,10 +254,10 @@ class TestReading:
     @pytest.mark.parametrize(("name", "is_real", "why"), [
         ("frechet", False, "needs more than 32 samples and unseen slices, found 16 and 24"),
         ("frechet", True, "needs more than 32 training slices and unseen slices, found 16 and 24"),
-        ("mmd", False, "needs samples, 2 or more, and 2 unseen people, found 16 samples and slices of 12 unseen "
-                       "people"),
-        ("recall", False, "needs 4 samples, each with 3 neighbours of other people, and likewise unseen slices; found "
-                          "16 and 24 slices of 12 unseen people"),
+        ("mmd", False, "needs slices of 2 unseen people or more, and 2 samples; found slices of 12 unseen people and 16 "
+                       "samples"),
+        ("recall", False, "needs samples and unseen slices of several people, 4 or more of each; found 16 samples and "
+                          "24 slices of 12 unseen people"),
         ("edges", True, "no training slices to compare with")])
     def test_a_metric_of_samples_that_is_not_defined_says_what_it_needs_and_what_was_there(self, name, is_real, why):
         found = {"count": 16, "compared": 16, "compared_with": {"images": 24, "subjects": 12}, "features": {"dims": 32}}

@@ -83,7 +83,7 @@ READINGS = {
         "prior, bits per code",
         "The length that an ideal coder needs for a code (the NLL); fewer bits are better",
         "below every model that only counts: the weights of this project have 2.46 (top, best counting 3.31) and 2.35 "
-        "(bottom, 3.45)",
+        "(bottom, 3.45). Bits of another VQ-VAE's codes cannot be compared",
         "not below: the prior has learned nothing",
         "train longer; more slices a scan, small codebooks and small batches helped most here"),
     "counting": Reading(
@@ -164,7 +164,8 @@ READINGS = {
         "1 against real slices while it is low against reconstructions: the decoder's softness gives samples away, not "
         "the priors",
         "give --decoder; the row against reconstructions says what the priors get wrong. The number counts only where "
-        "the classifier tells images of the neighbours model (0.9 or more)"),
+        "the classifier is good enough to tell obvious fakes, with 0.9 or more: images of the neighbours model, whose "
+        "codes are drawn by counting which code follows which"),
     "rates": Reading(
         "SSIM at the same bits",
         "Quality beside files of JPEG, WebP and JPEG 2000 that cost as many bits as the codes as they are",

@@ -36,17 +36,17 @@ def of_samples(found: dict, name: str, *, is_real: bool = False) -> str:
     whose = "training slices" if is_real else "samples"
     return {"frechet": f"needs more than {found['features']['dims']} {whose} and unseen slices, found {compared} and "
                        f"{beside['images']}",
-            "mmd": f"needs {whose}{' of 2 people' * is_real}, 2 or more, and 2 unseen people, found {found['count']} "
-                   f"samples and {unseen}"}.get(
+            "mmd": f"needs slices of 2 unseen people or more, and 2 {whose}{' of 2 people' * is_real}; found {unseen} "
+                   f"and {found['count']} samples"}.get(
         "mmd" if name == "other_mmd" else name,
-        f"needs 4 {whose}, each with 3 neighbours of other people, and likewise unseen slices; found {compared} "
-        f"and {beside['images']} {unseen}")
+        f"needs {whose} and unseen slices of several people, 4 or more of each; found {compared} {whose} and "
+        f"{beside['images']} {unseen}")
 
 
 def of_probe(figures: dict, name: str) -> str:
     """Return why the AUROC of a pair of `samples.probe` is not defined."""
     found = figures.get(name)
-    return NO_TRAINING if found is None else "needs 2 of each, and slices of 2 unseen people"
+    return NO_TRAINING if found is None else "needs slices of 2 unseen people or more, and 2 images of each kind"
 
 
 def of_rate(name: str) -> str:

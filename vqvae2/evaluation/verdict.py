@@ -203,7 +203,7 @@ def _of_probe(probe: dict) -> Sentence:
         text += f", and in {_of_ten(soft['auroc'])} beside reconstructions, which have passed the same decoder"
     if not probe["counts"]:
         return Sentence("unknown", "Samples", f"{text}; but the classifier is too weak to count: it does not even tell "
-                                              "images of the neighbours model.")
+                                              "obvious fakes.")
     low = found["auroc"] if found["ci_low"] is None else found["ci_low"]
     if found["auroc"] > _limit("good probe") and low <= 0.5:
         return Sentence("unknown", "Samples", f"{text}. The interval reaches 0.5: samples or people are too few to "
