@@ -254,8 +254,8 @@ class TestReading:
     @pytest.mark.parametrize(("name", "is_real", "why"), [
         ("frechet", False, "needs more than 32 samples and unseen slices, found 16 and 24"),
         ("frechet", True, "needs more than 32 training slices and unseen slices, found 16 and 24"),
-        ("mmd", False, "needs slices of 2 unseen people or more, and 2 samples; found slices of 12 unseen people and 16 "
-                       "samples"),
+        ("mmd", False, "needs slices of 2 unseen people or more, and 2 samples; found slices of 12 unseen people and "
+                       "16 samples"),
         ("recall", False, "needs samples and unseen slices of several people, 4 or more of each; found 16 samples and "
                           "24 slices of 12 unseen people"),
         ("edges", True, "no training slices to compare with")])
