@@ -13,7 +13,7 @@ venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python: expected 3.10 or newer, found " + sys.version.split()[0] + ". Pass another one: make venv PYTHON=python3.11")'
-	@echo "Installing Python packages into $(VENV): 2 to 3 minutes and about 1.5 GB (a CPU build of torch), once."
+	@echo "Installing Python packages into $(VENV): 2 to 3 minutes and about 2 GB with a CPU build of torch, once."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[fast,demo,dicom,notebook,tune,dev]"
 	touch $@

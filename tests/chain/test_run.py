@@ -105,7 +105,7 @@ def test_each_command_is_printed_and_the_last_lines_say_where_to_look_and_what_c
         "extract", "train-vqvae", "train-prior", "train-prior", "train-decoder", "sample", "evaluate"]
     end = done.stdout.splitlines()[-3:]
     assert end == [f"new images: {Path('out/samples/grid.png')}", f"look at: {Path('out/report/index.html')}",
-                   "next:    vqvae2 predict --vqvae out/results/oasis/vqvae --out predicted SCAN"]
+                   "next:    vqvae2 run --preset brain-128 --scans SCANS --out my-brains"]
     assert "epoch 2/2" in (out / "run.log").read_text()
 
 
@@ -204,7 +204,7 @@ class TestOverview:
     def test_the_speed_of_the_first_step_says_how_long_all_takes(self, overview, clock):
         overview.begin(0)
         assert overview.left(0.0) == (None, None)
-        clock[0] = 20.0
+        clock[0] = 9.0
         assert overview.left(0.1) == (None, None)
         clock[0] = 600.0
         assert overview.left(0.5) == (600, 2 * (5 + 20 + 30) * 60)

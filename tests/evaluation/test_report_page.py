@@ -178,8 +178,8 @@ class TestVerdict:
         figures["reconstruction"]["full"]["ssim"]["mean"] = 0.92
         mark, sentence = said(figures, "Reconstructions")[0]
         assert mark == "good"
-        assert "0.920" in sentence
-        assert "with the texture decoder, whose detail is invented; 0.951" in sentence
+        assert sentence.startswith("Mean SSIM 0.951 (")
+        assert "With the texture decoder, whose detail is invented: mean SSIM 0.920" in sentence
 
     def test_intervals_that_meet_tell_nothing_about_samples(self, figures):
         figures["samples"]["probe"] = None

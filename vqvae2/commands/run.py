@@ -120,9 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(steps)} steps. What they print goes to {log}. After a stop the same command goes on.", flush=True)
     run_steps(steps, log)
     print(f"\nnew images: {settings.out / 'samples' / 'grid.png'}")
-    endings.say(settings.out / "report" / "index.html", "predict", "--vqvae",
-                settings.out / "results" / "oasis" / "vqvae", "--out", settings.out / "predicted", "SCAN",
-                show=settings.open)
+    synthetic = read_json(settings.out / "slices" / "extraction.json", "what extract wrote").get("synthetic")
+    following = ["run", "--preset", "brain-128", "--scans", "SCANS", "--out", "my-brains"] if synthetic else [
+        "predict", "--vqvae", settings.out / "results" / "oasis" / "vqvae", "--out", settings.out / "predicted", "SCAN"]
+    endings.say(settings.out / "report" / "index.html", *following, show=settings.open)
 
 
 def check_people(slices: Path, settings: ChainSettings) -> None:

@@ -53,7 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
            "For example: vqvae2 status results/oasis/brain-128")
     chain = sorted(Path(words[0]).glob(f"results/*/*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     if chain and not (Path(words[0]) / CONFIG).exists():
-        raise SystemExit(max([status_of(path.parent, f"{path.parent.name}: ") for path in chain]))
+        missing = max([status_of(path.parent, f"{path.parent.name}: ") for path in chain])
+        for name in ("samples/grid.png", "report/index.html"):
+            is_there = (Path(words[0]) / name).exists()
+            print(f"{name}: {'there' if is_there else 'not yet'}")
+            missing |= not is_there
+        raise SystemExit(missing)
     raise SystemExit(status_of(find_run(words[0], "RUN", file=CONFIG)))
 
 

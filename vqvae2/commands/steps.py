@@ -20,8 +20,8 @@ from pathlib import Path
 from vqvae2.common import files, progress
 from vqvae2.common.errors import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals
 
-SECONDS_TO_GUESS = 30.0
-"""The remaining time of all steps is said after so many seconds of work of which the progress is known."""
+SECONDS_TO_GUESS = 10.0
+"""The remaining time is said after so many seconds of work of which the progress is known."""
 SECONDS_BETWEEN_LINES = 300.0
 """Seconds between lines where the output is no terminal."""
 
@@ -140,13 +140,13 @@ class Overview:
         # Of a part that has several bars, one after the other, the share falls back in between.
         share = self.share = max(share, self.share)
         seconds, gained = self.clock() - self.began, share - self.first_share
-        if seconds < SECONDS_TO_GUESS:
-            return None, None
-        of_step, later = (1 - share) * seconds / gained if gained > 0 else None, self.minutes[self.step + 1:]
-        if of_step is None or not all(self.minutes[self.step:]):
+        minutes, later = self.minutes[self.step], self.minutes[self.step + 1:]
+        of_step = (1 - share) * seconds / gained if gained > 0 and seconds >= SECONDS_TO_GUESS else None
+        worked_seconds, worked_minutes = self.done_seconds + seconds, self.done_minutes + minutes * gained
+        if not all(self.minutes[self.step:]) or worked_seconds < SECONDS_TO_GUESS or not worked_minutes:
             return of_step, of_step if not later else None
-        speed = (self.done_seconds + seconds) / (self.done_minutes + self.minutes[self.step] * gained)
-        return of_step, of_step + sum(later) * speed
+        speed = worked_seconds / worked_minutes
+        return of_step, (minutes * (1 - share) * speed if of_step is None else of_step) + sum(later) * speed
 
 
 def _run_beside_line(step: Step, overview: Overview, log: Path) -> tuple[int, str]:
@@ -178,8 +178,10 @@ def _watch(note: Path, overview: Overview, steps: int, ended: threading.Event) -
         found = progress.read_note(note)
         share = found.get("share") if found.get("is_all") else None
         of_step, of_all = overview.left(share)
-        parts = [str(found.get("what") or "starting"), *([f"{found['share']:.0%}"] if found else ()),
-                 *([f"{progress.in_words(of_step)} left in this step"] if of_step is not None else ()),
+        done = found.get("share") if share is None else overview.share
+        is_last = overview.step + 1 == steps
+        parts = [str(found.get("what") or "starting"), *([f"{done:.0%}"] if found else ()),
+                 *([f"{progress.in_words(of_step)} left in this step"] if of_step is not None and not is_last else ()),
                  *([f"about {progress.in_words(of_all)} left for all steps"] if of_all is not None else ())]
         line = f"  [{overview.step + 1}/{steps}] {', '.join(parts)}"
         if is_terminal:

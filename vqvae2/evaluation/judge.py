@@ -112,8 +112,10 @@ class Evaluation:
 
     @cached_property
     def _encoded(self) -> tuple[CodeMaps, torch.Tensor]:
-        with Bar(total=len(self.images), desc="encoding", unit="image") as bar:
-            return encoding.reconstruct(self.vqvae.model, self.images, self.settings.batch, bar.update)
+        # A texture decoder takes a second for an image: the bar moves on with each few.
+        batch = self.settings.batch if self.vqvae.model.texture is None else min(self.settings.batch, 4)
+        with Bar(total=len(self.images), desc="reconstructions", unit="image") as bar:
+            return encoding.reconstruct(self.vqvae.model, self.images, batch, bar.update)
 
     def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         with Bar(total=len(priors) * len(self.images), desc="priors", unit="image") as bar:

@@ -74,7 +74,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         ReportFolder.refuse_foreign(settings.out)
         evaluation = load(settings)
         folder = ReportFolder(settings.out, {**as_dict(settings), "out": settings.out.name, **hashes_of(evaluation)})
-        folder.command_line = as_command("evaluate", dataclasses.replace(settings, out=Path(settings.out.name)))
+        folder.command_line = as_command("evaluate", dataclasses.replace(
+            settings, out=Path(settings.out.name) if settings.out.is_absolute() else settings.out))
         asked = [judge for judge, is_asked in JUDGES if is_asked(evaluation)]
         there = [judge.name for judge in asked if folder.section(judge.name) is not None]
         if there:

@@ -126,11 +126,10 @@ def _reconstructions(report: dict) -> Iterator[Sentence]:
     mark = next((mark for mark in ("good", "fair") if own["mean"] >= _limit(f"{mark} SSIM")), "bad")
     rates = report.get("rates")
     beside = f"; {_beside_jpeg(rates)}" if rates else ""
+    text = f"Mean SSIM {with_interval(ssim, 'mean', 3)}, {as_text(ssim['min'], 3)} for the worst image{beside}."
     if own is not ssim:
-        without = with_interval(own, "mean", 3)
-        beside = f" with the texture decoder, whose detail is invented; {without} without it{beside}"
-    yield Sentence(mark, "Reconstructions", f"Mean SSIM {with_interval(ssim, 'mean', 3)}, "
-                                            f"{as_text(ssim['min'], 3)} for the worst image{beside}.")
+        text = f"Mean SSIM {with_interval(own, 'mean', 3)}. With the texture decoder, whose detail is invented: {text}"
+    yield Sentence(mark, "Reconstructions", text.replace(": Mean", ": mean"))
     if not rates:
         yield Sentence("unknown", "Rates", "How this compares with JPEG at the same bits was not asked: --rates would "
                                            "tell.")
