@@ -161,8 +161,9 @@ class TestPeople:
         return run.ChainSettings(preset="smoke", out=Path("out"), **more)
 
     def test_too_few_to_test_are_a_stop_before_hours_of_training_with_a_seed_that_has_enough(self, people, tmp_path):
-        with pytest.raises(UserError, match=r"16 people: expected at least 2 in the test split.* found 1\. Give "
-                                            r"--extract-flags=\"--seed \d+\" .* or --allow-few") as refused:
+        words = (r"16 people: expected at least 2 of them in the test split.* found 1\. Give the same command with "
+                 r"--extract-flags=\"--seed \d+\" .* or --allow-few")
+        with pytest.raises(UserError, match=words) as refused:
             run.check_people(slices_of(tmp_path / "slices", people), self.settings())
         seed = int(re.search(r"--seed (\d+)", str(refused.value))[1])
         run.check_people(slices_of(tmp_path / "again", people, seed), self.settings())

@@ -36,6 +36,8 @@ from vqvae2.slices.splits import split_subjects
 
 FEWEST = 2
 """People in the test split: distances of samples need two."""
+FEW = 5
+"""Below so many the report warns."""
 SEEDS_TRIED = 1000
 MOST_CPU_PROCESSES = 4
 """More processes on one machine's CPU gain little, as each step has few images."""
@@ -135,6 +137,9 @@ def check_people(slices: Path, settings: ChainSettings) -> None:
     counts, shares = record["counts"]["subjects"], tuple(record["settings"]["split"])
     print(f"  people: {', '.join(f'{split} {number}' for split, number in counts.items())}; "
           f"look at each scan: {slices / 'index.html'}", flush=True)
+    if FEWEST <= counts["test"] < FEW:
+        print(f"  with fewer than {FEW} people to test the report says little about others; "
+              '--extract-flags="--split 50 20 30" tests more of them', flush=True)
     if counts["test"] >= FEWEST or settings.allow_few:
         return
     with (slices / "manifest.csv").open(newline="", encoding="utf-8") as file:
@@ -145,10 +150,10 @@ def check_people(slices: Path, settings: ChainSettings) -> None:
     seed = next((seed for seed, found in drawn.items() if wanted <= found["test"] <= wanted + 1 and found[
         "validate"] >= min(2, wanted)), None)
     advice = "Give more people" if seed is None or len(people) < 3 * FEWEST else (
-        f'Give --extract-flags="--seed {seed}" ({drawn[seed]["train"]}, {drawn[seed]["validate"]} and '
-        f'{drawn[seed]["test"]} people)')
-    expect(False, f"--scans, {len(people)} people", f"at least {FEWEST} in the test split, by which samples are judged",
-           counts["test"], f"{advice}, or --allow-few to go on.")
+        f'Give the same command with --extract-flags="--seed {seed}" ({drawn[seed]["train"]} people to train, '
+        f'{drawn[seed]["validate"]} to validate, {drawn[seed]["test"]} to test)')
+    expect(False, f"--scans, {len(people)} people", f"at least {FEWEST} of them in the test split, beside whom samples "
+           "are judged", counts["test"], f"{advice}, or --allow-few to go on.")
 
 
 def _words(words: list[object]) -> str:

@@ -45,6 +45,7 @@ THRESHOLDS = {
                                   "0.5."),
     "alike": Threshold(0.05, "Samples whose pairs are alike by this much more (MS-SSIM) than real pairs vary too "
                              "little."),
+    "widest": Threshold(0.2, "An interval of the share of copies that reaches beyond this says nothing about copies."),
     "copies": Threshold(0.01, "The share of samples near a training slice that is expected without copies."),
 }
 """Every number that the verdict compares with, by its name; docs/reading-your-results.md shows this table."""
@@ -251,6 +252,10 @@ def _copies(report: dict) -> Iterator[Sentence]:
     if not copied:
         shown = "; ".join(f"{_share(figures)} by {name}, " + " to ".join(
             f"{100 * figures[end]:.1f}" for end in ("ci_low", "ci_high")) for name, figures in shares.items())
+        if max(figures["ci_high"] for figures in shares.values()) > _limit("widest"):
+            yield Sentence("unknown", "Copies", "Whether samples are copies is not known: too few samples, or too few "
+                                                f"people, for a narrow interval ({shown}; 1 is expected).")
+            return
         yield Sentence("good", "Copies", "No more samples lie near a training slice than slices of unseen people do, "
                                          f"as far as {found['samples']} samples can tell ({shown}; 1 is expected).")
         return
