@@ -205,7 +205,7 @@ def test_no_panel_is_an_error_that_names_the_runs(tmp_path):
 
 def test_the_command_draws_runs_by_name_and_by_folder(runs, capsys):
     curves.main(["one", "results/oasis/two/", "top", "--out", "new/curves.png", "--x", "epoch"])
-    assert capsys.readouterr().out == "new/curves.png: 3 run(s), 5 panel(s)\n"
+    assert capsys.readouterr().out == "new/curves.png: 3 run(s), 5 panel(s)\nlook at: new/curves.png\n"
     assert Image.open(runs / "new" / "curves.png").width > 500
 
 
