@@ -105,7 +105,7 @@ def records(path):
 
 
 def offline_runs(folder):
-    """Of each start in order: the run's id, its config, and {step: figures} of its history."""
+    """The starts of a run, in order, each with the run's id, its config, and {step: figures} of its history."""
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         run, steps = None, {}
