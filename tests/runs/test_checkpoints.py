@@ -282,7 +282,7 @@ class TestWhereARunStands:
 
     def test_the_best_epoch_is_that_of_the_kept_weights_and_epochs_have_a_time(self, tiny_run, capsys):
         for folder, by in ((tiny_run.vqvae, "reconstruction"), (tiny_run.top, "bits_per_code")):
-            with pytest.raises(SystemExit, match="False|0"):
+            with pytest.raises(SystemExit, match="False"):
                 status_command.main([str(folder)])
             best = run_state.load_last_state(folder)[0]["best"]
             rows = [row for row in read_log(folder / "log.csv") if float(row[f"validate_{by}"]) == best]
