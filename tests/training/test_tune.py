@@ -270,7 +270,7 @@ class TestStudy:
         assert (found.epochs, found.batch, found.codebook_size) == (4, 8, 128)
         shown = on_screen(capsys.readouterr().out)
         assert sum(line.startswith("trial ") for line in shown) == 6
-        assert shown[-3].startswith(f"Done: one/best.toml, trial {best['trial']}, score {float(best['score']):.4f}")
+        assert shown[-2].startswith(f"Done: one/best.toml, trial {best['trial']}, score {float(best['score']):.4f}")
 
     def test_the_chart_has_a_panel_for_each_setting_and_marks_the_best(self, apart):
         """Scores lie at 0.4 to 0.6 and one at -9, which is not shown: it is three medians (0.45) below 0.6."""
