@@ -191,6 +191,23 @@ def test_a_preset_s_tables_decide_the_steps(name, steps, tmp_path):
     assert all(step.minutes > 0 for step in made) == (name != "vqvae2-tiny")
 
 
+def test_another_chain_in_the_same_folder_is_refused_before_anything_changes(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text('{"preset": "smoke", "extract_flags": ""}')
+    with pytest.raises(UserError, match=r"its own settings, found --preset brain-64 \(was smoke\)\. Give those again"):
+        run.main(["--preset", "brain-64", "--scans", str(tmp_path / "scans"), "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".lock") == [
+        "results", "run.json"]
+
+
+def test_nothing_is_written_among_the_scans(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(UserError, match="Raw scans stay as they are"):
+        run.main(["--preset", "smoke", "--scans", str(tmp_path / "scans"), "--out", str(tmp_path / "scans" / "out")])
+    assert list((tmp_path / "scans").iterdir()) == []
+
+
 class TestOverview:
     """Three steps that take 10, 20 and 30 minutes somewhere; the machine here needs twice as long."""
 

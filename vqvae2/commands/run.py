@@ -28,10 +28,12 @@ from vqvae2.commands import endings
 from vqvae2.commands.steps import Step, run_steps
 from vqvae2.common import files, machine
 from vqvae2.common.errors import expect
+from vqvae2.common.folder_lock import claimed
 from vqvae2.settings import presets
 from vqvae2.settings.checks import SAID, Checked
-from vqvae2.settings.parsing import parse, path_from_environment
+from vqvae2.settings.parsing import changes, parse, path_from_environment
 from vqvae2.settings.stored import read_json
+from vqvae2.slices.extraction import check_out
 from vqvae2.slices.splits import split_subjects
 
 FEWEST = 2
@@ -117,7 +119,26 @@ def main(arguments: list[str] | None = None) -> None:
     scans = path_from_environment(settings.scans, "OASIS_PATH", "--scans")
     expect(scans.is_dir(), f"--scans {scans}", "a folder of scans", "none", "Correct the path.")
     files.check_folder(settings.out, "--out")
-    settings.out.mkdir(parents=True, exist_ok=True)
+    check_out(scans, settings.out / "slices")
+    with claimed(settings.out, f"--out {settings.out}"):
+        _go_on_with(settings)
+        _run(settings, scans)
+
+
+def _go_on_with(settings: ChainSettings) -> None:
+    """Note what the chain in the folder is made with. Raises: UserError, before anything changes, if it is another.
+
+    While no model is there, another extraction may be asked for, as where too few people would be tested.
+    """
+    path, own = settings.out / "run.json", {"preset": settings.preset, "extract_flags": settings.extract_flags}
+    before = read_json(path, "what a chain is made with", "Choose another --out.") if path.exists() else own
+    changed = changes(own, before) if (settings.out / "results").exists() else []
+    expect(not changed, f"--out {settings.out}", "the chain that is there to go on with its own settings",
+           ", ".join(changed), "Give those again, or choose another --out.")
+    files.write_json(path, own)
+
+
+def _run(settings: ChainSettings, scans: Path) -> None:
     steps, log = steps_of(settings, scans), settings.out / "run.log"
     print(f"{len(steps)} steps. What they print goes to {log}. After a stop the same command goes on.", flush=True)
     run_steps(steps, log)
