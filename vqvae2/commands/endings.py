@@ -53,8 +53,8 @@ def after_training(folder: Path, *look: str) -> None:
     missing = [level for level in levels if f"{level} prior" not in after_it]
     if missing:
         preset = settings.get("preset")
-        more = ["--preset", preset] if preset else ["--dataset", settings.get("dataset"), "--epochs", "30",
-                                                                  "--batch", "8"]
+        more = ["--preset", preset] if preset else [
+            "--dataset", settings.get("dataset"), "--epochs", "30", "--batch", "8"]
         following = ["train-prior", "--level", missing[0], "--vqvae", vqvae, *more, "--results", folder.parents[1],
                      "--savename", f"{vqvae.name}-{missing[0]}"]
     else:

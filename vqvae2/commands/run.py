@@ -9,7 +9,7 @@ Scans of which the names must be explained, with flags of `vqvae2 extract`:
 It runs the commands that you would run one by one, and prints each of them before it starts, so that you can paste and
 change it. One line says how far the whole chain is. What the commands print goes to --out/run.log, and what they make:
 
-    slices/  results/oasis/{vqvae,top,bottom,decoder}/  samples/  report/index.html
+    slices/  results/oasis/{vqvae,top,bottom,decoder}/  samples/  report/index.html  run.json (what it is made with)
 
 The same command goes on after Ctrl-C, a signal, a kill or an error: each step goes on where it stopped, and finished
 steps are looked at and passed over. More epochs, or one step again with other settings: run that step by itself.
@@ -150,7 +150,7 @@ def _run(settings: ChainSettings, scans: Path) -> None:
 
 
 def check_people(slices: Path, settings: ChainSettings) -> None:
-    """Print how many people are in each split, and where each was looked at.
+    """Print how many people are in each split, and the page that shows each scan.
 
     Raises: UserError if so few are in the test split that hours later the report could not judge samples.
     """
