@@ -135,6 +135,12 @@ def test_planes_lie_in_the_extent_and_none_is_taken_twice(start, length, per_sca
     assert indices[-1] <= start + min(length - 1, extent[1] * length)
 
 
+def test_all_planes_are_those_of_the_extent_without_a_gap():
+    brain = Brain((10,) * 3, (110,) * 3, 0, 1)
+    assert plane_indices(brain, 2, "all", (0.0, 1.0)) == list(range(10, 110))
+    assert plane_indices(brain, 2, "all", (0.3, 0.8)) == list(range(40, 90))
+
+
 def test_the_position_is_0_in_the_centre_of_the_box_and_positive_upwards():
     voxels = np.zeros((8, 8, 30), np.int16)
     voxels[2:6, 2:6, 10:21] = 5  # 11 planes: plane 15 is the middle one
