@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, TINY_PRIOR, TINY_VQVAE, files_in
 from tiny_prior import prior
 
+from vqvae2 import load_prior, load_vqvae, sample_volumes
 from vqvae2.commands import sample, train_prior, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.models.code_maps import CodeMaps
@@ -209,6 +210,17 @@ class TestCommand:
         sample.main(command)
         assert "1 of 2 volumes are there already" in capfd.readouterr().out
         assert files_in(Path("out")) == whole
+
+    def test_the_same_brains_come_out_in_python(self, chain, apart):
+        sample.main([*chain, "--nifti", "--out", "out", "--count", "2", "--temperature", "0.9"])
+        _, vqvae, _, top, _, bottom = chain
+        vqvae = load_vqvae(vqvae, device="cpu")
+        priors = [load_prior(own, level, vqvae, "cpu") for own, level in ((top, "top"), (bottom, "bottom"))]
+        brains, affine = sample_volumes(vqvae, *priors, count=2, temperature=0.9)
+        for number, brain in enumerate(brains):
+            image = nib.load(f"out/volumes/{number:06d}.nii.gz")
+            np.testing.assert_array_equal(np.asarray(image.dataobj), brain)
+            np.testing.assert_array_equal(image.affine, affine)
 
     def test_a_folder_of_images_is_not_gone_on_with_as_one_of_brains(self, chain, apart, refusal):
         sample.main([*chain, "--out", "out", "--count", "1"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vqvae2.common.errors import UserError
-from vqvae2.training.neighbours import HIDDEN, Neighbours, with_codes_hidden
+from vqvae2.training.neighbours import MOST_HIDDEN, Neighbours, with_codes_hidden
 
 
 def facts_of(*places, plane="axial"):
@@ -16,8 +16,11 @@ def test_neighbours_are_the_nearest_slices_of_the_same_scan_and_plane_on_either_
     """In the order 12, 10, 11.5, 13 mm of scan a, with one of scan b between and a sagittal slice of a behind."""
     rows = facts_of(("a", 12), ("a", 10), ("b", 11), ("a", 11.5), ("a", 13)) + facts_of(("a", 12), plane="sagittal")
     beside = Neighbours(rows)
-    assert beside.items.tolist() == [[3, 1, 4, -1], [-1, -1, 3, 0], [-1] * 4, [1, -1, 0, 4], [0, 3, -1, -1], [-1] * 4]
-    np.testing.assert_allclose(beside.offsets_mm[0], [-0.5, -2, 1, np.nan])
+    none = [-1] * 4
+    assert beside.items.tolist() == [[3, 1, -1, -1, 4, -1, -1, -1], [*none, 3, 0, 4, -1], none * 2,
+                                     [1, -1, -1, -1, 0, 4, -1, -1], [0, 3, 1, -1, *none], none * 2]
+    np.testing.assert_allclose(beside.offsets_mm[0, [0, 1, 4]], [-0.5, -2, 1])
+    np.testing.assert_array_equal(np.isnan(beside.offsets_mm), beside.items < 0)
     assert beside.first.tolist() == [1, 1, 2, 1, 1, 5]
 
 
@@ -31,10 +34,10 @@ def test_in_validation_it_is_the_nearest_below_or_else_above():
 def test_in_training_each_neighbour_has_its_turn_and_it_depends_on_seed_epoch_and_image_alone():
     beside = Neighbours(facts_of(*(("a", position) for position in range(5))))
     middle = [beside.any(np.array([2]), seed=0, epoch=epoch)[0].item() for epoch in range(60)]
-    assert set(middle) == {0, 1, 3, 4}
+    assert set(middle) == {0, 1, 3, 4}  # up to four slices on either side
     together = beside.any(np.arange(5), seed=0, epoch=7)[0]
     assert together.tolist() == [beside.any(np.array([item]), 0, 7)[0].item() for item in range(5)]
-    assert {beside.any(np.array([0]), 0, epoch)[0].item() for epoch in range(60)} == {1, 2}
+    assert {beside.any(np.array([0]), 0, epoch)[0].item() for epoch in range(60)} == {1, 2, 3, 4}
 
 
 def test_the_column_says_how_far_away_it_is_in_units_of_the_usual_distance():
@@ -51,9 +54,11 @@ def test_slices_without_a_place_or_all_alone_are_refused():
     assert len(Neighbours([]).items) == 0
 
 
-def test_a_share_of_the_codes_is_hidden_by_random_numbers_of_each_image():
+def test_a_share_of_the_codes_is_hidden_that_each_image_draws_for_itself():
     codes = torch.arange(1, 26 * 400 + 1).view(26, 20, 20)
     hidden = with_codes_hidden(codes, np.arange(26), seed=0, epoch=1)
-    assert abs((hidden < 0).float().mean().item() - HIDDEN) < 0.02
+    shares = (hidden < 0).float().mean((1, 2))
+    assert 0 <= shares.min() < 0.1
+    assert 0.3 < shares.max() < MOST_HIDDEN + 0.06
     assert torch.equal(hidden[hidden >= 0], codes[hidden >= 0])
     assert torch.equal(with_codes_hidden(codes[[5]], np.array([5]), 0, 1), hidden[[5]])

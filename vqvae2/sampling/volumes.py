@@ -8,6 +8,8 @@ A brain is a stack of slices at equal distances, each told its position_mm. What
   was trained with --condition position_mm can do this. Sharing noise over slices is what [1] does with diffusion.
 - previous: the prior was also trained with --condition previous-slice. From the middle of the brain upwards and
   downwards, each slice is told the codes of the one before; each has uniform numbers of its own.
+  The freedom that is asked for (--temperature, --top-k, --top-p) is that of the middle slice; the others are drawn as
+  learned, since the likeliest codes are those of the slice before, and likelier ones than learned never change.
 - both: the previous slice's codes, and shared numbers.
 - none: neither, for comparison: each slice is that of another brain.
 
@@ -174,6 +176,7 @@ class VolumeSampler:
         self.priors = sampler.in_float64(own) if settings.precision == "auto" else own
         self.rules = {level: SamplingRule(*(of_level(getattr(settings, name), level) for name in (
             "temperature", "top_k", "top_p", "guidance"))) for level in vqvae.model.levels}
+        self.as_learned = {level: SamplingRule(guidance=rule.guidance) for level, rule in self.rules.items()}
 
     @property
     def words(self) -> str:
@@ -198,7 +201,8 @@ class VolumeSampler:
             slices = [place for place, _ in pairs for _ in numbers]
             before = None if pairs[0][1] is None else {
                 level: torch.cat([drawn[previous][level] for _, previous in pairs]) for level in self.priors}
-            maps = sampler.draw_maps(self.priors, own, self.settings.seed, self.rules, self._facts(numbers, pairs),
+            rules = self.rules if before is None else self.as_learned
+            maps = sampler.draw_maps(self.priors, own, self.settings.seed, rules, self._facts(numbers, pairs),
                                      functools.partial(on_codes, len(own)), None,
                                      [0 if self.shared else place + 1 for place in slices], before)
             for item, (place, _) in enumerate(pairs):

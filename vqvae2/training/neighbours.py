@@ -16,10 +16,10 @@ from vqvae2.common.errors import expect
 from vqvae2.priors.conditions import Column
 from vqvae2.priors.settings import PREVIOUS, PREVIOUS_MM
 
-REACH = 2
+REACH = 4
 """Slices on either side that may be the previous one."""
-HIDDEN = 0.15
-"""Share of the previous slice's codes that are unknown, while training."""
+MOST_HIDDEN = 0.4
+"""Share of the previous slice's codes that are unknown while training: between 0 and this, for each image another."""
 NEEDED = ("scan", "plane", "position_mm")
 
 
@@ -75,6 +75,6 @@ class Neighbours:
 
 
 def with_codes_hidden(codes: torch.Tensor, items: np.ndarray, seed: int, epoch: int) -> torch.Tensor:
-    """Return code maps `[n, height, width]` of which a share of HIDDEN is -1, by random numbers of each image."""
-    draws = random_numbers.uniform(seed, "hidden codes", epoch, items[:, None], np.arange(codes[0].numel())[None])
-    return codes.masked_fill((draws < HIDDEN).view_as(codes), -1)
+    """Return code maps `[n, height, width]` of which a share is -1, up to MOST_HIDDEN, by each image's own numbers."""
+    draws = random_numbers.uniform(seed, "hidden codes", epoch, items[:, None], np.arange(codes[0].numel() + 1)[None])
+    return codes.masked_fill((draws[:, 1:] < draws[:, :1] * MOST_HIDDEN).view_as(codes), -1)
