@@ -120,6 +120,7 @@ class TestStack:
     @pytest.mark.parametrize(("more", "said"), [
         ({"nifti": False, "spacing": 2.0}, "--spacing: expected --nifti beside it"),
         ({"nifti": False, "coherence": "both"}, "--coherence: expected --nifti beside it"),
+        ({"condition": ("previous_mm=1",)}, "--condition: expected facts of an image, found previous_mm=1"),
         ({"reject": 4}, "--reject: expected none beside --nifti"),
         ({"inpaint": Path("codes.npz")}, "--inpaint: expected none beside --nifti")])
     def test_flags_that_do_not_go_together_are_refused(self, more, said):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vqvae2.common.errors import expect, flag
+from vqvae2.priors.settings import PREVIOUS_MM
 from vqvae2.settings.checks import SAID, SEED, Checked
 
 CODE_FILE = ".npz"
@@ -109,6 +110,9 @@ class SampleSettings(Checked):
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
+        told = [text for text in self.condition if text.startswith(f"{PREVIOUS_MM}=")]
+        expect(not told, "--condition", "facts of an image", " ".join(told), "Leave it out: --spacing says how far "
+               "away the previous slice lies.")
         for name, given in (("inpaint", self.inpaint is not None), ("reject", self.reject > 1)):
             expect(not given or not self.nifti, flag(name), "none beside --nifti, which samples new brains, each once",
                    f"{flag(name)} {getattr(self, name)}", "Leave one of the two out.")
