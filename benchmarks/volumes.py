@@ -1,18 +1,21 @@
 """How well the planes of drawn volumes fit each other, beside real volumes and beside planes drawn independently.
 
-    python benchmarks/volumes.py --slices slices-all --drawn shared:brains-shared told:brains-told --out volumes
+    python benchmarks/volumes.py --slices slices-all --out volumes --vqvae vqvae-64 --drawn noise:brains previous:others
     python benchmarks/volumes.py --slices slices-all --out volumes      # real volumes alone, and independent planes
 
-A way of drawing is NAME:FOLDER, a folder of NIfTI files that `vqvae2 sample --nifti` has written. Real volumes are put
-together from slices of all axial planes (extract_slices.py --planes axial --per-scan 400 --extent 0 1), at the planes
-of the drawn volumes: the nearest to each in mm from the middle of the brain. `real` are those of --real, and all others
-are compared with them; `other people` are those of --other, which say what real volumes reach. `independent` takes each
-plane from another of the other people at the same place: every plane is real, and none belongs to the next.
+A way of drawing is NAME:FOLDER, the --out of `sample.py --nifti`. Real volumes are put together from slices of all
+axial planes (extract_slices.py --planes axial --per-scan 400 --extent 0 1), at the planes of the drawn volumes: the
+nearest to each in mm from the middle of the brain. `real` are those of --real, and all others are compared with them:
+
+    other people       those of --other, who say what real volumes reach
+    reconstructions    the real volumes, slice by slice, of their codes (with --vqvae): what this decoder allows
+    independent        each plane from another of the other people: every plane is real, and none belongs to the next
 
 vqvae2/evaluation/consistency.py defines the figures. Written are volumes.md (a table), volumes.json (the same with
 intervals) and volumes.png (a brain of each in three planes).
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +32,19 @@ from common import processor
 
 from vqvae2.common import files, random_numbers
 from vqvae2.common.errors import expect, run_script
+from vqvae2.common.progress import Bar
 from vqvae2.common.statistics import as_text
 from vqvae2.evaluation import consistency, features
 from vqvae2.evaluation.text import markdown_table
 from vqvae2.images.dataset import ImageSet, load_images
 from vqvae2.images.settings import DataSettings
+from vqvae2.models import encoding
 from vqvae2.plots import pictures
+from vqvae2.sampling import sampler
 from vqvae2.settings import checks, parsing
 
-REAL, OTHER, INDEPENDENT = "real", "other people", "independent"
+REAL, OTHER, AGAIN, INDEPENDENT = "real", "other people", "reconstructions", "independent"
+BATCH = 32
 NEAR_MM = 0.01
 """Distances of planes and pixels may differ by so much: a header's numbers are rounded."""
 
@@ -49,13 +56,16 @@ class BenchmarkSettings:
     slices: Path
     """Folder of slices of all axial planes, with its manifest."""
     drawn: tuple[str, ...] = ()
-    """Ways of drawing, NAME:FOLDER each, with NIfTI files on one grid."""
+    """Ways of drawing, NAME:FOLDER each; all volumes lie on one grid."""
     real: Literal["train", "validate", "test"] = "test"
     """Split of the people whom all are compared with."""
-    other: Literal["train", "validate", "test"] = "validate"
-    """Split of the people who say what real volumes reach."""
+    other: Literal["train", "validate", "test"] = "train"
+    """Split of the people who say what real volumes reach. The features of the MMD² are whitened by their pictures, for
+    which ten people are few."""
     range_mm: tuple[float, float] = (-25.0, 36.0)
     """Range of planes where nothing is drawn, 1 mm apart."""
+    vqvae: str | None = None
+    """The VQ-VAE of the drawn volumes, a folder or a name, which reconstructs the real ones."""
     seed: int = 0
     """Seed of the independent planes and of the bootstrap."""
     out: Path
@@ -67,7 +77,7 @@ class BenchmarkSettings:
                       "Give another split.")
         names = [way.partition(":")[0] for way in self.drawn]
         for way, name in zip(self.drawn, names):
-            checks.expect(Path(way.partition(":")[2]).is_dir() and name not in ("", REAL, OTHER, INDEPENDENT)
+            checks.expect(Path(way.partition(":")[2]).is_dir() and name not in ("", REAL, OTHER, AGAIN, INDEPENDENT)
                           and names.count(name) == 1, f"--drawn {way}", "NAME:FOLDER, each name once", way,
                           "Give for example shared:volumes-shared.")
 
@@ -92,6 +102,12 @@ def main(arguments: list[str] | None = None) -> None:
                f"{grid[1]:g} mm", "Extract slices of that size.")
     real, other = (real_slabs(images.splits[split], planes) for split in (settings.real, settings.other))
     everything = {INDEPENDENT: independent(other, settings.seed), **sets}
+    if settings.vqvae:
+        model, split = sampler.load_models(settings.vqvae, None, None, torch.device("cpu"))[0].model, images.splits[
+            settings.real]
+        with Bar(total=len(split), desc="reconstructions", unit="image") as bar:
+            made = encoding.reconstruct(model, split, BATCH, bar.update)[1]
+        everything = {AGAIN: real_slabs(dataclasses.replace(split, pixels=made.numpy()), planes), **everything}
     plane_mm = float(np.diff(planes).mean())
     table = consistency.figures(everything, real, other, plane_mm, pixel_mm,
                                 features.load_extractor(None, torch.device("cpu")), settings.seed)
@@ -105,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     files.write_json(settings.out / "volumes.json", {
         "planes_mm": planes.tolist(), "pixel_mm": pixel_mm, "seed": settings.seed, "volumes": counts,
         "aim": consistency.AIM, "figures": table})
-    pictures.save_picture(three_planes({REAL: real, INDEPENDENT: everything[INDEPENDENT], **sets}, plane_mm, pixel_mm),
+    pictures.save_picture(three_planes({REAL: real, **everything}, plane_mm, pixel_mm),
                           settings.out / "volumes.png")
     print(f"{heading}\n\n{text}")
 
@@ -116,15 +132,16 @@ def read_volumes(folder: Path) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
 
     Raises: UserError if there is none, or they have different grids, or a grid is not one of equal axial planes.
     """
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
-    expect(bool(paths), f"--drawn {folder}", "NIfTI files", "none", "Give the folder of vqvae2 sample --nifti.")
+    paths = sorted(path for path in folder.rglob("*.nii*") if path.name.endswith((".nii", ".nii.gz")))
+    expect(bool(paths), f"--drawn {folder}", "NIfTI files", "none", "Give --out of sample.py --nifti.")
     slabs, grids = [], []
     for path in paths:
         volume = nibabel.as_closest_canonical(nibabel.load(path))
         voxels, affine = np.asarray(volume.dataobj, dtype=np.float32), volume.affine
         is_axial = np.allclose(affine[:3, :3], np.diag([affine[0, 0], affine[0, 0], affine[2, 2]]), atol=NEAR_MM)
         expect(is_axial and voxels.ndim == 3 and voxels.shape[2] > 1, str(path), "a 3-D volume of axial planes with "
-               "square pixels", f"shape {voxels.shape}, affine {affine.round(2).tolist()}", "Give what --nifti wrote.")
+               "square pixels", f"shape {voxels.shape}, affine {affine.round(2).tolist()}",
+               "Give --out of sample.py --nifti.")
         # [x, y, z] to [plane, row, column] as slices show them: anterior at the top, the subject's left at the right.
         slabs.append(voxels.transpose(2, 1, 0)[:, ::-1, ::-1].clip(0, 255).round().astype(np.uint8))
         grids.append((affine[2, 3] + affine[2, 2] * np.arange(voxels.shape[2]), float(affine[0, 0])))

@@ -68,26 +68,28 @@ class TestVolumes:
 
     def run(self, slices, out, *more):
         return subprocess.run([sys.executable, ROOT / "benchmarks" / "volumes.py", "--slices", slices, "--out", out,
-                               *more], capture_output=True, text=True, timeout=300)
+                               "--other", "validate", *more], capture_output=True, text=True, timeout=300)
 
-    def test_volumes_are_laid_upon_the_slices_and_compared_with_them(self, slabs, slices, tmp_path):
+    def test_volumes_are_laid_upon_the_slices_and_compared_with_them(self, slabs, slices, tiny_run, tmp_path):
         """The test people's own volumes have their figures, and a figure of 1; shuffled planes are far off."""
         own = self.volumes(tmp_path / "own", [slabs[0], slabs[1]])
         shuffled = self.volumes(tmp_path / "shuffled", [np.where(np.arange(8)[:, None, None] % 2, *pair)
                                                         for pair in ((slabs[0], slabs[3]), (slabs[2], slabs[1]))])
-        ended = self.run(slices, tmp_path / "out", "--drawn", f"own:{own}", f"shuffled:{shuffled}")
+        ended = self.run(slices, tmp_path / "out", "--vqvae", tiny_run.vqvae, "--drawn", f"own:{own}",
+                         f"shuffled:{shuffled}")
         assert ended.returncode == 0, ended.stderr
         found = json.loads((tmp_path / "out" / "volumes.json").read_text())
-        assert found["volumes"] == {"real": 2, "other people": 2, "independent": 2, "own": 2, "shuffled": 2}
+        assert found["volumes"] == {"real": 2, "other people": 2, "reconstructions": 2, "independent": 2, "own": 2,
+                                    "shuffled": 2}
         assert found["planes_mm"] == [self.MM * plane for plane in range(8)]
         for figure, row in found["figures"].items():
             if not figure.startswith("kernel"):
                 assert row["own"] == row["real"], figure
         assert found["figures"]["difference of planes 1 apart"]["shuffled"]["within_aim"] is False
-        table = (tmp_path / "out" / "volumes.md").read_text()
-        assert "| figure | real (2) | other people (2) | independent (2) | own (2) | shuffled (2) |" in table
+        assert ("| real (2) | other people (2) | reconstructions (2) | independent (2) | own (2) | shuffled (2) |" in
+                (tmp_path / "out" / "volumes.md").read_text())
         with Image.open(tmp_path / "out" / "volumes.png") as picture:
-            assert picture.height > 4 * 2 * self.SIDE  # four rows, at 1.5 mm a pixel
+            assert picture.height > 5 * 2 * self.SIDE  # five rows, at 1.5 mm a pixel
 
     @pytest.mark.parametrize(("changes", "expected"), [
         ({"pixel_mm": 2.0}, "expected pixels of 3 mm as --slices has them, found 2 mm. Extract slices of that size."),

@@ -7,7 +7,7 @@ Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.
 synthetic lesions, compared with an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 Whether samples hold what they are told, such as their position, and have as much of each tissue as real slices have:
-    python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out told --anatomy
+    python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report --anatomy
 
 The same command goes on after Ctrl-C, a signal or a kill with the sections (reconstruction, codes, priors, samples, …)
 that are not finished. --probe, --rates, --likelihood, --lesions and --anatomy may be added later. Other settings,
