@@ -59,8 +59,8 @@ class SampleSettings(Checked):
     """Facts of the images, as NAME=VALUE of columns in the priors' own --condition: age=70 sex=F. A range such as
     position_mm=-20..30 gives each image its own value. Columns that are not given are unknown."""
     guidance: tuple[float, ...] = (1.0,)
-    """Strength of --condition: 1 is as learned, 2 twice as strong (each code then takes twice the time). One value or
-    two."""
+    """Strength of --condition, and of the position of each slice with --nifti: 1 is as learned, 2 twice as strong (each
+    code then takes twice the time). One value or two."""
     inpaint: Annotated[Path | None, SAID] = None
     """Complete these images instead of making new ones: a folder of images, with --mask; or a code file (.npz, like
     codes/<split>.npz), whose codes marked -1 are sampled."""
@@ -106,7 +106,7 @@ class SampleSettings(Checked):
         super().__post_init__()
         if self.count is None:
             object.__setattr__(self, "count", 4 if self.nifti or self.inpaint is not None else 64)
-        expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
+        expect(bool(self.condition) or self.nifti or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
