@@ -200,8 +200,8 @@ def test_surprise_is_read_both_ways(chain):
 def test_each_score_sees_the_image_with_its_lesion_and_is_high_where_a_threshold_would_be(chain):
     found = lesions.score(*chain, chain[2], "dark", batch=4, seed=0)
     assert {name: len(forms) for name, forms in found.scores.items()} == {
-        "likelihood": 1, "intensity": 6, "reconstruction_error": 2, "atlas": 9, "restoration": 1,
-        "restoration_times_likelihood": 1}
+        "likelihood": 1, "intensity": 6, "reconstruction_error": 2, "atlas": 3, "atlas_signed": 6,
+        "restoration": 1, "restoration_times_likelihood": 1}
     assert all(maps.shape == found.masks.shape for forms in found.scores.values() for maps in forms.values())
     grey = found.images.pixels[:, 0] / 255
     np.testing.assert_allclose(found.scores["intensity"]["dark"], -grey, atol=1e-6)

@@ -72,3 +72,11 @@ class TestPredict:
         said, report, [row] = predicted(tiny_run.vqvae, tmp_path, 255 - picture_of(31, 0), capsys, "--size", "64")
         assert "unlike" not in said
         assert (report["unlikeness"], row["unlikeness"]) == (None, "")
+
+    def test_a_brain_on_its_side_is_warned_of_and_a_mirror_image_is_not(self, tiny_run, tmp_path, capsys):
+        """The made-up heads are higher than wide."""
+        for name, pixels, is_turned in (("side", picture_of(31, 0).T, True), ("mirror", picture_of(31, 0)[:, ::-1], False)):
+            (tmp_path / name).mkdir()
+            said, report, [row] = predicted(tiny_run.vqvae, tmp_path / name, pixels, capsys)
+            assert ("look turned or upside down" in said) == is_turned, name
+            assert (float(row["turned"]) > report["turned"]["limit"]) == is_turned

@@ -51,7 +51,7 @@ def test_a_score_that_is_the_mask_is_perfect_and_one_that_is_constant_finds_noth
 
 
 def test_a_lesion_is_detected_where_half_of_it_lies_above_the_threshold_of_5_percent():
-    """The threshold is at 0.8, which two of 40 healthy pixels reach: of lesion 0 two of four pixels, of 1 one of four."""
+    """The threshold is at 0.8, which two of 40 healthy pixels reach, two of four of lesion 0, one of lesion 1."""
     healthy = np.r_[0.8, 0.8, np.zeros(38)]
     lesion = np.array([0.9, 0.8, -0.1, -0.1, 0.9, -0.1, -0.1, -0.1])
     found = detection.figures(np.r_[healthy, lesion], np.r_[[-1] * 40, [0] * 4, [1] * 4], np.zeros(48, int))

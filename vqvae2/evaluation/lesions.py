@@ -21,8 +21,9 @@ contrast. Nothing is fitted to lesions. The image as it is before the lesion is 
   surprises it less: so the mirrored image is read as well and the mean of both taken. Light smoothing.
 - intensity: a threshold. How bright, how dark, or how far from the mean of the image's brain, smoothed or not.
 - reconstruction_error: |image - reconstruction|, smoothed or not.
-- atlas: (intensity - mean) / (spread + 0.05), mean and spread over the training images of the same place in the brain:
-  how bright, how dark, or how far from 0, not smoothed, or smoothed as the restoration or as the likelihood.
+- atlas: |intensity - mean| / (spread + 0.05), mean and spread over the training images of the same place in the brain,
+  not smoothed, or smoothed as the restoration or as the likelihood. atlas_signed: the same, how bright or how dark,
+  whichever is better, which is to know beforehand what kind of lesion there is.
 
 A baseline gets the best of its forms for each kind of lesion, chosen on the very lesions that it is judged on; the
 others have one form for all, chosen on the validate split of real slices. So the comparison is in the baselines'
@@ -65,7 +66,7 @@ SMOOTHING = restoration.LIKELIHOOD_SMOOTHING
 MOST_IMAGES = 300  # chosen evenly; the scores of more images would fill the memory
 PICTURED = 3
 SCORES = ("likelihood", "intensity", "reconstruction_error")
-FURTHER = ("atlas", "restoration", "restoration_times_likelihood")
+FURTHER = ("atlas", "atlas_signed", "restoration", "restoration_times_likelihood")
 # The only form of the likelihood and of restorations, and the plain one of the reconstruction error and the atlas.
 LIKELIHOOD, RESTORATION, ERROR = "bits_per_pixel_both_ways_smoothed", "weighted_difference_smoothed", "absolute"
 # The atlas of an image: training images of the same plane so near to its own, in mm, and at least so many of them; what
@@ -335,8 +336,9 @@ def scores_of(vqvae: TrainedVqvae, priors: Mapping[str, Prior], images: ImageSet
              "reconstruction_error": _smoothed_or_not({ERROR: error}, brain)}
     if len(train):
         away = distance_from_atlas(grey, images, train)
-        found["atlas"] = _smoothed_or_not({ERROR: abs(away), "bright": away, "dark": -away}, brain,
-                                          {"lightly_smoothed": restoration.SMOOTHING, "smoothed": SMOOTHING})
+        shares = {"lightly_smoothed": restoration.SMOOTHING, "smoothed": SMOOTHING}
+        found["atlas"] = _smoothed_or_not({ERROR: abs(away)}, brain, shares)
+        found["atlas_signed"] = _smoothed_or_not({"bright": away, "dark": -away}, brain, shares)
     return found | {"restoration": {RESTORATION: restored.maps},
                     "restoration_times_likelihood": {RESTORATION: restored.product}}
 

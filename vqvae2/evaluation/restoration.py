@@ -7,7 +7,7 @@ those of training could look like there [1, 2]. What differs from all completion
    bottom codes at a top code that is drawn, and next to them, are drawn too, for they add detail to another picture.
 2. Half of the completions keep the top codes: they have the anatomy of the image, and new detail. Where a lesion is
    small, these are the nearer ones. In the other half top codes are drawn too: only these move a ventricle back.
-3. map = mean over both halves of sum_d w_d |image - completion_d|, w = softmax(-NEARNESS distance_d), where the distance
+3. map = mean over both halves of sum_d w_d |image - completion_d|, w = softmax(-NEARNESS distance_d), where distance_d
    is the mean |difference| inside the brain ([1], equation 3): completions that are unlike the image elsewhere count
    less. Then a light smoothing inside the brain.
 

@@ -59,7 +59,8 @@ class EvaluateSettings(Checked):
     likelihood: bool = False
     """Write a map of the NLL of each image's codes, in the pixels of their cells: <out>/likelihood/*.npy and *.png."""
     lesions: bool = False
-    """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
+    """Put synthetic lesions into the images and judge how well restoration and the NLL of the codes find them, which
+    takes a quarter of an hour or more on a CPU."""
     seed: int = 0
     """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
     open: bool = False

@@ -8,8 +8,10 @@ picture of something else, a head whose skull was not removed. It needs no prior
 Measured with the weights of this project on slices of real people (12 of the test and 10 of the validate split) and on
 the same with the named change: docs/volumes.md.
 
-NOTE It does not see everything. A convolution finds the same edges in a brain that is turned or flipped, and only a
-prior knows where things belong (`restoration.typical_bits`). Blurred and dimmed images are served better than usual.
+A convolution finds the same edges in a brain that is turned or upside down. So orientation is looked at apart: an image
+that, turned, would correlate better with the mean of the training images (images/mean.py) looks TURNED.
+
+NOTE Neither sees everything: blurred and dimmed images are served better than usual.
 """
 
 from collections.abc import Iterable
@@ -21,6 +23,8 @@ from vqvae2.runs.log import LOG, read_log
 
 LIMIT = 3.0
 """Of 1,320 slices of unseen people the largest had 2.95."""
+TURNED = 0.015
+"""Correlation gained by turning above which an image looks turned; of the same slices the largest gain was 0.014."""
 
 
 def usual(vqvae: TrainedVqvae) -> dict[str, float]:
