@@ -6,8 +6,8 @@ Of one T1-weighted scan without skull, with a mask of its lesions on the same gr
     python benchmarks/lesions.py scan T1.nii.gz lesions.nii.gz --models vqvae-64 top-64 bottom-64 --data slices-64 \
         --picture lesions.png
 The slices are cut as the model's own were, and with --match the intensities of all its brain take the distribution of
-those of the training slices, in the same order; a pixel is of a lesion where more than half of it is. Lesions are pieces
-that hang together over planes. One brain proves nothing, and a baseline has the best of its forms.
+those of the training slices; a pixel is of a lesion where more than half of it is. Lesions are pieces that hang
+together over planes. One brain proves nothing, and a baseline has the best of its forms.
 """
 
 import argparse

@@ -75,7 +75,8 @@ class TestPredict:
 
     def test_a_brain_on_its_side_is_warned_of_and_a_mirror_image_is_not(self, tiny_run, tmp_path, capsys):
         """The made-up heads are higher than wide."""
-        for name, pixels, is_turned in (("side", picture_of(31, 0).T, True), ("mirror", picture_of(31, 0)[:, ::-1], False)):
+        head = picture_of(31, 0)
+        for name, pixels, is_turned in (("side", head.T, True), ("mirror", head[:, ::-1], False)):
             (tmp_path / name).mkdir()
             said, report, [row] = predicted(tiny_run.vqvae, tmp_path / name, pixels, capsys)
             assert ("look turned or upside down" in said) == is_turned, name
