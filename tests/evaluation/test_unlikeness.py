@@ -79,5 +79,5 @@ class TestPredict:
         for name, pixels, is_turned in (("side", head.T, True), ("mirror", head[:, ::-1], False)):
             (tmp_path / name).mkdir()
             said, report, [row] = predicted(tiny_run.vqvae, tmp_path / name, pixels, capsys)
-            assert ("look turned or upside down" in said) == is_turned, name
+            assert ("look turned by 90 degrees" in said) == is_turned, name
             assert (float(row["turned"]) > report["turned"]["limit"]) == is_turned

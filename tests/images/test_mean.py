@@ -25,9 +25,9 @@ def test_the_written_mean_is_that_of_all_images_in_16_by_16_areas(tmp_path):
 
 
 @pytest.mark.parametrize(("turn", "is_better"), [
-    (lambda image: image, False), (lambda image: image.flip(-1), False), (lambda image: image.flip(-2), True),
+    (lambda image: image, False), (lambda image: image.flip(-1), False),
     (lambda image: image.rot90(1, (-2, -1)), True), (lambda image: image.rot90(3, (-2, -1)), True)])
-def test_only_an_image_that_is_turned_would_fit_better_if_it_were_turned(turn, is_better):
+def test_only_an_image_on_its_side_would_fit_better_if_it_were_turned(turn, is_better):
     image = torch.from_numpy(head()).float()[None] / 255
     [gain] = mean.better_turned(turn(image), mean.coarse(image)[0]).tolist()
     assert (gain > 0.1) == is_better

@@ -649,8 +649,8 @@ def headline(report: dict) -> list[str]:
                      f"unlikeness up to {unlike['max']:.1f}, where {unlike['limit']:g} is the most that is usual (see "
                      f"{TABLE}). Is the contrast another, is the skull not removed, is it no brain?")
     if (turned := report.get("turned")) and turned["images_above"]:
-        lines.append(f"warning: {turned['images_above']} of {report['images']} image(s) look turned or upside down "
-                     f"beside those of training (see {TABLE}). Is the orientation another?")
+        lines.append(f"warning: {turned['images_above']} of {report['images']} image(s) look turned by 90 degrees "
+                     f"beside those of training (see {TABLE}). Is the orientation, or the plane, another?")
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")

@@ -110,7 +110,7 @@ class VqvaeTrainer(Trainer):
                 if name != "size"}
 
     def after_epoch(self) -> None:
-        """Write the mean of the training images, by which predict.py tells which way up images are."""
+        """Write the mean of the training images, by which predict.py tells whether images lie on their side."""
         distributed.on_rank_0(lambda: (self.folder / mean.NAME).exists() or mean.write(
             self.images.splits["train"], self.folder))
 
