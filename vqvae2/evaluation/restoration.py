@@ -11,7 +11,7 @@ those of training could look like there [1, 2]. What differs from all completion
    is the mean |difference| inside the brain ([1], equation 3): completions that are unlike the image elsewhere count
    less. Then a light smoothing inside the brain.
 
-Example: an image of 64 x 64 pixels has 64 top codes and 256 bottom codes, of which about 6 % and 42 % are drawn anew.
+Example: an image of 64 x 64 pixels has 64 top codes and 256 bottom codes, of which about 10 % and 42 % are unlikely.
 Every image is told what is known of it (its position), if the priors were trained to know.
 
 NOTE Departures from [1]: (2); the reading of both directions; and differences are from the image itself, not from its
