@@ -30,7 +30,7 @@ def test_what_is_published_has_the_weights_and_the_log_and_no_path(tiny_run, tmp
     tensors, _ = weights(tiny_run.vqvae)
     assert publish.publish(tiny_run.vqvae, tmp_path / "out") == checkpoints.weights_hash(tensors)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "log.csv",
-                                                                   "curves.png", "README.md"}
+                                                                   "curves.png", "mean.png", "README.md"}
     for text in (json.dumps(weights(tmp_path / "out")[1]), (tmp_path / "out" / "config.json").read_text(),
                  (tmp_path / "out" / "README.md").read_text()):
         assert not re.search(r"(?<![\w.])/\w+/", text), text[:300]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,23 @@ from conftest import picture_of
 from scipy.stats import mannwhitneyu
 
 from vqvae2.common import statistics
-from vqvae2.evaluation import lesions
+from vqvae2.evaluation import lesions, surprise
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.models import autoencoder
+from vqvae2.runs.weights import TrainedModel
 from vqvae2.sampling import sampler
 from vqvae2.training.settings import TrainVqvae
 
 CPU = torch.device("cpu")
+
+
+class PlacedFile(ImageFile):
+    """A picture whose name says where it is."""
+
+    @property
+    def facts(self):
+        return dict(zip(("plane", "position_mm"), self.name.split("_")))
 
 
 def head(subject=1, size=64):
@@ -149,7 +159,13 @@ def test_a_score_that_is_the_mask_finds_all_and_a_baseline_has_its_best_form():
     assert set(report) == {"bright", "dark", "all"}
     assert (report["bright"]["images"], report["all"]["images"], report["all"]["subjects"]) == (4, 8, 2)
     assert report["all"]["share"] == pytest.approx(masks.mean())
-    assert report["bright"]["likelihood"] == {"auroc": 1, "ci_low": 1, "ci_high": 1, "form": "map", "forms": {"map": 1}}
+    assert report["bright"]["likelihood"].items() >= {
+        "auroc": 1, "ci_low": 1, "ci_high": 1, "form": "map", "forms": {"map": 1}, "auprc": 1, "auprc_form": "map",
+        "auprc_ci_low": 1, "best_dice": 1, "dice_at_5_percent": 1, "detected": 1}.items()
+    assert [found["images"] for found in report["bright"]["by"]["size"].values()] == [2, 1, 1]
+    assert report["bright"]["by"]["contrast"]["low"]["likelihood"] == 1
+    assert [row[:2] for row in lesions.detection_table(report["bright"])] == [
+        ("likelihood", "1.000 (1.000 to 1.000)"), ("intensity", "1.000 (1.000 to 1.000)")]
     intensity = report["bright"]["intensity"]
     assert (intensity["form"], intensity["auroc"], intensity["forms"]) == ("bright", 1, {"dark": 0, "bright": 1})
 
@@ -157,7 +173,7 @@ def test_a_score_that_is_the_mask_finds_all_and_a_baseline_has_its_best_form():
 def test_smoothing_keeps_what_is_even_and_takes_nothing_from_outside_the_brain():
     _, brain = even_head()
     maps = np.where(brain, 3.0, 1000.0)[None]
-    found = lesions.smoothed(maps, brain[None])[0]
+    found = surprise.smoothed(maps, brain[None], lesions.SMOOTHING)[0]
     np.testing.assert_allclose(found[brain], 3.0, rtol=1e-5)
     assert (found[~brain] == 0).all()
 
@@ -168,22 +184,24 @@ def chain(tiny_run):
     vqvae, priors = sampler.load_models(str(tiny_run.vqvae), str(tiny_run.top), str(tiny_run.bottom), CPU)
     pixels = np.stack([picture_of(30 + number // 2, number % 2)[None] for number in range(6)])
     files = tuple(ImageFile(f"test/{number}.png", "test", f"s{number // 2}", "") for number in range(6))
-    return vqvae.model, priors, ImageSet(files, pixels)
+    return vqvae, priors, ImageSet(files, pixels)
 
 
 def test_surprise_is_read_both_ways(chain):
-    """The mirror image's map is the map's mirror image."""
-    model, priors, images = chain
+    """The mirror image's NLL is the NLL's mirror image."""
+    vqvae, priors, images = chain
     mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
-    found, other = (lesions.both_ways(model, priors, some, batch=4) for some in (images, mirrored))
-    assert found.shape == (6, 32, 32)
-    np.testing.assert_allclose(other, found[..., ::-1], rtol=1e-4, atol=1e-5)
+    found, other = (surprise.both_ways(vqvae.model, priors, some, batch=4) for some in (images, mirrored))
+    for level, shape in (("top", (6, 4, 4)), ("bottom", (6, 8, 8))):
+        assert found[level].shape == shape
+        np.testing.assert_allclose(other[level], found[level].flip(2), rtol=1e-4, atol=1e-4)
 
 
 def test_each_score_sees_the_image_with_its_lesion_and_is_high_where_a_threshold_would_be(chain):
-    found = lesions.score(*chain, "dark", batch=4, seed=0)
+    found = lesions.score(*chain, chain[2], "dark", batch=4, seed=0)
     assert {name: len(forms) for name, forms in found.scores.items()} == {
-        "likelihood": 1, "intensity": 6, "reconstruction_error": 2}
+        "likelihood": 1, "intensity": 6, "reconstruction_error": 2, "atlas": 3, "atlas_signed": 6,
+        "restoration": 1, "restoration_times_likelihood": 1}
     assert all(maps.shape == found.masks.shape for forms in found.scores.values() for maps in forms.values())
     grey = found.images.pixels[:, 0] / 255
     np.testing.assert_allclose(found.scores["intensity"]["dark"], -grey, atol=1e-6)
@@ -195,4 +213,17 @@ def test_images_without_a_ventricle_are_left_out_and_if_all_are_there_is_nothing
     settings = TrainVqvae(savename="one", epochs=1, batch=8, levels=1, channels=8, embedding_dim=8,
                              residual_channels=4, codebook_size=16)
     flat = ImageSet((ImageFile("a.png", "test", "a", ""),), np.full((1, 1, 32, 32), 200, np.uint8))
-    assert lesions.score(autoencoder.Vqvae(settings).eval(), {}, flat, "ventricle", batch=4, seed=0) is None
+    model = TrainedModel(autoencoder.Vqvae(settings).eval(), {}, "", Path())
+    assert lesions.score(model, {}, flat, flat, "ventricle", batch=4, seed=0) is None
+
+
+def test_the_atlas_is_mean_and_spread_of_training_images_of_the_same_plane_and_place():
+    """Twenty training images at 0 mm, of 0.2 and 0.4 by turns, and others at 50 mm or of another plane."""
+    def files(*places):
+        return tuple(PlacedFile(f"{plane}_{position}", "", "", "") for plane, position in places)
+
+    train = ImageSet(files(*[("axial", "0")] * 20, *[("axial", "50")] * 20, *[("coronal", "0")] * 20),
+                     np.repeat(np.array([51, 102] * 10 + [255] * 20 + [0] * 20, np.uint8), 4).reshape(60, 1, 2, 2))
+    image = ImageSet(files(("axial", "1.5")), np.full((1, 1, 2, 2), 128, np.uint8))
+    found = lesions.distance_from_atlas(np.full((1, 2, 2), 0.5, np.float32), image, train)
+    np.testing.assert_allclose(found, (0.5 - 0.3) / (0.1 + lesions.LEAST_SPREAD), rtol=1e-5)

@@ -227,6 +227,14 @@ class TestVerdict:
         assert (mark, "better than an intensity threshold does (AUROC per pixel 0.92 and 0.70)" in sentence) == (
             "good", True)
 
+    def test_restoration_is_compared_by_auprc_with_the_baselines_that_do_not_know_the_kind(self, figures):
+        figures["lesions"] = {"all": {"share": 0.02, **{name: {"auroc": 0.5, "auprc": value} for name, value in {
+            "likelihood": 0.1, "intensity": 0.03, "reconstruction_error": 0.14, "atlas": 0.21, "atlas_signed": 0.5,
+            "restoration": 0.3, "restoration_times_likelihood": 0.34}.items()}}}
+        assert said(figures, "Lesions")[1] == (
+            "good", "Restoration times likelihood finds them better than the best of the baselines, atlas (AUPRC 0.34 "
+                    "and 0.21; guessing has 0.02).")
+
     def test_warnings_come_first_those_of_the_report_and_those_of_few_people_and_samples(self, figures):
         figures |= {"warnings": ["LEAK (--allow-leak): 3 images"], "subjects": 4}
         figures["samples"]["count"] = 16

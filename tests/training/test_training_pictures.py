@@ -66,7 +66,7 @@ def test_each_epoch_has_its_pictures(run):
     names = {name for name in files_in(folder) if name.endswith((".png", ".gif"))}
     epochs = (1, 2, 3, 4)
     assert names == {
-        "losses.png", "reconstructions.gif", "reconstructions/0009.png",
+        "losses.png", "mean.png", "reconstructions.gif", "reconstructions/0009.png",
         *(f"reconstructions/{epoch:04d}.png" for epoch in epochs),
         *(f"code_histograms/{epoch:04d}.png" for epoch in epochs),
         *(f"code_images/{epoch:04d}_{level}.png" for epoch in epochs for level in ("top", "bottom"))}

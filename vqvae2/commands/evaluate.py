@@ -3,8 +3,9 @@
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report
 On the validation images, reconstructions only:
     python evaluate.py --vqvae brain-128 --split validate --out report-validate
-Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.png), and how well these maps find
-synthetic lesions, compared with an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
+Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.png), and how well these maps, and the
+difference from images whose unlikely codes were drawn anew, find synthetic lesions, compared with an intensity
+threshold, the reconstruction error and an atlas of the training images (lesions.png; AUPRC, Dice and AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
 Whether samples hold what they are told, such as their position, and have as much of each tissue as real slices have:
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report --anatomy
@@ -14,8 +15,8 @@ that are not finished. --probe, --rates, --likelihood, --lesions and --anatomy m
 models or data need another --out.
 
 vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals are over subjects.
-vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores,
-vqvae2/evaluation/anatomy.py what is read from samples.
+vqvae2/evaluation/surprise.py and restoration.py define the maps, lesions.py the lesions and their scores,
+vqvae2/metrics/detection.py the figures of what is found, and anatomy.py what is read from samples.
 """
 
 from pathlib import Path

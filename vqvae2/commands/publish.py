@@ -30,6 +30,7 @@ from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SPLITS
 from vqvae2.evaluation import leaks, text
 from vqvae2.evaluation.features import FeatureSettings
+from vqvae2.images import mean
 from vqvae2.plots import charts
 from vqvae2.runs import weights
 from vqvae2.runs.config import need
@@ -43,7 +44,7 @@ from vqvae2.training.settings import TrainDecoder, TrainPrior, TrainVqvae
 # deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
 EXACT = re.compile(r"quantizers\.|(mean|deviation)$")
 CARD = "README.md"
-OWN = (weights.CONFIG, LOG, "curves.png", CARD, "metrics.json")
+OWN = (weights.CONFIG, LOG, "curves.png", mean.NAME, CARD, "metrics.json")
 """Names of what is written, and of the metrics.json that is removed, since it may speak of other weights."""
 # Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
 KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
@@ -70,7 +71,7 @@ class PublishSettings:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run: a folder, or a name in results/*/."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder that receives model.safetensors, config.json, log.csv, curves.png and README.md."""
+    """Folder that receives model.safetensors, config.json, log.csv, curves.png, mean.png and README.md."""
     bf16: bool = False
     """Round the weights to 16 bits."""
 
@@ -116,6 +117,8 @@ def _publish(run: Path, out: Path, bf16: bool, claim: Claim) -> str:
     if rows:
         files.write_rows(out / LOG, rows)
         charts.curves(rows, out / "curves.png")
+    if (run / mean.NAME).is_file():
+        files.write_atomically(out / mean.NAME, (run / mean.NAME).read_bytes())
     files.write_atomically(out / CARD, card(out).encode(errors="backslashreplace"), keep=before)
     if before is not None:
         print(f"{out / CARD} was not as it had been published: what it said is kept as {before.name}")

@@ -1,4 +1,4 @@
-"""Images -> images with synthetic lesions -> how well the priors' surprise finds them, beside two plain baselines.
+"""Images -> images with synthetic lesions -> how well restoration and surprise find them, beside plain baselines.
 
 Three kinds: a `bright` and a `dark` blob, whose intensity gives them away, and a `ventricle` that is moved and widened
 by a smooth warp, which has no intensity that a healthy brain lacks: only its place is unusual. All are put inside the
@@ -10,23 +10,31 @@ could find. These are drawings, good for comparing scores; they say nothing abou
 
 One lesion of each kind is put into each image. The scores are judged pixel by pixel inside the brain by the area under
 the ROC curve (AUROC): the probability that a pixel of a lesion scores higher than one outside of it; 0.5 is guessing.
-Nothing is fitted to lesions. The image as it is before the lesion is shown to no score.
+AUROC flatters where lesions are small: what counts are the figures of metrics/detection.py beside it, of all lesions of
+a kind, and AUPRC of the smallest, middle and largest third of them, and of those with the least, middle and most
+contrast. Nothing is fitted to lesions. The image as it is before the lesion is shown to no score.
+
+- restoration: |image - completions|, what restoration.py makes of it.
+- restoration_times_likelihood: that, times the NLL, as `Restored.product`.
 
 - likelihood: NLL of the codes, in bits per pixel. A prior reads in one direction, and what is announced from the left
   surprises it less: so the mirrored image is read as well and the mean of both taken. Light smoothing.
 - intensity: a threshold. How bright, how dark, or how far from the mean of the image's brain, smoothed or not.
 - reconstruction_error: |image - reconstruction|, smoothed or not.
+- atlas: |intensity - mean| / (spread + 0.05), mean and spread over the training images of the same place in the brain,
+  not smoothed, or smoothed as the restoration or as the likelihood. atlas_signed: the same, how bright or how dark,
+  whichever is better, which is to know beforehand what kind of lesion there is.
 
 A baseline gets the best of its forms for each kind of lesion, chosen on the very lesions that it is judged on; the
-likelihood has one form for all, chosen on the validate split of real slices. So the comparison is in the baselines'
+others have one form for all, chosen on the validate split of real slices. So the comparison is in the baselines'
 favour. AUROC of all kinds together there (64², 10 subjects, 442 lesions): as it is 0.708; smoothed 0.742; smoothed and
 read both ways, which was taken, 0.770. Smoothed, less the NLL that the prior expects at each code 0.729; standardised
 by the mean and spread of training images at each place 0.712; the top level alone 0.690, the bottom alone 0.701.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +44,12 @@ from scipy import ndimage
 
 from vqvae2.common import random_numbers, statistics
 from vqvae2.common.progress import Bar
-from vqvae2.evaluation import surprise
+from vqvae2.evaluation import restoration, surprise
 from vqvae2.evaluation.judge import Evaluation, Judge
 from vqvae2.images.dataset import ImageSet, to_bytes
-from vqvae2.metrics import similarity
-from vqvae2.models import autoencoder, code_maps, encoding
+from vqvae2.metrics import detection, similarity
+from vqvae2.models import encoding
+from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.plots import pictures
 from vqvae2.priors.base import Prior
 
@@ -53,12 +62,17 @@ TISSUE = {"bright": (0.0, 0.7), "dark": (0.5, 1.0)}  # local mean intensities in
 # Least depth of a ventricle, as a share of the brain's largest depth; its least share of the brain's area; the longest
 # way from the brain's middle to its own, as a share of the root of the brain's area.
 DEEP, SMALLEST_VENTRICLE, MOST_OFF_CENTRE = 0.3, 0.008, 0.2
-SMOOTHING = 1 / 32  # standard deviation, as a share of the image's width: 7 mm at a field of view of 224 mm
+SMOOTHING = restoration.LIKELIHOOD_SMOOTHING
 MOST_IMAGES = 300  # chosen evenly; the scores of more images would fill the memory
 PICTURED = 3
 SCORES = ("likelihood", "intensity", "reconstruction_error")
-# The only form of the likelihood, and the plain one of the reconstruction error.
-LIKELIHOOD, ERROR = "bits_per_pixel_both_ways_smoothed", "absolute"
+FURTHER = ("atlas", "atlas_signed", "restoration", "restoration_times_likelihood")
+# The only form of the likelihood and of restorations, and the plain one of the reconstruction error and the atlas.
+LIKELIHOOD, RESTORATION, ERROR = "bits_per_pixel_both_ways_smoothed", "weighted_difference_smoothed", "absolute"
+# The atlas of an image: training images of the same plane so near to its own, in mm, and at least so many of them; what
+# is added to the spread, lest noise in the black background become large.
+NEAR_MM, FEWEST_NEAR, LEAST_SPREAD = 3.0, 20, 0.05
+THIRDS = {"size": ("small", "middle", "large"), "contrast": ("low", "middle", "high")}
 
 
 class Lesion(NamedTuple):
@@ -88,8 +102,8 @@ class ScoredImages(NamedTuple):
 
 
 class LesionsJudge(Judge):
-    """This judge computes how well the NLL of the codes finds synthetic lesions (AUROC), beside a threshold and the
-    reconstruction error."""
+    """This judge computes how well restoration and the NLL of the codes find synthetic lesions, beside a threshold, the
+    reconstruction error and an atlas."""
 
     name = "lesions"
     columns = ("lesions", "images", *(name.replace("_", " ") for name in SCORES))
@@ -98,23 +112,34 @@ class LesionsJudge(Judge):
         """Return the figures for each kind and all together, and write lesions.png; None without a lesion."""
         settings = evaluation.settings
         scored = {kind: found for kind in KINDS if (found := score(
-            evaluation.vqvae.model, evaluation.priors, evaluation.images, kind, settings.batch, settings.seed))}
+            evaluation.vqvae, evaluation.priors, evaluation.images, evaluation.data.splits["train"], kind,
+            settings.batch, settings.seed))}
         if not scored:
             return None
         pictures.save_picture(picture(scored, PICTURED), evaluation.out / "lesions.png")
         return {"seed": settings.seed, "score": LIKELIHOOD, **judge(scored, settings.seed)}
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
-        """Return a line for each kind of lesion."""
-        return [(f"lesions, {kind}", "AUROC by " + ", ".join(
-            f"{score} {value}" for score, value in zip(self.columns[2:], values)))
-            for kind, _, *values in self.table(figures, report)]
+        """Return two lines for each kind of lesion."""
+        aurocs = {kind: f"AUROC by {_listed(self.columns[2:], values)}"
+                  for kind, _, *values in self.table(figures, report)}
+        auprcs = {kind: f"AUPRC by {_listed(*zip(*((name.replace('_', ' '), value) for name, value, *_ in rows)))}"
+                  for kind in aurocs if (rows := detection_table(figures[kind]))}
+        return [(f"lesions, {kind}", said[kind]) for kind in aurocs for said in (aurocs, auprcs) if kind in said]
 
     def table(self, figures: dict, report: dict) -> list[tuple[str, ...]]:
         """Return a row for each kind of lesion."""
         return [(kind, str(figures[kind]["images"]),
                  *(statistics.with_interval(figures[kind][name], "auroc", 3) for name in SCORES))
                 for kind in (*KINDS, "all") if kind in figures]
+
+
+def detection_table(of_kind: Mapping) -> list[tuple[str, ...]]:
+    """Return for each score its name and, as text, the metrics of `detection.FIGURES` on one kind of lesion, AUPRC with
+    its interval; none for a report of an earlier version."""
+    return [(name, statistics.with_interval(found, "auprc", 3, of="auprc_"),
+             *(statistics.as_text(found[figure], 3) for figure in detection.FIGURES[1:]))
+            for name in (*SCORES, *FURTHER) if "auprc" in (found := of_kind.get(name) or {})]
 
 
 def add(kind: str, image: np.ndarray, brain: np.ndarray, seed: int, number: int) -> Lesion | None:
@@ -187,12 +212,13 @@ def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndar
                      columns - bump * (length * math.cos(turn) + widening * across)])
 
 
-def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet, kind: str, batch: int,
+def score(vqvae: TrainedVqvae, priors: Mapping[str, Prior], split: ImageSet, train: ImageSet, kind: str, batch: int,
           seed: int) -> ScoredImages | None:
     """Put a lesion of one kind into the images of a split and score them; None where no image has a place for a lesion.
 
     Args:
         priors: one for each level of the model.
+        train: the images of the atlas; without any there is no such score.
         batch: images at a time.
         seed: seed from which the lesions are drawn.
     """
@@ -206,102 +232,160 @@ def score(model: autoencoder.Vqvae, priors: Mapping[str, Prior], split: ImageSet
     chosen, brain = items[has_lesion], brains[has_lesion]
     pixels = np.stack([to_bytes(torch.from_numpy(lesion.image)).numpy() for lesion in found])
     images = ImageSet(tuple(split.files[item] for item in chosen), pixels)
-    with Bar(total=2 * (1 + len(priors)) * len(images), desc=f"{kind} lesions", unit="image") as bar:
-        scores = _scores(model, priors, images, brain, batch, bar)
+    scores = scores_of(vqvae, priors, images, train, brain, batch, seed, f"{kind} lesions")
     return ScoredImages(to_bytes(split.batch(chosen)), images, np.stack([lesion.mask for lesion in found]), brain,
                         scores)
 
 
 def judge(scored: Mapping[str, ScoredImages], seed: int) -> dict:
-    """Return for each kind, and for "all", {"images", "subjects", "share", and for each of SCORES its figures}.
+    """Return for each kind, and for "all", {"images", "subjects", "share", "by", and for each score its figures}.
 
     share: how much of the brain is lesion. Figures are {"auroc", "ci_low", "ci_high", "form", "forms"}: form is the
-    one that has this AUROC, the best of a baseline's, and forms has the AUROC of each.
+    one that has this AUROC, the best of a baseline's, and forms has the AUROC of each; and {"auprc_form",
+    "auprc_forms"} likewise, with the figures and intervals of `detection.with_intervals` of the form whose AUPRC is the
+    best. by: see `_by_thirds`.
     `all` takes the images of all kinds together, each kind as often as it has found a place.
     """
     report = {}
     for kind, sets in {**{kind: [found] for kind, found in scored.items()}, "all": list(scored.values())}.items():
         masks, brain = (np.concatenate([getattr(found, name) for found in sets]) for name in ("masks", "brain"))
         names, owners = np.unique([subject for found in sets for subject in found.images.subjects], return_inverse=True)
-        # The pixels of lesions and the others, and the subject of each of these pixels.
-        parts = [(part, np.broadcast_to(owners[:, None, None], part.shape)[part])
-                 for part in (brain & masks, brain & ~masks)]
+        numbers = np.arange(len(masks))[:, None, None]
+        # The lesion and the subject of each pixel of the brain; an image has one lesion, whose number is the image's.
+        lesions, whose = (np.broadcast_to(values, brain.shape)[brain] for values in (
+            np.where(masks, numbers, -1), owners[:, None, None]))
         report[kind] = {"images": len(masks), "subjects": len(names), "share": float(masks.sum() / brain.sum())}
+        best = {}
         for name in sets[0].scores:
-            of_forms = {}
-            for form in sets[0].scores[name]:
-                scores = np.concatenate([found.scores[name][form] for found in sets])
-                of_forms[form] = statistics.auroc(
-                    *(statistics.by_group(scores[part], whose, len(names)) for part, whose in parts), seed,
-                    same_subjects=True)
-            best = max(of_forms, key=lambda form: of_forms[form]["auroc"])
-            report[kind][name] = of_forms[best] | {
-                "form": best, "forms": {form: figures["auroc"] for form, figures in of_forms.items()}}
+            of_forms = {form: np.concatenate([found.scores[name][form] for found in sets])[brain]
+                        for form in sets[0].scores[name]}
+            aurocs = {form: statistics.auroc(
+                *(statistics.by_group(values[part], whose[part], len(names)) for part in (lesions >= 0, lesions < 0)),
+                seed, same_subjects=True) for form, values in of_forms.items()}
+            auprcs = {form: detection.figures(values, lesions, whose)["auprc"] for form, values in of_forms.items()}
+            first, second = max(aurocs, key=lambda form: aurocs[form]["auroc"]), max(auprcs, key=auprcs.__getitem__)
+            report[kind][name] = aurocs[first] | {
+                "form": first, "forms": {form: found["auroc"] for form, found in aurocs.items()},
+                "auprc_form": second, "auprc_forms": auprcs,
+                **detection.with_intervals(of_forms[second], lesions, whose, seed)}
+            best[name] = of_forms[second]
+        if kind != "all":
+            report[kind]["by"] = _by_thirds(sets[0], best, lesions, np.broadcast_to(numbers, brain.shape)[brain])
     return report
 
 
-def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
-             maps: code_maps.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None) -> np.ndarray:
-    """Return float32 `[n, height, width]`, the NLL in bits per pixel: mean of the image's and of its mirror image's.
+def _by_thirds(found: ScoredImages, scores: Mapping[str, np.ndarray], lesions: np.ndarray,
+               images: np.ndarray) -> dict[str, dict[str, dict]]:
+    """Return {"size", "contrast"} -> a third of the images -> {"images", "from", "to", and the AUPRC of each score}.
+
+    A lesion's size is its share of the brain's area, its contrast the mean |difference| from the healthy image, 0…1.
+    AUPRC is higher where more of the pixels are lesion: compare scores with each other, and not thirds.
 
     Args:
-        priors: one for each level of the model.
-        maps: codes of the images, if they are there already.
-        on_batch: told how many images have been encoded, or been read by a prior, since.
+        scores, lesions, images: of each pixel of the brain, as in `judge`; the number of its image.
     """
-    def one_way(maps: code_maps.CodeMaps) -> np.ndarray:
-        bits = surprise.code_bits(priors, maps.levels, images.facts, batch, on_batch)
-        return surprise.bits_per_pixel_maps(bits, tuple(images.pixels.shape[2:])).numpy()
-
-    mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
-    as_it_is = maps or encoding.extract(model, images, batch, on_batch)
-    return (one_way(as_it_is) + one_way(encoding.extract(model, mirrored, batch, on_batch))[..., ::-1]) / 2
+    change = (found.images.bytes().float() - found.healthy).abs().mean(1).numpy() / 255
+    area = found.masks.sum((1, 2))
+    values = {"size": area / found.brain.sum((1, 2)), "contrast": (change * found.masks).sum((1, 2)) / area}
+    report: dict[str, dict[str, dict]] = {}
+    for what, of_images in values.items():
+        report[what] = {}
+        for third, chosen in zip(THIRDS[what], np.array_split(np.argsort(of_images, kind="stable"), 3)):
+            if len(chosen):
+                part = np.isin(images, chosen)
+                report[what][third] = {
+                    "images": len(chosen), "from": float(of_images[chosen].min()), "to": float(of_images[chosen].max()),
+                    **{name: detection.figures(score[part], lesions[part], images[part])["auprc"]
+                       for name, score in scores.items()}}
+    return report
 
 
 def picture(scored: Mapping[str, ScoredImages], each: int) -> Image.Image:
     """Return labelled rows of `each` evenly chosen images of each kind, the kind under each.
 
-    The rows are the healthy image, the image with its lesion, where the lesion is, the NLL, the reconstruction error.
+    The rows are the healthy image, the image with its lesion, where the lesion is, the NLL, the restoration, the
+    reconstruction error.
     """
     parts = []
     for found in scored.values():
         count = min(each, len(found.masks))
         # Not the first and the last, which often are odd.
         chosen = ((np.arange(count) + 0.5) * len(found.masks) / count).astype(int)
-        maps = (found.masks, found.scores["likelihood"][LIKELIHOOD], found.scores["reconstruction_error"][ERROR])
+        maps = (found.masks, found.scores["likelihood"][LIKELIHOOD], found.scores["restoration"][RESTORATION],
+                found.scores["reconstruction_error"][ERROR])
         parts.append((found.healthy[chosen], found.images.bytes()[chosen],
                       *(torch.from_numpy(values[chosen]) for values in maps)))
-    healthy, images, masks, bits, error = map(torch.cat, zip(*parts))
+    healthy, images, masks, bits, restored, error = map(torch.cat, zip(*parts))
     return pictures.strip([("original", healthy), ("with lesion", images), ("lesion", masks[:, None].byte() * 255),
                            ("bits per pixel", pictures.ScaledMaps(bits, surprise.BITS_PER_PIXEL)),
+                           ("restoration", pictures.ScaledMaps(restored, pictures.DIFFERENCE_SCALE)),
                            ("|difference|", pictures.ScaledMaps(error, pictures.DIFFERENCE_SCALE))],
                           captions=[kind for kind, part in zip(scored, parts) for _ in part[0]],
-                          title="Synthetic lesions, and what two scores make of them")
+                          title="Synthetic lesions, and what three scores make of them")
 
 
-def smoothed(maps: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Return maps `[n, height, width]` after a Gaussian mean over the pixels of the brain alone (see SMOOTHING)."""
-    sigma = (0, SMOOTHING * maps.shape[2], SMOOTHING * maps.shape[2])  # images are not mixed
-    weight = ndimage.gaussian_filter(brain.astype(np.float32), sigma).clip(1e-6)
-    return np.where(brain, ndimage.gaussian_filter(maps * brain, sigma) / weight, 0).astype(np.float32)
+def scores_of(vqvae: TrainedVqvae, priors: Mapping[str, Prior], images: ImageSet, train: ImageSet, brain: np.ndarray,
+              batch: int, seed: int, what: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return every score in all its forms, float32 `[n, height, width]`, high where a lesion is thought to be.
 
-
-def _scores(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, brain: np.ndarray, batch: int,
-            bar: Bar) -> dict[str, dict[str, np.ndarray]]:
-    """Return every score in all its forms, float32 `[n, height, width]`."""
-    maps, made = encoding.reconstruct(model, images, batch, bar.update)
-    likelihood = smoothed(both_ways(model, priors, images, batch, maps, bar.update), brain)
+    Args:
+        brain: bool `[n, height, width]`. what: what the images are, for the bars. Others as for `score`.
+    """
+    model = vqvae.model
+    with Bar(total=2 * (1 + len(priors)) * len(images), desc=what, unit="image") as bar:
+        maps, made = encoding.reconstruct(model, images, batch, bar.update)
+        bits = surprise.both_ways(model, priors, images, batch, maps, bar.update)
+    with Bar(total=restoration.codes_to_settle(vqvae, images), desc=f"{what}, restored", unit="code") as bar:
+        restored = restoration.restore(vqvae, priors, images, seed=seed, codes=maps, bits=bits, on_codes=bar.update)
     pixels = images.batch(np.arange(len(images)))
     grey = pixels.mean(1).numpy()
     error = (pixels - made.float() / 255).abs().mean(1).numpy()
     mean = np.array([image[inside].mean() for image, inside in zip(grey, brain)])[:, None, None]
     intensity = {"bright": grey, "dark": -grey, "far_from_mean": abs(grey - mean)}
-    return {"likelihood": {LIKELIHOOD: likelihood}, "intensity": _smoothed_or_not(intensity, brain),
-            "reconstruction_error": _smoothed_or_not({ERROR: error}, brain)}
+    found = {"likelihood": {LIKELIHOOD: restored.bits}, "intensity": _smoothed_or_not(intensity, brain),
+             "reconstruction_error": _smoothed_or_not({ERROR: error}, brain)}
+    if len(train):
+        away = distance_from_atlas(grey, images, train)
+        shares = {"lightly_smoothed": restoration.SMOOTHING, "smoothed": SMOOTHING}
+        found["atlas"] = _smoothed_or_not({ERROR: abs(away)}, brain, shares)
+        found["atlas_signed"] = _smoothed_or_not({"bright": away, "dark": -away}, brain, shares)
+    return found | {"restoration": {RESTORATION: restored.maps},
+                    "restoration_times_likelihood": {RESTORATION: restored.product}}
 
 
-def _smoothed_or_not(forms: dict[str, np.ndarray], brain: np.ndarray) -> dict[str, np.ndarray]:
-    return forms | {f"{name}_smoothed": smoothed(values, brain) for name, values in forms.items()}
+def distance_from_atlas(grey: np.ndarray, images: ImageSet, train: ImageSet) -> np.ndarray:
+    """Return (intensity - mean) / (spread + LEAST_SPREAD) of each pixel, float32 `[n, height, width]`: mean and spread
+    are those of the training images of the image's plane within NEAR_MM, or the FEWEST_NEAR nearest.
+
+    Args:
+        grey: float32 `[n, height, width]` in 0…1, of `images`, whose manifest rows say where they are; where these do
+            not, all training images count.
+    """
+    def places(files: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+        return (np.array([facts.get("plane", "") for facts in files.facts]),
+                np.array([float(facts.get("position_mm") or 0) for facts in files.facts]))
+
+    (planes, positions), found = places(train), {}
+    result = np.empty_like(grey)
+    for item, (plane, position) in enumerate(zip(*places(images))):
+        if (plane, position) not in found:
+            away = np.where(planes == plane, abs(positions - position), np.inf)
+            near = np.argsort(away, kind="stable")[:max(FEWEST_NEAR, int((away <= NEAR_MM).sum()))]
+            values = train.batch(near).mean(1).numpy()
+            found[plane, position] = values.mean(0), values.std(0) + LEAST_SPREAD
+        mean, spread = found[plane, position]
+        result[item] = (grey[item] - mean) / spread
+    return result
+
+
+def _listed(names: Sequence[str], values: Sequence[str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in zip(names, values))
+
+
+def _smoothed_or_not(forms: dict[str, np.ndarray], brain: np.ndarray,
+                     shares: Mapping[str, float] = MappingProxyType({"smoothed": SMOOTHING})) -> dict[str, np.ndarray]:
+    return forms | {f"{name}_{how}": surprise.smoothed(values, brain, share)
+                    for how, share in shares.items() for name, values in forms.items()}
 
 
 def _blob(kind: str, image: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -21,7 +21,7 @@ from vqvae2.common.statistics import as_text
 from vqvae2.evaluation import reasons
 from vqvae2.evaluation.anatomy import SETS
 from vqvae2.evaluation.figures import COUNTING, PAIRS
-from vqvae2.evaluation.lesions import KINDS, SCORES
+from vqvae2.evaluation.lesions import FURTHER, KINDS, SCORES
 from vqvae2.evaluation.rates import CODECS, POINTS
 from vqvae2.evaluation.reading import READINGS
 from vqvae2.evaluation.verdict import MARKS, THRESHOLDS, Sentence, verdict
@@ -65,7 +65,7 @@ CAPTIONS = {
     "likelihood": "What the priors find unusual: bright where a code was improbable. Such a map is no diagnosis",
     "closest": "The samples nearest to a training slice: are they the same brain, or merely as soft?",
     "rates": "Quality over the bits that it costs, beside JPEG, WebP and JPEG 2000",
-    "lesions": "Synthetic lesions, and what two scores make of them",
+    "lesions": "Synthetic lesions, and what three scores make of them",
     "anatomy": "What samples were told and what is read from them, and shares of tissue in each slice",
     "curves": "Training of the VQ-VAE",
     "curves_top": "Training of the top prior",
@@ -441,6 +441,13 @@ def _lesions(report: dict) -> Iterator[Row]:
         for place, name in enumerate(SCORES):
             yield Row(f"{kind} lesions: {name.replace('_', ' ')}", _cell(found[kind][name], "auroc", 3, of=""),
                       "lesions" * (number == place == 0))
+    for reading in ("auprc", "best_dice", "dice_at_5_percent", "detected"):
+        kinds = [kind for kind in ("all", *KINDS) if kind in found and (reading == "auprc" or kind == "all")]
+        rows = [(kind, name) for kind in kinds for name in (*SCORES, *FURTHER)
+                if reading in (found[kind].get(name) or {})]  # reports of earlier versions have AUROC alone
+        for number, (kind, name) in enumerate(rows):
+            yield Row(f"{READINGS[reading].title}, {kind} lesions: {name.replace('_', ' ')}",
+                      _cell(found[kind][name], reading, 3, of=f"{reading}_"), reading * (number == 0))
 
 
 def _anatomy(report: dict) -> Iterator[Row]:

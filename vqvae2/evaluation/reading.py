@@ -202,6 +202,32 @@ READINGS = {
         "at most that of two halves of the real people, which stands beside it with the range of 95 % of the halves",
         "beyond that range, and beyond that of reconstructions",
         "as for the share; equal means at a large distance are too little or too much variety"),
+    "auprc": Reading(
+        "AUPRC",
+        "Of the pixels of the brain that a score puts first, how many are lesion, on average over all shares of the "
+        "lesions found (average precision). Guessing has the share of the brain that is lesion, about 0.015",
+        "restoration above every baseline, atlas included; AUROC flatters where lesions are small, this does not",
+        "near that share, or below intensity or atlas: a plain score does as well",
+        "compare scores on the same lesions alone: where lesions are larger, it is higher for every score"),
+    "best_dice": Reading(
+        "best Dice",
+        "The overlap with the lesions, 2 |both| / (|found| + |lesion|), at the best threshold of all",
+        "near 1; no score of the models here reaches 0.6",
+        "near 0",
+        "expect less in use, since this threshold was chosen on the lesions that it is judged on"),
+    "dice_at_5_percent": Reading(
+        "Dice at 5 % false alarms",
+        "The same at the threshold that leaves 5 % of the healthy pixels of the brain above it, which needs no lesions "
+        "to be chosen",
+        "near the best Dice; where lesions are 1.5 % of the brain it cannot be above 0.46",
+        "far below the best Dice: the threshold lies too low",
+        "choose a higher threshold on healthy people"),
+    "detected": Reading(
+        "lesions detected",
+        "The share of lesions of which at least half of the pixels lie above that threshold",
+        "near 1",
+        "near 0.05, which is the chance of a pixel",
+        "look at lesions.png for what was missed"),
 }
 
 

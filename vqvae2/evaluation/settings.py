@@ -59,7 +59,8 @@ class EvaluateSettings(Checked):
     likelihood: bool = False
     """Write a map of the NLL of each image's codes, in the pixels of their cells: <out>/likelihood/*.npy and *.png."""
     lesions: bool = False
-    """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
+    """Put synthetic lesions into the images and judge how well restoration and the NLL of the codes find them, which
+    takes a quarter of an hour or more on a CPU."""
     anatomy: bool = False
     """Draw samples that are told what real slices have, such as their positions: is it read back from them, and have
     they as much fluid, grey and white matter?"""

@@ -18,17 +18,20 @@ autoencoders.
 <out>/likelihood.png              the same of evenly chosen images
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional
 
 from vqvae2.common import files
 from vqvae2.common.progress import Bar
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
+from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
@@ -64,6 +67,31 @@ def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], f
             on_batch(len(items))
         found[level] = torch.cat(parts)
     return found
+
+
+def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,
+              maps: code_maps.CodeMaps | None = None, on_batch: Callable[[int], object] = lambda _: None,
+              ) -> dict[str, torch.Tensor]:
+    """Return for each level float32 `[n, height, width]`, the NLL in bits at each place: the mean of the image's code
+    there and of its mirror image's.
+
+    Args:
+        priors: one for each level of the model.
+        maps: codes of the images, if they are there already.
+        on_batch: told how many images have been encoded, or been read by a prior, since.
+    """
+    mirrored = dataclasses.replace(images, pixels=np.ascontiguousarray(images.pixels[..., ::-1]))
+    own, other = (code_bits(priors, codes.levels, images.facts, batch, on_batch) for codes in (
+        maps or encoding.extract(model, images, batch, on_batch), encoding.extract(model, mirrored, batch, on_batch)))
+    return {level: (bits + other[level].flip(2)) / 2 for level, bits in own.items()}
+
+
+def smoothed(maps: np.ndarray, brain: np.ndarray, share: float) -> np.ndarray:
+    """Return maps `[n, height, width]` after a Gaussian mean over the pixels of the brain alone, 0 outside of it; the
+    standard deviation is a share of the maps' width."""
+    sigma = (0, share * maps.shape[2], share * maps.shape[2])  # images are not mixed
+    weight = ndimage.gaussian_filter(brain.astype(np.float32), sigma).clip(1e-6)
+    return np.where(brain, ndimage.gaussian_filter(maps * brain, sigma) / weight, 0).astype(np.float32)
 
 
 def pixel_maps(by_level: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:

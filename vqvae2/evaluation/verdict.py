@@ -280,6 +280,17 @@ def _lesions(report: dict) -> Iterator[Sentence]:
                        f"{'an intensity threshold' if best == 'intensity' else 'the reconstruction error'} does "
                        f"(AUROC per pixel {as_text(ours, 2)} and {as_text(found[best]['auroc'], 2)}). These lesions "
                        "are drawn.")
+        if "restoration" in found:  # a report of an earlier version has none
+            reached = {name: figures["auprc"] for name, figures in found.items()
+                       if isinstance(figures, dict) and "auprc" in figures}
+            name = max(("restoration", "restoration_times_likelihood"), key=reached.__getitem__)
+            best = max(("intensity", "reconstruction_error", "atlas"), key=lambda name: reached.get(name, 0))
+            is_best = reached[name] > reached[best]
+            yield Sentence("good" if is_best else "fair", "Lesions",
+                           f"{name.replace('_', ' ').capitalize()} finds them "
+                           f"{'better' if is_best else 'less well'} than the best of the baselines, "
+                           f"{best.replace('_', ' ')} (AUPRC {as_text(reached[name], 2)} and "
+                           f"{as_text(reached[best], 2)}; guessing has {as_text(found['share'], 2)}).")
 
 
 def _anatomy(report: dict) -> Iterator[Sentence]:

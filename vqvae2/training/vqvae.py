@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from vqvae2.common import distributed
 from vqvae2.common.errors import expect
-from vqvae2.images import dataset
+from vqvae2.images import dataset, mean
 from vqvae2.images.augmentation import Augmentation
 from vqvae2.metrics import coding, similarity
 from vqvae2.models import encoding, losses
@@ -107,6 +108,11 @@ class VqvaeTrainer(Trainer):
         figures = encoding.code_figures(self.model, split, maps, self.settings.batch)
         return {f"{level}_{name}": value for level, found in figures.items() for name, value in found.items()
                 if name != "size"}
+
+    def after_epoch(self) -> None:
+        """Write the mean of the training images, by which predict.py tells whether images lie on their side."""
+        distributed.on_rank_0(lambda: (self.folder / mean.NAME).exists() or mean.write(
+            self.images.splits["train"], self.folder))
 
     @torch.no_grad()
     def pictures(self, epoch: int) -> None:
