@@ -38,7 +38,7 @@ training subject, and counts both.
 
 from vqvae2.commands import endings
 from vqvae2.common import machine
-from vqvae2.evaluation import prediction
+from vqvae2.evaluation import prediction, whole_scans
 from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.widgets import INDEX
 from vqvae2.settings.parsing import parse
@@ -47,8 +47,10 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Predict as the command line says."""
     settings = parse(PredictSettings, __doc__, arguments)
-    with machine.going_on_later("images", settings.out):
-        report = prediction.predict(settings)
-    print("\n".join(prediction.headline(report)))
-    print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)
+    judge = whole_scans if settings.nifti else prediction
+    with machine.going_on_later("scans" if settings.nifti else "images", settings.out):
+        report = judge.predict(settings)
+    print("\n".join(judge.headline(report)))
+    first = whole_scans.derivatives.DESCRIPTION if settings.nifti else prediction.GRID
+    print(f"written: {settings.out / first}, {settings.out / prediction.TABLE} and all else", flush=True)
     endings.say(settings.out / INDEX)

@@ -59,8 +59,13 @@ def draw_plane(volume: Volume, brain: Brain, axis: int, index: int, size: int, f
         size: height and width in pixels.
         field_of_view: height and width in mm; what lies beyond it is cut off.
     """
-    across, up = _weights(volume, brain, axis, size, field_of_view)
-    return _displayed(across, up, plane_of(volume, brain, axis, index).brightness)
+    return picture_of(plane_of(volume, brain, axis, index), volume, brain, axis, size, field_of_view)
+
+
+def picture_of(plane: "BrainPlane", volume: Volume, brain: Brain, axis: int, size: int,
+               field_of_view: float) -> np.ndarray:
+    """Return what `draw_plane` draws of a plane that was read already. Arguments as there."""
+    return _displayed(*_weights(volume, brain, axis, size, field_of_view), plane.brightness)
 
 
 @dataclass(frozen=True)
