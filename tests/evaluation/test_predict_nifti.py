@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import re
+import shutil
+import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +23,7 @@ from vqvae2.scans.brain import find_brain
 from vqvae2.scans.volumes import read_volume
 from vqvae2.slices import planes
 
+VALIDATOR = shutil.which("bids-validator-deno")
 SUB1 = "sub-01/anat/sub-01_desc-{}"
 
 
@@ -66,6 +69,14 @@ class TestWhatIsMade:
         assert description["DatasetType"] == "derivative"
         assert description["SourceDatasets"] == [{"Name": "Study"}]
         assert "metrics.csv" in (out / ".bidsignore").read_text().split()
+
+    @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+    def test_the_validator_of_bids_finds_no_error(self, run, study, tiny_run):
+        out, _, _ = run(study, "--top", tiny_run.top, "--bottom", tiny_run.bottom)
+        said = subprocess.run([VALIDATOR, "--json", out], capture_output=True, check=False, text=True).stdout
+        issues = json.loads(said)["issues"]["issues"]
+        assert issues  # such as the units, which these scans' own headers do not say
+        assert not [issue for issue in issues if issue["severity"] == "error"]
 
     def test_the_voxels_are_those_of_the_decoded_codes_put_back(self, run, study, tiny_run):
         out, _, _ = run(study / "sub-01" / "anat" / "sub-01_T1w.nii.gz", "--extent", "0.2", "0.9", "--batch", "3")

@@ -60,6 +60,11 @@ def made_of(path, *models, batch=3, storage=None, cutting=None):
     return opened, scan_maps.reconstruct(opened, models, batch)
 
 
+def maps_of(opened, made):
+    """What is written beside the reconstruction: (numbers, the number elsewhere) by the names of the files."""
+    return {label: more for label, *more in other_maps(opened, made.encoded, made.mean > 0)}
+
+
 def bytes_of(path):
     content = path.read_bytes()
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
@@ -203,7 +208,7 @@ class TestCodesAndMaps:
     def test_codes_lie_where_their_cells_lie_and_minus_one_elsewhere(self, tmp_path, storage):
         ras = brain()
         opened, made = made_of(save_turned(tmp_path / "a.nii", ras, storage), model("sagittal", "axial"))
-        found = {label: (numbers, elsewhere) for label, numbers, elsewhere in other_maps(opened, made)}
+        found = maps_of(opened, made)
         assert list(found) == ["sagittaltopcodes", "axialtopcodes"] == scan_maps.labels_of([model("sagittal", "axial")])
         placed, elsewhere = found["axialtopcodes"]
         opened.grid.write(tmp_path / "b.nii.gz", opened.box, placed, elsewhere)
@@ -222,7 +227,8 @@ class TestCodesAndMaps:
             "bitsperpixel": torch.full((len(split), 28, 28), values[split.facts[0]["plane"]])})
         ras = brain()
         opened, made = made_of(save_turned(tmp_path / "a.nii", ras), model("axial"), model("coronal"))
-        numbers = {label: numbers for label, numbers, _ in other_maps(opened, made)}["bitsperpixel"]
+        numbers, elsewhere = maps_of(opened, made)["bitsperpixel"]
+        assert elsewhere == 0
         assert np.array_equal(numbers > 0, ras[opened.box] > 0)
         assert np.allclose(numbers[numbers > 0], 0.5)
 

@@ -281,7 +281,7 @@ def _maps(model: Model, split: dataset.ImageSet, levels: Mapping[str, torch.Tens
     """Return what else is written of each pixel, float32 `[n, height, width]`, by what its file is called."""
     if not model.priors:
         return {}
-    bits = surprise.code_bits(model.priors, levels, split.facts, batch)
+    bits = surprise.code_bits(model.priors, levels, split.facts, max(1, batch // 4))  # attention takes much memory
     return {BITS: surprise.bits_per_pixel_maps(bits, model.shape[1:])}
 
 
@@ -292,11 +292,14 @@ def labels_of(models: Sequence[Model]) -> list[str]:
     return codes + [BITS] * any(model.priors for model in models)
 
 
-def other_maps(opened: OpenScan, made: Reconstructed) -> Iterator[tuple[str, np.ndarray, int]]:
+def other_maps(opened: OpenScan, encoded: Sequence[EncodedPlanes],
+               known: np.ndarray) -> Iterator[tuple[str, np.ndarray, int]]:
     """Yield what is written beside the reconstruction: what its file is called, the numbers in the brain's box in RAS
-    order, and the number everywhere else. One at a time, for the memory."""
-    known = made.mean > 0
-    for each in made.encoded:
+    order, and the number everywhere else. One at a time, for the memory.
+
+    known: where the reconstruction has a voxel, bool, in the brain's box.
+    """
+    for each in encoded:
         for level, codes in each.levels.items():
             placed = np.full(known.shape, -1, np.int16)
             for index, values, within in _put_back(opened, each, codes):
@@ -304,12 +307,12 @@ def other_maps(opened: OpenScan, made: Reconstructed) -> Iterator[tuple[str, np.
                 at[within] = values[within]
             placed[~known] = -1
             yield f"{each.plane}{level}codes", placed, -1
-    for label in dict.fromkeys(label for each in made.encoded for label in each.maps):
+    for label in dict.fromkeys(label for each in encoded for label in each.maps):
         mean = MeanOfPlanes(tuple(slice(0, length) for length in known.shape))
-        for each in made.encoded:
+        for each in encoded:
             for index, values, within in _put_back(opened, each, each.maps[label]):
                 mean.add(planes.NORMAL[each.plane], index, values, within)
-        yield label, mean.mean() * known, 0
+        yield label, np.multiply(mean.mean(), known, out=mean.total), 0
 
 
 def _put_back(opened: OpenScan, encoded: EncodedPlanes,

@@ -53,6 +53,16 @@ PICTURES, RECONSTRUCTION, NIFTI, SIDECAR = "pictures", "reconstruction", ".nii.g
 WHAT = "Every plane of a scan as its codes in a VQ-VAE-2 alone give it back, on the scan's own grid"
 CODES = "Codes of a VQ-VAE-2, each in the voxels whose middle lies in its cell; -1 where there is no brain"
 LIKELIHOOD = "What priors find unlikely: the code length of each voxel's place in bits per pixel of the model"
+README = "README.md"
+ABOUT = f"""{WHAT}.
+
+- `*_desc-{RECONSTRUCTION}_*{NIFTI}`: in the scan's own type and units; the scan's background stands around the brain.
+- `*_desc-*codes_dseg{NIFTI}`: the codes of each level in each plane, {CODES[0].lower()}{CODES[1:]}.
+- `*_desc-{BITS}_*{NIFTI}`: {LIKELIHOOD[0].lower()}{LIKELIHOOD[1:]}.
+
+Each has a `.json` that says by which models and settings. `{TABLE}`, `{SUMMARY}` and `{INDEX}` say how near the
+reconstructions come. They are no images of a scanner: do not measure anything in them without that error in mind.
+"""
 COMPARED = ("Slices: each plane as a model was given it, on 8 bit, with what its codes alone give back. Volume: the "
             "voxels of the brain with those that are written, on a range from 0 (the 0.5th percentile of the brain) to "
             "1 (the 99.5th). Means are over all scans that were given, whoever they are of: no benchmark.")
@@ -62,7 +72,7 @@ class ScansFolder(PredictFolder):
     """The folder of predict.py --nifti."""
 
     made = "its scans were reconstructed with"
-    own = (derivatives.DESCRIPTION, derivatives.IGNORED, PICTURES, TABLE, SUMMARY, REJECTED, INDEX)
+    own = (derivatives.DESCRIPTION, derivatives.IGNORED, README, PICTURES, TABLE, SUMMARY, REJECTED, INDEX)
     hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "decoder", "top", "bottom")})
     lacking = MappingProxyType({**PredictFolder.lacking, "top_hash": None, "bottom_hash": None})
 
@@ -83,7 +93,8 @@ class ScansFolder(PredictFolder):
             (self.out / name).unlink(missing_ok=True)
         self.write_record({name: self.settings[name] for name in self.hashes.values()})
         files.write_json(self.out / derivatives.DESCRIPTION, derivatives.description_of(inputs, __version__, WHAT))
-        ignored = (PICTURES + "/", TABLE, SUMMARY, REJECTED, INDEX, RECORD)
+        files.write_text(self.out / README, ABOUT)
+        ignored = (PICTURES, TABLE, SUMMARY, REJECTED, INDEX, RECORD)
         files.write_text(self.out / derivatives.IGNORED, "".join(f"{name}\n" for name in ignored))
 
 
@@ -228,7 +239,9 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
         shown = scan_maps.middle_planes(opened, made, size, models[0].cutting.field_of_view)
     about = sidecar(opened, models, settings)
     scan_maps.write_reconstruction(out / name.path(RECONSTRUCTION, NIFTI), opened, made)
-    for label, numbers, elsewhere in scan_maps.other_maps(opened, made):
+    figures, encoded, known = made.row(), made.encoded, made.mean > 0
+    del made  # for the memory
+    for label, numbers, elsewhere in scan_maps.other_maps(opened, encoded, known):
         path = name.path(label, NIFTI, suffix_of(label))
         opened.grid.write(out / path, opened.box, numbers, elsewhere)
         files.write_json(out / str(path).replace(NIFTI, SIDECAR),
@@ -236,7 +249,7 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
     plots.save_picture(plots.strip(plots.compared(*shown), captions=scan_maps.SHOWN), out / picture_of(name))
     seen = {subject for model in models for loaded in (model.vqvae, model.decoder) if loaded
             for subject in loaded.config["training_subjects"]}
-    row = {key: None if math.isnan(value) else value for key, value in made.row().items()} | {
+    row = {key: None if math.isnan(value) else value for key, value in figures.items()} | {
         "subject_seen_in_training": int(dataset.subject_hash(opened.scan.subject) in seen)}
     files.write_json(out / name.path(RECONSTRUCTION, SIDECAR), {"Description": WHAT, **about, "Figures": row})
     return row
@@ -252,8 +265,8 @@ def sidecar(opened: OpenScan, models: Sequence[Model], settings: PredictSettings
              **{f"{level.title()}PriorHash": weights.weights_hash(prior.state_dict())
                 for level, prior in model.priors.items()}} for name, model in zip(settings.vqvae, models)]
     return {"Sources": [derivatives.place_of(opened.scan.path)], "InputSHA256": volume.sha256,
-            "MaskSHA256": opened.mask_sha256, "SkullStripped": brain.head is None, "Orientation": volume.orientation,
-            "OrientationFrom": volume.orientation_from, "Volume": volume.number,
+            "MaskSHA256": opened.mask_sha256, "SpatialReference": "orig", "SkullStripped": brain.head is None,
+            "Orientation": volume.orientation, "OrientationFrom": volume.orientation_from, "Volume": volume.number,
             "Black": brain.low, "White": brain.high, "VQVAE": used, "Version": __version__}
 
 

@@ -6,6 +6,9 @@ subject, session and run, without the characters that BIDS does not allow:
     sub-01_ses-2_acq-mprage_run-1_T1w.nii.gz     sub-01/ses-2/anat/sub-01_ses-2_acq-mprage_run-1_desc-…_T1w.nii.gz
     OAS1_0007_MR1/…/OAS1_0007_MR1_mpr-1.hdr      sub-OAS10007/ses-MR1/anat/sub-OAS10007_ses-MR1_run-1_desc-…_T1w.nii.gz
 
+NOTE A folder stands in .bidsignore without a / behind it, which the validator would not understand
+(findings/bids-validator-folder-with-slash.sh).
+
 No path of the machine is in what is described: a source is told by its data set's name and DOI, and by its place in it.
 """
 
