@@ -1,7 +1,7 @@
 """Time and memory of `vqvae2 predict --nifti` for one scan, above the program with its models loaded.
 
     python benchmarks/nifti.py sub-01_T1w.nii.gz --vqvae vqvae-128              # as it is, and in three other types
-    python benchmarks/nifti.py sub-01_T1w.nii.gz --vqvae vqvae-128 --planes axial coronal sagittal --batch 4
+    python benchmarks/nifti.py sub-01_T1w.nii.gz --vqvae vqvae-128 --planes axial coronal sagittal
 
 The scan is written anew as each number type, below --work, and predicted in a process of its own. "seconds" are wall
 clock time and processor time from the scan's file to its last file; "memory" is the peak of the resident set above what
@@ -37,7 +37,7 @@ class Given:
     """The VQ-VAE."""
     planes: tuple[str, ...] = ("axial",)
     """Planes that it is given."""
-    batch: int = 32
+    batch: int = 2
     """Planes at a time."""
     types: tuple[str, ...] = TYPES
     """Number types as which the scan is written."""

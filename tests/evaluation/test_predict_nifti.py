@@ -255,6 +255,13 @@ class TestWhatCannotBeRead:
         run(study)
         assert not (out / "rejected.csv").exists()
 
+    def test_what_cannot_be_a_scan_by_its_place_is_a_row_too(self, run, study):
+        os.mkfifo(study / "sub-03_T1w.nii.gz")
+        out, rows, _ = run(study)
+        [row] = csv.DictReader((out / "rejected.csv").read_text().splitlines())
+        assert row["reason"] == "expected a file, found a named pipe. Move it out of the folder of scans."
+        assert len(rows) == 2
+
     def test_a_folder_of_nothing_else_is_an_error(self, tiny_run, refusal, study, apart):
         for path in study.rglob("*T1w.nii.gz"):
             path.write_bytes(b"none")

@@ -91,7 +91,7 @@ class PredictSettings(Checked):
     """Height and width in pixels of the images that the model gets. Without it: the size that the model was trained
     on."""
     batch: int = 32
-    """Images at a time."""
+    """Images at a time. With --nifti planes, of which a CPU takes 2 at a time at most, for its memory."""
     planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
     """One or more anatomical planes, for scans; of several VQ-VAEs one for each, in their order. Without it: the planes
     of the model's training slices, if its config has them, else axial."""

@@ -173,9 +173,6 @@ class Reconstructed:
 
 def open_scan(scan: Scan, cutting: ExtractSettings) -> OpenScan:
     """Return a scan, read whole. Raises: UnusableScan."""
-    if scan.refused:
-        rule, _, found = scan.refused.partition(", found ")
-        raise UnusableScan(str(scan.path), rule.removeprefix("expected "), found, "")
     with numbers_of(scan):
         volume, brain, mask_sha256 = read_brain(scan, cutting)
         opened = OpenScan(scan, volume, brain, nifti.grid_of(scan.path, volume), mask_sha256)

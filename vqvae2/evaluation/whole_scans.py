@@ -47,7 +47,7 @@ from vqvae2.scans.headers import UnusableScan
 from vqvae2.scans.volumes import file_sha256
 from vqvae2.settings.parsing import as_dict
 
-PLANES_ON_A_CPU = 4
+PLANES_ON_A_CPU = 2
 """At a time, at most: more take memory and no less time."""
 PICTURES, RECONSTRUCTION, NIFTI, SIDECAR = "pictures", "reconstruction", ".nii.gz", ".json"
 WHAT = "Every plane of a scan as its codes in a VQ-VAE-2 alone give it back, on the scan's own grid"
@@ -129,6 +129,9 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
             scan_maps.open_scan(scan, models[0].cutting)  # an error comes before the first scan is written
     rows, rejected, begun = [], [], False
     for number, (source, name, figures) in enumerate(zip(sources, names, finished), 1):
+        if source.scan.refused:
+            rejected.append({"input": str(source.path), "reason": source.scan.refused})
+            continue
         try:
             with memory.only(free):
                 if figures is None:

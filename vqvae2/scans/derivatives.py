@@ -116,4 +116,4 @@ def description_of(inputs: Sequence[Path], version: str, what: str) -> dict:
 def place_of(path: Path) -> str:
     """Return a scan's place in its BIDS data set, or its name alone."""
     folder, _ = data_set_of(path)
-    return path.name if folder is None else path.resolve().relative_to(folder).as_posix()
+    return path.resolve().name if folder is None else path.resolve().relative_to(folder).as_posix()
