@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scan_files import STORAGES, block, ellipsoid, save, save_analyze, save_series, stored
 
+from vqvae2.scans import nifti
 from vqvae2.scans.nifti import grid_of
 from vqvae2.scans.volumes import read_volume
 
@@ -188,6 +189,12 @@ def test_bytes_depend_on_numbers_alone(tmp_path):
     for name in ("b.nii.gz", "a name that is longer.nii.gz"):
         written(path, tmp_path / name)
     assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "a name that is longer.nii.gz").read_bytes()
+
+
+def test_without_isal_it_is_the_same_file_packed_otherwise(tmp_path, monkeypatch):
+    path = save_oblique(tmp_path / "a.nii", block(), "IAR")
+    monkeypatch.setattr(nifti, "GzipFile", gzip.GzipFile)
+    assert written(path, tmp_path / "b.nii.gz")[2] == path.read_bytes()
 
 
 class TestSimpleITK:

@@ -76,7 +76,7 @@ class ScansFolder(PredictFolder):
     hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "decoder", "top", "bottom")})
     lacking = MappingProxyType({**PredictFolder.lacking, "top_hash": None, "bottom_hash": None})
 
-    def finished(self, scan: Scan, name: derivatives.Name, models: Sequence[Model]) -> dict | None:
+    def figures_of(self, scan: Scan, name: derivatives.Name, models: Sequence[Model]) -> dict | None:
         """Return the figures of a scan that is finished, and has not changed since; else None."""
         there = [name.path(label, NIFTI, suffix_of(label)) for label in (RECONSTRUCTION, *scan_maps.labels_of(models))]
         if not self.before or not all((self.out / path).is_file() for path in (*there, picture_of(name))):
@@ -121,7 +121,7 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     folder = ScansFolder(settings.out, as_dict(settings) | {
         "input": [str(path) for path in settings.input], "out": settings.out.name,
         "vqvae": settings.vqvae[0] if len(models) == 1 else list(settings.vqvae), **_hashes_of_models(models)})
-    finished = [folder.finished(source.scan, name, models) for source, name in zip(sources, names)]
+    finished = [folder.figures_of(source.scan, name, models) for source, name in zip(sources, names)]
     free = memory.memory_available()
     waiting = [source.scan for source, there in zip(sources, finished) if there is None and source.named]
     for scan in Bar(waiting if len(waiting) > 1 else (), desc="reading", unit="scan"):
