@@ -213,6 +213,17 @@ class TestSimpleITK:
         assert np.allclose(places, nib.affines.apply_affine(nib.load(path).affine, corners), atol=1e-3)
         assert np.array_equal(sitk.GetArrayFromImage(image).T, nib.load(path).dataobj)
 
+    @pytest.mark.parametrize("codes", [(2, 1), (1, 1), (0, 1), (1, 0), (4, 2)])
+    def test_where_two_matrices_differ_each_reader_finds_what_it_finds_in_the_scan(self, tmp_path, sitk, codes):
+        image = nib.Nifti1Image(block(), np.eye(4))
+        image.set_sform(OBLIQUE, codes[0])
+        image.set_qform(np.diag([-2, 2, 2, 1]), codes[1])
+        nib.save(image, tmp_path / "a.nii")
+        written(tmp_path / "a.nii", tmp_path / "b.nii.gz")
+        (before, _), (after, _) = (positions(tmp_path / name, sitk) for name in ("a.nii", "b.nii.gz"))
+        assert np.array_equal(before, after)
+        assert np.array_equal(*(nib.load(tmp_path / name).affine for name in ("a.nii", "b.nii.gz")))
+
     @pytest.mark.parametrize("storage", ["LAS", "PIR"])
     def test_other_formats_lie_where_this_project_takes_them_to_lie(self, tmp_path, sitk, storage):
         path = save_analyze(tmp_path / "a.hdr", block() * ellipsoid((12, 14, 10), (5, 6, 4)), (1, 2, 3), storage)
