@@ -38,12 +38,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import processor
 
 from vqvae2.common.errors import run_script
+from vqvae2.common.names import NORMAL
 from vqvae2.scans import volumes
 from vqvae2.scans.brain import find_brain
 from vqvae2.scans.finding import Scan, find_scans
 from vqvae2.scans.volumes import Volume, read_volume
 from vqvae2.settings import checks, parsing
-from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices
+from vqvae2.slices.planes import draw_plane, encode_png, plane_indices
 from vqvae2.slices.scan_slices import extract_scan, write
 from vqvae2.slices.settings import ExtractSettings
 

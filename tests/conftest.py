@@ -66,6 +66,15 @@ def tiny_run(tiny_slices, tmp_path_factory) -> TinyRun:
     return TinyRun(tiny_slices, results, folder / "tiny", folder / "tiny-top", folder / "tiny-bottom")
 
 
+@pytest.fixture(scope="session")
+def told_top(tiny_run, tmp_path_factory) -> Path:
+    """A top prior of the tiny chain that was told the position of each image."""
+    results = tmp_path_factory.mktemp("told")
+    train_prior.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
+                      "told", "--level", "top", "--vqvae", str(tiny_run.vqvae), "--condition", "position_mm"])
+    return results / "oasis" / "told"
+
+
 @pytest.fixture
 def apart(tmp_path, monkeypatch) -> Path:
     """An empty working folder, without any path of this machine in the environment."""

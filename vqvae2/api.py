@@ -47,6 +47,7 @@ from vqvae2.runs.settings import as_before
 from vqvae2.runs.weights import find_model
 from vqvae2.sampling import inpainting, sampler
 from vqvae2.sampling.settings import SampleSettings
+from vqvae2.sampling.volumes import VolumeSampler
 from vqvae2.slices import extraction, keras_names
 from vqvae2.slices.settings import ExtractSettings
 
@@ -180,6 +181,22 @@ def sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None = None, count: 
     return _sample(vqvae, top, bottom, count, settings, None)
 
 
+def sample_volumes(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None = None, count: int = 1, **settings: object,
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """Return new brains, uint8 `[count, right, anterior, superior]`, and the matrix `[4, 4]` from voxels to mm.
+
+    Args:
+        settings: as for `sample`; and `spacing` and `coherence`.
+    The brains are those of `vqvae2 sample --nifti`, bit for bit.
+    Raises: UserError if the priors are not told where a slice lies, or a setting cannot be used.
+    """
+    chosen, priors = _sampling(vqvae, top, bottom, count, {**settings, "nifti": True})
+    with sampler.one_thread():
+        drawing = VolumeSampler(vqvae, priors, chosen)
+        made = [drawing.stack.stacked(volume.slices) for volume in drawing.draw(range(count))]
+    return np.stack(made), drawing.stack.affine(vqvae.config["image_shape"][2])
+
+
 def complete(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, images: Pixels, mask: str | np.ndarray, *,
              count: int = 1, blend: int = 0, **settings: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return images whose part under `mask` is sampled anew, uint8 `[n * count, channels, height, width]`, and their
@@ -262,6 +279,18 @@ def image_picture(vqvae: TrainedVqvae, images: Pixels, *, columns: int = 8) -> I
 def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, settings: dict,
             incomplete: inpainting.IncompleteImages | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Sample as the command `vqvae2 sample` does; see `sample` above."""
+    chosen, priors = _sampling(vqvae, top, bottom, count, settings)
+    image_sampler = sampler.ImageSampler(vqvae, priors, chosen, incomplete)
+    with sampler.one_thread():  # with another number of threads the last bits might be others
+        image_sampler.learn()
+        made = list(image_sampler.draw(sampler.requests_of(chosen, incomplete)))
+    return (torch.stack([image.image for image in made]),
+            {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
+
+
+def _sampling(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int,
+              settings: dict) -> tuple[SampleSettings, dict[str, Prior]]:
+    """Return the settings of `vqvae2 sample`, and the priors by level. Raises: UserError where they do not fit."""
     settings = {name: value if isinstance(value, tuple) or name not in LEVELLED else (value,)
                 for name, value in settings.items()}
     chosen = SampleSettings(vqvae="", top="", out=Path(), count=count, inpaint=None, mask=None, blend=0,
@@ -269,12 +298,7 @@ def _sample(vqvae: TrainedVqvae, top: Prior, bottom: Prior | None, count: int, s
     priors = {level: prior for level, prior in (("top", top), ("bottom", bottom)) if prior is not None}
     expect(set(priors) == set(vqvae.model.levels), "priors", f"one of each level: {' and '.join(vqvae.model.levels)}",
            " and ".join(priors), "Load them with load_prior.")
-    image_sampler = sampler.ImageSampler(vqvae, priors, chosen, incomplete)
-    with sampler.one_thread():  # with another number of threads the last bits might be others
-        image_sampler.learn()
-        made = list(image_sampler.draw(sampler.requests_of(chosen, incomplete)))
-    return (torch.stack([image.image for image in made]),
-            {level: torch.stack([image.codes[level] for image in made]).long() for level in vqvae.model.levels})
+    return chosen, priors
 
 
 def _device(vqvae: TrainedVqvae) -> torch.device:

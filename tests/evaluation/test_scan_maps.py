@@ -195,12 +195,12 @@ class TestReconstruction:
         assert np.array_equal(first, second)
 
     def test_without_brain_in_its_planes_a_scan_cannot_be_used(self, tmp_path):
-        path = save_turned(tmp_path / "a.nii", brain())
-        opened = open_scan(Scan(path, path.name, "p1"), model().cutting)
-        none = model(extent=(0.501, 0.502))
+        ras = brain()
+        ras[:, :, 8:11] = 0
+        opened = open_scan(Scan(save_turned(tmp_path / "a.nii", ras), "a.nii", "p1"), model().cutting)
         with pytest.raises(UnusableScan, match=r"expected brain in the planes that are reconstructed, found none. Leave"
                                                r" the scan out, or choose another --extent"):
-            scan_maps.reconstruct(opened, [none], 4)
+            scan_maps.reconstruct(opened, [model(extent=(0.45, 0.5))], 4)
 
 
 class TestCodesAndMaps:

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_PRIOR
 from PIL import Image
 from torch import nn
 
-from vqvae2.commands import evaluate, train_prior
+from vqvae2.commands import evaluate
 from vqvae2.evaluation import figures, surprise
 from vqvae2.evaluation.judge import Evaluation
 from vqvae2.evaluation.settings import EvaluateSettings
@@ -23,15 +22,6 @@ from vqvae2.priors import conditions
 from vqvae2.sampling import sampler
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def told_top(tiny_run, tmp_path_factory):
-    """A top prior that was told the position of each image."""
-    results = tmp_path_factory.mktemp("told")
-    train_prior.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
-                          "told", "--level", "top", "--vqvae", str(tiny_run.vqvae), "--condition", "position_mm"])
-    return results / "oasis" / "told"
 
 
 class Table(nn.Module):

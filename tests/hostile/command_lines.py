@@ -35,8 +35,8 @@ COMMANDS = {
     "curves": (CompareSettings, ["tiny", "tiny-top", "--out", "curves.png"]),
     "publish": (PublishSettings, ["results/oasis/tiny", "out"])}
 """Each command with its settings, and words with which it takes a second or two; a later flag beats an earlier one."""
-LEFT_OUT = {"preset", "compile", "workers", "shard", "merge", "archives", "list", "lesions", "probe", "rates",
-            "features", "savename", "runs", "run", "input", "threads", "timeout_minutes", "data",
+LEFT_OUT = {"preset", "compile", "workers", "shard", "merge", "archives", "list", "lesions", "anatomy", "probe",
+            "rates",            "features", "savename", "runs", "run", "input", "threads", "timeout_minutes", "data",
             "results", "channels", "out"}
 """Settings that take minutes, make other commands of these, or name what the words above name."""
 SMALL = {"epochs": (1, 2), "batch": (1, 3, 8, 64), "size": (16, 32, 64), "per_scan": (1, 2, 5), "copies": (0, 1),

@@ -38,6 +38,20 @@ def test_every_bottom_position_depends_on_every_top_code():
             assert (changed > 0).all(), (row, column)
 
 
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_a_prior_of_slices_depends_on_every_code_of_the_previous_one_and_none_known_is_none_given(level):
+    model = prior(level, condition=("previous-slice",))
+    codes, top = random_codes(model, batch=1)
+    previous = torch.randint(CODES, codes.shape)
+    before = model(codes, top, previous=previous)
+    for row in range(codes.shape[1]):
+        for column in range(codes.shape[2]):
+            other = previous.clone()
+            other[0, row, column] = -1
+            assert ((model(codes, top, previous=other) - before).abs().sum(1)[0] > 0).all(), (row, column)
+    assert torch.equal(model(codes, top), model(codes, top, previous=torch.full_like(codes, -1)))
+
+
 def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in():
     model = prior("top")
     together = draw_codes(model, [0, 1, 2, 3], 5, "top")

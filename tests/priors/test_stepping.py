@@ -19,11 +19,12 @@ AGES, SEXES = [math.nan, -1.5, 0.0, 0.5], [math.nan, 0.0, 1.0]
 
 
 def prior(level: str = "top", shape: tuple[int, int] = (4, 6), network: str = "snail", told: bool = False,
-          layers: int = 3, attention_every: int = 2, seed: int = 0) -> PixelCNN:
+          layers: int = 3, attention_every: int = 2, seed: int = 0, shown: bool = False) -> PixelCNN:
     """A prior in float64 whose codes are far from even, so that a wrong logit would be seen in what is drawn."""
     torch.manual_seed(seed)
     options = TrainPrior(savename="x", epochs=1, batch=1, level=level, vqvae="x", channels=8, heads=2,
-                            layers=layers, attention_every=attention_every, network=network)
+                            layers=layers, attention_every=attention_every, network=network,
+                            condition=("previous-slice",) if shown else ())
     top = (torch.randn(CODES, DIM), (shape[0] // 2, shape[1] // 2)) if level == "bottom" else (None, None)
     made = PixelCNN(options, torch.randn(CODES, DIM), shape, *top, COLUMNS if told else ()).double().eval()
     torch.nn.init.normal_(made.bias)
@@ -34,36 +35,42 @@ def top_maps(model: PixelCNN, batch: int) -> torch.Tensor | None:
     return None if model.conditioner is None else torch.randint(CODES, (batch, *model.conditioner.place.shape[1:]))
 
 
+def previous_maps(model: PixelCNN, batch: int) -> torch.Tensor | None:
+    """Codes of a previous slice, some of them unknown."""
+    return torch.randint(-1, CODES, (batch, *model.shape)) if model.previous is not None else None
+
+
 def both_ways(model: PixelCNN, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
-              **options) -> tuple[torch.Tensor, torch.Tensor]:
+              previous: torch.Tensor | None = None, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `[batch, codebook_size, height, width]` of the cached way and of the slow one, for the same codes."""
     with torch.no_grad():
-        state, fast = PixelCNNCursor(model, len(codes), top, known, **options), []
+        state, fast = PixelCNNCursor(model, len(codes), top, known, previous, **options), []
         for row in range(model.shape[0]):
             for column in range(model.shape[1]):
                 fast.append(state.step(row, column))
                 state.tell(column, codes[:, row, column])
-        return torch.stack(fast, 2).unflatten(2, model.shape), model(codes, top, known)
+        return torch.stack(fast, 2).unflatten(2, model.shape), model(codes, top, known, previous=previous)
 
 
 PRIORS = st.builds(prior, level=st.sampled_from(["top", "bottom"]),
                    shape=st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 4, 6])),
                    network=st.sampled_from(["snail", "gated"]), told=st.booleans(), layers=st.integers(1, 3),
-                   attention_every=st.integers(0, 2), seed=st.integers(0, 99))
+                   attention_every=st.integers(0, 2), seed=st.integers(0, 99), shown=st.booleans())
 FACTS = st.lists(st.tuples(st.sampled_from(AGES), st.sampled_from(SEXES)), min_size=1, max_size=3)
 
 
 @given(model=PRIORS, facts=FACTS, nothing=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, seed):
-    """Over sizes, levels, networks, batches, and what is known: a number, a category, NaN, or nothing at all."""
+    """Over sizes, levels, networks, batches, and what is known: a number, a category, NaN, or nothing at all; with the
+    codes of a previous slice or without."""
     torch.manual_seed(seed)
     numbers, known = list(range(len(facts))), torch.tensor(facts) if model.columns and not nothing else None
-    top = top_maps(model, len(facts))
-    drawn, expected = (draw_codes(model, numbers, seed, "any", top_codes=top, known=known, cached=cached)
-                       for cached in (True, False))
+    top, previous = top_maps(model, len(facts)), previous_maps(model, len(facts))
+    drawn, expected = (draw_codes(model, numbers, seed, "any", top_codes=top, known=known, cached=cached,
+                                  previous=previous) for cached in (True, False))
     assert torch.equal(drawn, expected)
-    torch.testing.assert_close(*both_ways(model, drawn, top, known), atol=1e-12, rtol=0)
+    torch.testing.assert_close(*both_ways(model, drawn, top, known, previous), atol=1e-12, rtol=0)
 
 
 @given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))

@@ -31,7 +31,7 @@ from vqvae2.training.vqvae import VqvaeTrainer
 OF_OTHERS = ["demo", "pretrained-128", "smoke"]
 """Presets that are not there for a training by itself."""
 NAMES = ["brain-128", "brain-64", "keras-oasis-256", "oasis-128", "own-images", "vqvae-256", "vqvae2-256",
-         "vqvae2-64", "vqvae2-tiny"]
+         "vqvae2-64", "vqvae2-tiny", "volume-64"]
 SMALL_VQVAE = [*TINY, *TINY_VQVAE, "--size", "32", "--ssim-weight", "0.03", "--seed", "1"]
 SMALL_PRIOR = [*TINY, *TINY_PRIOR, "--copies", "0"]
 

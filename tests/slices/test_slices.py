@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import STORAGES, block, save, volume_of
 
-from vqvae2.common.names import SPLITS
+from vqvae2.common.names import NORMAL, SPLITS
 from vqvae2.scans.brain import Brain, find_brain
 from vqvae2.scans.volumes import read_volume
 from vqvae2.slices.planes import (
     DARKEST_BRAIN,
-    NORMAL,
     draw_plane,
     encode_png,
     plane_indices,
@@ -133,6 +132,12 @@ def test_planes_lie_in_the_extent_and_none_is_taken_twice(start, length, per_sca
     assert 1 <= len(indices) <= min(per_scan, length)
     assert indices[0] >= start + int(extent[0] * length)
     assert indices[-1] <= start + min(length - 1, extent[1] * length)
+
+
+def test_all_planes_are_those_of_the_extent_without_a_gap():
+    brain = Brain((10,) * 3, (110,) * 3, 0, 1)
+    assert plane_indices(brain, 2, "all", (0.0, 1.0)) == list(range(10, 110))
+    assert plane_indices(brain, 2, "all", (0.3, 0.8)) == list(range(40, 90))
 
 
 def test_the_position_is_0_in_the_centre_of_the_box_and_positive_upwards():

@@ -6,13 +6,16 @@ On the validation images, reconstructions only:
 Maps of what the priors find unusual in each image (maps/likelihood/*.npy and *.png), and how well these maps find
 synthetic lesions, compared with an intensity threshold and the reconstruction error (lesions.png, AUROC per pixel):
     python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out maps --likelihood --lesions
+Whether samples hold what they are told, such as their position, and have as much of each tissue as real slices have:
+    python evaluate.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out report --anatomy
 
 The same command goes on after Ctrl-C, a signal or a kill with the sections (reconstruction, codes, priors, samples, …)
-that are not finished. --probe, --rates, --likelihood and --lesions may be added later. Other settings, models or data
-need another --out.
+that are not finished. --probe, --rates, --likelihood, --lesions and --anatomy may be added later. Other settings,
+models or data need another --out.
 
 vqvae2/metrics/similarity.py defines SSIM and the other metrics; 95 % intervals are over subjects.
-vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores.
+vqvae2/evaluation/surprise.py defines the maps, vqvae2/evaluation/lesions.py the lesions and their scores,
+vqvae2/evaluation/anatomy.py what is read from samples.
 """
 
 from pathlib import Path

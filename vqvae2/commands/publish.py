@@ -47,14 +47,16 @@ OWN = (weights.CONFIG, LOG, "curves.png", CARD, "metrics.json")
 """Names of what is written, and of the metrics.json that is removed, since it may speak of other weights."""
 # Kind of a model -> tags, and the tables of a metrics.json that belong on its card.
 KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates")),
-         "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions")),
+         "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions",
+                                                        "anatomy")),
          "decoder": (("super-resolution",), ("reconstruction", "samples", "probe")),
          "features": (("feature-extraction",), ())}
 SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "decoder": TrainDecoder, "features": FeatureSettings}
 UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "log", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
-          "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel"}
+          "probe": "Can a classifier tell them?", "lesions": "Synthetic lesions, AUROC per pixel",
+          "anatomy": "What samples hold of what they are told, and their tissue"}
 LIMITS = """Not for diagnosis, nor for any decision about a person. Not a source of new evidence: a sample shows nobody,
 and a study of samples is a study of the training data. Not for images of other kinds: other contrasts, heads with
 skull, children, lesions and other scanners are outside of what was learned, and come back as what was. Filled-in parts

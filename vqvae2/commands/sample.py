@@ -1,4 +1,4 @@
-r"""A VQ-VAE and its priors -> new images, or completions of given images, with a grid of the images, and their codes.
+r"""A VQ-VAE and its priors -> new images, brains or completions of given images, with a grid, and their codes.
 
 New images, from the shipped weights and from your own:
     python sample.py --preset pretrained-128 --out brains
@@ -33,16 +33,27 @@ The codes marked -1 in a code file sampled anew:
     python sample.py --vqvae brain-128 --top brain-128-top --bottom brain-128-bottom --out completed-codes \
         --inpaint codes.npz
 
---out receives images/NNNNNN.png (with --inpaint images/<name>-NNNNNN.png), grid.png, codes.npz (as codes/<split>.npz of
-a VQ-VAE) and sample.json. Images are written as they are finished. The same command goes on after Ctrl-C, a signal or a
-kill. A larger --count adds images; a smaller --count removes the images beyond it. Another --batch or number of
-processes gives the same images.
+Whole brains as NIfTI files in millimetres, of slices that belong together, 1 mm apart, and a part of one, 2 mm apart,
+from priors that were trained with --condition position_mm (as the shipped ones were):
+    python sample.py --preset volume-64 --out brains --count 4
+    python sample.py --vqvae vqvae-64 --top top-64 --bottom bottom-64 --out volumes --nifti --count 2 --spacing 2 \
+        --condition position_mm=-20..30
+
+--out receives images/NNNNNN.png (with --inpaint images/<name>-NNNNNN.png, with --nifti volumes/NNNNNN.nii.gz),
+grid.png, codes.npz (as codes/<split>.npz of a VQ-VAE) and sample.json. Images are written as they are finished. The
+same command goes on after Ctrl-C, a signal or a kill. A larger --count adds images; a smaller --count removes the
+images beyond it. Another --batch or number of processes gives the same images.
 
 A mask hides pixels: hidden pixels are 0 before the image is encoded, and every code whose cell has a hidden pixel is
 sampled anew, so nothing of the hidden pixels can get into a completion. Visible pixels keep their original values;
 --blend fades beside the mask. Codes are sampled in raster order, from the top left: codes of a hidden upper or left
 part do not see the visible part below them or at their right. --reject 8 keeps completions that fit the visible part,
 since it counts how likely the visible codes then are. 16-bit images become 8-bit images.
+
+A brain of --nifti has voxels in the order right, anterior, superior, 0…255, and the middle of its box at 0, 0, 0 mm.
+Priors that were trained with --condition previous-slice (on slices of --per-scan all; preset volume-64) sample slice by
+slice from the middle outwards, each told the codes of the one before; other priors give all slices of a brain the same
+random numbers, which makes neighbours alike but not one brain (docs/volumes.md has figures).
 
 --reject keeps the likeliest codes by default, but the likeliest image is not the most typical: likely images have small
 brains and much background, and many candidates reduce variety, as a low temperature does; so does `agreement`. Of 4 by

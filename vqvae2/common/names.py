@@ -2,6 +2,8 @@
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
 SPLITS = ("train", "validate", "test")
+NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The axis of a RAS volume that a plane is perpendicular to."""
 KERAS = "keras_png_slices_"
 """The names of the folders of the OASIS PNG release begin so."""
 CASES_UNFINISHED = ".cases-before.csv"

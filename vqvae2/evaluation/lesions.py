@@ -139,19 +139,29 @@ def add(kind: str, image: np.ndarray, brain: np.ndarray, seed: int, number: int)
 def find_ventricle(image: np.ndarray, brain: np.ndarray) -> np.ndarray | None:
     """Return bool `[height, width]`, the largest dark space deep in the brain's middle, or None where there is none.
 
-    That is a ventricle, or below the ventricles a cistern. Dark is below half of the brain's median, as CSF is in T1,
-    after a light smoothing that takes thin sulci away; `image` is `[channels, height, width]` in 0…1.
+    That is a ventricle, or below the ventricles a cistern. `image` is `[channels, height, width]` in 0…1.
     """
     if not brain.any():
         return None
-    extent, depth, middle = math.sqrt(brain.sum()), _depth(brain), np.argwhere(brain).mean(0)
-    grey = ndimage.gaussian_filter(image.mean(0), 0.012 * extent)
-    pieces, _ = ndimage.label(brain & (depth > DEEP * depth.max()) & (grey < np.median(grey[brain]) / 2))
+    extent, middle = math.sqrt(brain.sum()), np.argwhere(brain).mean(0)
+    pieces, _ = ndimage.label(deep_fluid(image, brain))
     sizes = np.bincount(pieces.flat)[1:]
     if len(sizes) == 0 or sizes.max() < SMALLEST_VENTRICLE * brain.sum():
         return None
     largest = pieces == sizes.argmax() + 1
     return largest if math.dist(np.argwhere(largest).mean(0), middle) <= MOST_OFF_CENTRE * extent else None
+
+
+def deep_fluid(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Return bool `[height, width]`, what is dark and deep in the brain.
+
+    Dark is below half of the brain's median, as CSF is in T1, after a light smoothing that takes thin sulci away;
+    `image` is `[channels, height, width]` in 0…1, `brain` bool `[height, width]`.
+    """
+    if not brain.any():
+        return brain
+    depth, grey = _depth(brain), ndimage.gaussian_filter(image.mean(0), 0.012 * math.sqrt(brain.sum()))
+    return brain & (depth > DEEP * depth.max()) & (grey < np.median(grey[brain]) / 2)
 
 
 def warp(ventricle: np.ndarray, brain: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from vqvae2.common.errors import UserError, expect
 from vqvae2.common.page import escaped
 from vqvae2.common.statistics import as_text
 from vqvae2.evaluation import reasons
+from vqvae2.evaluation.anatomy import SETS
 from vqvae2.evaluation.figures import COUNTING, PAIRS
 from vqvae2.evaluation.lesions import KINDS, SCORES
 from vqvae2.evaluation.rates import CODECS, POINTS
@@ -47,7 +48,7 @@ MOST_REPORTS = 8
 MODELS = (("vqvae", "VQ-VAE"), ("top", "top prior"), ("bottom", "bottom prior"), ("decoder", "texture decoder"))
 OWN = {"schema", "data", "split", "subjects", "subjects_known", "images", "seen_in_training", "warnings",
        "reconstruction", "codes", "raw_bits_per_pixel", "ms_ssim_weights", "priors", "samples", "rates", "likelihood",
-       "lesions", "seed", "vqvae_hash", "decoder_hash", "versions"}
+       "lesions", "anatomy", "seed", "vqvae_hash", "decoder_hash", "versions"}
 """Keys of metrics.json that the page shows, or has no use for. The numbers below others stand under Further metrics."""
 NOTE = ("Small numbers below a metric are its 95 % interval, by drawing people with replacement. In the software, "
         "docs/reading-your-results.md has every line on how to read a metric, docs/results.md the figures of its own "
@@ -65,6 +66,7 @@ CAPTIONS = {
     "closest": "The samples nearest to a training slice: are they the same brain, or merely as soft?",
     "rates": "Quality over the bits that it costs, beside JPEG, WebP and JPEG 2000",
     "lesions": "Synthetic lesions, and what two scores make of them",
+    "anatomy": "What samples were told and what is read from them, and shares of tissue in each slice",
     "curves": "Training of the VQ-VAE",
     "curves_top": "Training of the top prior",
     "curves_bottom": "Training of the bottom prior",
@@ -268,6 +270,8 @@ def _sections(reports: Sequence[Report], pictures: Mapping) -> Iterator[str]:
                   *shown("closest"), name="copies")
     yield section("Rates", metrics(_rates, "quality at the same bits"), *shown("rates"), name="rates")
     yield section("Synthetic lesions", metrics(_lesions, "AUROC of lesions"), *shown("lesions"), name="lesions")
+    yield section("Anatomy of samples", metrics(_anatomy, "anatomy of samples", "samples"), *shown("anatomy"),
+                  name="anatomy")
     yield section("Further metrics", metrics(_further, "further metrics"), name="further")
     yield section("Training", *shown("curves", "curves_top", "curves_bottom", "curves_decoder"), name="training")
 
@@ -437,6 +441,20 @@ def _lesions(report: dict) -> Iterator[Row]:
         for place, name in enumerate(SCORES):
             yield Row(f"{kind} lesions: {name.replace('_', ' ')}", _cell(found[kind][name], "auroc", 3, of=""),
                       "lesions" * (number == place == 0))
+
+
+def _anatomy(report: dict) -> Iterator[Row]:
+    found = report.get("anatomy") or {"told": {}, "tissue": {}}
+    for number, (column, of) in enumerate(found["told"].items()):
+        for key, name, digits in (("mae", READINGS["told"].title, 2), ("r2", "the same, R²", 3)):
+            made, again, real = (_cell(of[own], key, digits, reasons.NOTHING_KNOWN, f"{key}_") for own in SETS)
+            yield Row(f"{column}: {name}", made, "told" * (number == 0 and key == "mae"), again, real)
+        yield Row(f"{column}: error of a blind guess", Cell(""), "", Cell(""), _cell(of, "blind_mae", 2,
+                                                                                     reasons.NOTHING_KNOWN))
+    for key, reading, digits, of in (("mean", "tissue", 3, ""), ("distance", "tissue_distance", 4, "distance_")):
+        for number, (name, sets) in enumerate(found["tissue"].items()):
+            made, again, real = (_cell(sets[own], key, digits, reasons.of_tissue(own, key), of) for own in SETS)
+            yield Row(f"{name}: {READINGS[reading].title}", made, reading * (number == 0), again, real)
 
 
 def _further(report: dict) -> Iterator[Row]:

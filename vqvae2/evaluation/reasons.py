@@ -6,6 +6,7 @@ Each function takes figures of metrics.json and gives the reason, whether or not
 SMALL = "needs images of 11 pixels a side or more"
 TOLD_NOTHING = "the prior is told nothing anyway"
 NO_TRAINING = "no training slices to compare with"
+NOTHING_KNOWN = "needs images of several known values"
 
 
 def of_similarity(report: dict, area: str) -> str:
@@ -47,6 +48,12 @@ def of_probe(figures: dict, name: str) -> str:
     """Return why the AUROC of a pair of `samples.probe` is not defined."""
     found = figures.get(name)
     return NO_TRAINING if found is None else "needs slices of 2 unseen people or more, and 2 images of each kind"
+
+
+def of_tissue(whose: str, key: str) -> str:
+    """Return why a figure of the shares of tissue is not defined: key is mean or distance, `whose` such as real."""
+    return "needs slices of 2 unseen people or more" if (whose, key) == ("real", "distance") else (
+        "needs images that are not black")
 
 
 def of_rate(name: str) -> str:

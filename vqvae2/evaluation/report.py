@@ -20,6 +20,7 @@ from vqvae2.common.errors import expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.statistics import evenly
 from vqvae2.evaluation import features, leaks, page
+from vqvae2.evaluation.anatomy import AnatomyJudge
 from vqvae2.evaluation.copies import CopiesJudge
 from vqvae2.evaluation.figures import PICTURED, CodesJudge, LikelihoodJudge, PriorsJudge, ReconstructionJudge
 from vqvae2.evaluation.judge import Evaluation, Judge
@@ -44,11 +45,11 @@ from vqvae2.sampling import sampler
 from vqvae2.settings.parsing import as_command, as_dict
 from vqvae2.settings.stored import from_dict
 
-ADDED = ("probe", "rates", "likelihood", "lesions")
+ADDED = ("probe", "rates", "likelihood", "lesions", "anatomy")
 """Flags of sections that may be added to a report."""
 PICTURES = ("reconstructions", "pairs", "worst", "best", "code_images_top", "code_images_bottom", "code_histogram",
-            "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "rates", "curves", "curves_top",
-            "curves_bottom", "curves_decoder")
+            "ssim_histogram", "samples", "strip", "closest", "likelihood", "lesions", "anatomy", "rates", "curves",
+            "curves_top", "curves_bottom", "curves_decoder")
 JUDGES: tuple[tuple[Judge, Callable[[Evaluation], object]], ...] = (
     (ReconstructionJudge(), lambda evaluation: True),
     (CodesJudge(), lambda evaluation: True),
@@ -59,6 +60,7 @@ JUDGES: tuple[tuple[Judge, Callable[[Evaluation], object]], ...] = (
     (RatesJudge(), lambda evaluation: evaluation.settings.rates),
     (LikelihoodJudge(), lambda evaluation: evaluation.settings.likelihood),
     (LesionsJudge(), lambda evaluation: evaluation.settings.lesions),
+    (AnatomyJudge(), lambda evaluation: evaluation.settings.anatomy),
 )
 """Every judge, and whether it judges an evaluation. They are asked in this order, each after those above it, and their
 figures stand in this order in metrics.json and in what is printed; None where a judge is not asked."""
@@ -134,7 +136,7 @@ class ReportFolder(RecordedFolder):
     own = (METRICS, INDEX, PARTS, "likelihood", *(f"{name}.png" for name in PICTURES))
     hashes = MappingProxyType({name: f"{name}_hash" for name in (
         "vqvae", "top", "bottom", "decoder", "data", "features", "sampled")})
-    lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "anatomy": False})
     command_line: str
     """The command that makes the folder, for the record."""
 
@@ -212,7 +214,7 @@ def load(settings: EvaluateSettings) -> Evaluation:
     vqvae, priors = sampler.load_models(settings.vqvae, settings.top, settings.bottom, distributed.pick_device())
     decoder = texture_decoder.attach(vqvae, settings.decoder, settings.seed)
     missing = [level for level in vqvae.model.levels if level not in priors]
-    for name in ("likelihood", "lesions", *(() if settings.sampled else ("probe",))):
+    for name in ("likelihood", "lesions", "anatomy", *(() if settings.sampled else ("probe",))):
         expect(not (missing and getattr(settings, name)), f"--{name}",
                f"a prior for each level of --vqvae {settings.vqvae}", f"none for {' and '.join(missing)}",
                f"Give --{' and --'.join(missing)}.")

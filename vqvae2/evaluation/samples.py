@@ -8,7 +8,7 @@ slices of unseen subjects.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,27 +38,35 @@ AT_A_TIME, PICTURED = 32, 64
 
 def draw(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior], training: ImageSet,
          parts_of: Path | None = None) -> torch.Tensor:
-    """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors.
+    """Return settings.samples images, uint8 `[samples, channels, height, width]`, drawn from the priors, each told what
+    is known of a training image; `parts_of` as for `draw_told`."""
+    known = training.facts or [{}]  # nothing is known where there is no training image
+    chosen = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
+    return draw_told(settings, vqvae, priors, [known[item] for item in (chosen * len(known)).long().tolist()], parts_of)
+
+
+def draw_told(settings: EvaluateSettings, vqvae: TrainedVqvae, priors: Mapping[str, Prior],
+              told: Sequence[Mapping[str, str]], parts_of: Path | None = None, name: str = "samples") -> torch.Tensor:
+    """Return an image for each of `told`, what a manifest says, uint8 `[n, channels, height, width]`.
 
     Args:
         parts_of: folder that keeps what has been drawn, AT_A_TIME images a file; what is there is not drawn again.
+        name: first part of these files' names.
     """
     rules = {level: sampler.SamplingRule(*(of_level(getattr(settings, name), level) for name in (
         "temperature", "top_k", "top_p"))) for level in priors}
-    known, parts = training.facts or [{}], []  # nothing is known where there is no training image
-    chosen = random_numbers.uniform(settings.seed, "whose facts a sample is told", np.arange(settings.samples))
-    told = [known[item] for item in (chosen * len(known)).long().tolist()]
+    parts: list[torch.Tensor] = []
     codes = sum(math.prod(prior.shape) for prior in priors.values())
     # A texture decoder takes about as long for an image as drawing its codes.
     decoding = codes if vqvae.model.texture is not None else 0
-    with Bar(total=settings.samples * (codes + decoding), desc="sampling", unit="code") as bar:
+    with Bar(total=len(told) * (codes + decoding), desc="sampling", unit="code") as bar:
         def decode() -> None:
             bar.say("decoding samples")
             bar.update(decoding)
 
-        for numbers in torch.arange(settings.samples).split(AT_A_TIME):
+        for numbers in torch.arange(len(told)).split(AT_A_TIME):
             own = numbers.tolist()
-            path = parts_of and parts_of / f"samples-{own[0]:06d}-{own[-1]:06d}.npz"
+            path = parts_of and parts_of / f"{name}-{own[0]:06d}-{own[-1]:06d}.npz"
             if path and (stored := _stored(path, len(own))) is not None:
                 parts.append(stored)
                 continue

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vqvae2.common.names import NORMAL
 from vqvae2.evaluation import surprise
 from vqvae2.evaluation.prediction import SLICE, in_form
 from vqvae2.images import dataset
@@ -192,11 +193,9 @@ def numbers_of(scan: Scan) -> Iterator[None]:
                            "Repair the scan, or leave it out.") from None
 
 
-def chosen_planes(brain: Brain, axis: int, extent: tuple[float, float]) -> dict[int, float]:
-    """Return the indices of the planes whose middles lie in a part of the brain's box, and where they lie, 0…1."""
-    start, stop = brain.start[axis], brain.stop[axis]
-    places = {index: (index + 0.5 - start) / (stop - start) for index in range(start, stop)}
-    return {index: place for index, place in places.items() if extent[0] <= place <= extent[1]}
+def chosen_planes(opened: OpenScan, model: Model, plane: str) -> list[int]:
+    """Return the indices of all planes of a direction that a model is given."""
+    return planes.plane_indices(opened.brain, NORMAL[plane], "all", model.cutting.extent)
 
 
 def reconstruct(opened: OpenScan, models: Sequence[Model], batch: int,
@@ -223,22 +222,23 @@ def reconstruct(opened: OpenScan, models: Sequence[Model], batch: int,
 def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanOfPlanes, tally: Counter,
              figures: list[dict[str, float]], on_planes: Callable[[int], object]) -> EncodedPlanes:
     """Send the planes of one direction through a model; add them to `mean`, `tally` and `figures`."""
-    volume, brain, axis = opened.volume, opened.brain, planes.NORMAL[plane]
+    volume, brain, axis = opened.volume, opened.brain, NORMAL[plane]
     width, trained = model.cutting.field_of_view, set(model.vqvae.config["training_images"])
-    chosen, found = list(chosen_planes(brain, axis, model.cutting.extent).items()), []
+    chosen, found = chosen_planes(opened, model, plane), []
     for first in range(0, len(chosen), batch):
-        drawn = [(index, place, seen) for index, place in chosen[first:first + batch]
+        drawn = [(index, seen) for index in chosen[first:first + batch]
                  if (seen := planes.plane_of(volume, brain, axis, index)).inside.any()]
         if drawn:
-            split = _images(opened, model, plane, [(index, seen) for index, _, seen in drawn])
+            split = _images(opened, model, plane, drawn)
             codes, made = encoding.reconstruct(model.vqvae.model, split, batch)
-            found.append(([index for index, *_ in drawn], codes.levels, _maps(model, split, codes.levels, batch)))
+            found.append(([index for index, _ in drawn], codes.levels, _maps(model, split, codes.levels, batch)))
             originals = split.bytes()
             by_area = similarity.image_figures(originals, made)
             columns = {name if area == "full" else f"{area}_{name}": values.tolist()
                        for area, of_area in by_area.items() for name, values in of_area.items()}
             figures += [{name: values[item] for name, values in columns.items()} for item in range(len(drawn))]
-            for item, (index, place, seen) in enumerate(drawn):
+            for item, (index, seen) in enumerate(drawn):
+                place = (index + 0.5 - brain.start[axis]) / (brain.stop[axis] - brain.start[axis])
                 given, back = (images[item].double().mean(0).numpy() / 255 for images in (originals, made))
                 values, known = planes.put_back(back, volume, brain, axis, seen, width)
                 mean.add(axis, index, values, known)
@@ -260,7 +260,7 @@ def _joined(parts: Sequence[Mapping[str, torch.Tensor]], kind: torch.dtype) -> d
 def _images(opened: OpenScan, model: Model, plane: str,
             drawn: Sequence[tuple[int, planes.BrainPlane]]) -> dataset.ImageSet:
     """Return planes as the model is given them, bit for bit as predict.py without --nifti gives it its slices."""
-    axis, cutting, scan, pixels, names = planes.NORMAL[plane], model.cutting, opened.scan, [], []
+    axis, cutting, scan, pixels, names = NORMAL[plane], model.cutting, opened.scan, [], []
     for index, seen in drawn:
         image = planes.picture_of(seen, opened.volume, opened.brain, axis, cutting.size, cutting.field_of_view)
         numbers = np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None]
@@ -300,7 +300,7 @@ def other_maps(opened: OpenScan, encoded: Sequence[EncodedPlanes],
         for level, codes in each.levels.items():
             placed = np.full(known.shape, -1, np.int16)
             for index, values, within in _put_back(opened, each, codes):
-                at = np.moveaxis(placed, planes.NORMAL[each.plane], 0)[index]
+                at = np.moveaxis(placed, NORMAL[each.plane], 0)[index]
                 at[within] = values[within]
             placed[~known] = -1
             yield f"{each.plane}{level}codes", placed, -1
@@ -308,14 +308,14 @@ def other_maps(opened: OpenScan, encoded: Sequence[EncodedPlanes],
         mean = MeanOfPlanes(tuple(slice(0, length) for length in known.shape))
         for each in encoded:
             for index, values, within in _put_back(opened, each, each.maps[label]):
-                mean.add(planes.NORMAL[each.plane], index, values, within)
+                mean.add(NORMAL[each.plane], index, values, within)
         yield label, np.multiply(mean.mean(), known, out=mean.total), 0
 
 
 def _put_back(opened: OpenScan, encoded: EncodedPlanes,
               maps: torch.Tensor) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield for each plane its index in the box, its values, and where these lie within the field of view."""
-    axis, is_codes = planes.NORMAL[encoded.plane], not maps.is_floating_point()
+    axis, is_codes = NORMAL[encoded.plane], not maps.is_floating_point()
     for index, values in zip(encoded.indices, maps.numpy()):
         placed, within = planes.put_map_back(values, opened.volume, opened.brain, axis,
                                              encoded.model.cutting.field_of_view, nearest=is_codes)
@@ -345,5 +345,5 @@ def middle_planes(opened: OpenScan, made: Reconstructed, size: int, field_of_vie
                                                                     head=None)
     drawn = [planes.draw_plane(volume, where, axis, (where.start[axis] + where.stop[axis]) // 2, size, field_of_view)
              for volume, where in ((opened.volume, brain), other)
-             for axis in map(planes.NORMAL.get, SHOWN)]
+             for axis in map(NORMAL.get, SHOWN)]
     return torch.from_numpy(np.rint(np.stack(drawn) * 255).astype(np.uint8)).reshape(2, 3, 1, size, size)

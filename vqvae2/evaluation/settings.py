@@ -60,8 +60,11 @@ class EvaluateSettings(Checked):
     """Write a map of the NLL of each image's codes, in the pixels of their cells: <out>/likelihood/*.npy and *.png."""
     lesions: bool = False
     """Put synthetic lesions into the images and judge how well the NLL of the codes finds them."""
+    anatomy: bool = False
+    """Draw samples that are told what real slices have, such as their positions: is it read back from them, and have
+    they as much fluid, grey and white matter?"""
     seed: int = 0
-    """Seed of the samples, of the lesions, of the probe and of the bootstrap."""
+    """Seed of the samples, of the lesions, of the probe, of the anatomy and of the bootstrap."""
     open: bool = False
     """Open the report at the end, where there is a screen."""
 
@@ -70,8 +73,12 @@ class EvaluateSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bottom", "likelihood", "lesions"):
+        for name in ("bottom", "likelihood", "lesions", "anatomy"):
             expect(not getattr(self, name) or self.top is not None, flag(name), "--top beside it",
                    f"{flag(name)} alone", "Give --top too.")
         expect(not self.probe or self.sampled is not None or (self.top is not None and self.samples > 0), "--probe",
                "samples: --top and --samples above 0, or --sampled", "none", "Give one of them too.")
+        expect(not self.anatomy or (self.sampled is None and self.samples > 0), "--anatomy", "samples that are drawn "
+               "here: --samples above 0, and no --sampled", "none", "What samples in a folder were told is not known.")
+        expect(not self.anatomy or self.split != "train", "--anatomy", "the split of unseen people", "--split train",
+               "Choose another split.")

@@ -54,7 +54,7 @@ THRESHOLDS = {
 def verdict(report: dict) -> list[Sentence]:
     """Return the verdict on a metrics.json: warnings first, then each part of the report in its order."""
     return [*_warnings(report), *_levels(report), *_reconstructions(report), *_priors(report), *_samples(report),
-            *_copies(report), *_lesions(report)]
+            *_copies(report), *_lesions(report), *_anatomy(report)]
 
 
 def thresholds_as_markdown() -> str:
@@ -280,6 +280,42 @@ def _lesions(report: dict) -> Iterator[Sentence]:
                        f"{'an intensity threshold' if best == 'intensity' else 'the reconstruction error'} does "
                        f"(AUROC per pixel {as_text(ours, 2)} and {as_text(found[best]['auroc'], 2)}). These lesions "
                        "are drawn.")
+
+
+def _anatomy(report: dict) -> Iterator[Sentence]:
+    found = report.get("anatomy") or {"told": {}, "tissue": {}}
+    for column, of in found["told"].items():
+        made, again, real = (of[own] for own in ("samples", "reconstructions", "real"))
+        shown = (f"R² of what is read from samples {with_interval(made, 'r2', 2, of='r2_')}, reconstructions "
+                 f"{as_text(again['r2'], 2)}, real slices {with_interval(real, 'r2', 2, of='r2_')}")
+        ends = made["r2_ci_low"], made["r2_ci_high"], again["r2_ci_low"]
+        if real["r2_ci_low"] is None or real["r2_ci_low"] <= 0 or None in ends:
+            yield Sentence("unknown", "Anatomy", f"Whether samples hold the {column} that they are told is not known: "
+                                                 f"it cannot be read from real slices either ({shown}).")
+        elif ends[0] <= 0:
+            yield Sentence("bad", "Anatomy", f"Samples do not hold the {column} that they are told ({shown}).")
+        elif ends[1] < ends[2]:
+            yield Sentence("fair", "Anatomy", f"Samples hold the {column} that they are told less well than "
+                                              f"reconstructions do ({shown}).")
+        else:
+            yield Sentence("good", "Anatomy", f"Samples hold the {column} that they are told ({shown}).")
+    known = {name: sets for name, sets in found["tissue"].items()
+             if sets["real"]["distance_ci_high"] is not None and sets["samples"]["distance"] is not None}
+    if not known:
+        return
+    far = {name: sets for name, sets in known.items()
+           if sets["samples"]["distance"] > sets["real"]["distance_ci_high"]}
+    if not far:
+        yield Sentence("good", "Tissue", "Samples have as much fluid, grey and white matter as real slices: no share "
+                                         "is further from theirs than one half of the people is from the other.")
+        return
+    soft = all(sets["samples"]["ci_low"] <= sets["reconstructions"]["ci_high"]
+               and sets["reconstructions"]["ci_low"] <= sets["samples"]["ci_high"] for sets in far.values())
+    shares = ", ".join(f"{name} {100 * sets['samples']['mean']:.0f} % (reconstructions "
+                       f"{100 * sets['reconstructions']['mean']:.0f}, real {100 * sets['real']['mean']:.0f})"
+                       for name, sets in far.items())
+    yield Sentence("fair" if soft else "bad", "Tissue", f"Samples have other shares of tissue than real slices: "
+                   f"{shares}." + " Reconstructions have the same shares: the decoder's softness explains it." * soft)
 
 
 def _of_ten(auroc: float) -> str:

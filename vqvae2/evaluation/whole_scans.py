@@ -235,7 +235,7 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
     out, size = settings.out, models[0].cutting.size
     on_cpu = next(models[0].vqvae.model.parameters()).device.type == "cpu"
     batch = min(settings.batch, PLANES_ON_A_CPU) if on_cpu else settings.batch
-    count = sum(len(scan_maps.chosen_planes(opened.brain, scan_maps.planes.NORMAL[plane], model.cutting.extent))
+    count = sum(len(scan_maps.chosen_planes(opened, model, plane))
                 for model in models for plane in model.cutting.planes)
     with Bar(total=count, desc=said, unit="plane") as bar, scan_maps.numbers_of(opened.scan):
         made = scan_maps.reconstruct(opened, models, batch, bar.update)

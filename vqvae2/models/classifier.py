@@ -1,9 +1,9 @@
-"""Fakes and real images -> a small network that tells them apart.
+"""Images of two kinds, or images with a number each -> a small network that tells the kinds apart or reads the number.
 
-The probe judges samples with it (`evaluation/probe.py`), and `--reject-by classifier` chooses by it among candidates
-(`sampling/critic.py`).
+The probe judges samples with it (`evaluation/probe.py`), `--reject-by classifier` chooses by it among candidates
+(`sampling/critic.py`), and `evaluation/anatomy.py` reads positions and ages with it.
 
-Both sides are treated alike: 8 bit, values below FLOOR and above CEILING made equal. Real slices are exactly black
+All images are treated alike: 8 bit, values below FLOOR and above CEILING made equal. Real slices are exactly black
 where no brain is and exactly white above the percentile of their scaling, and no decoder does that to the last step;
 this is no news and would hide everything else. Nothing else is taken away: size, place, brightness, contrast, softness,
 anatomy and variety may all be used. Batches hold as many fakes as real images, whatever their numbers are.
@@ -26,7 +26,8 @@ CROP, SHIFT = 128, 4
 
 
 class Classifier(nn.Module):
-    """Convolutions of stride 2, then mean and maximum over the picture: images of any size to a logit, high for fakes.
+    """Convolutions of stride 2, then mean and maximum over the picture: images of any size to a number, which is a
+    logit, high for fakes, where it is to tell them.
 
     A picture of 128 x 128 becomes 4 x 4 places that see 65 x 65 pixels each. Beside the picture stands what differs
     from the mean of 3 x 3 pixels, enlarged: softness is a weak signal in the brightness, and without this channel 120
@@ -73,15 +74,49 @@ def trained(sides: Sequence[torch.Tensor], steps: int, generator: torch.Generato
 
     `tell` is called after each step.
     """
+    labels = torch.tensor([1.0, 0.0]).repeat_interleave(BATCH // 2)
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.cat([_pictures(images, BATCH // 2, generator)[0] for images in sides]), labels
+
+    return _fitted(sides[0].shape[1], batch, functional.binary_cross_entropy_with_logits, steps, generator, device,
+                   tell)
+
+
+def trained_to_read(images: torch.Tensor, values: torch.Tensor, steps: int, generator: torch.Generator,
+                    device: torch.device | str = "cpu", tell: Callable[[], object] = lambda: None) -> Classifier:
+    """Return a network trained to read the values of images, which `readings` reads then.
+
+    Args:
+        images: uint8 `[n, channels, height, width]`. values: float32 `[n]`, of mean 0 and standard deviation 1.
+        steps, generator, device, tell: as for `trained`.
+    """
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        pictures, items = _pictures(images, BATCH, generator)
+        return pictures, values[items]
+
+    return _fitted(images.shape[1], batch, functional.mse_loss, steps, generator, device, tell)
+
+
+def readings(model: Classifier, images: torch.Tensor, batch: int = BATCH) -> torch.Tensor:
+    """Return the values `[n]` that a network reads from uint8 images, each the mean of the image's own and its mirror
+    image's."""
+    return logits(model, images, batch) / 2
+
+
+def _fitted(channels: int, make_batch: Callable[[], tuple[torch.Tensor, torch.Tensor]], loss_of: Callable,
+            steps: int, generator: torch.Generator, device: torch.device | str,
+            tell: Callable[[], object]) -> Classifier:
+    """Return a network whose answers to uint8 pictures have been fitted to what goes with them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
-        model = Classifier(sides[0].shape[1]).to(device)
+        model = Classifier(channels).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
-    labels = torch.tensor([1.0, 0.0], device=device).repeat_interleave(BATCH // 2)
+    where = next(model.parameters()).device
     for _ in range(steps):
-        batch = prepared(torch.cat([_pictures(images, generator) for images in sides]))
-        loss = functional.binary_cross_entropy_with_logits(model(machine.to_device(batch, labels.device)), labels)
+        pictures, wanted = make_batch()
+        loss = loss_of(model(machine.to_device(prepared(pictures), where)), machine.to_device(wanted, where))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -90,12 +125,13 @@ def trained(sides: Sequence[torch.Tensor], steps: int, generator: torch.Generato
     return model.eval()
 
 
-def _pictures(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return half a batch, uint8: windows of images drawn at random, moved and mirrored or not."""
-    count, (height, width) = BATCH // 2, (min(side, CROP) for side in images.shape[2:])
-    framed = functional.pad(images[torch.randint(len(images), (count,), generator=generator)], [SHIFT] * 4)
+def _pictures(images: torch.Tensor, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return windows of images drawn at random, uint8, moved and mirrored or not, and which images they are of."""
+    height, width = (min(side, CROP) for side in images.shape[2:])
+    items = torch.randint(len(images), (count,), generator=generator)
+    framed = functional.pad(images[items], [SHIFT] * 4)
     starts = [torch.randint(whole - side + 1, (count,), generator=generator).tolist()
               for whole, side in zip(framed.shape[2:], (height, width))]
     mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
     windows = [image[:, top:top + height, left:left + width] for image, top, left in zip(framed, *starts)]
-    return torch.stack([window.flip(2) if flip else window for window, flip in zip(windows, mirrored)])
+    return torch.stack([window.flip(2) if flip else window for window, flip in zip(windows, mirrored)]), items

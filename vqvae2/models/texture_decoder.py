@@ -162,6 +162,9 @@ class Texture:
 
     decoder: TextureDecoder
     seed: int
+    number: int | None = None
+    """The number, beside the seed, of the noise that all images get, where they are slices of one brain; without it
+    each image has a number of its own, by its codes."""
 
     def __call__(self, soft: torch.Tensor, codes: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return pictures with detail, about 0…1, of soft ones `[batch, channels, height, width]` in 0…1.
@@ -171,8 +174,8 @@ class Texture:
         """
         self.decoder.to(soft.device)  # where the VQ-VAE has been moved since
         shape = (self.decoder.noise_channels, *soft.shape[2:])
-        noise = [torch.randn(shape, generator=random_numbers.generator(self.seed, "texture", _number_of(codes, image)))
-                 for image in range(len(soft))]
+        numbers = [_number_of(codes, image) if self.number is None else self.number for image in range(len(soft))]
+        noise = [torch.randn(shape, generator=random_numbers.generator(self.seed, "texture", own)) for own in numbers]
         return self.decoder(soft, torch.stack(noise).to(soft)) if noise else soft
 
 

@@ -118,6 +118,37 @@ def ssim_histogram(figures: Mapping[str, Mapping[str, torch.Tensor]], out: Path 
     return _finished(figure, out, None)
 
 
+def anatomy(read: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+            shares: Mapping[str, Mapping[str, np.ndarray]], out: Path | str | None = None) -> Figure:
+    """Draw what was read from images over what they were told, and shares of tissue as boxes; write it and return it.
+
+    Args:
+        read: column -> set of images -> (told, read), `[n]` each; a panel for each column.
+        shares: tissue -> set of images -> `[n]`; nan values are left out. All have the same sets.
+    """
+    figure, axes = panels(len(read) + 1)
+    for axis, (column, sets) in zip(axes, read.items()):
+        for number, (name, (told, found)) in reversed([*enumerate(sets.items())]):  # the first on top
+            axis.plot(told, found, ".", color=RUN_COLOURS[number], alpha=0.3 if number else 0.9, label=name)
+        ends = axis.get_xlim()
+        axis.plot(ends, ends, color="black", linewidth=1, linestyle="--")
+        axis.set(title=f"{plain(column)}: told and read", xlabel=f"told: {plain(column)}",
+                 ylabel=f"read: {plain(column)}")
+        axis.legend(fontsize="small")
+    sets = list(next(iter(shares.values())))
+    for number, (name, colour) in enumerate(zip(sets, RUN_COLOURS)):
+        values = [found[name][~np.isnan(found[name])] for found in shares.values()]
+        boxes = axes[-1].boxplot(values, positions=np.arange(len(shares)) + 0.25 * (number - 1), widths=0.2,
+                                 patch_artist=True, manage_ticks=False, flierprops={"markersize": 2})
+        for box in boxes["boxes"]:
+            box.set(facecolor=colour, alpha=0.5)
+        axes[-1].plot([], [], "s", color=colour, alpha=0.5, label=name)
+    axes[-1].set(title="Shares of tissue", ylabel="share of the brain in a slice", xticks=range(len(shares)),
+                 xticklabels=list(shares), ylim=(0, None))
+    axes[-1].legend(fontsize="small")
+    return _finished(figure, out, None)
+
+
 def curves(rows: Rows, out: Path | str | None = None, *, title: str | None = None,
            references: Mapping[str, float] | None = None) -> Figure:
     """Draw a run's columns of log.csv over the epochs, a panel for each figure that has a value; write and return it.

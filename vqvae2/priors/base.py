@@ -25,7 +25,7 @@ class Prior(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
-                keep: torch.Tensor | None = None) -> torch.Tensor:
+                keep: torch.Tensor | None = None, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
 
         Logits at a position do not depend on the code there or on any after it.
@@ -34,19 +34,21 @@ class Prior(nn.Module):
             top_codes: `[batch, top height, top width]`, for a bottom prior.
             known: `[batch, columns]`, what is known of each image, NaN where it is not; None for nothing at all.
             keep: numbers of 0 or 1 / (1 - dropout) from the trainer, by which activations are multiplied.
+            previous: `[batch, height, width]`, this level's codes of the previous slice, -1 where one is unknown, for a
+                prior that is told them; None for nothing at all.
         """
         raise AssertionError("a prior provides forward()")
 
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
-               ) -> "WholeMapCursor":
+               previous: torch.Tensor | None = None) -> "WholeMapCursor":
         """Return a cursor over `batch` new code maps, which has the methods of `WholeMapCursor`.
 
         Its logits are those of `forward`, but for rounding.
 
         Args:
-            top_codes, known: as for `forward`, of all of the maps.
+            top_codes, known, previous: as for `forward`, of all of the maps.
         """
-        return WholeMapCursor(self, batch, top_codes, known)
+        return WholeMapCursor(self, batch, top_codes, known, previous)
 
 
 class WholeMapCursor:
@@ -55,8 +57,9 @@ class WholeMapCursor:
     This slow cursor computes the whole map for each position: it is the reference for all faster ones.
     """
 
-    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None):
-        self.prior, self.told = prior, (top_codes, known)
+    def __init__(self, prior: Prior, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None,
+                 previous: torch.Tensor | None = None):
+        self.prior, self.told = prior, (top_codes, known, None, previous)
         self.maps = torch.zeros(batch, *prior.shape, dtype=torch.long, device=prior.device)
         self.row = 0
 

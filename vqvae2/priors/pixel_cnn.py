@@ -15,6 +15,9 @@ NOTE Departures, all because a study has hundreds of scans and not millions of p
 What is known of the image (age, plane, …; `conditions.py`) is one more feature that every layer is given. A prior
 that was also trained without it serves classifier-free guidance (Ho and Salimans 2022 [4]).
 
+A prior may be told the same level's codes of the previous slice of the brain, whole or in part, by a network as the one
+for the top codes, and how far away it is in mm: so slices of one brain can be sampled one after another.
+
 References
 [1] van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders.
 [2] Chen et al. 2018, PixelSNAIL: An Improved Autoregressive Generative Model.
@@ -117,6 +120,8 @@ class ResidualBlock(nn.Module):
 class Conditioner(nn.Module):
     """Top codes -> features for every bottom code, each of which has seen all top codes ([3] section 3.2).
 
+    It serves for the codes of the previous slice too, whose map is as large as the one that is predicted (factor 1).
+
     Residual blocks see the neighbourhood, one full (not causal) attention sees the whole map. Each bottom code in the
     cell of a top code has features of its own: features that were only repeated would leave it to the masked layers to
     find out which of the cell's codes they are at.
@@ -198,12 +203,15 @@ class PixelCNN(Pretrained, Prior):
         self.conditioner = None if top_embeddings is None else Conditioner(
             top_embeddings, channels, settings.heads, top_shape, shape[0] // top_shape[0])
         self.known = FactsEncoder(columns, channels) if columns else None
+        # One row more, the last, for a code that is unknown.
+        self.previous = Conditioner(torch.cat([embeddings, embeddings.mean(0, keepdim=True)]), channels, settings.heads,
+                                    shape, 1) if settings.told_previous else None
         self.table = nn.Parameter(_start_of_table(embeddings))
         self.vertical_first = VerticalConv(dim, channels, first=True)
         self.horizontal_first = HorizontalConv(dim, channels, first=True)
         self.vertical_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.horizontal_place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
-        conditioned = self.conditioner is not None or self.known is not None
+        conditioned = any(part is not None for part in (self.conditioner, self.known, self.previous))
         self.layers = nn.ModuleList(GatedLayer(channels, conditioned, GATES[settings.network])
                                     for _ in range(settings.layers))
         # The bottom has the whole top map for what is far away; attention over its own map would cost most.
@@ -237,16 +245,19 @@ class PixelCNN(Pretrained, Prior):
                    columns=conditions.from_json(config.get("columns") or []))
 
     def forward(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None,
-                known: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
+                known: torch.Tensor | None = None, keep: torch.Tensor | None = None,
+                previous: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits `[batch, codebook_size, height, width]` of `codes` `[batch, height, width]`.
 
         Args:
             top_codes: `[batch, top height, top width]`, for a bottom prior.
             known: `[batch, columns]`, what is known of each image, NaN where it is not; None for nothing at all.
             keep: `[batch, layers, 2, channels]`, 0 or 1 / (1 - dropout): the channels that dropout leaves.
+            previous: `[batch, height, width]`, this level's codes of the previous slice, -1 where one is unknown; None
+                for nothing at all.
         """
         embedded = self.embed(codes)
-        condition = self.condition(len(codes), top_codes, known)
+        condition = self.condition(len(codes), top_codes, known, previous)
         vertical = self.vertical_first(embedded) + self.vertical_place
         horizontal = self.horizontal_first(embedded) + self.horizontal_place
         for i, layer in enumerate(self.layers):
@@ -257,19 +268,23 @@ class PixelCNN(Pretrained, Prior):
         logits = torch.einsum("bdhw,kd->bkhw", features, self.table.to(features.dtype) * features.shape[1] ** -0.5)
         return (logits.float() if features.dtype == torch.bfloat16 else logits) + self.bias[:, None, None]
 
-    def condition(self, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor | None:
+    def condition(self, batch: int, top_codes: torch.Tensor | None, known: torch.Tensor | None,
+                  previous: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return what every layer is given beside the codes: None, `[batch, channels, height, width]`, or with 1, 1 at
         the end where it is the same everywhere."""
         if self.known is not None and known is None:
             known = self.bias.new_full((batch, len(self.columns)), torch.nan)
-        parts = [part(given) for part, given in ((self.conditioner, top_codes), (self.known, known))
-                 if part is not None]
+        if self.previous is not None:
+            shown = self.bias.new_full((batch, *self.shape), -1, dtype=torch.long) if previous is None else previous
+            previous = shown.masked_fill(shown < 0, self.codebook_size)
+        given = ((self.conditioner, top_codes), (self.known, known), (self.previous, previous))
+        parts = [part(values) for part, values in given if part is not None]
         return sum(parts[1:], parts[0]) if parts else None
 
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
-               half: bool = False) -> PixelCNNCursor:
+               previous: torch.Tensor | None = None, half: bool = False) -> PixelCNNCursor:
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
-        return PixelCNNCursor(self, batch, top_codes, known, half)
+        return PixelCNNCursor(self, batch, top_codes, known, previous, half)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""

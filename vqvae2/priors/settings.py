@@ -6,6 +6,9 @@ from typing import Literal
 from vqvae2.common.errors import expect
 from vqvae2.settings.checks import Checked
 
+PREVIOUS, PREVIOUS_MM = "previous-slice", "previous_mm"
+"""The word of --condition for the codes of a neighbouring slice, and the column that says how far away it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings(Checked):
@@ -25,7 +28,9 @@ class PriorSettings(Checked):
     heads: int = 4
     """Attention heads."""
     condition: tuple[str, ...] = ()
-    """Columns of the manifest that the prior is conditioned on, such as age sex position_mm; a value may be unknown."""
+    """Columns of the manifest that the prior is conditioned on, such as age sex position_mm; a value may be unknown.
+    previous-slice stands for the codes of a neighbouring slice of the same scan (slices of --per-scan all), by which
+    whole brains are sampled (vqvae2 sample --nifti)."""
     dropout: float = 0.2
     """Share of channels dropped in each layer while training."""
 
@@ -38,6 +43,16 @@ class PriorSettings(Checked):
         ("condition", lambda names: len(set(names)) == len(names), "each column once",
          "For example --condition age sex."),
         ("dropout", lambda share: 0 <= share < 1, "0 <= SHARE < 1", "The default is 0.2."))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the manifest among `condition`."""
+        return tuple(name for name in self.condition if name != PREVIOUS)
+
+    @property
+    def told_previous(self) -> bool:
+        """Return whether the prior is told the codes of the previous slice."""
+        return PREVIOUS in self.condition
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,14 +29,14 @@ class PixelCNNCursor:
         prior: a `PixelCNN` in eval mode; its weights must not change meanwhile.
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
-        known: `[batch, columns]`, as for `PixelCNN.forward`.
+        known, previous: `[batch, columns]` and `[batch, height, width]`, as for `PixelCNN.forward`.
         half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
             says where); some codes are then not those of the slow way.
     """
 
     @torch.no_grad()
     def __init__(self, prior: nn.Module, batch: int, top_codes: torch.Tensor | None = None,
-                 known: torch.Tensor | None = None, half: bool = False):
+                 known: torch.Tensor | None = None, previous: torch.Tensor | None = None, half: bool = False):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
         # The codes of this row.
@@ -48,7 +48,7 @@ class PixelCNNCursor:
         self.given = like.new_zeros(layers, width, batch, channels)
         # The horizontal stack's first input at each column of this row; the two after its end are never read.
         self.start = like.new_zeros(width + COLUMNS, batch, channels)
-        condition = prior.condition(batch, top_codes, known)
+        condition = prior.condition(batch, top_codes, known, previous)
         # `[height, width, batch, channels]`; height and width are 1 where the condition is the same everywhere.
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
         self.vertical_first = _VerticalRows(prior.vertical_first.conv, width, batch)

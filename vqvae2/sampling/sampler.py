@@ -41,6 +41,7 @@ from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
+from vqvae2.priors.settings import PREVIOUS_MM
 from vqvae2.sampling import critic
 from vqvae2.sampling.inpainting import IncompleteImages
 from vqvae2.sampling.settings import SampleSettings, of_level
@@ -128,7 +129,7 @@ def one_thread() -> Iterator[None]:
 def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule: SamplingRule = SamplingRule(),
                top_codes: torch.Tensor | None = None, stay: torch.Tensor | None = None,
                known: torch.Tensor | None = None, on_code: Callable[[], object] = lambda: None, cached: bool = True,
-               candidates: Sequence[int] | None = None) -> torch.Tensor:
+               candidates: Sequence[int] | None = None, previous: torch.Tensor | None = None) -> torch.Tensor:
     """Return code maps `[batch, height, width]` of the images with these `numbers`.
 
     Args:
@@ -139,7 +140,10 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
         known: `[batch, columns]`: what is known of each image, NaN where it is not (see `conditions.from_texts`).
         on_code: called after each position.
         cached: False computes a whole map for each position: the reference that the fast way must equal.
-        candidates: for each image which of its candidates it is, each with random numbers of its own; 0 if not given.
+        candidates: for each image which of its candidates (or of the slices of its brain) it is, each with random
+            numbers of its own; 0 if not given.
+        previous: `[batch, height, width]`: codes of the previous slice, -1 where one is unknown, for a prior that is
+            told them.
     """
     height, width = prior.shape
     positions, device = height * width, prior.device
@@ -159,10 +163,11 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
     known = None if known is None or not prior.columns else known.to(device)
     copies = 1 if known is None or rule.guidance == 1 else 2
     if copies == 2:  # guided: first the images with what is known of them, then the same without
-        known = torch.cat([known, torch.full_like(known, torch.nan)])
-        top_codes = None if top_codes is None else torch.cat([top_codes, top_codes])
+        is_fact = torch.tensor([column.name != PREVIOUS_MM for column in prior.columns], device=device)
+        known = torch.cat([known, known.masked_fill(is_fact, torch.nan)])
+        top_codes, previous = (given if given is None else torch.cat([given, given]) for given in (top_codes, previous))
     make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
-    cursor = make(copies * len(numbers), top_codes, known) if end else None
+    cursor = make(copies * len(numbers), top_codes, known, previous) if end else None
     for position in range(end):
         row, column = divmod(position, width)
         logits, *untold = cursor.step(row, column).chunk(copies)
@@ -181,17 +186,18 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
 def draw_maps(priors: Mapping[str, Prior], numbers: Sequence[int], seed: int, rules: Mapping[str, SamplingRule],
               facts: Mapping[str, torch.Tensor], on_code: Callable[[], object] = lambda: None,
               stay: Mapping[str, torch.Tensor] | None = None, candidates: Sequence[int] | None = None,
-              ) -> dict[str, torch.Tensor]:
+              previous: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Return each level's code maps `[batch, height, width]`, the bottom's drawn given the top's.
 
     Args:
         facts: for each level `[batch, columns]`, what its prior is told (see `condition_values`).
-        stay, candidates: for each level, and for each image, as for `draw_codes`.
+        stay, previous: for each level as for `draw_codes`; candidates: for each image.
     """
     maps: dict[str, torch.Tensor] = {}
     for level, prior in priors.items():  # top first: `load_models` has them in this order
         maps[level] = draw_codes(prior, numbers, seed, level, rules[level], maps.get("top"),
-                                 None if stay is None else stay[level], facts[level], on_code, candidates=candidates)
+                                 None if stay is None else stay[level], facts[level], on_code,
+                                 candidates=candidates, previous=None if previous is None else previous[level])
     return maps
 
 

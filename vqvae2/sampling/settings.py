@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vqvae2.common.errors import expect, flag
+from vqvae2.priors.settings import PREVIOUS_MM
 from vqvae2.settings.checks import SAID, SEED, Checked
 
 CODE_FILE = ".npz"
@@ -46,7 +47,8 @@ class SampleSettings(Checked):
     """Folder that receives the images and a grid of them. A folder that already holds some of the images is
     completed."""
     count: Annotated[int | None, SAID] = None
-    """Number of images, 64 if not given; with --inpaint the number of completions of each image, 4 if not given."""
+    """Number of images, 64 if not given; of brains with --nifti, 4 if not given; with --inpaint of completions of each
+    image, 4 if not given."""
     temperature: tuple[float, ...] = (1.0,)
     """One value for both levels, or two: top, bottom. Values below 1 give likelier codes."""
     top_k: tuple[int, ...] = (0,)
@@ -57,8 +59,8 @@ class SampleSettings(Checked):
     """Facts of the images, as NAME=VALUE of columns in the priors' own --condition: age=70 sex=F. A range such as
     position_mm=-20..30 gives each image its own value. Columns that are not given are unknown."""
     guidance: tuple[float, ...] = (1.0,)
-    """Strength of --condition: 1 is as learned, 2 twice as strong (each code then takes twice the time). One value or
-    two."""
+    """Strength of --condition, and of the position of each slice with --nifti: 1 is as learned, 2 twice as strong (each
+    code then takes twice the time). One value or two."""
     inpaint: Annotated[Path | None, SAID] = None
     """Complete these images instead of making new ones: a folder of images, with --mask; or a code file (.npz, like
     codes/<split>.npz), whose codes marked -1 are sampled."""
@@ -74,6 +76,15 @@ class SampleSettings(Checked):
     """likelihood: the best candidate has the likeliest codes (both levels, temperature 1). agreement: the best
     candidate has the most codes that are the same after decoding and encoding. classifier: the best candidate looks
     most like the image of a real slice to classifiers that are trained first (minutes on a CPU)."""
+    nifti: bool = False
+    """Sample whole brains: each is a stack of slices that belong together, as a NIfTI file in millimetres. The priors
+    must have been trained with --condition position_mm."""
+    spacing: float = 1.0
+    """Distance of the slices of a brain in mm, for --nifti."""
+    coherence: Literal["auto", "none", "noise", "previous", "both"] = "auto"
+    """What makes the slices of a brain belong together, for --nifti. noise: they have the same random numbers.
+    previous: each is told the codes of the one before (priors trained with --condition previous-slice). both: the two
+    together. none: nothing, for comparison. auto: previous if the priors can, else noise."""
     precision: Literal["auto", "fp32"] = "auto"
     """auto: sample in float64 if the device has it, so that no image depends on --batch. fp32: half the time, but about
     one image in 64 changes with --batch."""
@@ -86,6 +97,7 @@ class SampleSettings(Checked):
 
     RULES = (*FREEDOM, one_or_two("guidance", lambda value: value >= 0, "0 or more"), SEED,
              ("count", lambda count: 1 <= count <= 10**6, "1 to 1000000", "Draw more with another --seed and --out."),
+             ("spacing", lambda distance: 0.05 <= distance <= 50, "0.05 to 50 mm", "For example 1."),
              ("batch", lambda images: images >= 1, "at least 1", "The default is 16."),
              ("reject", lambda candidates: 1 <= candidates <= 10**4, "1 to 10000", "For example 4."),
              ("blend", lambda pixels: pixels >= 0, "0 or more pixels", "For example 4."))
@@ -93,11 +105,20 @@ class SampleSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.count is None:
-            object.__setattr__(self, "count", 64 if self.inpaint is None else 4)
-        expect(bool(self.condition) or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
+            object.__setattr__(self, "count", 4 if self.nifti or self.inpaint is not None else 64)
+        expect(bool(self.condition) or self.nifti or set(self.guidance) == {1.0}, "--guidance", "--condition beside it",
                f"--guidance {' '.join(map(str, self.guidance))} alone", "Give --condition NAME=VALUE too.")
         expect(self.reject > 1 or self.reject_by == "likelihood", "--reject-by", "--reject N beside it, N at least 2",
                f"--reject {self.reject}", "For example --reject 4.")
+        told = [text for text in self.condition if text.startswith(f"{PREVIOUS_MM}=")]
+        expect(not told, "--condition", "facts of an image", " ".join(told), "Leave it out: --spacing says how far "
+               "away the previous slice lies.")
+        for name, given in (("inpaint", self.inpaint is not None), ("reject", self.reject > 1)):
+            expect(not given or not self.nifti, flag(name), "none beside --nifti, which samples new brains, each once",
+                   f"{flag(name)} {getattr(self, name)}", "Leave one of the two out.")
+        for name, default in (("spacing", 1.0), ("coherence", "auto")):
+            expect(self.nifti or getattr(self, name) == default, flag(name), "--nifti beside it",
+                   f"{flag(name)} {getattr(self, name)} alone", "Give --nifti too.")
         takes_mask = self.inpaint is not None and self.inpaint.suffix != CODE_FILE
         for name, given in (("mask", self.mask), ("blend", self.blend or None)):
             expect(given is None or self.inpaint is not None, flag(name), "--inpaint beside it",

@@ -13,6 +13,7 @@ Sparse products add in a fixed order, so the bytes do not depend on threads or n
 import functools
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -23,20 +24,19 @@ from vqvae2.scans.volumes import Volume
 
 RECIPE = 3
 """Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""
-NORMAL = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The axis of a RAS volume that a plane is perpendicular to."""
 DARKEST_BRAIN = 1 / 255
 LEAST_SHARE = 1e-6
 """Of brain in the pixels of a voxel; below it nothing is known of the voxel."""
 
 
-def plane_indices(brain: Brain, axis: int, per_scan: int, extent: tuple[float, float]) -> list[int]:
+def plane_indices(brain: Brain, axis: int, per_scan: int | Literal["all"], extent: tuple[float, float]) -> list[int]:
     """Return the RAS indices of `per_scan` planes: the middles of equal parts of the extent, so 1 is its centre.
 
     `extent` is in fractions of the brain's bounding box along `axis`. Fewer are returned where the
-    scan has fewer planes there.
+    scan has fewer planes there; "all" stands for all of them.
     """
     start, stop = brain.start[axis], brain.stop[axis]
+    per_scan = stop - start if per_scan == "all" else per_scan  # parts that are no thicker than a plane miss none
     parts = (np.arange(per_scan) + 0.5) / per_scan
     edges = start + (extent[0] + parts * (extent[1] - extent[0])) * (stop - start)
     # Voxel i reaches from edge i to edge i + 1; 1e-6 keeps rounding from choosing at a tie.

@@ -29,7 +29,7 @@ import numpy as np
 from vqvae2.common import memory
 from vqvae2.common.errors import UserError
 from vqvae2.common.files import open_regular, read_at_most, replace_whole, sha256_of_file
-from vqvae2.common.names import SPLITS
+from vqvae2.common.names import NORMAL, SPLITS
 from vqvae2.scans import same_heads
 from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, Brain, find_brain, share_of_equal_neighbours
 from vqvae2.scans.finding import Scan
@@ -37,7 +37,7 @@ from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.masks import within_mask
 from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
 from vqvae2.slices.page import THUMBNAIL, thumbnail
-from vqvae2.slices.planes import NORMAL, draw_plane, encode_png, plane_indices, position_mm
+from vqvae2.slices.planes import draw_plane, encode_png, plane_indices, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split
 

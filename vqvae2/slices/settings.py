@@ -35,8 +35,9 @@ class ExtractSettings(Checked):
     """Folder that receives the slices and manifest.csv. Without it: SLICES_PATH."""
     planes: Annotated[tuple[Plane, ...], tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ("axial",)
     """One or more anatomical planes."""
-    per_scan: int = 1
-    """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it."""
+    per_scan: Annotated[int | Literal["all"], tyro.conf.arg(metavar="INT|all")] = 1
+    """Slices per plane and scan: 1 is the centre of the extent, more are evenly spaced in it, all takes every
+    plane."""
     extent: tuple[float, float] = (0.3, 0.8)
     """Part of the brain in which planes are chosen, from 0 (inferior, posterior, left) to 1 (superior, anterior,
     right)."""
@@ -91,7 +92,7 @@ class ExtractSettings(Checked):
 
     RULES = (
         SPLIT, SEED, SUBJECT_PATTERN, *CUTTING,
-        ("per_scan workers", lambda value: value >= 1, "at least 1", "Give a larger number."),
+        ("per_scan workers", lambda value: value == "all" or value >= 1, "at least 1", "Give a larger number."),
         ("assume_orientation", lambda letters: sorted(letters.upper().translate(ONE_OF_EACH_PAIR)) == ["A", "R", "S"],
          "one letter each of R/L, A/P and S/I", "For example RAS, LAS or ASL."),
         ("archive", lambda name: name in BY_NAME or re.fullmatch(r"plain:([1-9]\d?|file)", name) is not None,

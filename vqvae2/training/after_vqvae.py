@@ -64,8 +64,12 @@ class AfterVqvae(Trainer):
                f"{self.settings.vqvae} ({' or '.join(known[:6] for known in related)})",
                str(config.get("vqvae_hash"))[:6], "Begin without --init-from.")
 
-    def codes_of(self, name: str, split: dataset.ImageSet, copy: int = 0) -> code_maps.CodeMaps:
-        """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first."""
+    def codes_of(self, name: str, split: dataset.ImageSet, copy: int = 0,
+                 alike: np.ndarray | None = None) -> code_maps.CodeMaps:
+        """Return stored code maps, or encode the images now; `copy` above 0 shifts, scales and mirrors them first.
+
+        alike: `[n]`, for each image a number; images with equal numbers are moved alike. Without it: none are.
+        """
         path = self.vqvae.folder / "codes" / f"{name}.npz"
         # Only `images_hash` knows the pixels of validation images that no manifest vouches for.
         of_data = self.data["images_hash" if name == "validate" else "data_hash"]
@@ -75,7 +79,8 @@ class AfterVqvae(Trainer):
         if distributed.any_rank(stored is None, self.device):
             with Bar(total=len(split), desc=f"codes of {name}", unit="image", disable=distributed.rank() != 0) as bar:
                 change = (lambda pixels, items: augmentation.moved(pixels, random_numbers.uniform(
-                    self.settings.seed, f"copy {copy}", items[:, None], np.arange(5)[None]))) if copy else None
+                    self.settings.seed, f"copy {copy}", (items if alike is None else alike[items])[:, None],
+                    np.arange(5)[None]))) if copy else None
                 stored = encoding.extract(self.vqvae.model, split, 64,
                                        lambda count: bar.update(count * distributed.world_size()), change, torch.int16)
             distributed.on_rank_0(lambda: self._keep_codes(stored, path, of_data))
