@@ -33,7 +33,7 @@ from PIL import Image
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
 from vqvae2.common.names import SPLITS
-from vqvae2.evaluation import prediction, report
+from vqvae2.evaluation import prediction, report, whole_scans
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
 from vqvae2.images.reading import read_picture
@@ -239,16 +239,20 @@ def evaluate(vqvae: str | Path, out: str | Path, **settings: object) -> report.E
     return report.evaluate(EvaluateSettings(vqvae=str(vqvae), out=Path(out), **settings))
 
 
-def predict(vqvae: str | Path, inputs: Sequence[str | Path], out: str | Path, **settings: object) -> dict:
+def predict(vqvae: str | Path | Sequence[str | Path], inputs: Sequence[str | Path], out: str | Path,
+            **settings: object) -> dict:
     """Send images or scans through a VQ-VAE; write reconstructions, codes and figures to `out`; return metrics.json.
 
     Args:
-        vqvae: folder or name of the run.
+        vqvae: folder or name of the run; with `nifti=True` there may be several.
         inputs: images, scans, and folders of them.
+        settings: further fields of PredictSettings, such as nifti=True, which writes whole scans as NIfTI files.
     Raises: UserError if something cannot be read.
     """
-    return prediction.predict(prediction.PredictSettings(
-        vqvae=str(vqvae), input=tuple(map(Path, inputs)), out=Path(out), **settings))
+    names = (vqvae,) if isinstance(vqvae, (str, Path)) else vqvae
+    given = prediction.PredictSettings(vqvae=tuple(map(str, names)), input=tuple(map(Path, inputs)), out=Path(out),
+                                       **settings)
+    return (whole_scans if given.nifti else prediction).predict(given)
 
 
 def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, columns: int = 8,

@@ -23,6 +23,7 @@ from vqvae2.evaluation import prediction
 from vqvae2.scans import dicom
 from vqvae2.scans.finding import find_scans
 from vqvae2.scans.headers import UnusableScan
+from vqvae2.scans.nifti import grid_of
 from vqvae2.scans.volumes import file_sha256, files_of, read_volume, same_voxels
 from vqvae2.slices.scan_slices import read_table
 from vqvae2.slices.settings import ExtractSettings
@@ -643,3 +644,21 @@ def test_the_list_shows_folders(tmp_path, capsys):
     save_slices(tmp_path / "p1/3-T1_MPRAGE", number=3, study="1.2")
     extract.main(["--scans", str(tmp_path), "--list"])
     assert capsys.readouterr().out.splitlines()[1] == "p1\t\t\tp1/2-T1_MPRAGE\tinstead of p1/3-T1_MPRAGE"
+
+
+# What is written on its grid
+
+@pytest.mark.parametrize("turn", [None, TILTED], ids=["straight", "oblique"])
+@pytest.mark.parametrize("storage", ["LPS", "PIR"])
+def test_a_volume_on_the_grid_of_a_series_lies_where_the_series_lies(tmp_path, storage, turn):
+    save_slices(tmp_path / "t1", block(), sizes=SIZES, storage=storage, turn=turn)
+    volume = read_volume(tmp_path / "t1")
+    part = tuple(slice(0, length) for length in volume.voxels.shape)
+    grid_of(tmp_path / "t1", volume).write(tmp_path / "b.nii.gz", part, volume.voxels)
+    again = read_volume(tmp_path / "b.nii.gz")
+    assert np.array_equal(again.voxels, volume.voxels)
+    assert np.allclose(again.affine, volume.affine, atol=1e-4)
+    image = nib.load(tmp_path / "b.nii.gz")
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
+    assert np.allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+    assert b"P7" not in gzip.decompress((tmp_path / "b.nii.gz").read_bytes())[:352]

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import STORAGES, block, save, volume_of
 
-from vqvae2.common.names import SPLITS
+from vqvae2.common.names import NORMAL, SPLITS
 from vqvae2.scans.brain import Brain, find_brain
 from vqvae2.scans.volumes import read_volume
 from vqvae2.slices.planes import (
     DARKEST_BRAIN,
-    NORMAL,
     draw_plane,
     encode_png,
     plane_indices,

@@ -5,6 +5,10 @@
 Scans (NIfTI, Analyze, MGH, DICOM) and folders of scans are cut into slices as by extract_slices.py, by default 1 each:
     python predict.py --vqvae vqvae-128 sub-01_T1w.nii.gz --out predicted
     python predict.py --vqvae vqvae-128 ~/data/oasis --out predicted --per-scan 5 --extent 0.4 0.7
+Whole scans, every plane of the brain, as NIfTI files on the scans' own grids (docs/volumes.md):
+    python predict.py sub-01_T1w.nii.gz --nifti --vqvae vqvae-128 --out reconstructed
+    python predict.py ~/data/study --nifti --vqvae axial-128 coronal-128 sagittal-128 --out reconstructed
+    python predict.py ~/data/study --nifti --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out reconstructed
 At another size than in training; the model's downsampling factors must divide the size:
     python predict.py --vqvae vqvae-128 brain-256.png --out predicted --size 256
 
@@ -23,6 +27,17 @@ levels. No manifest, split or training data is needed. The command runs on CUDA 
     <out>/rejected.csv                       files in folders that cannot be read, with the reason
     <out>/predict.json                       settings and versions; says that this folder is predict.py's
 
+With --nifti the folder is a BIDS derivative, and has, instead of images:
+
+    <out>/sub-01/[ses-1/]anat/sub-01_desc-reconstruction_T1w.nii.gz    what the codes alone give back: shape, matrices,
+                                             type, units and background of the scan; the mean where planes cross
+    ..._desc-axialtopcodes_dseg.nii.gz       the codes of each level in each plane, int16, -1 where there is no brain
+    ..._desc-bitsperpixel_T1w.nii.gz         what the priors find unlikely, float32, in bits per pixel; with --top
+    each with a .json                        models and settings; that of the reconstruction has the scan's figures
+    <out>/pictures/                          three planes of each scan: original, reconstruction, |difference|
+    <out>/metrics.csv, metrics.json          figures of each scan's slices, and of its voxels inside the brain
+    <out>/dataset_description.json, README.md, .bidsignore, index.html, rejected.csv, predict.json
+
 An image of another size is resized to the size that the model was trained on. The image keeps its proportions and gets
 black borders if they differ (it is stretched or cropped if the model was trained with --size). 16-bit images are read
 over their whole range; of a file with several pages only the first page is read. A folder is searched to any depth; in
@@ -40,7 +55,7 @@ images that look turned by 90 degrees: column turned, below 0 for a usual image.
 
 from vqvae2.commands import endings
 from vqvae2.common import machine
-from vqvae2.evaluation import prediction
+from vqvae2.evaluation import prediction, whole_scans
 from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.widgets import INDEX
 from vqvae2.settings.parsing import parse
@@ -49,8 +64,10 @@ from vqvae2.settings.parsing import parse
 def main(arguments: list[str] | None = None) -> None:
     """Predict as the command line says."""
     settings = parse(PredictSettings, __doc__, arguments)
-    with machine.going_on_later("images", settings.out):
-        report = prediction.predict(settings)
-    print("\n".join(prediction.headline(report)))
-    print(f"written: {settings.out / prediction.GRID}, {settings.out / prediction.TABLE} and all else", flush=True)
+    judge = whole_scans if settings.nifti else prediction
+    with machine.going_on_later("scans" if settings.nifti else "images", settings.out):
+        report = judge.predict(settings)
+    print("\n".join(judge.headline(report)))
+    first = whole_scans.derivatives.DESCRIPTION if settings.nifti else prediction.GRID
+    print(f"written: {settings.out / first}, {settings.out / prediction.TABLE} and all else", flush=True)
     endings.say(settings.out / INDEX)

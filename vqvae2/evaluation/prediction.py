@@ -71,11 +71,18 @@ MOST_SAID = 8
 class PredictSettings(Checked):
     """Settings of predict.py."""
 
-    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
+    vqvae: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-m"], metavar="STR ...")]
+    """The VQ-VAE: a folder, or a name in results/*/ or pretrained/. With --nifti there may be several, such as one for
+    each plane. Files and folders that stand behind the first are INPUT, unless they are models."""
     input: Annotated[tuple[Path, ...], tyro.conf.Positional,
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
+    nifti: bool = False
+    """Reconstruct whole scans: every plane of the brain, as NIfTI files on the scans' own grids."""
+    top: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
+    """With --nifti: the top prior of each VQ-VAE, in their order, for a map of what is unlikely in each scan."""
+    bottom: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
+    """With --nifti: the bottom prior of each VQ-VAE that has two levels, in their order."""
     decoder: Annotated[str | None, SAID] = None
     """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: reconstructions then have invented
     detail. Without it: the VQ-VAE's own decoder."""
@@ -85,15 +92,15 @@ class PredictSettings(Checked):
     """Height and width in pixels of the images that the model gets. Without it: the size that the model was trained
     on."""
     batch: int = 32
-    """Images at a time."""
+    """Images at a time. With --nifti planes, of which a CPU takes 2 at a time at most, for its memory."""
     planes: Annotated[tuple[Plane, ...], SAID, tyro.conf.arg(metavar="{axial,coronal,sagittal} ...")] = ()
-    """One or more anatomical planes, for scans. Without it: the planes of the model's training slices, if its config
-    has them, else axial."""
+    """One or more anatomical planes, for scans; of several VQ-VAEs one for each, in their order. Without it: the planes
+    of the model's training slices, if its config has them, else axial."""
     per_scan: int = 1
     """Number of slices per plane, for scans; 1 is the centre of the extent, more are evenly spaced in it."""
     extent: Annotated[tuple[float, float] | None, SAID] = None
     """Part of the brain in which planes are chosen, for scans: fractions from inferior, posterior or left. Without it:
-    the part of the model's training slices, if its config has it, else 0.3 0.8."""
+    the part of the model's training slices, if its config has it, else 0.3 0.8; with --nifti all of the brain."""
     field_of_view: Annotated[float | None, SAID] = None
     """Height and width of a slice in mm, for scans. Without it: the value of the model's training slices, if its config
     has it, else 224."""
@@ -113,9 +120,37 @@ class PredictSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        words = (self.vqvae,) if isinstance(self.vqvae, str) else self.vqvae
+        # A flag of several values takes the words behind it, also those that are inputs.
+        behind = [word for word in words[1:] if self._is_input(Path(word))]
+        object.__setattr__(self, "vqvae", (*words[:1], *(word for word in words[1:] if word not in behind)))
+        object.__setattr__(self, "input", (*map(Path, behind), *self.input))
+        expect(bool(self.vqvae), "--vqvae", "at least one VQ-VAE", "none", "Name it.")
         expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
                "Name it after the other flags' values, such as predict.py --vqvae vqvae-128 brain.png --out predicted.")
+        self._check_nifti()
         self.cutting({}, 256)
+
+    def _is_input(self, path: Path) -> bool:
+        """Return whether a word that stands behind a VQ-VAE is no VQ-VAE."""
+        is_model = (path / weights.WEIGHTS).is_file()
+        return not is_model and (not self.nifti or path.exists() or stem_of(path.name) is not None)
+
+    def _check_nifti(self) -> None:
+        count, several = len(self.vqvae), " ".join(self.vqvae)
+        if not self.nifti:
+            expect(count == 1, "--vqvae", "one VQ-VAE, without --nifti", several, "Give --nifti, or one name.")
+            for level in ("top", "bottom"):
+                expect(not getattr(self, level), f"--{level}", "--nifti beside it", "none", "Give --nifti, or drop it.")
+            return
+        expect(self.per_scan == 1, "--per-scan", "no number with --nifti, which takes every plane", self.per_scan,
+               "Leave it out; --extent takes a part of the brain.")
+        expect(count == 1 or self.decoder is None, "--decoder", "one VQ-VAE, which it belongs to", several,
+               "Leave it out, or give one VQ-VAE.")
+        for name in ("top", "bottom", "planes"):
+            found = getattr(self, name)
+            expect(len(found) in (0, count) or (name == "planes" and count == 1), f"--{name}",
+                   f"one for each VQ-VAE ({several})", " ".join(found), "Give as many, in the same order.")
 
     def given_flags(self) -> dict:
         """Return those of OF_SLICES that a flag says."""
@@ -182,7 +217,7 @@ def predict(settings: PredictSettings) -> dict:
 
 def _predict(settings: PredictSettings, claim: Claim) -> dict:
     check_out(settings)
-    vqvae = autoencoder.load_vqvae(settings.vqvae, distributed.pick_device())
+    vqvae = autoencoder.load_vqvae(settings.vqvae[0], distributed.pick_device())
     decoder = texture_decoder.attach(vqvae, settings.decoder, 0)
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
@@ -192,8 +227,8 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     given, rejected = read_all(sources, cutting, shape, trained.get("size"), trained["fit"], trained["colours"])
     names = dataset.unique_names([image.file_name for image in given])
     folder = PredictFolder(settings.out, as_dict(settings) | {
-        "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae_hash": vqvae.hash,
-        "decoder_hash": decoder and decoder.hash})
+        "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae": settings.vqvae[0],
+        "vqvae_hash": vqvae.hash, "decoder_hash": decoder and decoder.hash})
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
     if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
@@ -234,8 +269,8 @@ def _write_page(settings: PredictSettings, given: Sequence[InputImage], names: S
                 rejected: Sequence[dict[str, str]]) -> None:
     """Write index.html, of what was given and of the files that are there."""
     hashes = {"vqvae": report["vqvae_hash"], "decoder": report.get("decoder_hash")}
-    about = [(what, f"{Path(run).name} ({hashes[key][:8]})") for key, what, run in (
-        ("vqvae", "VQ-VAE", settings.vqvae), ("decoder", "texture decoder", settings.decoder)) if run and hashes[key]]
+    runs = ("vqvae", "VQ-VAE", settings.vqvae[0]), ("decoder", "texture decoder", settings.decoder)
+    about = [(what, f"{Path(run).name} ({hashes[key][:8]})") for key, what, run in runs if run and hashes[key]]
     prediction_page.write(settings.out / INDEX, {name: image.pixels for name, image in zip(names, given)},
                           settings.out / MADE, files.read_rows(settings.out / TABLE), rejected, headline(report),
                           [*about, ("software", f"vqvae2 {__version__}")])
@@ -247,7 +282,7 @@ class PredictFolder(RecordedFolder):
     command, record, made = "predict.py", RECORD, "its images were made with"
     own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED, INDEX)
     hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash"})
-    lacking = MappingProxyType({"decoder": None, "decoder_hash": None})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "nifti": False})
 
     def changed(self) -> list[str]:
         """Return what differs from the settings before."""
@@ -349,7 +384,8 @@ def _in_folder(folder: Path, suffixes: Sequence[str], out: Path, mask_suffixes: 
         print(f"{folder}: left out {', '.join(left_out)}; name a file itself to have it read", flush=True)
     # A folder of DICOM files that was named itself has its mask beside it, outside of what was searched.
     return [Source(scan.path, with_mask(scan, os.listdir(folder.absolute().parent), mask_suffixes)
-                   if scan.path == folder else scan, False) for scan in inside.scans]
+                   if scan.path == folder else scan, False) for scan in inside.scans
+            if not scan.path.resolve().is_relative_to(out.resolve())]  # --nifti has made those in it
 
 
 def _named_scan(path: Path, mask_suffixes: Sequence[str]) -> Scan:
@@ -407,7 +443,7 @@ def _read_picture(path: Path, shape: tuple[int, int, int], size: int | None, fit
         changes.append(f"{CROPPED if cropped else STRETCHED} from {_size(pixels)}")
     if changes:  # bit for bit as the training read the picture
         pixels = read_picture(path, size if resized_so else None, fit, colours)
-    return [_in_form(str(path), str(path), pixels, shape, changes, {})]
+    return [in_form(str(path), str(path), pixels, shape, changes, {})]
 
 
 def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]) -> list[InputImage]:
@@ -416,7 +452,7 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
         raise UserError(f"{scan.path}: {scan.refused}")
     try:
         with np.errstate(all="ignore"):
-            return [_in_form(str(scan.path), f"{scan.path}/{row['image']}",
+            return [in_form(str(scan.path), f"{scan.path}/{row['image']}",
                              np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
                              {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
                     for image, row in draw_slices(scan, cutting)]
@@ -425,7 +461,7 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
                            "Repair the scan, or leave it out.") from None
 
 
-def _in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
+def in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
              facts: dict[str, str]) -> InputImage:
     """Give an image the model's channels and size."""
     if len(pixels) == 3 and shape[0] == 1:
@@ -459,10 +495,13 @@ def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[2]} by {pixels.shape[1]}"
 
 
-def check_out(settings: PredictSettings) -> None:
-    """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves."""
+def check_out(settings: PredictSettings, kind: type[RecordedFolder] = PredictFolder) -> None:
+    """Raise UserError if --out holds what predict.py did not make and would replace, or the inputs themselves.
+
+    kind: the folder that it makes.
+    """
     out = settings.out
-    PredictFolder.refuse_foreign(out)
+    kind.refuse_foreign(out)
     inside = [str(path) for path in settings.input if path.resolve().is_relative_to(out.resolve())]
     expect(not inside, f"--out {out}", "a folder that holds none of the inputs", f"{', '.join(inside)} in it",
            "Choose another --out.")
@@ -473,7 +512,7 @@ def shape_for(vqvae: autoencoder.TrainedVqvae, settings: PredictSettings) -> tup
     channels, height, width = vqvae.config["image_shape"]
     cell, size = math.prod(vqvae.model.settings.downsample), settings.size
     expect(size is None or size % cell == 0, "--size", f"a multiple of {cell}, the pixels of a top code of --vqvae "
-           f"{settings.vqvae}", size, f"For example {max(cell, (size or 0) // cell * cell)}.")
+           f"{vqvae.folder.name}", size, f"For example {max(cell, (size or 0) // cell * cell)}.")
     return (channels, height, width) if size is None else (channels, size, size)
 
 

@@ -12,11 +12,26 @@ from PIL import Image
 
 from vqvae2.common import files
 from vqvae2.common.page import escaped
-from vqvae2.evaluation.widgets import Cell, Line, Pair, document, embedded, facts, prose, section, table, viewer
+from vqvae2.evaluation.widgets import (
+    Cell,
+    Line,
+    Pair,
+    document,
+    embedded,
+    facts,
+    figure,
+    prose,
+    section,
+    table,
+    viewer,
+)
 
 MOST_SHOWN, MOST_ROWS = 24, 500
 FIGURES = (("ssim", "SSIM", 3), ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1), ("mae", "MAE", 4))
 """Columns of metrics.csv that the page shows, and the digits behind the point."""
+OF_SCANS = (("ssim", "SSIM", 3), ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1),
+            ("volume_mae", "MAE, volume", 4), ("resampling_mae", "MAE without a model", 4))
+"""The same of whole scans."""
 
 
 def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequence[Mapping[str, str]],
@@ -41,21 +56,53 @@ def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequ
                                  "; ".join(filter(None, (row.get("changes", ""), "seen in training" * (
                                      row.get("seen_in_training") == "1")))) or "–", row["input"]))
              for row in rows[:MOST_ROWS]]
-    notices = "".join(f'<p class="{"notice" if line.startswith("warning") else "line"}">{prose(line)}</p>'
-                      for line in sorted(said, key=lambda line: not line.startswith("warning")))
-    failed = [Line(row["input"], (row["reason"],)) for row in rejected[:MOST_ROWS]]
-    body = [section("In short", notices),
+    body = [section("In short", _notices(said)),
             section("Originals and reconstructions", viewer(pairs, ["reconstruction"]),
                     _more(len(originals) - len(pairs), "image", "in pictures/ and reconstructions/")),
             section("Each image", table(["image", *(title for _, title, _ in FIGURES), "changed", "input"], lines,
                                         "figures of each image"), _more(len(rows) - len(lines), "image",
                                                                         "in metrics.csv")),
-            section("Not read", table(["file", "why"], failed, "files that were not read"),
-                    _more(len(rejected) - len(failed), "file", "in rejected.csv"))]
+            _failed(rejected)]
     head = (f'<h1>Predictions</h1>\n<p class="lead">What a VQ-VAE makes of {len(rows)} '
             f'{"image" if len(rows) == 1 else "images"}. Whoever the people are, this is no benchmark.</p>\n'
             + facts(about))
     files.write_atomically(out, document("Predictions", head, body))
+
+
+def write_scans(out: Path, folder: Path, pictures: Sequence[Path], rows: Sequence[Mapping[str, object]],
+                rejected: Sequence[Mapping[str, str]], said: Sequence[str], about: Sequence[tuple[str, str]]) -> None:
+    """Write the page of scans that were reconstructed as a whole.
+
+    Args:
+        folder: that of `pictures`, of which each shows planes of one scan, and of metrics.csv.
+        rows: those of metrics.csv, one a scan. Other arguments are as for `write`.
+    """
+    shown = embedded({path: folder / path for path in pictures[:MOST_SHOWN]})
+    lines = [Line(str(row["scan"]).rpartition("/")[2], (
+        *(Cell("–" if row.get(key) is None else f"{row[key]:.{digits}f}") for key, _, digits in OF_SCANS),
+        Cell(f"{row['planes']}"), str(row["input"]))) for row in rows[:MOST_ROWS]]
+    body = [section("In short", _notices(said)),
+            section("Scans and reconstructions", *(figure(picture, path.stem) for path, picture in shown.items()),
+                    _more(len(pictures) - len(shown), "scan", "in pictures/")),
+            section("Each scan", table(["scan", *(title for _, title, _ in OF_SCANS), "planes", "input"], lines,
+                                       "figures of each scan"), _more(len(rows) - len(lines), "scan",
+                                                                      "in metrics.csv")),
+            _failed(rejected)]
+    head = ('<h1>Predictions</h1>\n<p class="lead">What VQ-VAEs make of '
+            f'{len(rows)} {"scan" if len(rows) == 1 else "scans"}. Whoever the people are, this is no benchmark.</p>\n'
+            + facts(about))
+    files.write_atomically(out, document("Predictions", head, body))
+
+
+def _notices(said: Sequence[str]) -> str:
+    return "".join(f'<p class="{"notice" if line.startswith("warning") else "line"}">{prose(line)}</p>'
+                   for line in sorted(said, key=lambda line: not line.startswith("warning")))
+
+
+def _failed(rejected: Sequence[Mapping[str, str]]) -> str:
+    failed = [Line(row["input"], (row["reason"],)) for row in rejected[:MOST_ROWS]]
+    return section("Not read", table(["file", "why"], failed, "files that were not read"),
+                   _more(len(rejected) - len(failed), "file", "in rejected.csv"))
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

@@ -115,7 +115,7 @@ def parse_header(path: Path, beginning: bytes) -> Header:
     """
     expect_usable(bool(beginning), path.name, "an image", "an empty file", "Copy or download it again.")
     try:
-        kind = _kind(path, beginning)
+        kind = image_class(path, beginning)
         header = _parse_mgh(beginning) if kind is nib.MGHImage else _parse_analyze(kind, beginning)
         shape = header.shape
         while len(shape) > 3 and shape[-1] == 1:  # OASIS-1 writes one volume as 256 x 256 x 128 x 1
@@ -178,7 +178,7 @@ def expect_bytes(name: str, needed: int, what: str) -> None:
                   "Give fewer --workers, free some memory, or leave the scan out.")
 
 
-def _kind(path: Path, beginning: bytes) -> type:
+def image_class(path: Path, beginning: bytes) -> type:
     """Return nibabel's class for a file that begins so. Raises: ValueError if there is none."""
     if path.suffix.lower() in (".mgh", ".mgz"):
         return nib.MGHImage

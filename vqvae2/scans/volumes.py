@@ -168,7 +168,7 @@ def same_voxels(path: Path, other: Path, number: int | None) -> bool:
 
 def _expect_readable(path: Path, number: int | None) -> None:
     """Raise UnusableScan if a file's header and its size say that it cannot be read."""
-    reader = _reader_of(path)
+    reader = reader_of(path)
     if reader is read_image:
         _claimed(path, number)
     elif reader is read_dicom:
@@ -189,7 +189,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _reader_of(path: Path) -> "Reader":
+def reader_of(path: Path) -> "Reader":
+    """Return the function that reads a file, by its name, or a folder of DICOM files."""
     suffix = suffix_of(path.name)
     return read_dicom if suffix is None and path.is_dir() else READERS.get(suffix, read_image)
 
@@ -204,7 +205,7 @@ def _read(path: Path, number: int | None) -> tuple[Header, np.ndarray, np.ndarra
 
     What is not finite has become background; None instead of the third where all voxels are finite.
     """
-    reader = _reader_of(path)
+    reader = reader_of(path)
     is_folder = reader is read_dicom and path.is_dir()
     with errors_of(next(iter(files_of(path)), path) if is_folder else path, path):
         header, voxels = reader(path, number)
@@ -265,7 +266,7 @@ def _claimed(path: Path, number: int | None) -> _Claimed:
     Raises: UnusableScan if the file cannot be so, is no volume of real numbers, or needs more memory than there is.
     """
     files = files_of(path)
-    header = parse_header(path, _beginning(files[0], path))
+    header = parse_header(path, beginning_of(files[0], path))
     check_shape(path.name, header, number)
     size = header.voxels * header.number_type.itemsize
     start = header.voxels_at + (size * number if header.is_series else 0)
@@ -347,7 +348,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path, beside(".img")) if suffix.startswith(".hdr") else (beside(".hdr"), path)
 
 
-def _beginning(part: Path, scan: Path) -> bytes:
+def beginning_of(part: Path, scan: Path) -> bytes:
     """Return the first bytes of a file, inflated; a reader of gzip might look for more behind them, as far as it goes.
     """
     with errors_of(part, scan), open_regular(part) as file:

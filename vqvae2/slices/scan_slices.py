@@ -31,7 +31,7 @@ from vqvae2.common.errors import UserError
 from vqvae2.common.files import open_regular, read_at_most, replace_whole, sha256_of_file
 from vqvae2.common.names import NORMAL, SPLITS
 from vqvae2.scans import same_heads
-from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, find_brain, share_of_equal_neighbours
+from vqvae2.scans.brain import MOST_EQUAL_NEIGHBOURS, Brain, find_brain, share_of_equal_neighbours
 from vqvae2.scans.finding import Scan
 from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.masks import within_mask
@@ -207,6 +207,22 @@ def work_on(scan: Scan, settings: ExtractSettings, out: Path, plan: str, pixels:
     return outcome
 
 
+def read_brain(scan: Scan, settings: ExtractSettings) -> tuple[Volume, Brain, str]:
+    """Return a scan, within its brain mask if it has one, where its brain is, and the hash of the mask or "".
+
+    Raises: UnusableScan.
+    """
+    volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume,
+                         trust=settings.trust)
+    volume, mask_sha256 = _within_its_mask(volume, scan, settings)
+    brain = find_brain(volume)
+    equal = 0 if settings.suffix else share_of_equal_neighbours(volume, brain)
+    expect_usable(equal <= MOST_EQUAL_NEIGHBOURS, scan.path.name, "a scan",
+                  f"a label map, an atlas or a mask: {equal:.0%} of neighbouring voxels are equal",
+                  "Leave it out, or ask for it by the end of its name (--suffix).")
+    return volume, brain, mask_sha256
+
+
 def draw_slices(scan: Scan, settings: ExtractSettings,
                 pictures: dict[str, str] | None = None) -> Iterator[tuple[np.ndarray, dict]]:
     """Yield each slice of a scan, `[height, width]` in 0…1, and its row, with the manifest's columns but the split, the
@@ -218,14 +234,7 @@ def draw_slices(scan: Scan, settings: ExtractSettings,
         pictures: receives `Outcome.pictures`; None where nobody looks at them.
     Raises: UnusableScan.
     """
-    volume = read_volume(scan.path, layout=scan.storage, assumed=settings.assume_orientation, number=settings.volume,
-                         trust=settings.trust)
-    volume, mask_sha256 = _within_its_mask(volume, scan, settings)
-    brain = find_brain(volume)
-    equal = 0 if settings.suffix else share_of_equal_neighbours(volume, brain)
-    expect_usable(equal <= MOST_EQUAL_NEIGHBOURS, scan.path.name, "a scan",
-                  f"a label map, an atlas or a mask: {equal:.0%} of neighbouring voxels are equal",
-                  "Leave it out, or ask for it by the end of its name (--suffix).")
+    volume, brain, mask_sha256 = read_brain(scan, settings)
     if pictures is not None:
         pictures[HEAD] = same_heads.as_text(same_heads.coarse_head(volume, brain))
     for plane in settings.planes:
