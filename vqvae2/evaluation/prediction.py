@@ -83,6 +83,9 @@ class PredictSettings(Checked):
     """With --nifti: the top prior of each VQ-VAE, in their order, for a map of what is unlikely in each scan."""
     bottom: Annotated[tuple[str, ...], SAID, tyro.conf.arg(metavar="STR ...")] = ()
     """With --nifti: the bottom prior of each VQ-VAE that has two levels, in their order."""
+    restore: bool = False
+    """With --top: also a map of what does not belong in each scan. Unlikely codes are sampled anew, 8 times, and the
+    map is how much the scan then differs. This takes a minute or more for each scan."""
     decoder: Annotated[str | None, SAID] = None
     """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: reconstructions then have invented
     detail. Without it: the VQ-VAE's own decoder."""
@@ -140,11 +143,14 @@ class PredictSettings(Checked):
         count, several = len(self.vqvae), " ".join(self.vqvae)
         if not self.nifti:
             expect(count == 1, "--vqvae", "one VQ-VAE, without --nifti", several, "Give --nifti, or one name.")
+            expect(not self.restore, "--restore", "--nifti beside it", "none", "Give --nifti, or drop it.")
             for level in ("top", "bottom"):
                 expect(not getattr(self, level), f"--{level}", "--nifti beside it", "none", "Give --nifti, or drop it.")
             return
         expect(self.per_scan == 1, "--per-scan", "no number with --nifti, which takes every plane", self.per_scan,
                "Leave it out; --extent takes a part of the brain.")
+        expect(bool(self.top) or not self.restore, "--restore", "--top beside it, whose codes are sampled", "none",
+               "Name the priors.")
         expect(count == 1 or self.decoder is None, "--decoder", "one VQ-VAE, which it belongs to", several,
                "Leave it out, or give one VQ-VAE.")
         for name in ("top", "bottom", "planes"):
@@ -282,7 +288,7 @@ class PredictFolder(RecordedFolder):
     command, record, made = "predict.py", RECORD, "its images were made with"
     own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED, INDEX)
     hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash"})
-    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "nifti": False})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "nifti": False, "restore": False})
 
     def changed(self) -> list[str]:
         """Return what differs from the settings before."""

@@ -19,13 +19,16 @@ import numpy as np
 import torch
 
 from vqvae2.common.names import NORMAL
-from vqvae2.evaluation import surprise
+from vqvae2.evaluation import restoration, surprise
 from vqvae2.evaluation.prediction import SLICE, in_form
+from vqvae2.evaluation.unlikeness import unlikeness
 from vqvae2.images import dataset
+from vqvae2.images import mean as mean_image
 from vqvae2.images.manifest import ImageFile
 from vqvae2.metrics import similarity
 from vqvae2.models import encoding
 from vqvae2.models.autoencoder import TrainedVqvae
+from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.base import Prior
 from vqvae2.runs.weights import TrainedModel
 from vqvae2.scans import nifti
@@ -37,7 +40,8 @@ from vqvae2.slices import planes
 from vqvae2.slices.scan_slices import image_name, read_brain
 from vqvae2.slices.settings import ExtractSettings
 
-BITS = "bitsperpixel"
+BITS, RESTORATION = "bitsperpixel", "restoration"
+FIT = ("unlikeness", "turned")
 SHOWN = ("axial", "coronal", "sagittal")
 BYTES_A_VOXEL = 5
 """The memory for each voxel of the brain's box beside its stored number: a sum and a count."""
@@ -52,6 +56,7 @@ class Model:
         decoder: the texture decoder, if there is one.
         cutting: its extent is the part of the brain that is reconstructed.
         shape: channels, height and width of its images.
+        restores: whether unlikely codes are drawn anew, for a map of what does not belong.
     """
 
     vqvae: TrainedVqvae
@@ -59,6 +64,7 @@ class Model:
     decoder: TrainedModel | None
     cutting: ExtractSettings
     shape: tuple[int, int, int]
+    restores: bool = False
 
     def has_seen(self, plane: str, place: float) -> bool:
         """Return whether its training slices are known to be of such planes, and of this part of the extent, 0…1."""
@@ -154,7 +160,8 @@ class Reconstructed:
         """Return the scan's figures, with the names of evaluate.py's where they are the same; nan where one is not
         defined.
 
-        Figures of slices are means over all planes. `volume_mae` is the mean absolute difference inside the brain
+        Figures of slices are means over all planes; of `unlikeness` and `turned` (see unlikeness.py) over those planes
+        whose place the model has seen in training. `volume_mae` is the mean absolute difference inside the brain
         between what is written and the scan, 0…1; `resampling_mae` is the same of the slices that the models were
         given, put back without any model: nothing can be better. `beyond` is the share of the brain that no plane
         reaches.
@@ -224,18 +231,19 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
     """Send the planes of one direction through a model; add them to `mean`, `tally` and `figures`."""
     volume, brain, axis = opened.volume, opened.brain, NORMAL[plane]
     width, trained = model.cutting.field_of_view, set(model.vqvae.config["training_images"])
-    chosen, found = chosen_planes(opened, model, plane), []
+    chosen, found, given_images = chosen_planes(opened, model, plane), [], []
     for first in range(0, len(chosen), batch):
         drawn = [(index, seen) for index in chosen[first:first + batch]
                  if (seen := planes.plane_of(volume, brain, axis, index)).inside.any()]
         if drawn:
             split = _images(opened, model, plane, drawn)
+            given_images.append(split)
             codes, made = encoding.reconstruct(model.vqvae.model, split, batch)
             found.append(([index for index, _ in drawn], codes.levels, _maps(model, split, codes.levels, batch)))
             originals = split.bytes()
             by_area = similarity.image_figures(originals, made)
             columns = {name if area == "full" else f"{area}_{name}": values.tolist()
-                       for area, of_area in by_area.items() for name, values in of_area.items()}
+                       for area, of_area in by_area.items() for name, values in of_area.items()} | _fit(model, split)
             figures += [{name: values[item] for name, values in columns.items()} for item in range(len(drawn))]
             for item, (index, seen) in enumerate(drawn):
                 place = (index + 0.5 - brain.start[axis]) / (brain.stop[axis] - brain.start[axis])
@@ -244,13 +252,31 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
                 mean.add(axis, index, values, known)
                 undecoded, _ = planes.put_back(given, volume, brain, axis, seen, width)
                 tally["resampling"] += float(np.abs(undecoded - seen.brightness).sum(where=known))
+                has_seen = model.has_seen(plane, place)
+                if not has_seen:  # what is usual there is not known
+                    figures[item - len(drawn)] |= dict.fromkeys(FIT, math.nan)
                 tally.update({"put back": int(known.sum()), "brain": int(seen.inside.sum()), "planes": 1,
-                              "unlike": int(not model.has_seen(plane, place)),
+                              "unlike": int(not has_seen),
                               "seen": int(dataset.pixel_hash(split.pixels[item]) in trained)})
         on_planes(len(chosen[first:first + batch]))
-    return EncodedPlanes(model, plane, [index for indices, *_ in found for index in indices],
-                         _joined([levels for _, levels, _ in found], torch.int16),
-                         _joined([maps for *_, maps in found], torch.float32))
+    levels, maps = (_joined([each[number] for each in found], kind)
+                    for number, kind in ((1, torch.int16), (2, torch.float32)))
+    if model.restores and given_images:
+        images = dataset.ImageSet(tuple(file for split in given_images for file in split.files),
+                                  np.concatenate([split.pixels for split in given_images]))
+        maps[RESTORATION] = torch.from_numpy(restoration.restore(
+            model.vqvae, model.priors, images, codes=CodeMaps(images.names, {
+                level: codes.long() for level, codes in levels.items()})).maps)
+    return EncodedPlanes(model, plane, [index for indices, *_ in found for index in indices], levels, maps)
+
+
+def _fit(model: Model, split: dataset.ImageSet) -> dict[str, list[float]]:
+    """Return how far each image is from those of training (see unlikeness.py); nan where that is not known."""
+    images, usual = split.batch(np.arange(len(split))), mean_image.read(model.vqvae.folder)
+    is_own_size = images.shape[1:] == tuple(model.vqvae.config["image_shape"])
+    found = (unlikeness(model.vqvae, [images]) if is_own_size else None,
+             None if usual is None else mean_image.better_turned(images, usual).tolist())
+    return {name: values or [math.nan] * len(images) for name, values in zip(FIT, found)}
 
 
 def _joined(parts: Sequence[Mapping[str, torch.Tensor]], kind: torch.dtype) -> dict[str, torch.Tensor]:
@@ -286,7 +312,8 @@ def labels_of(models: Sequence[Model]) -> list[str]:
     """Return what the files beside a reconstruction are called: desc of their names, in the order of `other_maps`."""
     codes = [f"{plane}{level}codes" for model in models for plane in model.cutting.planes
              for level in model.vqvae.model.levels]
-    return codes + [BITS] * any(model.priors for model in models)
+    return codes + [BITS] * any(model.priors for model in models) + [RESTORATION] * any(
+        model.restores for model in models)
 
 
 def other_maps(opened: OpenScan, encoded: Sequence[EncodedPlanes],

@@ -3,6 +3,7 @@
     <out>/sub-01/anat/sub-01_desc-reconstruction_T1w.nii.gz      in the scan's own type and units
     <out>/sub-01/anat/sub-01_desc-axialtopcodes_dseg.nii.gz      each level's codes in each plane, int16, -1 elsewhere
     <out>/sub-01/anat/sub-01_desc-bitsperpixel_T1w.nii.gz        what the priors find unlikely, float32, 0 elsewhere
+    <out>/sub-01/anat/sub-01_desc-restoration_T1w.nii.gz         what does not belong (--restore), float32, 0 elsewhere
 
 Each has a .json that says by which models and settings it was made. That of the reconstruction also has the scan's
 figures; it is written last, and with it the scan is finished: nothing of it is made again.
@@ -34,7 +35,8 @@ from vqvae2.evaluation.prediction import (
     find_sources,
     shape_for,
 )
-from vqvae2.evaluation.scan_maps import BITS, Model, OpenScan
+from vqvae2.evaluation.scan_maps import BITS, RESTORATION, Model, OpenScan
+from vqvae2.evaluation.unlikeness import LIMIT, TURNED
 from vqvae2.evaluation.widgets import INDEX
 from vqvae2.images import dataset
 from vqvae2.models import texture_decoder
@@ -53,12 +55,16 @@ PICTURES, RECONSTRUCTION, NIFTI, SIDECAR = "pictures", "reconstruction", ".nii.g
 WHAT = "Every plane of a scan as its codes in a VQ-VAE-2 alone give it back, on the scan's own grid"
 CODES = "Codes of a VQ-VAE-2, each in the voxels whose middle lies in its cell; -1 where there is no brain"
 LIKELIHOOD = "What priors find unlikely: the code length of each voxel's place in bits per pixel of the model"
+RESTORED = ("What does not belong: where codes that priors find unlikely were sampled anew, 8 times, the mean "
+            "difference from the scan, 0…1 from Black to White")
+DESCRIPTIONS = {BITS: LIKELIHOOD, RESTORATION: RESTORED}
 README = "README.md"
 ABOUT = f"""{WHAT}.
 
 - `*_desc-{RECONSTRUCTION}_*{NIFTI}`: in the scan's own type and units; the scan's background stands around the brain.
 - `*_desc-*codes_dseg{NIFTI}`: the codes of each level in each plane, {CODES[0].lower()}{CODES[1:]}.
 - `*_desc-{BITS}_*{NIFTI}`: {LIKELIHOOD[0].lower()}{LIKELIHOOD[1:]}.
+- `*_desc-{RESTORATION}_*{NIFTI}`: {RESTORED[0].lower()}{RESTORED[1:]}.
 
 Each has a `.json` that says by which models and settings. `{TABLE}`, `{SUMMARY}` and `{INDEX}` say how near the
 reconstructions come. They are no images of a scanner: do not measure anything in them without that error in mind.
@@ -194,7 +200,7 @@ def load_models(settings: PredictSettings) -> list[Model]:
         cutting = settings.cutting(vqvae.config["data"].get("extraction") or {}, shape[1])
         cutting = replace(cutting, extent=settings.extent or (0.0, 1.0), planes=cutting.planes if len(
             settings.vqvae) == 1 or not settings.planes else (settings.planes[number],))
-        found.append(Model(vqvae, priors, decoder, cutting, shape))
+        found.append(Model(vqvae, priors, decoder, cutting, shape, settings.restore))
     planes = [plane for model in found for plane in model.cutting.planes]
     expect(len(planes) == len(set(planes)), "--vqvae", "VQ-VAEs of different planes", " ".join(planes),
            "Give one for each plane; --planes says which plane each is given.")
@@ -248,7 +254,7 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
         path = name.path(label, NIFTI, suffix_of(label))
         opened.grid.write(out / path, opened.box, numbers, elsewhere)
         files.write_json(out / str(path).replace(NIFTI, SIDECAR),
-                         {"Description": LIKELIHOOD if label == BITS else CODES, **about})
+                         {"Description": DESCRIPTIONS.get(label, CODES), **about})
     plots.save_picture(plots.strip(plots.compared(*shown), captions=scan_maps.SHOWN), out / picture_of(name))
     seen = {subject for model in models for loaded in (model.vqvae, model.decoder) if loaded
             for subject in loaded.config["training_subjects"]}
@@ -284,6 +290,8 @@ def summary(rows: Sequence[Mapping], rejected: Sequence[Mapping], models: Sequen
         "subjects_known": all(row["subject"] for row in rows),
         "planes": sum(row["planes"] for row in rows),
         "planes_unlike_training": sum(row["planes_unlike_training"] for row in rows),
+        "unlike_training": [row["scan"] for row in rows if (row["unlikeness"] or 0) > LIMIT],
+        "turned": [row["scan"] for row in rows if row["turned"] is not None and row["turned"] > TURNED],
         "seen_in_training": {"planes": sum(row["planes_seen_in_training"] for row in rows),
                              "scans": sum(row["subject_seen_in_training"] for row in rows)},
         "reconstruction": {name: statistics.summarise(torch.tensor(
@@ -311,6 +319,12 @@ def headline(report: Mapping) -> list[str]:
     if report["planes_unlike_training"]:
         lines.append(f"warning: {report['planes_unlike_training']} of {report['planes']} planes lie where the models "
                      "were not trained (their config says which part of the brain they saw); --extent takes a part")
+    for scans, said_so in ((report["unlike_training"], f"unlike those of training (unlikeness above {LIMIT:g} in "
+                            f"{TABLE}). Is the contrast another, is the skull not removed?"),
+                           (report["turned"], "turned by 90 degrees beside those of training. Is the orientation "
+                            "another?")):
+        if scans:
+            lines.append(f"warning: the planes of {len(scans)} scan(s), such as {scans[0]}, look {said_so}")
     if report["decoder_hash"]:
         lines.append("warning: --decoder has invented the finest detail of these reconstructions")
     if seen["planes"] or seen["scans"]:
