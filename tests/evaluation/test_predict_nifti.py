@@ -153,6 +153,28 @@ class TestWhatIsMade:
         assert report["top_hash"]
         assert json.loads((out / SUB1.format("bitsperpixel_T1w.json")).read_text())["VQVAE"][0]["TopPriorHash"]
 
+    def test_restored_there_is_a_map_of_what_does_not_belong_inside_the_brain_alone(self, run, study, tiny_run):
+        out, _, _ = run(study / "sub-01", "--restore", "--top", tiny_run.top, "--bottom", tiny_run.bottom)
+        shown, made = (np.asarray(nib.load(out / f"{SUB1.format(label)}_T1w.nii.gz").dataobj)
+                       for label in ("restoration", "reconstruction"))
+        assert shown.dtype == np.float32
+        assert 0 < shown.max() <= 1
+        assert (shown[made == 0] == 0).all()
+        said = json.loads((out / f"{SUB1.format('restoration')}_T1w.json").read_text())
+        assert said["Description"].startswith("What does not belong")
+
+    def test_a_scan_of_another_contrast_is_told_apart(self, run, study, monkeypatch, capsys):
+        """The first has an unlikeness of 5 and not of 1; the second would fit better on its side."""
+        monkeypatch.setattr(whole_scans.scan_maps, "_fit", lambda model, split: {
+            "unlikeness": [5.0 if file.facts["subject"] == "01" else 1.0 for file in split.files],
+            "turned": [0.1 if file.facts["subject"] == "02" else -0.1 for file in split.files]})
+        _, rows, report = run(study)
+        assert [row["unlikeness"] for row in rows] == ["5", "1"]
+        assert (report["unlike_training"], report["turned"]) == ([rows[0]["scan"]], [rows[1]["scan"]])
+        said = capsys.readouterr().out
+        assert re.search("warning: the planes of 1 scan.* such as sub-01/.* look unlike those of training", said)
+        assert re.search("warning: the planes of 1 scan.* such as sub-02/.* look turned by 90 degrees", said)
+
     def test_from_python_too(self, study, tiny_run, apart):
         report = vqvae2.predict(tiny_run.vqvae, [study], apart / "out", nifti=True)
         assert report["scans"] == 2

@@ -5,6 +5,7 @@ codes are the numbers of their cells.
 """
 
 import gzip
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -37,8 +38,8 @@ def a_model_that_gives_back_what_it_is_given(monkeypatch):
 
 def model(*planes, size=28, width=168.0, extent=(0.0, 1.0), trained=None):
     """Of pixels of 6 mm, so that they are the voxels of a scan of 6 mm."""
-    config = {"training_images": [], "data": {"extraction": trained}}
-    vqvae = SimpleNamespace(model=SimpleNamespace(levels=("top",)), config=config)
+    config = {"training_images": [], "data": {"extraction": trained}, "image_shape": [1, 0, 0]}
+    vqvae = SimpleNamespace(model=SimpleNamespace(levels=("top",)), config=config, folder=Path("nowhere"))
     cutting = ExtractSettings(planes=planes or ("axial",), size=size, field_of_view=width, extent=extent, bits=16)
     return Model(vqvae, {}, None, cutting, (1, size, size))
 

@@ -9,6 +9,8 @@ Whole scans, every plane of the brain, as NIfTI files on the scans' own grids (d
     python predict.py sub-01_T1w.nii.gz --nifti --vqvae vqvae-128 --out reconstructed
     python predict.py ~/data/study --nifti --vqvae axial-128 coronal-128 sagittal-128 --out reconstructed
     python predict.py ~/data/study --nifti --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out reconstructed
+With maps of what does not belong there, which takes minutes for each scan:
+    python predict.py t1.nii.gz --nifti --restore --vqvae vqvae-64 --top top-64 --bottom bottom-64 --out reconstructed
 At another size than in training; the model's downsampling factors must divide the size:
     python predict.py --vqvae vqvae-128 brain-256.png --out predicted --size 256
 
@@ -33,6 +35,7 @@ With --nifti the folder is a BIDS derivative, and has, instead of images:
                                              type, units and background of the scan; the mean where planes cross
     ..._desc-axialtopcodes_dseg.nii.gz       the codes of each level in each plane, int16, -1 where there is no brain
     ..._desc-bitsperpixel_T1w.nii.gz         what the priors find unlikely, float32, in bits per pixel; with --top
+    ..._desc-restoration_T1w.nii.gz          what does not belong, float32, 0…1; with --restore
     each with a .json                        models and settings; that of the reconstruction has the scan's figures
     <out>/pictures/                          three planes of each scan: original, reconstruction, |difference|
     <out>/metrics.csv, metrics.json          figures of each scan's slices, and of its voxels inside the brain
