@@ -22,7 +22,7 @@ from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.runs.log import LOG, read_log
 
 LIMIT = 3.0
-"""Of 1,320 slices of unseen people the largest had 2.95."""
+"""Of 1,320 slices of unseen people, 64 by 64 pixels, the largest had 2.95."""
 TURNED = 0.0
 """Correlation gained by turning above which an image looks turned: none of the same slices gained any, all of them did
 when they had been turned."""

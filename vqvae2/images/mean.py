@@ -3,8 +3,8 @@
 <run>/mean.png is the mean of the training images, grey, SIDE x SIDE pixels whatever their size: too coarse to show
 anybody, and enough to tell a brain from the same brain on its side, which convolutions hardly tell.
 
-NOTE Upside down is another matter: with the weights of this project 4 % of the unseen test slices, all of one person,
-resemble the mean more if they are turned over, so that this is not asked.
+NOTE Upside down is another matter: with the weights of this project 4 % of the unseen test slices, nearly all of one
+person, resemble the mean more if they are turned over, so that this is not asked.
 """
 
 from pathlib import Path
