@@ -151,6 +151,7 @@ class TestWhatIsMade:
         # 16 codes cost 4 bits; there is a top code for 64 pixels and a bottom code for 16
         assert 0.01 < values[inside].mean() < 3 * (4 / 64 + 4 / 16)
         assert report["top_hash"]
+        assert 0.5 < report["reconstruction"]["bits_per_code"]["mean"] / report["usual_bits_per_code"][0] < 3
         assert json.loads((out / SUB1.format("bitsperpixel_T1w.json")).read_text())["VQVAE"][0]["TopPriorHash"]
 
     def test_restored_there_is_a_map_of_what_does_not_belong_inside_the_brain_alone(self, run, study, tiny_run):

@@ -224,8 +224,8 @@ class TestCodesAndMaps:
 
     def test_a_map_is_the_mean_of_all_planes_and_0_elsewhere(self, tmp_path, monkeypatch):
         values = {"axial": 0.25, "coronal": 0.75}
-        monkeypatch.setattr(scan_maps, "_maps", lambda model, split, levels, batch: {
-            "bitsperpixel": torch.full((len(split), 28, 28), values[split.facts[0]["plane"]])})
+        monkeypatch.setattr(scan_maps.surprise, "code_bits", lambda priors, levels, facts, batch: {
+            "top": torch.full((len(facts), CELLS, CELLS), values[facts[0]["plane"]] * (28 / CELLS)**2)})
         ras = brain()
         opened, made = made_of(save_turned(tmp_path / "a.nii", ras), model("axial"), model("coronal"))
         numbers, elsewhere = maps_of(opened, made)["bitsperpixel"]

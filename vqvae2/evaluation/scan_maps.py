@@ -41,7 +41,7 @@ from vqvae2.slices.scan_slices import image_name, read_brain
 from vqvae2.slices.settings import ExtractSettings
 
 BITS, RESTORATION = "bitsperpixel", "restoration"
-FIT = ("unlikeness", "turned")
+FIT = ("unlikeness", "turned", "bits_per_code")
 SHOWN = ("axial", "coronal", "sagittal")
 BYTES_A_VOXEL = 5
 """The memory for each voxel of the brain's box beside its stored number: a sum and a count."""
@@ -160,11 +160,11 @@ class Reconstructed:
         """Return the scan's figures, with the names of evaluate.py's where they are the same; nan where one is not
         defined.
 
-        Figures of slices are means over all planes; of `unlikeness` and `turned` (see unlikeness.py) over those planes
-        whose place the model has seen in training. `volume_mae` is the mean absolute difference inside the brain
-        between what is written and the scan, 0…1; `resampling_mae` is the same of the slices that the models were
-        given, put back without any model: nothing can be better. `beyond` is the share of the brain that no plane
-        reaches.
+        Figures of slices are means over all planes; of `unlikeness` and `turned` (see unlikeness.py), and of the NLL
+        `bits_per_code`, over those planes whose place the model has seen in training. `volume_mae` is the mean absolute
+        difference inside the brain between what is written and the scan, 0…1; `resampling_mae` is the same of the
+        slices that the models were given, put back without any model: nothing can be better. `beyond` is the share of
+        the brain that no plane reaches.
         """
         def mean(values: Sequence[float]) -> float:
             known = [value for value in values if not math.isnan(value)]
@@ -239,11 +239,14 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
             split = _images(opened, model, plane, drawn)
             given_images.append(split)
             codes, made = encoding.reconstruct(model.vqvae.model, split, batch)
-            found.append(([index for index, _ in drawn], codes.levels, _maps(model, split, codes.levels, batch)))
+            bits = surprise.code_bits(model.priors, codes.levels, split.facts, max(1, batch // 4))  # for the memory
+            found.append(([index for index, _ in drawn], codes.levels,
+                          {BITS: surprise.bits_per_pixel_maps(bits, model.shape[1:])} if bits else {}))
             originals = split.bytes()
             by_area = similarity.image_figures(originals, made)
             columns = {name if area == "full" else f"{area}_{name}": values.tolist()
-                       for area, of_area in by_area.items() for name, values in of_area.items()} | _fit(model, split)
+                       for area, of_area in by_area.items() for name, values in of_area.items()}
+            columns |= _fit(model, split) | _bits_per_code(bits)
             figures += [{name: values[item] for name, values in columns.items()} for item in range(len(drawn))]
             for item, (index, seen) in enumerate(drawn):
                 place = (index + 0.5 - brain.start[axis]) / (brain.stop[axis] - brain.start[axis])
@@ -254,7 +257,8 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
                 tally["resampling"] += float(np.abs(undecoded - seen.brightness).sum(where=known))
                 has_seen = model.has_seen(plane, place)
                 if not has_seen:  # what is usual there is not known
-                    figures[item - len(drawn)] |= dict.fromkeys(FIT, math.nan)
+                    own = figures[item - len(drawn)]
+                    own |= dict.fromkeys(own.keys() & FIT, math.nan)
                 tally.update({"put back": int(known.sum()), "brain": int(seen.inside.sum()), "planes": 1,
                               "unlike": int(not has_seen),
                               "seen": int(dataset.pixel_hash(split.pixels[item]) in trained)})
@@ -276,7 +280,7 @@ def _fit(model: Model, split: dataset.ImageSet) -> dict[str, list[float]]:
     is_own_size = images.shape[1:] == tuple(model.vqvae.config["image_shape"])
     found = (unlikeness(model.vqvae, [images]) if is_own_size else None,
              None if usual is None else mean_image.better_turned(images, usual).tolist())
-    return {name: values or [math.nan] * len(images) for name, values in zip(FIT, found)}
+    return {name: values or [math.nan] * len(images) for name, values in zip(("unlikeness", "turned"), found)}
 
 
 def _joined(parts: Sequence[Mapping[str, torch.Tensor]], kind: torch.dtype) -> dict[str, torch.Tensor]:
@@ -299,13 +303,11 @@ def _images(opened: OpenScan, model: Model, plane: str,
     return dataset.ImageSet(tuple(names), np.stack(pixels))
 
 
-def _maps(model: Model, split: dataset.ImageSet, levels: Mapping[str, torch.Tensor],
-          batch: int) -> dict[str, torch.Tensor]:
-    """Return what else is written of each pixel, float32 `[n, height, width]`, by what its file is called."""
-    if not model.priors:
+def _bits_per_code(bits: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Return the mean of each image's codes of all levels together; {} without priors."""
+    if not bits:
         return {}
-    bits = surprise.code_bits(model.priors, levels, split.facts, max(1, batch // 4))  # attention takes much memory
-    return {BITS: surprise.bits_per_pixel_maps(bits, model.shape[1:])}
+    return {"bits_per_code": torch.cat([maps.flatten(1) for maps in bits.values()], 1).mean(1).tolist()}
 
 
 def labels_of(models: Sequence[Model]) -> list[str]:

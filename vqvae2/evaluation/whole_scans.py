@@ -22,7 +22,7 @@ from vqvae2.common import distributed, files, memory, statistics
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.progress import Bar
-from vqvae2.evaluation import prediction_page, scan_maps
+from vqvae2.evaluation import prediction_page, restoration, scan_maps
 from vqvae2.evaluation.prediction import (
     MOST_SAID,
     RECORD,
@@ -40,6 +40,7 @@ from vqvae2.evaluation.unlikeness import LIMIT, TURNED
 from vqvae2.evaluation.widgets import INDEX
 from vqvae2.images import dataset
 from vqvae2.models import texture_decoder
+from vqvae2.models.autoencoder import code_grids
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.sampling import sampler
@@ -299,7 +300,15 @@ def summary(rows: Sequence[Mapping], rejected: Sequence[Mapping], models: Sequen
             for name in columns},
         "models": [f"{Path(name).name} ({model.vqvae.hash[:8]}): {', '.join(model.cutting.planes)}, "
                    f"{model.cutting.size} by {model.cutting.size} pixels over {model.cutting.field_of_view:g} mm"
-                   for name, model in zip(settings.vqvae, models)], **_hashes_of_models(models)}
+                   for name, model in zip(settings.vqvae, models)],
+        "usual_bits_per_code": [_usual_bits(model, settings, number) for number, model in enumerate(models)],
+        **_hashes_of_models(models)}
+
+
+def _usual_bits(model: Model, settings: PredictSettings, number: int) -> float | None:
+    """Return the bits per code of the images that a model's priors were validated on; None where that is not known."""
+    folders = {level: weights.find_run(getattr(settings, level)[number], f"--{level}") for level in model.priors}
+    return restoration.typical_bits(folders, code_grids(model.vqvae)) if folders else None
 
 
 def headline(report: Mapping) -> list[str]:
@@ -313,6 +322,10 @@ def headline(report: Mapping) -> list[str]:
              f"slices: SSIM {said('ssim', '{:.4f}')}, PSNR {said('psnr', '{:.2f} dB')}",
              f"volumes: mean absolute difference inside the brain {said('volume_mae', '{:.4f}')} of 0…1; "
              f"{said('resampling_mae', '{:.4f}')} of it without any model, by cutting slices and putting them back"]
+    if report["top_hash"]:
+        usual = ", ".join("unknown" if bits is None else f"{bits:.2f}" for bits in report["usual_bits_per_code"])
+        lines.append(f"codes: {said('bits_per_code', '{:.2f}')} bits each where the models were trained; usual, on "
+                     f"their validation images: {usual}")
     if report["reconstruction"]["beyond"]["mean"]:
         lines.append(f"warning: {said('beyond', '{:.1%}')} of the brain lies beyond the planes or the field of view; "
                      "background stands there")
