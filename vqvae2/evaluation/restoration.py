@@ -8,7 +8,7 @@ those of training could look like there [1, 2]. What differs from all completion
 2. Half of the completions keep the top codes: they have the anatomy of the image, and new detail. Where a lesion is
    small, these are the nearer ones. In the other half top codes are drawn too: only these move a ventricle back.
 3. map = mean over both halves of sum_d w_d |image - completion_d|, w = softmax(-NEARNESS distance_d), where distance_d
-   is the mean |difference| inside the brain ([1], equation 3): completions that are unlike the image elsewhere count
+   is the mean |difference| inside the brain [1]: completions that are unlike the image elsewhere count
    less. Then a light smoothing inside the brain.
 
 Example: an image of 64 x 64 pixels has 64 top codes and 256 bottom codes, of which about 10 % and 42 % are unlikely.
@@ -46,7 +46,7 @@ from vqvae2.runs.log import LOG, read_log
 from vqvae2.sampling import sampler
 from vqvae2.sampling.inpainting import TO_DRAW
 
-THRESHOLD = 5.0  # bits per code; chosen on validation images, as are the two below
+THRESHOLD = 5.0  # bits per code; chosen on validation images, as are the numbers below
 NEARNESS = 100.0
 # Standard deviations, as a share of the image's width: 3.5 and 7 mm at a field of view of 224 mm.
 SMOOTHING, LIKELIHOOD_SMOOTHING = 1 / 64, 1 / 32
@@ -73,7 +73,7 @@ class Restored:
     @property
     def product(self) -> np.ndarray:
         """Return maps times bits, float32 `[n, height, width]`: high where an image differs from its completions and
-        its codes are unlikely. Of all that was tried this finds lesions best, but it has no unit."""
+        its codes are unlikely. It finds bright and dark lesions better than maps do, and has no unit."""
         return self.maps * self.bits
 
 
