@@ -366,13 +366,17 @@ def write_reconstruction(path: Path, opened: OpenScan, made: Reconstructed) -> N
     grid.write(path, part, stored)
 
 
-def middle_planes(opened: OpenScan, made: Reconstructed, size: int, field_of_view: float) -> torch.Tensor:
-    """Return uint8 `[2, 3, 1, size, size]`: the scan and its reconstruction, the middle plane of each of SHOWN."""
-    box, brain = opened.box, opened.brain
-    start, stop = (tuple(at - side.start for at, side in zip(places, box)) for places in (brain.start, brain.stop))
-    other = Volume(made.mean, opened.volume.voxel_size_mm), replace(brain, start=start, stop=stop, low=0.0, high=1.0,
-                                                                    head=None)
+def middle_planes(opened: OpenScan, numbers: np.ndarray | None, size: int, field_of_view: float) -> torch.Tensor:
+    """Return the middle plane of each of SHOWN as pictures `[3, 1, size, size]` in 0…1.
+
+    numbers: in the brain's box in RAS order, 0…1; None for the scan itself.
+    """
+    volume, where = opened.volume, opened.brain
+    if numbers is not None:
+        start, stop = (tuple(at - side.start for at, side in zip(places, opened.box))
+                       for places in (where.start, where.stop))
+        volume = Volume(numbers, volume.voxel_size_mm)
+        where = replace(where, start=start, stop=stop, low=0.0, high=1.0, head=None)
     drawn = [planes.draw_plane(volume, where, axis, (where.start[axis] + where.stop[axis]) // 2, size, field_of_view)
-             for volume, where in ((opened.volume, brain), other)
              for axis in map(NORMAL.get, SHOWN)]
-    return torch.from_numpy(np.rint(np.stack(drawn) * 255).astype(np.uint8)).reshape(2, 3, 1, size, size)
+    return torch.from_numpy(np.stack(drawn))[:, None]

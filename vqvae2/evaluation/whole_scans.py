@@ -246,7 +246,9 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
                 for model in models for plane in model.cutting.planes)
     with Bar(total=count, desc=said, unit="plane") as bar, scan_maps.numbers_of(opened.scan):
         made = scan_maps.reconstruct(opened, models, batch, bar.update)
-        shown = scan_maps.middle_planes(opened, made, size, models[0].cutting.field_of_view)
+        cut = (size, models[0].cutting.field_of_view)
+        rows = plots.compared(*(dataset.to_bytes(scan_maps.middle_planes(opened, numbers, *cut))
+                                for numbers in (None, made.mean)))
     about = sidecar(opened, models, settings)
     scan_maps.write_reconstruction(out / name.path(RECONSTRUCTION, NIFTI), opened, made)
     figures, encoded, known = made.row(), made.encoded, made.mean > 0
@@ -254,9 +256,12 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
     for label, numbers, elsewhere in scan_maps.other_maps(opened, encoded, known):
         path = name.path(label, NIFTI, suffix_of(label))
         opened.grid.write(out / path, opened.box, numbers, elsewhere)
+        if label == RESTORATION:
+            shown = scan_maps.middle_planes(opened, numbers, *cut)
+            rows.append(("does not belong", plots.ScaledMaps(shown[:, 0], plots.DIFFERENCE_SCALE)))
         files.write_json(out / str(path).replace(NIFTI, SIDECAR),
                          {"Description": DESCRIPTIONS.get(label, CODES), **about})
-    plots.save_picture(plots.strip(plots.compared(*shown), captions=scan_maps.SHOWN), out / picture_of(name))
+    plots.save_picture(plots.strip(rows, captions=scan_maps.SHOWN), out / picture_of(name))
     seen = {subject for model in models for loaded in (model.vqvae, model.decoder) if loaded
             for subject in loaded.config["training_subjects"]}
     row = {key: None if math.isnan(value) else value for key, value in figures.items()} | {
