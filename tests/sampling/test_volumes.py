@@ -111,11 +111,12 @@ class TestStack:
         ({}, (POSITION,), (), "--vqvae v: .*found no record of a plane"),
         ({"condition": ("position_mm=4",)}, (POSITION,), ("axial",), "position_mm=4: .*A..B, found one position"),
         ({"spacing": 50}, (POSITION,), ("axial",), "--spacing 50: expected 2 to 2000 slices from -17.* found 1"),
-        ({"spacing": 5}, (POSITION, PREVIOUS), ("axial",), "--spacing 5: expected at most 4 mm")])
+        ({"spacing": 5}, (POSITION, PREVIOUS), ("axial",), "--spacing 5: expected at most 4 mm"),
+        ({"condition": ("position_mm=a..b",)}, (POSITION,), ("axial",), "position_mm=a..b: .* found a..b")])
     def test_what_cannot_be_a_brain_is_refused(self, more, columns, planes, said):
         vqvae, priors = models(columns, planes)
         with pytest.raises(UserError, match=said):
-            stack_of(settings_of(**more), vqvae, priors)
+            VolumeSampler(vqvae, priors, settings_of(**more))
 
     @pytest.mark.parametrize(("more", "said"), [
         ({"nifti": False, "spacing": 2.0}, "--spacing: expected --nifti beside it"),

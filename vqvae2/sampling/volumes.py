@@ -171,6 +171,7 @@ class VolumeSampler:
     def __init__(self, vqvae: TrainedVqvae, priors: Mapping[str, Prior], settings: SampleSettings):
         self.vqvae, self.settings = vqvae, settings
         own = {level: priors[level] for level in vqvae.model.levels}
+        sampler.condition_values(own, settings.condition, [0], settings.seed)  # raises where --condition does not fit
         self.stack = stack_of(settings, vqvae, own)
         self.told_previous, self.shared = is_told_previous(settings, own), shares_numbers(settings, own)
         self.priors = sampler.in_float64(own) if settings.precision == "auto" else own
