@@ -45,6 +45,8 @@ class Given:
     """Its top prior, for the likelihood."""
     bottom: tuple[str, ...] = ()
     """Its bottom prior."""
+    restore: bool = False
+    """Make maps of what does not belong too."""
     work: Path = Path("/tmp/nifti-benchmark")
     """Folder of scans and results."""
 
@@ -59,7 +61,7 @@ def predict(path: Path, given: Given, batch: int) -> None:
     out = given.work / f"{path.stem}-{time.time_ns()}"
     settings = prediction.PredictSettings(
         vqvae=(given.vqvae,), input=(path,), out=out, nifti=True, planes=given.planes, batch=batch, top=given.top,
-        bottom=given.bottom)
+        bottom=given.bottom, restore=given.restore)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         whole_scans.predict(settings)
 
@@ -79,7 +81,7 @@ def measure(kind: str, given: Given) -> None:
     gc.collect()
     models = whole_scans.load_models(prediction.PredictSettings(
         vqvae=(given.vqvae,), input=(path,), out=given.work, nifti=True, planes=given.planes, top=given.top,
-        bottom=given.bottom))
+        bottom=given.bottom, restore=given.restore))
     whole_scans.load_models = lambda _: models
     predict(small, given, 1)
     volumes._spare = np.empty(0, np.uint8)

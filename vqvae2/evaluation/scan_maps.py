@@ -43,6 +43,8 @@ from vqvae2.slices.settings import ExtractSettings
 BITS, RESTORATION = "bitsperpixel", "restoration"
 FIT = ("unlikeness", "turned", "bits_per_code")
 SHOWN = ("axial", "coronal", "sagittal")
+COMPLETIONS = 8
+"""Completions at a time: more take memory and little less time."""
 BYTES_A_VOXEL = 5
 """The memory for each voxel of the brain's box beside its stored number: a sum and a count."""
 
@@ -269,7 +271,7 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
         images = dataset.ImageSet(tuple(file for split in given_images for file in split.files),
                                   np.concatenate([split.pixels for split in given_images]))
         maps[RESTORATION] = torch.from_numpy(restoration.restore(
-            model.vqvae, model.priors, images, codes=CodeMaps(images.names, {
+            model.vqvae, model.priors, images, batch=COMPLETIONS, codes=CodeMaps(images.names, {
                 level: codes.long() for level, codes in levels.items()})).maps)
     return EncodedPlanes(model, plane, [index for indices, *_ in found for index in indices], levels, maps)
 
