@@ -168,12 +168,14 @@ class TestWhatIsMade:
         """The first has an unlikeness of 5 and not of 1; the second would fit better on its side."""
         monkeypatch.setattr(whole_scans.scan_maps, "_fit", lambda model, split: {
             "unlikeness": [5.0 if file.facts["subject"] == "01" else 1.0 for file in split.files],
-            "turned": [0.1 if file.facts["subject"] == "02" else -0.1 for file in split.files]})
+            "turned": [0.1 if file.facts["subject"] == "02" else -0.1 for file in split.files],
+            "inverted": [-0.5] * len(split)})
         _, rows, report = run(study)
         assert [row["unlikeness"] for row in rows] == ["5", "1"]
-        assert (report["unlike_training"], report["turned"]) == ([rows[0]["scan"]], [rows[1]["scan"]])
+        assert report["unlike_training"] == {"unlikeness": [rows[0]["scan"]], "turned": [rows[1]["scan"]],
+                                             "inverted": []}
         said = capsys.readouterr().out
-        assert re.search("warning: the planes of 1 scan.* such as sub-01/.* look unlike those of training", said)
+        assert re.search("warning: the planes of 1 scan.* such as sub-01/.* are unlike those of training", said)
         assert re.search("warning: the planes of 1 scan.* such as sub-02/.* look turned by 90 degrees", said)
 
     def test_from_python_too(self, study, tiny_run, apart):
@@ -223,6 +225,16 @@ class TestGoingOn:
         assert written == ["02"]
         assert {name for name, content in files_in(out).items() if expected[name] != content} <= {
             "predict.json", "metrics.json"}  # they name the folder
+
+    def test_what_is_not_given_any_more_is_removed(self, run, study):
+        out, _, _ = run(study)
+        (out / "sub-02" / "ses-a" / "anat" / "mine.txt").write_text("somebody's note")
+        kept = [path for path in files_in(out) if path.startswith(("sub-01", "pictures/sub-01"))]
+        shutil.rmtree(study / "sub-02")
+        out, rows, _ = run(study)
+        assert len(rows) == 1
+        there = [path for path in files_in(out) if path.startswith(("sub-", "pictures/"))]
+        assert there == sorted([*kept, "sub-02/ses-a/anat/mine.txt"])
 
     def test_a_scan_that_has_changed_is_made_anew(self, run, study):
         out, _, _ = run(study)

@@ -28,10 +28,9 @@ from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
 from vqvae2.common.progress import Bar
-from vqvae2.evaluation import prediction_page
-from vqvae2.evaluation.unlikeness import LIMIT, TURNED, unlikeness
+from vqvae2.evaluation import prediction_page, unlikeness
 from vqvae2.evaluation.widgets import INDEX
-from vqvae2.images import dataset, listing, mean
+from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
@@ -252,18 +251,15 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     configs = [loaded.config for loaded in (vqvae, decoder) if loaded]
     seen = {name: set().union(*(config[name] for config in configs))
             for name in ("training_images", "training_subjects")}
-    unlike, turned = unlikeness_of(vqvae, given, settings.batch)
-    files.write_rows(settings.out / TABLE, table_of(given, names, figures, seen, unlike, turned))
+    fits = unlikeness.figures(vqvae, lambda: _batches(given, settings.batch))
+    files.write_rows(settings.out / TABLE, table_of(given, names, figures, seen, fits))
     values, said = as_dict(cutting), dict.fromkeys(recorded, "model") | dict.fromkeys(settings.given_flags(), "flag")
     slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
         "per_scan": {"value": settings.per_scan, "from": "flag"}}
     report = summary(vqvae, given, maps, figures, rejected, seen) | {
         "decoder_hash": decoder and decoder.hash,
         "device": str(next(vqvae.model.parameters()).device),
-        "unlikeness": unlike and {"limit": LIMIT, "images_above": sum(ratio > LIMIT for ratio in unlike),
-                                  "median": float(np.median(unlike)), "max": max(unlike)},
-        "turned": turned and {"limit": TURNED, "images_above": sum(gain > TURNED for gain in turned),
-                              "median": float(np.median(turned)), "max": max(turned)},
+        **unlikeness.summary(fits),
         "slices": slices if any(image.facts for image in given) else None}
     files.write_json(settings.out / SUMMARY, report | {"settings": folder.settings, "versions": weights.versions()})
     _write_page(settings, given, names, report, rejected)
@@ -566,17 +562,9 @@ def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage]
             {area: _joined([of[area] for of in figures]) for area in figures[0]})
 
 
-def unlikeness_of(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage],
-                  batch: int) -> tuple[list[float] | None, list[float] | None]:
-    """Return the unlikeness of each image, and by how much it fits the training images better if it is turned; None
-    where the model's folder does not say what is usual, and for the former at another size than that of training."""
-    def batches() -> Iterator[torch.Tensor]:
-        for start in range(0, len(given), batch):
-            yield dataset.from_bytes(torch.from_numpy(_stacked([image.pixels for image in given[start:start + batch]])))
-
-    usual, is_own_size = mean.read(vqvae.folder), given[0].pixels.shape[1:] == tuple(vqvae.config["image_shape"][1:])
-    turned = None if usual is None else torch.cat([mean.better_turned(images, usual) for images in batches()]).tolist()
-    return unlikeness(vqvae, batches()) if is_own_size else None, turned
+def _batches(given: Sequence[InputImage], batch: int) -> Iterator[torch.Tensor]:
+    for start in range(0, len(given), batch):
+        yield dataset.from_bytes(torch.from_numpy(_stacked([image.pixels for image in given[start:start + batch]])))
 
 
 def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -618,16 +606,20 @@ def _rows(originals: torch.Tensor, made: torch.Tensor, levels: dict[str, torch.T
 
 
 def table_of(given: Sequence[InputImage], names: Sequence[str], figures: dict[str, dict[str, torch.Tensor]],
-             trained: Mapping[str, set[str]], unlike: Sequence[float] | None = None,
-             turned: Sequence[float] | None = None) -> list[dict]:
-    """Return the rows of metrics.csv; a figure that is not defined is empty. `trained`: as for `summary`."""
+             trained: Mapping[str, set[str]], fits: Mapping[str, Sequence[float] | None] = MappingProxyType({}),
+             ) -> list[dict]:
+    """Return the rows of metrics.csv; a figure that is not defined is empty.
+
+    Args:
+        trained: as for `summary`. fits: `unlikeness.figures`.
+    """
     seen, columns = trained["training_images"], {}
     for area, of_area in figures.items():
         for name, values in of_area.items():
             columns[name if area == "full" else f"{area}_{name}"] = [
                 "" if math.isnan(value) else f"{value:.6g}" for value in values.tolist()]
-    for name, values in (("unlikeness", unlike), ("turned", turned)):
-        columns[name] = [f"{value:.3g}" for value in values] if values else [""] * len(given)
+    for name, values in fits.items():
+        columns[name] = ["" if math.isnan(value) else f"{value:.3g}" for value in values or [math.nan] * len(given)]
     return [{"image": name, "input": image.source, **{column: texts[i] for column, texts in columns.items()},
              "seen_in_training": int(dataset.pixel_hash(image.pixels) in seen), "changes": "; ".join(image.changes),
              **image.facts} for i, (name, image) in enumerate(zip(names, given))]
@@ -689,13 +681,11 @@ def headline(report: dict) -> list[str]:
               for what, number in report["changes"].items() if number and what != SLICE]
     if report.get("decoder_hash"):
         lines.append("warning: --decoder has invented the finest detail of these reconstructions")
-    if (unlike := report.get("unlikeness")) and unlike["images_above"]:
-        lines.append(f"warning: {unlike['images_above']} of {report['images']} image(s) are unlike those of training: "
-                     f"unlikeness up to {unlike['max']:.1f}, where {unlike['limit']:g} is the most that is usual (see "
-                     f"{TABLE}). Is the contrast another, is the skull not removed, is it no brain?")
-    if (turned := report.get("turned")) and turned["images_above"]:
-        lines.append(f"warning: {turned['images_above']} of {report['images']} image(s) look turned by 90 degrees "
-                     f"beside those of training (see {TABLE}). Is the orientation, or the plane, another?")
+    for name, (what, question) in unlikeness.WORDS.items():
+        if (found := report.get(name)) and found["images_above"]:
+            lines.append(f"warning: {found['images_above']} of {report['images']} image(s) {what}: {name} up to "
+                         f"{found['max']:.1f}, where {found['limit']:g} is the most that is usual (see {TABLE}). "
+                         f"{question}")
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "
                      "subjects of these names: its figures on them say nothing about new ones")

@@ -19,11 +19,9 @@ import numpy as np
 import torch
 
 from vqvae2.common.names import NORMAL
-from vqvae2.evaluation import restoration, surprise
+from vqvae2.evaluation import restoration, surprise, unlikeness
 from vqvae2.evaluation.prediction import SLICE, in_form
-from vqvae2.evaluation.unlikeness import unlikeness
 from vqvae2.images import dataset
-from vqvae2.images import mean as mean_image
 from vqvae2.images.manifest import ImageFile
 from vqvae2.metrics import similarity
 from vqvae2.models import encoding
@@ -41,7 +39,7 @@ from vqvae2.slices.scan_slices import image_name, read_brain
 from vqvae2.slices.settings import ExtractSettings
 
 BITS, RESTORATION = "bitsperpixel", "restoration"
-FIT = ("unlikeness", "turned", "bits_per_code")
+FIT = (*unlikeness.LIMITS, "bits_per_code")
 SHOWN = ("axial", "coronal", "sagittal")
 COMPLETIONS = 8
 """Completions at a time: more take memory and little less time."""
@@ -68,10 +66,11 @@ class Model:
     shape: tuple[int, int, int]
     restores: bool = False
 
-    def has_seen(self, plane: str, place: float) -> bool:
-        """Return whether its training slices are known to be of such planes, and of this part of the extent, 0…1."""
-        cut = self.vqvae.config["data"].get("extraction") or {}
-        return not cut or (plane in cut["planes"] and cut["extent"][0] <= place <= cut["extent"][1])
+    def has_seen(self, plane: str, place: float, thickness: float = 0.0) -> bool:
+        """Return whether its training slices are known to be of such planes, and of this part of the extent, 0…1; a
+        plane of this thickness need only touch it."""
+        cut, half = self.vqvae.config["data"].get("extraction") or {}, thickness / 2 + 1e-6
+        return not cut or (plane in cut["planes"] and cut["extent"][0] - half <= place <= cut["extent"][1] + half)
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,8 @@ class Reconstructed:
         """Return the scan's figures, with the names of evaluate.py's where they are the same; nan where one is not
         defined.
 
-        Figures of slices are means over all planes; of `unlikeness` and `turned` (see unlikeness.py), and of the NLL
-        `bits_per_code`, over those planes whose place the model has seen in training. `volume_mae` is the mean absolute
+        Figures of slices are means over all planes; of `unlikeness`, `turned` and `inverted` (see unlikeness.py), and
+        of the NLL `bits_per_code`, over those planes whose place the model has seen. `volume_mae` is the mean absolute
         difference inside the brain between what is written and the scan, 0…1; `resampling_mae` is the same of the
         slices that the models were given, put back without any model: nothing can be better. `beyond` is the share of
         the brain that no plane reaches.
@@ -177,7 +176,7 @@ class Reconstructed:
                                               for name in self.figures[0]},
                 "volume_mae": tally["volume"] / tally["voxels"],
                 "resampling_mae": tally["resampling"] / max(tally["put back"], 1),
-                "beyond": 1 - tally["put back"] / tally["brain"],
+                "beyond": max(0.0, 1 - tally["voxels"] / max(tally["brain"], 1)),
                 "planes_unlike_training": tally["unlike"], "planes_seen_in_training": tally["seen"]}
 
 
@@ -225,6 +224,9 @@ def reconstruct(opened: OpenScan, models: Sequence[Model], batch: int,
         known = plane > 0
         tally["volume"] += float(np.abs(plane - opened.brightness(index)).sum(where=known))
         tally["voxels"] += int(known.sum())
+    axis = NORMAL[models[0].cutting.planes[0]]
+    tally["brain"] = sum(int(planes.plane_of(opened.volume, opened.brain, axis, index).inside.sum())
+                         for index in range(opened.brain.start[axis], opened.brain.stop[axis]))
     return made
 
 
@@ -251,17 +253,18 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
             columns |= _fit(model, split) | _bits_per_code(bits)
             figures += [{name: values[item] for name, values in columns.items()} for item in range(len(drawn))]
             for item, (index, seen) in enumerate(drawn):
-                place = (index + 0.5 - brain.start[axis]) / (brain.stop[axis] - brain.start[axis])
+                height = brain.stop[axis] - brain.start[axis]
+                place = (index + 0.5 - brain.start[axis]) / height
                 given, back = (images[item].double().mean(0).numpy() / 255 for images in (originals, made))
                 values, known = planes.put_back(back, volume, brain, axis, seen, width)
                 mean.add(axis, index, values, known)
                 undecoded, _ = planes.put_back(given, volume, brain, axis, seen, width)
                 tally["resampling"] += float(np.abs(undecoded - seen.brightness).sum(where=known))
-                has_seen = model.has_seen(plane, place)
+                has_seen = model.has_seen(plane, place, 1 / height)
                 if not has_seen:  # what is usual there is not known
                     own = figures[item - len(drawn)]
                     own |= dict.fromkeys(own.keys() & FIT, math.nan)
-                tally.update({"put back": int(known.sum()), "brain": int(seen.inside.sum()), "planes": 1,
+                tally.update({"put back": int(known.sum()), "planes": 1,
                               "unlike": int(not has_seen),
                               "seen": int(dataset.pixel_hash(split.pixels[item]) in trained)})
         on_planes(len(chosen[first:first + batch]))
@@ -278,11 +281,9 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
 
 def _fit(model: Model, split: dataset.ImageSet) -> dict[str, list[float]]:
     """Return how far each image is from those of training (see unlikeness.py); nan where that is not known."""
-    images, usual = split.batch(np.arange(len(split))), mean_image.read(model.vqvae.folder)
-    is_own_size = images.shape[1:] == tuple(model.vqvae.config["image_shape"])
-    found = (unlikeness(model.vqvae, [images]) if is_own_size else None,
-             None if usual is None else mean_image.better_turned(images, usual).tolist())
-    return {name: values or [math.nan] * len(images) for name, values in zip(("unlikeness", "turned"), found)}
+    images = split.batch(np.arange(len(split)))
+    return {name: values or [math.nan] * len(images)
+            for name, values in unlikeness.figures(model.vqvae, lambda: [images]).items()}
 
 
 def _joined(parts: Sequence[Mapping[str, torch.Tensor]], kind: torch.dtype) -> dict[str, torch.Tensor]:

@@ -11,21 +11,56 @@ the same with the named change: docs/volumes.md.
 A convolution finds the same edges in a brain on its side. So that is looked at apart: an image that, turned by 90
 degrees, would correlate better with the mean of the training images (images/mean.py) looks turned.
 
-NOTE Neither sees everything: blurred and dimmed images are served better than usual, and a brain upside down passes.
+Nor does the contrast alone raise the error where the edge of the brain is dark, as in slices that are cut from scans:
+an image whose brain is dark where the mean of the training images is bright looks inverted, as T2 beside T1.
+
+NOTE None of these sees everything: blurred and dimmed images are served better than usual, and a brain upside down
+passes.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 
+from vqvae2.images import mean
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.runs.log import LOG, read_log
 
 LIMIT = 3.0
 """Of 1,320 slices of unseen people, 64 by 64 pixels, the largest had 2.95."""
-TURNED = 0.0
-"""Correlation gained by turning above which an image looks turned: none of the same slices gained any, all of them did
-when they had been turned."""
+LIMITS = {"unlikeness": LIMIT, "turned": 0.0, "inverted": 0.0}
+"""The figures of an image, and the value above which it does not belong. Of the same slices none gained correlation by
+turning, all did when they had been turned; none was inverted, all were when they had been."""
+WORDS = {"unlikeness": ("are unlike those of training", "Is the contrast another, is the skull not removed, is it no "
+                        "brain?"),
+         "turned": ("look turned by 90 degrees beside those of training", "Is the orientation, or the plane, another?"),
+         "inverted": ("are dark where those of training are bright", "Is the contrast another, such as T2?")}
+"""What is said of such images, and what the user is asked."""
+
+
+def figures(vqvae: TrainedVqvae, batches: Callable[[], Iterable[torch.Tensor]]) -> dict[str, list[float] | None]:
+    """Return for each of LIMITS the figure of each image, None where the model's folder does not say what is usual.
+
+    Args:
+        batches: returns images `[batch, channels, height, width]` in 0…1, all of one size.
+    """
+    beside = mean.read(vqvae.folder)
+    is_own_size = all(images.shape[1:] == tuple(vqvae.config["image_shape"]) for images in batches())
+    found = {"unlikeness": unlikeness(vqvae, batches()) if is_own_size else None}
+    for name, figure in (("turned", mean.better_turned), ("inverted", mean.inverted)):
+        found[name] = None if beside is None else torch.cat([figure(images, beside) for images in batches()]).tolist()
+    return found
+
+
+def summary(found: dict[str, list[float] | None]) -> dict[str, dict | None]:
+    """Return what metrics.json says of `figures`; NaN counts as usual."""
+    report: dict[str, dict | None] = {}
+    for name, values in found.items():
+        known = sorted(value for value in values or () if not math.isnan(value))
+        report[name] = {"limit": LIMITS[name], "images_above": sum(value > LIMITS[name] for value in known),
+                        "median": known[len(known) // 2], "max": known[-1]} if known else None
+    return report
 
 
 def usual(vqvae: TrainedVqvae) -> dict[str, float]:

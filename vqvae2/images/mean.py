@@ -1,4 +1,4 @@
-"""Images -> their mean, and how others stand beside it: whether they lie on their side.
+"""Images -> their mean, and how others stand beside it: whether they lie on their side, or have another contrast.
 
 <run>/mean.png is the mean of the training images, grey, SIDE x SIDE pixels whatever their size: too coarse to show
 anybody, and enough to tell a brain from the same brain on its side, which convolutions hardly tell.
@@ -20,6 +20,8 @@ from vqvae2.images.dataset import ImageSet
 from vqvae2.images.reading import read_picture
 
 NAME, SIDE = "mean.png", 16
+WITHIN, FEWEST = 0.95, 12
+"""Share of an area that must be brain, lest its dark edge decide; areas that there must be."""
 MOST_IMAGES = 2000
 """Chosen evenly: the mean of more would be the same."""
 
@@ -59,3 +61,24 @@ def better_turned(images: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     beside = (beside + beside.flip(1)) / 2
     as_it_is, *turned = ((small.rot90(quarter, (1, 2)) * beside).mean((1, 2)) for quarter in (0, 1, 3))
     return torch.maximum(*turned) - as_it_is
+
+
+def inverted(images: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Return `[n]`: how much an image is dark where the mean is bright, inside the brain alone, -1…1: minus their
+    correlation there, below 0 for an image as it should be; NaN where there is next to no brain.
+
+    Args:
+        images: `[n, channels, height, width]` in 0…1, black outside of the brain. mean: `[SIDE, SIDE]`, of `read`.
+    """
+    share = coarse((images > 0).to(images.dtype))
+    inside = (share > WITHIN).to(images.dtype)
+    count = inside.sum((1, 2), keepdim=True)
+
+    def centred(values: torch.Tensor) -> torch.Tensor:
+        return (values - (values * inside).sum((1, 2), keepdim=True) / count.clamp(min=1)) * inside
+
+    own = centred(coarse(images) / share.clamp(min=WITHIN))
+    beside = centred(((mean + mean.flip(1)) / 2).expand_as(share))
+    spreads = (own.square().sum((1, 2)) * beside.square().sum((1, 2))).sqrt()
+    found = -(own * beside).sum((1, 2)) / spreads.clamp(min=1e-6)
+    return found.masked_fill(count[:, 0, 0] < FEWEST, torch.nan)
