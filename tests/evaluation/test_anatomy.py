@@ -192,13 +192,13 @@ class TestEvaluate:
 
     def run(self, tiny_run, top, *more):
         evaluate.main(["--vqvae", str(tiny_run.vqvae), "--top", str(top), "--bottom", str(tiny_run.bottom), "--data",
-                       str(tiny_run.data), "--samples", "4", "--out", "out", *more])
+                       str(tiny_run.data), "--samples", "8", "--out", "out", *more])
 
     def test_the_report_has_what_was_told_and_the_tissues(self, tiny_run, told_top, few_steps, apart, capsys):
         self.run(tiny_run, told_top, "--anatomy")
         found = json.loads((apart / "out" / "metrics.json").read_text())["anatomy"]
-        assert (found["count"], list(found["told"])) == (4, ["position_mm"])
-        assert [found["told"]["position_mm"][name]["images"] for name in anatomy.SETS] == [4, 9, 9]
+        assert (found["count"], list(found["told"])) == (8, ["position_mm"])
+        assert [found["told"]["position_mm"][name]["images"] for name in anatomy.SETS] == [8, 9, 9]
         assert found["told"]["position_mm"]["blind_mae"] == pytest.approx(2 / 3)  # positions 0, 1, 2 of each person
         assert sum(found["tissue"][name]["real"]["mean"] for name in tissue.TISSUES) == pytest.approx(1)
         assert (apart / "out" / "anatomy.png").is_file()
@@ -218,8 +218,10 @@ class TestEvaluate:
         assert any("sections are there already" in line for line in on_screen(capsys.readouterr().out))
 
     @pytest.mark.parametrize(("more", "line"), [
-        (["--samples", "0"], "--anatomy: expected samples that are drawn here: --samples above 0, and no --sampled, "
-                             "found none. What samples in a folder were told is not known."),
+        (["--samples", "7"], "--anatomy: expected --samples 8 or more beside it, found 7. Fewer say nothing about "
+                             "all."),
+        (["--sampled", "images"], "--anatomy: expected samples that are drawn here, found --sampled beside it. Leave "
+                                  "one of them out: what samples in a folder were told is not known."),
         (["--split", "train"], "--anatomy: expected the split of unseen people, found --split train. Choose another "
                                "split.")])
     def test_samples_and_unseen_people_are_needed(self, more, line, tiny_run, apart, refusal):

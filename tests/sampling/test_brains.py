@@ -118,6 +118,12 @@ class TestStack:
         with pytest.raises(UserError, match=said):
             VolumeSampler(vqvae, priors, settings_of(**more))
 
+    def test_slices_beyond_those_of_training_are_said(self):
+        vqvae, priors = models()
+        assert VolumeSampler(vqvae, priors, settings_of(condition=("position_mm=-20..20",))).beyond() == ""
+        said = VolumeSampler(vqvae, priors, settings_of(condition=("position_mm=-20..28",))).beyond()
+        assert "slices from -20 to 28 mm; the priors have learned -20 to 20 mm" in said
+
     @pytest.mark.parametrize(("more", "said"), [
         ({"nifti": False, "spacing": 2.0}, "--spacing: expected --nifti beside it"),
         ({"nifti": False, "coherence": "both"}, "--coherence: expected --nifti beside it"),
@@ -207,7 +213,7 @@ class TestCommand:
         assert maps.names[2:4] == ["volumes/000000/0002", "volumes/000001/0000"]
         assert maps.levels["bottom"].shape == (6, 8, 8)
         said = capfd.readouterr().out
-        assert "2 brains of 3 axial slices, 0 to 2 mm; each slice is told the one before" in said
+        assert "brains: 2, each of 3 axial slices, 0 to 2 mm; each slice is told the one before" in said
         Path("out/volumes/000001.nii.gz").unlink()
         sample.main(command)
         assert "1 of 2 volumes are there already" in capfd.readouterr().out

@@ -82,5 +82,5 @@ def main(arguments: list[str] | None = None) -> None:
     following = ["evaluate", *models, "--out", "report"]
     if not (slices and Path(slices).is_dir()):  # as of shipped weights: scans are what a user may have
         following = ["predict", "--vqvae", settings.vqvae, "--out", f"{Path(settings.vqvae).name}-predicted", "SCAN"]
-    following = [] if settings.inpaint else following
+    following = [] if settings.inpaint or settings.nifti else following
     endings.say(settings.out / writing.GRID, *following, show=settings.open)

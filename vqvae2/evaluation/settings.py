@@ -12,6 +12,8 @@ from vqvae2.common.errors import expect, flag
 from vqvae2.sampling.settings import FREEDOM
 from vqvae2.settings.checks import SAID, SEED, Checked
 
+FEWEST_FOR_ANATOMY = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Checked):
@@ -79,7 +81,9 @@ class EvaluateSettings(Checked):
                    f"{flag(name)} alone", "Give --top too.")
         expect(not self.probe or self.sampled is not None or (self.top is not None and self.samples > 0), "--probe",
                "samples: --top and --samples above 0, or --sampled", "none", "Give one of them too.")
-        expect(not self.anatomy or (self.sampled is None and self.samples > 0), "--anatomy", "samples that are drawn "
-               "here: --samples above 0, and no --sampled", "none", "What samples in a folder were told is not known.")
+        expect(not self.anatomy or self.sampled is None, "--anatomy", "samples that are drawn here",
+               "--sampled beside it", "Leave one of them out: what samples in a folder were told is not known.")
+        expect(not self.anatomy or self.samples >= FEWEST_FOR_ANATOMY, "--anatomy",
+               f"--samples {FEWEST_FOR_ANATOMY} or more beside it", self.samples, "Fewer say nothing about all.")
         expect(not self.anatomy or self.split != "train", "--anatomy", "the split of unseen people", "--split train",
                "Choose another split.")

@@ -19,6 +19,8 @@ from vqvae2.runs import weights
 from vqvae2.settings.parsing import changes
 from vqvae2.settings.stored import read_json
 
+RECORDS = ("sample.json", "predict.json", "evaluate.json")
+"""The records of all commands, each of which has its folder for itself."""
 PARTS = "parts"
 """The folder of what is finished while not all is."""
 
@@ -60,7 +62,10 @@ class RecordedFolder:
 
     @classmethod
     def refuse_foreign(cls, out: Path) -> None:
-        """Raise UserError if the command did not make the folder and would replace files in it."""
+        """Raise UserError if the command did not make the folder and would replace files in it, or another did."""
+        other = next((name for name in RECORDS if name != cls.record and (out / name).exists()), None)
+        expect(other is None, f"--out {out}", f"a folder that {cls.command} made, or a new one",
+               f"one of another command, with its {other}", "Choose another --out.")
         names = ", ".join(name for name in cls.own if (out / name).exists())
         expect(not names or (out / cls.record).exists(), f"--out {out}",
                f"a folder that {cls.command} made, or one without {names}", f"{names} and no {cls.record}",

@@ -132,7 +132,7 @@ def stack_of(settings: SampleSettings, vqvae: TrainedVqvae, priors: Mapping[str,
         str(max(column.least, column.mean - EVEN * column.spread)),
         str(min(column.most, column.mean + EVEN * column.spread))]
     expect(len(ends) == 2, f"--condition {given and given[0]}", f"a range of positions for --nifti, {POSITION}=A..B",
-           "one position", "Leave it out for the whole brain.")
+           "one position", "Leave it out for all places that the priors have learned.")
     low, high = sorted(map(float, ends))
     count = int((high - low) / settings.spacing + 1e-6) + 1
     expect(2 <= count <= MOST_SLICES, f"--spacing {settings.spacing:g}", f"2 to {MOST_SLICES} slices from {low:g} to "
@@ -183,8 +183,18 @@ class VolumeSampler:
     def words(self) -> str:
         """Return what makes slices belong together, for the user."""
         told = ["each slice is told the one before"] * self.told_previous
-        return " and ".join([*told, *["all slices of a brain share their random numbers"] * self.shared]) or (
-            "nothing makes slices belong together")
+        shared = "all slices of a brain share their random numbers" + (
+            "" if self.told_previous else ", which makes neighbours alike and no whole brain (docs/volumes.md)")
+        return " and ".join([*told, *[shared] * self.shared]) or "nothing makes slices belong together"
+
+    def beyond(self) -> str:
+        """Return a warning where slices lie beyond those of training, else nothing."""
+        column = next(column for column in self.priors["top"].columns if column.name == POSITION)
+        places = self.stack.positions_mm
+        if column.least - self.stack.spacing_mm <= places[0] and places[-1] <= column.most + self.stack.spacing_mm:
+            return ""
+        return (f"warning: slices from {places[0]:.4g} to {places[-1]:.4g} mm; the priors have learned "
+                f"{column.least:.4g} to {column.most:.4g} mm, and what lies beyond is a guess")
 
     def draw(self, numbers: Sequence[int], on_codes: Callable[[int], object] = lambda _: None,
              ) -> Iterator[FinishedVolume]:

@@ -219,8 +219,10 @@ def write_volumes(drawing: VolumeSampler, folder: VolumeFolder) -> None:
     missing, stack = _missing(folder, names), drawing.stack
     mine = [int(name) for name in names if name in missing][distributed.rank()::distributed.world_size()]
     if distributed.rank() == 0:
-        print(f"{len(names)} brains of {len(stack.positions_mm)} {stack.plane} slices, {stack.positions_mm[0]:g} to "
-              f"{stack.positions_mm[-1]:g} mm; {drawing.words}", flush=True)
+        print(f"brains: {len(names)}, each of {len(stack.positions_mm)} {stack.plane} slices, "
+              f"{stack.positions_mm[0]:.4g} to {stack.positions_mm[-1]:.4g} mm; {drawing.words}", flush=True)
+        if beyond := drawing.beyond():
+            print(beyond, flush=True)
 
     def draw() -> None:
         with _bar(drawing.priors, len(mine) * len(stack.positions_mm)) as bar:
@@ -235,7 +237,7 @@ def write_volumes(drawing: VolumeSampler, folder: VolumeFolder) -> None:
                 for name in shown]
         folder.finish(folder.collect(names), plots.strip(rows, header=["axial", "coronal", "sagittal"]), {
             "coherence": drawing.words, "positions_mm": list(stack.positions_mm)})
-        print(f"{len(names)} brains: {folder.out / VOLUMES}, three planes of "
+        print(f"written: {folder.out / VOLUMES}, and three planes of "
               f"{'all' if len(shown) == len(names) else f'{len(shown)} of them'}: {folder.out / GRID}", flush=True)
 
     distributed.on_rank_0(finish)
