@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import picture_of
@@ -81,3 +82,13 @@ class TestPredict:
             said, report, [row] = predicted(tiny_run.vqvae, tmp_path / name, pixels, capsys)
             assert ("look turned by 90 degrees" in said) == is_turned, name
             assert (float(row["turned"]) > report["turned"]["limit"]) == is_turned
+
+    def test_a_contrast_that_is_dark_where_training_is_bright_is_warned_of(self, tiny_run, tmp_path, capsys):
+        """The tiny brains are bright round dark ventricles: here the ventricles are bright."""
+        head = picture_of(31, 0)
+        other = np.where(head > 0, 220 - head.astype(int) * 3 // 4, 0).clip(0, 255).astype(np.uint8)
+        for name, pixels, is_inverted in (("other", other, True), ("own", head, False)):
+            (tmp_path / name).mkdir()
+            said, report, [row] = predicted(tiny_run.vqvae, tmp_path / name, pixels, capsys)
+            assert ("are dark where those of training are bright" in said) == is_inverted, name
+            assert (float(row["inverted"]) > report["inverted"]["limit"]) == is_inverted

@@ -32,3 +32,22 @@ def test_only_an_image_on_its_side_would_fit_better_if_it_were_turned(turn, is_b
     [gain] = mean.better_turned(turn(image), mean.coarse(image)[0]).tolist()
     assert (gain > 0.1) == is_better
     assert (gain < -0.1) == (not is_better)
+
+
+def test_an_image_that_is_dark_where_the_mean_is_bright_is_inverted_whatever_its_edge_and_its_brightness():
+    """A brain that is bright in the middle, dark at the sides; the edge stays dark when it is inverted inside."""
+    rows, columns = np.mgrid[-1:1:32j, -1:1:32j]
+    brain = np.hypot(rows, columns) < 0.95
+    bright = np.where(brain, 0.9 - 0.6 * abs(columns), 0)
+    inside = np.hypot(rows, columns) < 0.85
+    images = torch.from_numpy(np.stack([bright, bright / 2, np.where(inside, 1.2 - bright, bright)])[:, None]).float()
+    as_it_is, darker, inverted = mean.inverted(images, mean.coarse(images[:1])[0]).tolist()
+    assert as_it_is == pytest.approx(-1, abs=1e-3)
+    assert darker == pytest.approx(-1, abs=1e-3)
+    assert inverted > 0.5
+
+
+def test_next_to_no_brain_is_neither():
+    image = torch.zeros(1, 1, 32, 32)
+    image[0, 0, 10:14, 10:14] = 0.5
+    assert mean.inverted(image, torch.rand(16, 16)).isnan().all()

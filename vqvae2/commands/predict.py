@@ -51,9 +51,10 @@ The same command goes on after Ctrl-C, a signal or a kill. Other inputs, setting
 
 The metrics are no benchmark, since the subjects of the images are unknown; evaluate.py judges a model on unseen
 subjects. The command warns of images that the model was trained on, and of scans whose subject has the name of a
-training subject, and counts both. It warns of images that are unlike those of training, such as those of another
-contrast or of a head whose skull was not removed: column unlikeness of metrics.csv, about 1 for a usual image; and of
-images that look turned by 90 degrees: column turned, below 0 for a usual image. Upside down goes unnoticed.
+training subject, and counts both. It warns of images that are unlike those of training, such as a head whose skull was
+not removed: column unlikeness of metrics.csv, about 1 for a usual image; of images that look turned by 90 degrees, or
+are dark where those of training are bright, as T2 beside T1: columns turned and inverted, below 0 for a usual image.
+Upside down goes unnoticed.
 """
 
 from vqvae2.commands import endings
