@@ -5,6 +5,7 @@ codes are the numbers of their cells.
 """
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,10 +224,11 @@ class TestCodesAndMaps:
 
     def test_a_map_is_the_mean_of_all_planes_and_0_elsewhere(self, tmp_path, monkeypatch):
         values = {"axial": 0.25, "coronal": 0.75}
-        monkeypatch.setattr(scan_maps.surprise, "code_bits", lambda priors, levels, facts, batch: {
+        monkeypatch.setattr(scan_maps.surprise, "code_bits", lambda priors, levels, facts, *_, **__: {
             "top": torch.full((len(facts), CELLS, CELLS), values[facts[0]["plane"]] * (28 / CELLS)**2)})
         ras = brain()
-        opened, made = made_of(save_turned(tmp_path / "a.nii", ras), model("axial"), model("coronal"))
+        opened, made = made_of(save_turned(tmp_path / "a.nii", ras), *(
+            replace(model(plane), priors={"top": None}) for plane in values))
         numbers, elsewhere = maps_of(opened, made)["bitsperpixel"]
         assert elsewhere == 0
         assert np.array_equal(numbers > 0, ras[opened.box] > 0)

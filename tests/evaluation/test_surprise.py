@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_prior import CODES, prior
 from torch import nn
 
 from vqvae2.commands import evaluate
@@ -22,6 +23,7 @@ from vqvae2.priors import conditions
 from vqvae2.sampling import sampler
 
 CPU = torch.device("cpu")
+PREVIOUS = conditions.Column("previous_mm", (), 0.0, 2.0)
 
 
 class Table(nn.Module):
@@ -56,6 +58,29 @@ def test_a_code_of_probability_one_eighth_costs_three_bits():
     codes = torch.tensor([[[0, 1], [2, 3]]])
     found = surprise.code_bits({"top": Table([1 / 2, 1 / 4, 1 / 8, 1 / 8])}, {"top": codes}, [{}], batch=2)["top"]
     torch.testing.assert_close(found, torch.tensor([[[1.0, 2.0], [3.0, 3.0]]]))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_prior_of_slices_is_told_the_codes_of_the_nearest_slice_of_the_same_scan_if_that_is_asked_for(batch):
+    model = prior("top", condition=("previous-slice",), columns=(PREVIOUS,)).float()
+    codes = torch.randint(CODES, (4, *model.shape))
+    facts = [{"scan": scan, "plane": "axial", "position_mm": str(place)} for scan, place in (
+        ("a", 3), ("b", 0), ("a", 1), ("a", 6))]
+    found = surprise.code_bits({"top": model}, {"top": codes}, facts, batch, tell_previous=True)["top"]
+    before = torch.stack([codes[2], torch.full_like(codes[1], -1), codes[0], codes[0]])  # below, none, above, below
+    known = torch.tensor([[-1.0], [math.nan], [1.0], [-1.5]])
+    with torch.no_grad():
+        nats = nn.functional.cross_entropy(model(codes, known=known, previous=before), codes, reduction="none")
+    torch.testing.assert_close(found, nats / math.log(2), atol=1e-4, rtol=0)
+
+
+def test_without_neighbours_nothing_is_told():
+    model = prior("top", condition=("previous-slice",), columns=(PREVIOUS,)).float()
+    codes, place = torch.randint(CODES, (2, *model.shape)), {"plane": "axial", "position_mm": "1"}
+    plain = surprise.code_bits({"top": model}, {"top": codes}, [{}, {}], 2)["top"]
+    for facts in ([{}, {}], [{"scan": "a", **place}, {"scan": "b", **place}]):
+        found = surprise.code_bits({"top": model}, {"top": codes}, facts, 2, tell_previous=True)["top"]
+        assert torch.equal(found, plain)
 
 
 def test_bits_are_those_of_torch_whatever_the_batch(tiny_run):

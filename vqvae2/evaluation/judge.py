@@ -119,7 +119,8 @@ class Evaluation:
 
     def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         with Bar(total=len(priors) * len(self.images), desc="priors", unit="image") as bar:
-            return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update)
+            return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update,
+                                      tell_previous=True)
 
 
 class Judge(Protocol):

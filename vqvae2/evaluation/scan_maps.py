@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vqvae2.common.names import NORMAL
+from vqvae2.common.progress import Bar
 from vqvae2.evaluation import restoration, surprise, unlikeness
 from vqvae2.evaluation.prediction import SLICE, in_form
 from vqvae2.images import dataset
@@ -39,7 +40,6 @@ from vqvae2.slices.scan_slices import image_name, read_brain
 from vqvae2.slices.settings import ExtractSettings
 
 BITS, RESTORATION = "bitsperpixel", "restoration"
-FIT = (*unlikeness.LIMITS, "bits_per_code")
 SHOWN = ("axial", "coronal", "sagittal")
 COMPLETIONS = 8
 """Completions at a time: more take memory and little less time."""
@@ -235,7 +235,7 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
     """Send the planes of one direction through a model; add them to `mean`, `tally` and `figures`."""
     volume, brain, axis = opened.volume, opened.brain, NORMAL[plane]
     width, trained = model.cutting.field_of_view, set(model.vqvae.config["training_images"])
-    chosen, found, given_images = chosen_planes(opened, model, plane), [], []
+    chosen, found, given_images, is_known_place = chosen_planes(opened, model, plane), [], [], []
     for first in range(0, len(chosen), batch):
         drawn = [(index, seen) for index in chosen[first:first + batch]
                  if (seen := planes.plane_of(volume, brain, axis, index)).inside.any()]
@@ -243,14 +243,12 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
             split = _images(opened, model, plane, drawn)
             given_images.append(split)
             codes, made = encoding.reconstruct(model.vqvae.model, split, batch)
-            bits = surprise.code_bits(model.priors, codes.levels, split.facts, max(1, batch // 4))  # for the memory
-            found.append(([index for index, _ in drawn], codes.levels,
-                          {BITS: surprise.bits_per_pixel_maps(bits, model.shape[1:])} if bits else {}))
+            found.append(([index for index, _ in drawn], codes.levels))
             originals = split.bytes()
             by_area = similarity.image_figures(originals, made)
             columns = {name if area == "full" else f"{area}_{name}": values.tolist()
                        for area, of_area in by_area.items() for name, values in of_area.items()}
-            columns |= _fit(model, split) | _bits_per_code(bits)
+            columns |= _fit(model, split)
             figures += [{name: values[item] for name, values in columns.items()} for item in range(len(drawn))]
             for item, (index, seen) in enumerate(drawn):
                 height = brain.stop[axis] - brain.start[axis]
@@ -260,23 +258,28 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
                 mean.add(axis, index, values, known)
                 undecoded, _ = planes.put_back(given, volume, brain, axis, seen, width)
                 tally["resampling"] += float(np.abs(undecoded - seen.brightness).sum(where=known))
-                has_seen = model.has_seen(plane, place, 1 / height)
-                if not has_seen:  # what is usual there is not known
-                    own = figures[item - len(drawn)]
-                    own |= dict.fromkeys(own.keys() & FIT, math.nan)
-                tally.update({"put back": int(known.sum()), "planes": 1,
-                              "unlike": int(not has_seen),
+                is_known_place.append(model.has_seen(plane, place, 1 / height))
+                if not is_known_place[-1]:  # what is usual there is not known
+                    figures[item - len(drawn)] |= dict.fromkeys(unlikeness.LIMITS, math.nan)
+                tally.update({"put back": int(known.sum()), "planes": 1, "unlike": int(not is_known_place[-1]),
                               "seen": int(dataset.pixel_hash(split.pixels[item]) in trained)})
         on_planes(len(chosen[first:first + batch]))
-    levels, maps = (_joined([each[number] for each in found], kind)
-                    for number, kind in ((1, torch.int16), (2, torch.float32)))
-    if model.restores and given_images:
+    levels, maps = _joined([levels for _, levels in found], torch.int16), {}
+    if model.priors and found:
         images = dataset.ImageSet(tuple(file for split in given_images for file in split.files),
                                   np.concatenate([split.pixels for split in given_images]))
-        maps[RESTORATION] = torch.from_numpy(restoration.restore(
-            model.vqvae, model.priors, images, batch=COMPLETIONS, codes=CodeMaps(images.names, {
-                level: codes.long() for level, codes in levels.items()})).maps)
-    return EncodedPlanes(model, plane, [index for indices, *_ in found for index in indices], levels, maps)
+        codes = CodeMaps(images.names, {level: maps.long() for level, maps in levels.items()})
+        bits = surprise.code_bits(model.priors, codes.levels, images.facts, 1, on_planes, tell_previous=True)
+        maps[BITS] = surprise.bits_per_pixel_maps(bits, model.shape[1:])
+        of_images = torch.cat([maps.flatten(1) for maps in bits.values()], 1).mean(1).tolist()
+        for own, is_known, value in zip(figures[-len(images):], is_known_place, of_images):
+            own["bits_per_code"] = value if is_known else math.nan
+        if model.restores:
+            with Bar(total=restoration.codes_to_settle(model.vqvae, images), desc="what does not belong",
+                     unit="code") as bar:
+                maps[RESTORATION] = torch.from_numpy(restoration.restore(
+                    model.vqvae, model.priors, images, batch=COMPLETIONS, codes=codes, on_codes=bar.update).maps)
+    return EncodedPlanes(model, plane, [index for indices, _ in found for index in indices], levels, maps)
 
 
 def _fit(model: Model, split: dataset.ImageSet) -> dict[str, list[float]]:
@@ -301,16 +304,9 @@ def _images(opened: OpenScan, model: Model, plane: str,
         name = image_name(scan.prefix, plane, index)
         pixels.append(in_form(str(scan.path), name, numbers, model.shape, [SLICE], {}).pixels)
         names.append(DrawnSlice(name, "", scan.subject, "", {
-            "subject": scan.subject, "session": scan.session, "plane": plane, "index": str(index),
+            "subject": scan.subject, "session": scan.session, "scan": scan.name, "plane": plane, "index": str(index),
             "position_mm": f"{position:.3f}"}))
     return dataset.ImageSet(tuple(names), np.stack(pixels))
-
-
-def _bits_per_code(bits: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Return the mean of each image's codes of all levels together; {} without priors."""
-    if not bits:
-        return {}
-    return {"bits_per_code": torch.cat([maps.flatten(1) for maps in bits.values()], 1).mean(1).tolist()}
 
 
 def labels_of(models: Sequence[Model]) -> list[str]:

@@ -29,12 +29,15 @@ from scipy import ndimage
 from torch.nn import functional
 
 from vqvae2.common import files
+from vqvae2.common.errors import UserError
 from vqvae2.common.progress import Bar
 from vqvae2.images.dataset import ImageSet, to_bytes, unique_names
 from vqvae2.models import autoencoder, code_maps, encoding
 from vqvae2.plots import pictures
 from vqvae2.priors import conditions
 from vqvae2.priors.base import Prior
+from vqvae2.priors.settings import PREVIOUS_MM
+from vqvae2.training import neighbours
 
 INDEX = "index.csv"
 # The values that get the brightest colour: pictures can be compared. A blind guess among 512 codes costs 9 bits; at the
@@ -44,7 +47,8 @@ BITS_PER_CODE, BITS_PER_PIXEL = 16.0, 1.0
 
 @torch.no_grad()
 def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str, str]],
-              batch: int, on_batch: Callable[[int], object] = lambda _: None) -> dict[str, torch.Tensor]:
+              batch: int, on_batch: Callable[[int], object] = lambda _: None, *,
+              tell_previous: bool = False) -> dict[str, torch.Tensor]:
     """Return for each level that has a prior the NLL of each code, float32 `[n, height, width]`, in bits, on the CPU.
 
     Args:
@@ -53,20 +57,39 @@ def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], f
         facts: for each of the n images what the manifest says of it; what a prior was trained to know and is not
             there is unknown.
         batch: images at a time. on_batch: told how many images a level has done since.
+        tell_previous: a prior that was trained with --condition previous-slice is told the codes of the nearest slice
+            of the same scan among these images, as in its validation, where `facts` say which that is.
     """
     found = {}
     for level, prior in priors.items():
         device, parts = prior.bias.device, []
         known = conditions.numbers(prior.columns, facts) if prior.columns else None
+        previous = _previous(prior, levels[level], facts, known) if tell_previous else None
         for items in torch.arange(len(levels[level])).split(batch):
             codes = levels[level][items].to(device)
             top = levels["top"][items].to(device) if level == "bottom" else None
-            logits = prior(codes, top, None if known is None else known[items].to(device))
+            more = {} if previous is None else {"previous": previous[items].to(device).long()}
+            logits = prior(codes, top, None if known is None else known[items].to(device), **more)
             nats = functional.cross_entropy(logits.float(), codes, reduction="none")
             parts.append((nats / math.log(2)).cpu())
             on_batch(len(items))
         found[level] = torch.cat(parts)
     return found
+
+
+def _previous(prior: Prior, codes: torch.Tensor, facts: Sequence[Mapping[str, str]],
+              known: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the codes of each image's nearest neighbour `[n, height, width]`, -1 where there is none, and write into
+    `known` how far away it is; None where the prior is told no such codes, or nothing says which they are."""
+    numbers = [number for number, column in enumerate(prior.columns) if column.name == PREVIOUS_MM]
+    if not numbers or not all(row.get(name) for row in facts for name in neighbours.NEEDED):
+        return None
+    try:
+        items, offsets_mm = neighbours.Neighbours(facts).nearest(np.arange(len(facts)))
+    except UserError:  # one slice of each scan
+        return None
+    known[:, numbers[0]] = torch.from_numpy(offsets_mm) / prior.columns[numbers[0]].spread
+    return codes[items].masked_fill(torch.from_numpy(items < 0)[:, None, None], -1)
 
 
 def both_ways(model: autoencoder.Vqvae, priors: Mapping[str, Prior], images: ImageSet, batch: int,

@@ -276,7 +276,8 @@ def reconstruct(opened: OpenScan, name: derivatives.Name, models: Sequence[Model
     out, size = settings.out, models[0].cutting.size
     on_cpu = next(models[0].vqvae.model.parameters()).device.type == "cpu"
     batch = min(settings.batch, PLANES_ON_A_CPU) if on_cpu else settings.batch
-    count = sum(len(scan_maps.chosen_planes(opened, model, plane))
+    # Each plane goes through the VQ-VAE, and then through each prior.
+    count = sum(len(scan_maps.chosen_planes(opened, model, plane)) * (1 + len(model.priors))
                 for model in models for plane in model.cutting.planes)
     # Small planes, two at a time, are so little work that threads would mostly wait for each other.
     threads = sampler.one_thread() if on_cpu and size <= SMALL else contextlib.nullcontext()
