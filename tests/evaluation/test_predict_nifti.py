@@ -212,10 +212,10 @@ class TestGoingOn:
 
         def killed(path, values):
             if "sub-02" in str(path):
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("killed at sub-02")
             real(path, values)
         monkeypatch.setattr(whole_scans.files, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="killed at sub-02"):
             run(study)
         monkeypatch.setattr(whole_scans.files, "write_json", real)
         real_opened = whole_scans.scan_maps.open_scan

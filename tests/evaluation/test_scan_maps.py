@@ -38,7 +38,7 @@ def a_model_that_gives_back_what_it_is_given(monkeypatch):
 
 
 def model(*planes, size=28, width=168.0, extent=(0.0, 1.0), trained=None):
-    """Of pixels of 6 mm, so that they are the voxels of a scan of 6 mm."""
+    """A model whose pixels have 6 mm, so that they are the voxels of a scan of 6 mm."""
     config = {"training_images": [], "data": {"extraction": trained}, "image_shape": [1, 0, 0]}
     vqvae = SimpleNamespace(model=SimpleNamespace(levels=("top",)), config=config, folder=Path("nowhere"))
     cutting = ExtractSettings(planes=planes or ("axial",), size=size, field_of_view=width, extent=extent, bits=16)

@@ -145,10 +145,10 @@ def check_shape(name: str, header: Header, number: int | None) -> None:
         expect_usable(number < shape[3], name, f"a volume {number} (--volume)",
                       f"{shape[3]} volumes, 0 to {shape[3] - 1}", "Give a smaller number.")
     else:
-        advice = ("It looks like a series or fMRI: point --scans at T1w files, or drop --strict to skip it; --volume 0 "
-                  "takes the first volume of each series." if header.is_series else
-                  "It looks like a picture: point --scans at whole volumes." if len(shape) < 4 else
-                  "Convert it to one volume.")
+        # Advice for every command that reads scans, so that none names a flag which another lacks.
+        advice = ("It looks like a series or fMRI: leave it out, or give --volume 0 for the first volume of each "
+                  "series." if header.is_series else
+                  "It looks like a picture: give whole volumes." if len(shape) < 4 else "Convert it to one volume.")
         expect_usable(len(shape) == 3 and min(shape) > 1, name, "one 3-D volume", f"shape {shape}", advice)
     expect_usable(header.number_type.kind in "iuf", name, "one real number in a voxel", f"type {header.number_type}",
                   "Convert it to float32.")

@@ -36,7 +36,7 @@ except ImportError:
     from gzip import GzipFile
 
 LEVEL = 1
-"""Of compression: higher ones take longer for a few hundredths of the size."""
+"""How hard gzip tries: higher levels take longer for a few hundredths of the size."""
 SINGLE_FILE = {nib.Nifti1Image: nib.Nifti1Header, nib.Nifti1Pair: nib.Nifti1Header, nib.Nifti2Image: nib.Nifti2Header,
                nib.Nifti2Pair: nib.Nifti2Header}
 RAS = axcodes2ornt("RAS")

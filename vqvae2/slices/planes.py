@@ -26,7 +26,7 @@ RECIPE = 3
 """Raised whenever this module, brain.py, volumes.py or headers.py draws other pixels from equal scans and settings."""
 DARKEST_BRAIN = 1 / 255
 LEAST_SHARE = 1e-6
-"""Of brain in the pixels of a voxel; below it nothing is known of the voxel."""
+"""Where the pixels of a voxel have a smaller share of brain, nothing is known of the voxel."""
 
 
 def plane_indices(brain: Brain, axis: int, per_scan: int | Literal["all"], extent: tuple[float, float]) -> list[int]:
