@@ -455,8 +455,8 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
     try:
         with np.errstate(all="ignore"):
             return [in_form(str(scan.path), f"{scan.path}/{row['image']}",
-                             np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
-                             {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
+                            np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
+                            {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
                     for image, row in draw_slices(scan, cutting)]
     except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant
         raise UnusableScan(scan.path.name, "voxels that can be computed with", error or "too many of them",
@@ -464,7 +464,7 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
 
 
 def in_form(source: str, file_name: str, pixels: np.ndarray, shape: tuple[int, int, int], changes: list[str],
-             facts: dict[str, str]) -> InputImage:
+            facts: dict[str, str]) -> InputImage:
     """Give an image the model's channels and size."""
     if len(pixels) == 3 and shape[0] == 1:
         changes.append(GREY)
@@ -684,7 +684,7 @@ def headline(report: dict) -> list[str]:
     for name, (what, question) in unlikeness.WORDS.items():
         if (found := report.get(name)) and found["images_above"]:
             lines.append(f"warning: {found['images_above']} of {report['images']} image(s) {what}: {name} up to "
-                         f"{found['max']:.1f}, where {found['limit']:g} is the most that is usual (see {TABLE}). "
+                         f"{found['max']:.2f}, where {found['limit']:g} is the most that is usual (see {TABLE}). "
                          f"{question}")
     if seen["images"] or seen["subjects"]:
         lines.append(f"warning: the model was trained on {seen['images']} of these images, and on {seen['subjects']} "

@@ -35,7 +35,7 @@ import torch
 from torch.nn import functional
 
 from vqvae2.evaluation import surprise
-from vqvae2.images.dataset import ImageSet, from_bytes, to_bytes
+from vqvae2.images.dataset import ImageSet, from_bytes
 from vqvae2.metrics import similarity
 from vqvae2.models import autoencoder, encoding
 from vqvae2.models.autoencoder import TrainedVqvae
@@ -60,15 +60,10 @@ class Restored:
     Attributes:
         maps: float32 `[n, height, width]` in 0…1: the weighted mean |image - completion|; 0 outside of the brain.
         bits: float32 `[n, height, width]`: NLL of the codes in bits per pixel, smoothed by LIKELIHOOD_SMOOTHING.
-        scores: float32 `[n]`: bits per code of each image, all levels together, mean of both reading directions. Of a
-            whole scan take the mean, and compare it with `typical_bits`.
-        nearest: uint8 `[n, channels, height, width]`: of each image's completions the one that is nearest to it.
     """
 
     maps: np.ndarray
     bits: np.ndarray
-    scores: np.ndarray
-    nearest: torch.Tensor
 
     @property
     def product(self) -> np.ndarray:
@@ -98,9 +93,7 @@ def restore(vqvae: TrainedVqvae, priors: Mapping[str, Prior], images: ImageSet, 
     bits = bits or surprise.both_ways(model, priors, images, batch, codes)
     pixels = images.batch(np.arange(len(images)))
     brain = similarity.brain_mask(torch.from_numpy(images.pixels > 0))
-    nearest = encoding.decoded(model, codes.levels, batch, softly=True)
-    least = torch.full((len(images),), math.inf)
-    reconstructed = (pixels - from_bytes(nearest)).abs().mean(1)
+    reconstructed = (pixels - from_bytes(encoding.decoded(model, codes.levels, batch, softly=True))).abs().mean(1)
     each, halves = sum(maps[0].numel() for maps in codes.levels.values()), []
     # A model of one level has no detail apart from its top codes, and all completions are of the second kind.
     for keeps_top, numbers in zip((True, False)[-len(model.levels):],
@@ -115,16 +108,11 @@ def restore(vqvae: TrainedVqvae, priors: Mapping[str, Prior], images: ImageSet, 
                      for level, prior in priors.items()}
             made = _completions(model, priors, {level: maps[items] for level, maps in gaps.items()}, items.tolist(),
                                 numbers.tolist(), seed, known, on_codes)
-            difference[items], distances = weighted_difference(pixels[items], made, brain[items])
-            distance, best = distances.min(1)
-            is_nearer = distance < least[items]
-            nearest[items[is_nearer]] = to_bytes(made[is_nearer, best[is_nearer]])
-            least[items] = torch.minimum(distance, least[items])
+            difference[items] = weighted_difference(pixels[items], made, brain[items])
         halves.append(difference)
     maps = surprise.smoothed(torch.stack(halves).mean(0).numpy(), brain.numpy(), SMOOTHING)
-    scores = sum(of_level.flatten(1).sum(1) for of_level in bits.values()) / each
     likelihood = surprise.bits_per_pixel_maps(bits, tuple(pixels.shape[2:])).numpy()
-    return Restored(maps, surprise.smoothed(likelihood, brain.numpy(), LIKELIHOOD_SMOOTHING), scores.numpy(), nearest)
+    return Restored(maps, surprise.smoothed(likelihood, brain.numpy(), LIKELIHOOD_SMOOTHING))
 
 
 def codes_to_settle(vqvae: TrainedVqvae, images: ImageSet, draws: int = DRAWS) -> int:
@@ -150,9 +138,8 @@ def with_gaps(levels: Mapping[str, torch.Tensor], bits: Mapping[str, torch.Tenso
     return {level: torch.where(draw[level], TO_DRAW, codes) for level, codes in levels.items()}
 
 
-def weighted_difference(images: torch.Tensor, completions: torch.Tensor, brain: torch.Tensor,
-                        ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weighted mean of |image - completion| `[n, height, width]`, and each distance `[n, draws]`.
+def weighted_difference(images: torch.Tensor, completions: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
+    """Return the weighted mean of |image - completion| `[n, height, width]`.
 
     Args:
         images: `[n, channels, height, width]` in 0…1. completions: `[n, draws, channels, height, width]`.
@@ -162,7 +149,7 @@ def weighted_difference(images: torch.Tensor, completions: torch.Tensor, brain: 
     inside = brain[:, None].float()
     distances = (differences * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
     weights = (-NEARNESS * distances).softmax(1)
-    return (weights[:, :, None, None] * differences).sum(1), distances
+    return (weights[:, :, None, None] * differences).sum(1)
 
 
 def typical_bits(folders: Mapping[str, Path], grids: Mapping[str, tuple[int, int]]) -> float | None:

@@ -66,7 +66,7 @@ class Model:
     shape: tuple[int, int, int]
     restores: bool = False
 
-    def has_seen(self, plane: str, place: float, thickness: float = 0.0) -> bool:
+    def has_seen(self, plane: str, place: float, thickness: float) -> bool:
         """Return whether its training slices are known to be of such planes, and of this part of the extent, 0…1; a
         plane of this thickness need only touch it."""
         cut, half = self.vqvae.config["data"].get("extraction") or {}, thickness / 2 + 1e-6
@@ -268,10 +268,10 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
     if model.priors and found:
         images = dataset.ImageSet(tuple(file for split in given_images for file in split.files),
                                   np.concatenate([split.pixels for split in given_images]))
-        codes = CodeMaps(images.names, {level: maps.long() for level, maps in levels.items()})
+        codes = CodeMaps(images.names, {level: own.long() for level, own in levels.items()})
         bits = surprise.code_bits(model.priors, codes.levels, images.facts, 1, on_planes, tell_previous=True)
         maps[BITS] = surprise.bits_per_pixel_maps(bits, model.shape[1:])
-        of_images = torch.cat([maps.flatten(1) for maps in bits.values()], 1).mean(1).tolist()
+        of_images = torch.cat([own.flatten(1) for own in bits.values()], 1).mean(1).tolist()
         for own, is_known, value in zip(figures[-len(images):], is_known_place, of_images):
             own["bits_per_code"] = value if is_known else math.nan
         if model.restores:

@@ -116,8 +116,9 @@ class ScansFolder(PredictFolder):
 
     def keep_only(self, names: Sequence[str]) -> None:
         """Remove the files that an earlier run made of scans that are not given any more."""
-        for name in self._before() - {*names}:
-            (self.out / name).unlink(missing_ok=True)
+        for path in (self.out / name for name in self._before() - {*names}):
+            if path.is_file():
+                path.unlink()
         self._write(names)
 
     def _before(self) -> set[str]:
