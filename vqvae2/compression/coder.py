@@ -1,0 +1,74 @@
+"""Symbols and integer tables of their frequencies <-> bytes: a range coder [1] that any machine reads alike.
+
+The coder is constriction's [2], with words of 32 bits, a state of 64, and tables of 24: a symbol of frequency f costs
+24 - log2 f bits. That library takes probabilities as floating-point numbers, from which it makes tables of its own
+by a rule that depends on their type. Here it is given whole numbers, frequencies less 1, whose sum 2^24 - K is
+the number by which the library would scale them: the scale is then exactly 1, and its table is the one that was meant.
+
+1. Martin 1979, Range encoding: an algorithm for removing redundancy from a digitised message.
+2. Bamler 2022, Understanding entropy coding with asymmetric numeral systems: a statistician's perspective.
+"""
+
+from types import ModuleType
+
+import numpy as np
+
+from vqvae2.common.errors import UserError
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+"""What the frequencies of a table sum up to."""
+WORD = np.dtype("<u4")
+"""A piece of the coder's output."""
+
+
+def encode(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
+    """Return the bytes of `symbols` `[n]`, each by its own table.
+
+    Args:
+        symbols: integers from 0 to K - 1.
+        frequencies: integers `[n, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
+    """
+    stream = _constriction().stream
+    encoder = stream.queue.RangeEncoder()
+    encoder.encode(symbols.astype(np.int32), stream.model.Categorical(perfect=False), _as_library_wants(frequencies))
+    return encoder.get_compressed().astype(WORD).tobytes()
+
+
+class Decoder:
+    """The way back from the bytes of `encode`, some symbols at a time.
+
+    Args:
+        data: what `encode` returned; a multiple of 4 bytes.
+    """
+
+    def __init__(self, data: bytes):
+        stream = _constriction().stream
+        self._model = stream.model.Categorical(perfect=False)
+        self._decoder = stream.queue.RangeDecoder(np.frombuffer(data, WORD).astype(np.uint32))
+
+    def decode(self, frequencies: np.ndarray) -> np.ndarray:
+        """Return the next symbols `[m]`, int32, by their tables `[m, K]`, which are those of `encode`.
+
+        Raises: ValueError where the bytes cannot come from these tables. Usually other tables give other symbols
+        without any error.
+        """
+        try:
+            return self._decoder.decode(self._model, _as_library_wants(frequencies))
+        except AssertionError as error:
+            raise ValueError("bytes that the coder has not written") from error
+
+
+def _as_library_wants(frequencies: np.ndarray) -> np.ndarray:
+    # Whole numbers up to 2^24 are exact in float32, and so are their sums.
+    return (frequencies - 1).astype(np.float32)
+
+
+def _constriction() -> ModuleType:
+    """Return the library. Raises: UserError where it is not installed."""
+    try:
+        import constriction
+    except ImportError as error:
+        raise UserError("compression: expected the package constriction, found that it is not installed. "
+                        "Run: pip install 'vqvae2-brain-mri[compress]'.") from error
+    return constriction
