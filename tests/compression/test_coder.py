@@ -36,7 +36,8 @@ def test_only_the_two_ends_of_a_symbol_in_its_table_matter():
 
 
 def test_the_bytes_of_a_known_message_stay():
-    frequencies = np.array([[1, 2**20, 2**23, coder.TOTAL - 2**20 - 2**23 - 1], [99, 2**22, 7, coder.TOTAL - 2**22 - 106]])
+    first, second = [1, 2**20, 2**23], [99, 2**22, 7]
+    frequencies = np.array([[*part, coder.TOTAL - sum(part)] for part in (first, second)])
     data = coder.encode(np.arange(16) % 4, np.tile(frequencies, (8, 1)))
     assert data.hex() == "0c000000518020007faa8bfefa1a17c5"
 
