@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqvae2.priors.base import WholeMapCursor
 from vqvae2.priors.conditions import Column
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.stepping import PixelCNNCursor
@@ -71,6 +72,29 @@ def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, s
                                   previous=previous) for cached in (True, False))
     assert torch.equal(drawn, expected)
     torch.testing.assert_close(*both_ways(model, drawn, top, known, previous), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_reading_known_rows_gives_the_logits_of_stepping_through_them(half, model, facts, seed):
+    """Also where rows are read and stepped through by turns."""
+    torch.manual_seed(seed)
+    codes, known = torch.randint(CODES, (len(facts), *model.shape)), torch.tensor(facts) if model.columns else None
+    told = top_maps(model, len(facts)), known, previous_maps(model, len(facts))
+    cursor = PixelCNNCursor(model, len(facts), *told, half=half)
+    slow = WholeMapCursor(model, len(facts), *told)
+    for row, own in enumerate(codes.unbind(1)):
+        expected = slow.read_row(row, own.T)
+        if row % 3 == 2:
+            found = []
+            for column, now in enumerate(own.unbind(1)):
+                found.append(cursor.step(row, column))
+                cursor.tell(column, now)
+            found = torch.stack(found)
+        else:
+            found = cursor.read_row(row, own.T)
+        torch.testing.assert_close(found, expected, atol=0.1 if half else 1e-12, rtol=0)
 
 
 @given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))

@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": "a VQ-VAE and its priors -> the figures of one split",
     "report": "reports of evaluate -> one page to send, which compares them",
     "predict": "any images or scans -> what a VQ-VAE makes of them",
+    "compress": "images and scans -> small files of a VQ-VAE's codes",
+    "decompress": "these files -> images and scans",
     "tune": "many short trainings -> the best settings, as a preset",
     "curves": "the logs of several runs -> their curves in one picture",
     "status": "a run's folder -> how far the run is",

@@ -22,24 +22,39 @@ WORD = np.dtype("<u4")
 """A piece of the coder's output."""
 
 
-def encode(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
-    """Return the bytes of `symbols` `[n]`, each by its own table.
+class Encoder:
+    """The way from symbols to bytes, some symbols at a time."""
 
-    Args:
-        symbols: integers from 0 to K - 1.
-        frequencies: integers `[n, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
-    """
-    stream = _constriction().stream
-    encoder = stream.queue.RangeEncoder()
-    encoder.encode(symbols.astype(np.int32), stream.model.Categorical(perfect=False), _as_library_wants(frequencies))
-    return encoder.get_compressed().astype(WORD).tobytes()
+    def __init__(self):
+        stream = _constriction().stream
+        self._model, self._encoder = stream.model.Categorical(perfect=False), stream.queue.RangeEncoder()
+
+    def encode(self, symbols: np.ndarray, frequencies: np.ndarray) -> None:
+        """Go on with `symbols` `[m]`, each by its own table.
+
+        Args:
+            symbols: integers from 0 to K - 1.
+            frequencies: whole numbers `[m, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
+        """
+        self._encoder.encode(symbols.astype(np.int32), self._model, _as_library_wants(frequencies))
+
+    def bytes(self) -> bytes:
+        """Return the bytes of all symbols so far."""
+        return self._encoder.get_compressed().astype(WORD).tobytes()
+
+
+def encode(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
+    """Return the bytes of `symbols` `[n]`; arguments as for `Encoder.encode`."""
+    encoder = Encoder()
+    encoder.encode(symbols, frequencies)
+    return encoder.bytes()
 
 
 class Decoder:
     """The way back from the bytes of `encode`, some symbols at a time.
 
     Args:
-        data: what `encode` returned; a multiple of 4 bytes.
+        data: the bytes of `Encoder`; a multiple of 4.
     """
 
     def __init__(self, data: bytes):
@@ -48,7 +63,7 @@ class Decoder:
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(data, WORD).astype(np.uint32))
 
     def decode(self, frequencies: np.ndarray) -> np.ndarray:
-        """Return the next symbols `[m]`, int32, by their tables `[m, K]`, which are those of `encode`.
+        """Return the next symbols `[m]`, int32, by their tables `[m, K]`, which are those of the encoder.
 
         Raises: ValueError where the bytes cannot come from these tables. Usually other tables give other symbols
         without any error.

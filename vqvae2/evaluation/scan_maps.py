@@ -240,7 +240,7 @@ def _encoded(opened: OpenScan, model: Model, plane: str, batch: int, mean: MeanO
         drawn = [(index, seen) for index in chosen[first:first + batch]
                  if (seen := planes.plane_of(volume, brain, axis, index)).inside.any()]
         if drawn:
-            split = _images(opened, model, plane, drawn)
+            split = images_of(opened, model, plane, drawn)
             given_images.append(split)
             codes, made = encoding.reconstruct(model.vqvae.model, split, batch)
             found.append(([index for index, _ in drawn], codes.levels))
@@ -293,7 +293,7 @@ def _joined(parts: Sequence[Mapping[str, torch.Tensor]], kind: torch.dtype) -> d
     return {name: torch.cat([part[name].to(kind) for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def _images(opened: OpenScan, model: Model, plane: str,
+def images_of(opened: OpenScan, model: Model, plane: str,
             drawn: Sequence[tuple[int, planes.BrainPlane]]) -> dataset.ImageSet:
     """Return planes as the model is given them, bit for bit as predict.py without --nifti gives it its slices."""
     axis, cutting, scan, pixels, names = NORMAL[plane], model.cutting, opened.scan, [], []

@@ -72,3 +72,10 @@ class WholeMapCursor:
     def tell(self, column: int, codes: torch.Tensor) -> None:
         """Take the codes `[batch]` of the position whose logits `step` has just returned."""
         self.maps[:, self.row, column] = codes
+
+    @torch.no_grad()
+    def read_row(self, row: int, codes: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[width, batch, codebook_size]` of the next row, whose codes `[width, batch]` are known
+        already: in place of `step` and `tell` at each of its positions."""
+        self.maps[:, row] = codes.T
+        return self.prior(self.maps, *self.told)[:, :, row].permute(2, 0, 1)

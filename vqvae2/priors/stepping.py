@@ -86,6 +86,25 @@ class PixelCNNCursor:
         self.codes[column] = codes
         self.start[column + 1:column + 1 + COLUMNS].add_(self.starts.index_select(1, codes))
 
+    @torch.no_grad()
+    def read_row(self, row: int, codes: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[width, batch, codebook_size]` of a row whose codes `[width, batch]` are known already.
+
+        It stands for `step` and `tell` at each position of the row, and takes products of whole rows of codes.
+        """
+        self._begin_row(row)
+        self.codes.copy_(codes)
+        for distance, start in enumerate(self.starts, 1):
+            self.start[distance:distance + self.width] += nn.functional.embedding(codes, start)
+        x = self.start[:self.width].flatten(0, 1)
+        for i, layer in enumerate(self.layers):
+            layer.read_row(x)
+            if i in self.attentions:
+                self.attentions[i].read_row(x, row * self.width, self.width)
+        for product in self.head:
+            x = product(nn.functional.elu(x))
+        return torch.addmm(self.prior.bias, x, self.table).view(*codes.shape, -1)
+
     def _begin_row(self, row: int) -> None:
         """The vertical stack knows only rows above, so that a whole row of it is computed at once."""
         prior = self.prior
@@ -185,6 +204,14 @@ class _Layer:
         _add_product(given, self.seen, self.horizontal_in.matrix)
         x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
 
+    def read_row(self, x: torch.Tensor) -> None:
+        """Do `step` for all positions of the row, `x` `[width x batch, channels]`, in place."""
+        seen, given, batch = nn.functional.elu(x), self.given.flatten(0, 1), self.given.shape[1]
+        left, here = self.horizontal_in.matrix.split(x.shape[1])
+        _add_product(given, seen, here)
+        _add_product(given[batch:], seen[:-batch], left)
+        x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
+
 
 class _Attention:
     """Causal attention as matrices, with the keys and values of all positions so far."""
@@ -204,6 +231,16 @@ class _Attention:
         query = split[:, 0].reshape(len(keys), 1, -1) / math.sqrt(split.shape[-1])
         weights = torch.bmm(query, keys.transpose(1, 2)).softmax(-1)
         x += self.out(torch.bmm(weights, values).view_as(x))
+
+    def read_row(self, x: torch.Tensor, start: int, width: int) -> None:
+        """Do `step` for all positions of a row that begins at the `start`-th: `x` is `[width x batch, channels]`."""
+        split = self.query_key_value(nn.functional.elu(x)).view(width, -1, 3, self.heads, self.past.shape[-1])
+        query, *new = split.permute(2, 1, 3, 0, 4)
+        self.past[:, :, :, start:start + width] = torch.stack(new)
+        past = torch.ones(width, start + width, dtype=torch.bool, device=x.device).tril(start)
+        keys, values = self.past[:, :, :, :start + width]
+        seen = nn.functional.scaled_dot_product_attention(query, keys, values, past)
+        x += self.out(seen.permute(2, 0, 1, 3).reshape(x.shape))
 
 
 def _matrix(kernel: torch.Tensor, rows: int, half: bool) -> torch.Tensor:

@@ -19,7 +19,7 @@ from vqvae2.runs import weights
 from vqvae2.settings.parsing import changes
 from vqvae2.settings.stored import read_json
 
-RECORDS = ("sample.json", "predict.json", "evaluate.json")
+RECORDS = ("sample.json", "predict.json", "evaluate.json", "compress.json", "decompress.json")
 """The records of all commands, each of which has its folder for itself."""
 PARTS = "parts"
 """The folder of what is finished while not all is."""
