@@ -191,8 +191,8 @@ print(torch.backends.cpu.get_cpu_capability())
 def stored_models(said):
     """Priors whose weights are written down, so that they are the same whatever draws random numbers."""
     models = priors(0, (4, 4), layers=2)
-    for level, model in models.items():
-        for number, (name, tensor) in enumerate(model.state_dict().items()):
+    for model in models.values():
+        for number, tensor in enumerate(model.state_dict().values()):
             places = torch.arange(tensor.numel(), dtype=torch.float64)
             tensor.copy_((((places + 7) * (number + 3) * 0.6180339887) % 1 - 0.5).view(tensor.shape) * 1.5)
     maps = {level: torch.tensor(codes) for level, codes in said["codes"].items()}

@@ -53,8 +53,9 @@ def again(words, apart):
 
 @pytest.fixture
 def scan(apart):
-    """A small head of int16 values in an oblique NIfTI file that is stored as LAS, whose header has a name in it."""
-    values = np.random.default_rng(3).integers(100, 255, (24, 28, 22)).astype(np.int16)
+    """A small head, brighter to the right, the front and the top, stored as LAS; its header has a text."""
+    right, front, top = np.indices((24, 28, 22))
+    values = (50 + 5 * right + 3 * front + 2 * top).astype(np.int16)
     path = save(apart / "scans" / "sub-01_T1w.nii.gz", values * ellipsoid(values.shape, (8.5, 10.5, 7.5)).astype(
         np.int16), (6.0, 6.0, 7.0), storage="LAS")
     image = nib.load(path)
@@ -212,8 +213,7 @@ def test_of_200_damaged_files_each_is_refused_or_restored_but_for_the_slices_tha
         broken.write_bytes(damaged(path.read_bytes(), draws))
         try:
             content = Compressed.read(broken)
-        except UserError as error:
-            assert str(error).startswith(f"{broken}: expected ")
+        except UserError:  # and by no other exception
             ends["refused"] += 1
             continue
         assert content.description == Compressed.read(path).description

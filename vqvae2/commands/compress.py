@@ -8,9 +8,9 @@ And back:
     vqvae2 decompress small --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out again
 
 What comes back is what the codes of a VQ-VAE alone give back: it looks like the image, and is not the image. The priors
-say how probable each code is after those before it, and a range coder makes of that about as many bits as an ideal coder
-would. The files can be decoded on another machine, with another number of threads, batch size or CPU; a slice that
-cannot is found by its checksum, and named (docs/compression.md).
+say how probable each code is after those before it, and a range coder makes of that about as many bits as an ideal
+coder would. The files can be decoded on another machine, with another number of threads, batch size or CPU; a slice
+that cannot be is found by its checksum, and named (docs/compression.md).
 
 An image of another size is resized to the size that the models were trained on, as predict.py does it; it does not
 come back at its own size. A scan is cut into all planes of its brain of one kind. It comes back as NIfTI on its own

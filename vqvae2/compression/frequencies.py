@@ -11,8 +11,8 @@ P_k = p_0 + … + p_(k-1), symbol k owns the numbers from B_k up to B_(k+1) - 1 
     B_k = k + 16 floor(R P_k + 0.381966)     for k < K,     and     B_K = 2^24
 
 so that each symbol has at least 1. A decoder finds the symbol if it has the two ends of that one symbol right: all
-others may differ. Noise moves an end only where R P_k + 0.381966 lies next to a whole number. (With 1/2 that would be so
-wherever equal codes are equally probable.) The encoder sees that (`is_doubtful`), and such a code is stored by a table
+others may differ. Noise moves an end only where R P_k + 0.381966 lies next to a whole number. (With 1/2 that would be
+so wherever all codes are equally probable.) The encoder sees that (`is_doubtful`), and such a code is stored by a table
 in which all codes are equal (`uniform`), at the cost of its place in a list and of log2 K bits. The margin is the
 encoder's own affair: a decoder reads the list.
 """
