@@ -357,6 +357,14 @@ class TestWholeChain:
         with pytest.raises(UserError, match=r"--bottom .*: expected a bottom prior, found a top prior"):
             api.load_prior(tiny_run.top, "bottom", vqvae)
 
+    def test_compress_and_decompress_are_the_commands_own(self, tiny_run, split, apart):
+        own = tiny_run.vqvae, tiny_run.top, tiny_run.bottom
+        report = api.compress(*own, [tiny_run.data / split.names[0]], "small")
+        assert report["files"] == report["slices"] == 1
+        assert report["bytes"] == sum(path.stat().st_size for path in Path("small").glob("*.vqmri"))
+        assert api.decompress(*own, ["small"], "again") == {"files": 1, "slices": 1, "lost": []}
+        assert len(list(Path("again").glob("*.png"))) == 1
+
     def test_evaluate_predict_and_load_images_are_the_commands_own(self, tiny_run, split, apart):
         judged = api.evaluate(tiny_run.vqvae, "report", data=str(tiny_run.data), split="validate")
         assert judged.metrics == json.loads(Path("report/metrics.json").read_text())

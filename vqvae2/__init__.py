@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.2.0"
 
 _API = ("load_vqvae", "load_prior", "load_images", "extract_slices", "encode", "decode", "embeddings", "sample",
-        "complete", "sample_volumes", "evaluate", "predict", "code_pictures", "image_picture")
+        "complete", "sample_volumes", "evaluate", "predict", "compress", "decompress", "code_pictures", "image_picture")
 _HOMES = {**{name: f"vqvae2.api:{name}" for name in _API}, "Trainer": "vqvae2.training.trainer:Trainer",
           "Vqvae": "vqvae2.models.autoencoder:Vqvae", "PixelCNN": "vqvae2.priors.pixel_cnn:PixelCNN",
           "UserError": "vqvae2.common.errors:UserError"}

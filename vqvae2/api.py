@@ -33,6 +33,8 @@ from PIL import Image
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
 from vqvae2.common.names import SPLITS
+from vqvae2.compression import compressing, decompressing
+from vqvae2.compression.settings import CompressSettings, DecompressSettings
 from vqvae2.evaluation import prediction, report, whole_scans
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images import dataset
@@ -253,6 +255,34 @@ def predict(vqvae: str | Path | Sequence[str | Path], inputs: Sequence[str | Pat
     given = prediction.PredictSettings(vqvae=tuple(map(str, names)), input=tuple(map(Path, inputs)), out=Path(out),
                                        **settings)
     return (whole_scans if given.nifti else prediction).predict(given)
+
+
+def compress(vqvae: str | Path, top: str | Path, bottom: str | Path | None, inputs: Sequence[str | Path],
+             out: str | Path, **settings: object) -> dict:
+    """Write a small file of each image and each scan to `out`; return the number of files and bytes, and mean figures.
+
+    Args:
+        vqvae, top, bottom: folders or names of the runs; `bottom` is None for a VQ-VAE of one level.
+        inputs: images, scans, and folders of them.
+        settings: further fields of CompressSettings, such as verify=True.
+    Raises: UserError if something cannot be read.
+    """
+    return compressing.compress(CompressSettings(
+        vqvae=str(vqvae), top=str(top), bottom=None if bottom is None else str(bottom),
+        input=tuple(map(Path, inputs)), out=Path(out), **settings))
+
+
+def decompress(vqvae: str | Path, top: str | Path, bottom: str | Path | None, inputs: Sequence[str | Path],
+               out: str | Path, **settings: object) -> dict:
+    """Write the pictures and scans of files of `compress` to `out`; return {"files", "slices", "lost"}.
+
+    "lost" has a row {"file", "slice", "reason"} for whatever could not be decoded; it should be empty. Arguments as for
+    `compress`, with the fields of DecompressSettings.
+    Raises: UserError if a file that is named is none of `compress`, or was made with other models.
+    """
+    return decompressing.decompress(DecompressSettings(
+        vqvae=str(vqvae), top=str(top), bottom=None if bottom is None else str(bottom),
+        input=tuple(map(Path, inputs)), out=Path(out), **settings))
 
 
 def code_pictures(vqvae: TrainedVqvae, codes: Codes, *, grey: bool = False, columns: int = 8,

@@ -25,6 +25,8 @@ COMMANDS = {
     "extract": "extract --scans ../given/scans --out ../out --size 24 --workers 1",
     "sample": f"sample {MODELS} --count 24 --batch 4 --out ../out",
     "evaluate": f"evaluate {MODELS} --data ../given/slices --samples 4 --likelihood --out ../out",
+    "compress": f"compress {MODELS} ../given/slices/test ../given/slices/validate --batch 3 --out ../out",
+    "decompress": f"decompress {MODELS} ../given/small --batch 3 --out ../out",
     "train-vqvae": " ".join(["train-vqvae", "--results ../out --savename run", *VQVAE, *OFTEN]),
     "train-prior": " ".join(["train-prior", "--level top --copies 1 --results ../out --savename run", *PRIOR, *OFTEN])}
 """The command lines, by the commands' names, as they are given in a folder beside `given`."""
@@ -41,6 +43,8 @@ def prepare(folder: Path) -> None:
         ended = start([*words, "--results", "../made", "--savename", name], folder)
         assert ended.status == 0, ended.err
         shutil.move(folder / "made" / "oasis" / name, folder / "given" / name)
+    ended = start(["compress", *MODELS.split(), "../given/slices/test", "--out", "../given/small"], folder)
+    assert ended.status == 0, ended.err
     shutil.rmtree(folder / "given" / "vqvae" / "codes")  # the trainings of priors extract them
 
 

@@ -112,8 +112,9 @@ class PixelCNNCursor:
         vertical = self.vertical_first.see(above if row else torch.zeros_like(above))
         vertical.view_as(self.given[0]).add_(prior.vertical_place[:, row].T[:, None])
         condition = None if self.condition is None else self.condition[row % len(self.condition)].flatten(0, 1)
+        active = nn.functional.elu(vertical)
         for layer in self.layers:
-            layer.begin_row(vertical, condition)
+            active = layer.begin_row(vertical, active, condition)
         self.seen.zero_()
         self.start.zero_()
         self.start[:self.width] += (prior.horizontal_place[:, row].T + prior.horizontal_first.conv.bias)[:, None]
@@ -185,18 +186,21 @@ class _Layer:
                                                    for conv in (layer.horizontal_in.conv, layer.horizontal_out))
         self.from_condition = layer.from_condition and _Product(layer.from_condition, width * batch, half)
 
-    def begin_row(self, vertical: torch.Tensor, condition: torch.Tensor | None) -> None:
-        """Go on to the next row of the vertical stack `[width x batch, channels]`, in place.
+    def begin_row(self, vertical: torch.Tensor, active: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """Go on to the next row of the vertical stack `[width x batch, channels]`, in place; return its ELU.
 
         Args:
+            active: the ELU of `vertical` as it is before.
             condition: `[width x batch, channels]`, or `[batch, channels]` for all columns.
         """
-        seen = nn.functional.elu_(self.rows.see(nn.functional.elu(vertical)))
+        seen = nn.functional.elu_(self.rows.see(active))
         vertical += self.gate(self.vertical_out(seen))
-        self.given.copy_(self.from_vertical(nn.functional.elu(vertical)).view_as(self.given))
+        active = nn.functional.elu(vertical)
+        self.given.copy_(self.from_vertical(active).view_as(self.given))
         self.given += self.horizontal_in.bias
         if condition is not None:
             self.given += self.from_condition(condition).view(-1, *self.given.shape[1:])
+        return active
 
     def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
         """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
