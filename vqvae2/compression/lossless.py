@@ -1,0 +1,204 @@
+"""Grey images of 8 or 16 bits <-> bytes, nothing lost, each pixel by what a network expects from its neighbours.
+
+Pixels are coded in the order of t = column + SLOPE * row, and down the rows where t is equal. What a pixel is told of
+the rows above lies less than SLOPE columns to the right for each row up, and so has a smaller t: all pixels of equal t
+can be decoded at once, those of all images together. An image of 128 x 128 takes 509 steps instead of 16,384.
+
+At each t are written, of all its pixels: whether it is 0; then, of those that are not, the value less 1 in digits of
+DIGIT_BITS bits, all first digits before all second ones. The bytes of an image are those of the range coder, coder.py.
+The neighbours beyond the image's edge are 0. The network sees 8 bits of each pixel: those of an image of 16 bits are
+rounded. Where it sees only zeros, as in most of a background, its answer is always the same, and is computed once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vqvae2.common.errors import UserError, expect
+from vqvae2.compression import coder
+from vqvae2.compression.pixel_network import Belief, PixelNetwork
+from vqvae2.runs import weights
+
+KIND = "lossless"
+SLOPE = 3
+DIGIT_BITS = 4
+DIGITS = 1 << DIGIT_BITS
+AT_A_TIME = 1024
+"""Pixels whose answers are computed together: their activations fit into the processor's cache."""
+
+
+class ResidualCoder:
+    """Images <-> their bytes, by a network of whole numbers: the same bytes on any machine, whatever the batch.
+
+    Args:
+        network: where it has inputs from a reconstruction, each image must have one.
+        hash: of the network's weights, which a file should name.
+    """
+
+    def __init__(self, network: PixelNetwork, hash: str):
+        rows, columns = network.past.T
+        expect(bool(((rows <= 0) & (columns + SLOPE * rows < 0)).all()), "network of pixels",
+               "neighbours that are decoded before the pixel", "others", weights.DAMAGED)
+        self.network, self.hash = network, hash
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "ResidualCoder":
+        """Return the coder whose network is in `folder`. Raises: UserError if there is none, or a damaged one."""
+        tensors, config = weights.load_weights(Path(folder) / weights.WEIGHTS)
+        expect(config.get("kind") == KIND, str(folder), f"a network of the kind {KIND}", config.get("kind"),
+               "Give a folder such as pretrained/lossless.")
+        try:
+            network = PixelNetwork({name: tensor.numpy() for name, tensor in tensors.items()})
+            return cls(network, weights.weights_hash(tensors))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def encode(self, images: np.ndarray, reconstructions: np.ndarray | None = None) -> list[bytes]:
+        """Return the bytes of each image.
+
+        Args:
+            images: uint8 or uint16 `[n, height, width]`, at least one pixel each.
+            reconstructions: uint8 `[n, height, width]`; None for a network that sees none.
+        Raises: UserError for images of other types or forms, such as colour.
+        """
+        expect(images.dtype in (np.uint8, np.uint16) and images.ndim == 3, "images",
+               "grey ones of 8 or 16 bits to compress without loss", f"{images.dtype} of shape {images.shape}",
+               "Convert them to grey.")
+        sight = _Sight(self.network, images.shape, reconstructions)
+        sight.show(np.arange(images.size), images.ravel())
+        steps = _steps(*images.shape[1:])
+        order = np.concatenate(steps)
+        step_of = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
+        return [self._encoded(image.ravel()[order].astype(np.int64), step_of,
+                              sight.belief(number * image.size + order), 8 * image.itemsize)
+                for number, image in enumerate(images)]
+
+    def _encoded(self, values: np.ndarray, step_of: np.ndarray, belief: Belief, bits: int) -> bytes:
+        """Return the bytes of one image, given its pixels in their order, the step of each, and what is believed."""
+        bright = np.flatnonzero(values)
+        spreads = _spreads(bits)
+        times = [step_of * (1 + len(spreads))]
+        lows, highs = [np.where(values, belief.zero, 0)], [np.where(values, coder.TOTAL, belief.zero)]
+        belief, rest = belief[bright], values[bright] - 1
+        for number, spread in enumerate(spreads):
+            digit = rest // spread % DIGITS
+            ends, known = digit[:, None] + [0, 1], rest - rest % (spread * DIGITS)
+            low, high = self._cumulative(belief, known, ends, spread, bits).T
+            times.append(times[0][bright] + 1 + number)
+            lows.append(low)
+            highs.append(high)
+        order = np.argsort(np.concatenate(times), kind="stable")
+        return coder.encode(*_only_the_ends(np.concatenate(lows)[order], np.concatenate(highs)[order]))
+
+    def decode(self, payloads: Sequence[bytes], reconstructions: np.ndarray | None, shape: tuple[int, int],
+               bits: int) -> np.ndarray:
+        """Return the images `[n, height, width]`, uint8 or uint16, whose bytes `encode` returned.
+
+        Args:
+            reconstructions: those that `encode` was given. shape: height and width. bits: of a pixel, 8 or 16.
+        Raises: ValueError where the bytes cannot be those of images of this form; usually other bytes give other
+            images without any error, so that a file should hold a checksum too.
+        """
+        count = len(payloads)
+        images = np.zeros((count, *shape), np.uint8 if bits == 8 else np.uint16)
+        sight = _Sight(self.network, images.shape, reconstructions)
+        decoders = [coder.Decoder(payload) for payload in payloads]
+        starts = np.arange(count)[:, None] * images[0].size if count else np.zeros((0, 1), np.int64)
+        for step in _steps(*shape) if count else ():
+            pixels = (starts + step).ravel()
+            belief = sight.belief(pixels)
+            tables = np.stack([belief.zero, coder.TOTAL - belief.zero], 1)
+            is_bright = _decoded(decoders, tables, np.full(count, len(step)))
+            bright, counts = np.flatnonzero(is_bright), is_bright.reshape(count, -1).sum(1)
+            if not len(bright):
+                continue
+            pixels, belief, rest = pixels[bright], belief[bright], np.zeros(len(bright), np.int64)
+            for spread in _spreads(bits):
+                every = self._cumulative(belief, rest, np.arange(DIGITS + 1)[None], spread, bits)
+                rest += spread * _decoded(decoders, np.diff(every), counts)
+            if rest.max() >= (1 << bits) - 1:
+                raise ValueError("bytes of a pixel that is brighter than white")
+            images.reshape(-1)[pixels] = rest + 1
+            sight.show(pixels, images.reshape(-1)[pixels])
+        return images
+
+    def _cumulative(self, belief: Belief, start: np.ndarray, digits: np.ndarray, spread: int, bits: int) -> np.ndarray:
+        """Return how often, of coder.TOTAL, the next digit of n pixels is smaller than `digits` `[n, m]`.
+
+        Args:
+            start: the value less 1, as far as its digits are known, `[n]`. spread: what 1 in the digit stands for.
+        """
+        ends = self.network.below(belief, start[:, None] + spread * np.array([0, DIGITS]) + 1, bits)
+        found = self.network.below(belief, start[:, None] + spread * digits + 1, bits) - ends[:, :1]
+        return found * (coder.TOTAL - DIGITS) // (ends[:, 1:] - ends[:, :1]) + digits
+
+
+class _Sight:
+    """What the network sees of images that become known pixel by pixel.
+
+    Args:
+        shape: number, height and width of the images. Pixels are numbered through all of them, row by row.
+    """
+
+    def __init__(self, network: PixelNetwork, shape: tuple[int, int, int], reconstructions: np.ndarray | None):
+        expect((reconstructions is not None) == (len(network.reconstruction) > 0), "network of pixels",
+               "reconstructions where it was trained with them, and none elsewhere",
+               "none" if reconstructions is None else "some", "Give the network that belongs to the file.")
+        self._network = network
+        margin = int(np.abs(np.concatenate([network.past, network.reconstruction])).max())
+        around = ((0, 0), (margin, margin), (margin, margin))
+        images = np.pad(np.zeros(shape, np.uint8), around)
+        places = np.arange(images.size).reshape(images.shape)
+        self._places = places[:, margin:margin + shape[1], margin:margin + shape[2]].ravel()
+        steps = np.array([images.shape[2], 1])
+        self._images, self._past = images.ravel(), network.past @ steps
+        self._seen = [(self._images, self._past)]
+        if reconstructions is not None:
+            self._seen.append((np.pad(reconstructions, around).ravel(), network.reconstruction @ steps))
+        self._quiet = network(np.zeros((1, len(network.past) + len(network.reconstruction))))
+
+    def show(self, pixels: np.ndarray, values: np.ndarray) -> None:
+        """Make the values of pixels known: uint8, or uint16, of which the network sees the nearest of 8 bits."""
+        if values.dtype == np.uint16:
+            values = (values.astype(np.int64) + 128) // 257
+        self._images[self._places[pixels]] = values
+
+    def belief(self, pixels: np.ndarray) -> Belief:
+        """Return what the network says of pixels `[m]`."""
+        places = self._places[pixels]
+        inputs = np.concatenate([array[places[:, None] + around] for array, around in self._seen], 1)
+        busy = np.flatnonzero(inputs.any(1))
+        answers = [self._network(inputs[busy[first:first + AT_A_TIME]]) for first in range(0, len(busy), AT_A_TIME)]
+        which = np.zeros(len(pixels), np.int64)
+        which[busy] = np.arange(1, len(busy) + 1)
+        return Belief.joined([self._quiet, *answers])[which]
+
+
+def _steps(height: int, width: int) -> list[np.ndarray]:
+    """Return the pixels of an image that are decoded together, in the order of the steps, numbered row by row."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    steps = columns + SLOPE * rows
+    counts = np.bincount(steps)  # some are 0 where an image is narrower than SLOPE
+    return np.split(np.argsort(steps, kind="stable"), np.cumsum(counts[counts > 0])[:-1])
+
+
+def _spreads(bits: int) -> list[int]:
+    """Return what 1 stands for in each digit of a value of so many bits, the first digit first."""
+    return [1 << place for place in range(bits - DIGIT_BITS, -1, -DIGIT_BITS)]
+
+
+def _only_the_ends(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return symbols and tables of three that give the same bytes as the tables in which the symbols reach from `lows`
+    to `highs`: all that the coder makes of a table are the two ends of its symbol."""
+    first, last = lows == 0, highs == coder.TOTAL
+    lower = np.where(first, highs, np.where(last, 1, lows))
+    upper = np.where(first, coder.TOTAL - 1, np.where(last, lows, highs))
+    return 1 - first + last, np.stack([lower, upper - lower, coder.TOTAL - upper], 1)
+
+
+def _decoded(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the next symbols of all images, of which each has so many, by their tables."""
+    ends = np.cumsum(counts)
+    return np.concatenate([decoder.decode(tables[end - count:end])
+                           for decoder, end, count in zip(decoders, ends, counts) if count])

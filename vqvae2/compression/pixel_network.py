@@ -1,0 +1,176 @@
+"""Neighbours of a pixel -> what the pixel may be: a network of whole numbers [1], and tables that turn its answer into
+frequencies.
+
+The answer for a pixel is the probability that it is 0 (background), and a mixture of three logistic distributions of
+its grey value where it is not [2]. All of it is exact on any machine. Inputs and activations are whole numbers 0…255,
+weights whole numbers of which MOST bounds the sums, so that each sum of products is exact in float32 in any order;
+exponentials and sigmoids are tables that lie beside the weights. A layer is
+
+    activation = clip(floor((weights x activations below + bias) / 2^LAYER_BITS), 0, 255)
+
+and the last layer, whose answers are not clipped, sees the inputs too: a linear prediction that the others correct.
+
+1. Balle, Johnston and Minnen 2019, Integer networks for data compression with latent-variable models.
+2. Salimans, Karpathy, Chen and Kingma 2017, PixelCNN++: improving the PixelCNN with discretized logistic mixture
+   likelihood and other modifications.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vqvae2.common.errors import expect
+from vqvae2.compression import coder
+
+LAYER_BITS = 10
+"""A weight is stored in steps of 2^-10."""
+MOST = 1 << 24
+"""Whole numbers below this are exact in float32."""
+COMPONENTS = 3
+ANSWERS = 3 * COMPONENTS + 1
+"""Means, scales and shares of the components; how surely the pixel is 0."""
+LINE = 64
+"""Network units: an input of 64 counts as 1. The mean is given in 1/LINE of a grey level."""
+NATS = 16
+"""Scales and shares are logarithms in steps of 1/16."""
+SCALES = (-6 * NATS, 3 * NATS)
+"""The smallest and the largest logarithm of a component's scale, in steps, where a scale of 1 is LINE grey levels."""
+UNSURE = 16 * NATS
+"""The largest logit of 0, and the largest difference of shares, in steps."""
+EDGE = 514
+"""Parts of a grey level in which values are told apart: 2 for each of the 257 levels of 16 bits in one of 8."""
+CURVE_BITS, CURVE_STEPS, CURVE_END, CURVE_BETWEEN = 22, 32, 16, 7
+"""The sigmoid's table: bits of its values, steps in a unit, the last unit, and bits of a place between two steps."""
+SHARE_BITS = 12
+FLOOR = 262
+"""What each of 65,535 values has beside the mixture, where all together have 2^34: a thousandth in all."""
+
+
+def tables() -> dict[str, np.ndarray]:
+    """Return the tables that lie beside the weights, int64. Other machines may compute other last digits: only the
+    training calls this."""
+    def rounded(numbers: np.ndarray) -> np.ndarray:
+        return np.rint(numbers).astype(np.int64)
+
+    logits = np.arange(-UNSURE, UNSURE + 1) / NATS
+    steps = np.arange(-CURVE_END * CURVE_STEPS, CURVE_END * CURVE_STEPS + 2) / CURVE_STEPS
+    curve = rounded(2**CURVE_BITS / (1 + np.exp(-steps)))
+    curve[0], curve[-2:] = 0, 2**CURVE_BITS
+    scales = LINE * EDGE * np.exp(np.arange(SCALES[0], SCALES[1] + 1) / NATS)
+    return {"zero": np.clip(rounded(coder.TOTAL / (1 + np.exp(-logits))), 2, coder.TOTAL - 2),
+            "shares": rounded(2**20 * np.exp(-np.arange(UNSURE + 1) / NATS)),
+            "curve": curve, "inverse_scales": rounded(2**(20 + CURVE_BETWEEN) * CURVE_STEPS / scales)}
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the network says of n pixels, all int64."""
+
+    zero: np.ndarray
+    """Of coder.TOTAL, how often the pixel is 0: `[n]`."""
+    means: np.ndarray
+    """Of the components, in 1/EDGE grey level: `[n, COMPONENTS]`."""
+    inverse_scales: np.ndarray
+    shares: np.ndarray
+    """Of 2^SHARE_BITS, which they sum up to: `[n, COMPONENTS]`."""
+
+    def __getitem__(self, items: np.ndarray) -> "Belief":
+        return Belief(*(part[items] for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        return self.zero, self.means, self.inverse_scales, self.shares
+
+    @classmethod
+    def joined(cls, beliefs: Sequence["Belief"]) -> "Belief":
+        """Return one belief of all pixels."""
+        return cls(*map(np.concatenate, zip(*(belief._parts for belief in beliefs))))
+
+
+class PixelNetwork:
+    """The network and its tables.
+
+    Args:
+        tensors: whole numbers: `past` `[p, 2]`, rows and columns from the pixel to those neighbours that came before
+            it; `reconstruction` `[q, 2]`, the same to those pixels of a reconstruction that are seen (q may be 0);
+            `weights.0`, `bias.0`, … of each layer, `[outputs, inputs]` and `[outputs]`, of which the last has ANSWERS
+            outputs, and inputs from the layer below and all of the first layer's; and those of `tables`.
+    Raises: UserError where the tensors do not make a network, or a sum may become inexact.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        depth = sum(name.startswith("weights.") for name in tensors)
+        wanted = {"past", "reconstruction", *tables(), *(f"{part}.{layer}" for part in ("weights", "bias")
+                                                        for layer in range(depth))}
+        _check(depth >= 2 and wanted == {*tensors}, f"tensors {sorted(wanted)}", sorted(tensors))
+        self.past, self.reconstruction = tensors["past"].astype(np.int64), tensors["reconstruction"].astype(np.int64)
+        self.layers = []
+        inputs = width = len(self.past) + len(self.reconstruction)
+        for layer in range(depth):
+            weights, bias = tensors[f"weights.{layer}"].astype(np.int64), tensors[f"bias.{layer}"].astype(np.int64)
+            shape = (ANSWERS, width + inputs) if layer == depth - 1 else (len(bias), width)
+            found = weights.shape, bias.shape
+            _check(found == (shape, shape[:1]), f"weights and bias {layer} of shapes {shape, shape[:1]}", found)
+            largest = int((255 * np.abs(weights).sum(1) + np.abs(bias)).max())
+            _check(largest < MOST, f"sums below {MOST} in layer {layer}", largest)
+            self.layers.append((np.ascontiguousarray(weights.T, np.float32), bias.astype(np.float32)))
+            width = len(bias)
+        self._tables = {name: tensors[name].astype(np.int64) for name in tables()}
+        for name, table in tables().items():
+            _check(self._tables[name].shape == table.shape, f"{name} of shape {table.shape}", self._tables[name].shape)
+
+    def __call__(self, inputs: np.ndarray) -> Belief:
+        """Return what the network says of pixels.
+
+        Args:
+            inputs: grey values 0…255 of the neighbours in the past, then of those in the reconstruction, `[n, p + q]`.
+        """
+        inputs = found = inputs.astype(np.float32)
+        for weights, bias in self.layers[:-1]:
+            found = found @ weights
+            found += bias
+            found *= 2.0**-LAYER_BITS
+            np.floor(found, out=found)
+            np.clip(found, 0, 255, out=found)
+        weights, bias = self.layers[-1]
+        answers = (np.hstack([found, inputs]) @ weights + bias).astype(np.int64)
+        means, scales, shares = (answers[:, part * COMPONENTS:(part + 1) * COMPONENTS] for part in range(3))
+        steps = LAYER_BITS + round(math.log2(LINE / NATS))
+        of = self._tables
+        zero = of["zero"][np.clip(answers[:, -1] >> steps, -UNSURE, UNSURE) + UNSURE]
+        inverse = of["inverse_scales"][np.clip(scales >> steps, *SCALES) - SCALES[0]]
+        shares = shares >> steps
+        parts = of["shares"][np.minimum(shares.max(1, keepdims=True) - shares, UNSURE)]
+        parts = (parts << SHARE_BITS) // parts.sum(1, keepdims=True)
+        parts[:, 0] += (1 << SHARE_BITS) - parts.sum(1)
+        means = (means >> (LAYER_BITS - round(math.log2(LINE)))) * EDGE // LINE
+        return Belief(zero, means, inverse, parts)
+
+    def below(self, belief: Belief, values: np.ndarray, bits: int) -> np.ndarray:
+        """Return how often a pixel that is not 0 lies below each of `values`, int64 `[n, m]`.
+
+        Args:
+            belief: of n pixels. values: 1 to 2^bits, `[n, m]`. bits: of a pixel, 8 or 16.
+        The unit is such that all values together have about 2^34, and each value has at least FLOOR.
+        """
+        last = (1 << bits) - 1
+        width = EDGE if bits == 8 else 2
+        edges = values * width - width // 2
+        curve, end = self._tables["curve"], CURVE_END * CURVE_STEPS
+        found = (values - 1) * (FLOOR * width // 2)
+        for part in range(COMPONENTS):
+            place = (edges - belief.means[:, part, None]) * belief.inverse_scales[:, part, None] >> 20
+            place += end << CURVE_BETWEEN
+            np.clip(place, 0, 2 * end << CURVE_BETWEEN, out=place)
+            step, between = place >> CURVE_BETWEEN, place & ((1 << CURVE_BETWEEN) - 1)
+            low = curve[step]
+            height = low + ((curve[step + 1] - low) * between >> CURVE_BETWEEN)
+            height = np.where(values <= 1, 0, np.where(values > last, curve[-1], height))
+            found += height * belief.shares[:, part, None]
+        return found
+
+
+def _check(ok: bool, rule: str, found: object) -> None:
+    expect(ok, "network of pixels", rule, found, "Copy its folder again from where it came, or train it again.")
