@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import ndimage
 
 from vqvae2.commands import compress, decompress, extract, predict
 from vqvae2.common.errors import UserError
-from vqvae2.compression import code_streams, models
+from vqvae2.compression import code_streams, exact, models
 from vqvae2.compression.container import Chunk, Compressed
 from vqvae2.models import encoding
 from vqvae2.models.code_maps import read_arrays
@@ -177,6 +178,79 @@ class TestScans:
         small(scan)
         line = refusal(compress.main, scan, *words, "--planes", "coronal", "--out", "small")
         assert "--planes coronal (was " in line
+
+
+class TestWithoutLoss:
+    NETWORK = str(Path(__file__).parents[2] / "pretrained" / "lossless")
+
+    @pytest.fixture
+    def images(self, apart):
+        """Grey pictures of 8 and 16 bits and of several sizes, in several formats."""
+        draws, found = np.random.default_rng(0), {}
+        (apart / "given").mkdir()
+        for name, shape, kind in (("a.png", (20, 31), np.uint8), ("b.png", (20, 31), np.uint16),
+                                  ("c.tif", (9, 5), np.uint8), ("d.png", (20, 31), np.uint8)):
+            found[name] = draws.integers(0, np.iinfo(kind).max, shape).astype(kind)
+            Image.fromarray(found[name]).save(apart / "given" / name)
+        return found
+
+    def test_every_pixel_comes_back_at_its_own_size_and_depth(self, images, apart):
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        decompress.main(["exact", "--lossless", self.NETWORK, "--out", "again", "--batch", "3"])
+        for name, pixels in images.items():
+            back = np.asarray(Image.open(apart / "again" / f"{name[0]}.png"))
+            assert back.dtype == pixels.dtype
+            assert np.array_equal(back, pixels)
+
+    def test_both_kinds_of_files_are_decoded_at_once(self, images, small, apart, words):
+        small()
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        decompress.main(["small", "exact", "--lossless", self.NETWORK, *words, "--out", "again"])
+        assert len(list((apart / "again").glob("*.png"))) == len(images) + len(list((apart / "small").glob("*.vqmri")))
+
+    def test_files_that_are_there_are_not_coded_again(self, images, apart, monkeypatch):
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        before = files_in(apart / "exact")
+        (apart / "exact" / "b.vqmri").unlink()
+        coded, encode = [], exact.encode
+        monkeypatch.setattr(exact, "encode", lambda images, coder: coded.append(len(images)) or encode(images, coder))
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        assert sum(coded) == 1
+        assert files_in(apart / "exact") == before
+
+    def test_damage_costs_the_image_and_no_other_and_never_gives_other_pixels(self, images, apart, refusal):
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        whole, partly = {path: path.read_bytes() for path in (apart / "exact").glob("*.vqmri")}, 0
+        for number in range(40):
+            draws = random.Random(number)
+            broken = draws.choice(sorted(whole))
+            broken.write_bytes(damaged(whole[broken], draws))
+            shutil.rmtree(apart / "again", ignore_errors=True)
+            line = refusal(decompress.main, "exact", "--lossless", self.NETWORK, "--out", "again") \
+                if broken.read_bytes() != whole[broken] else ""
+            broken.write_bytes(whole[broken])
+            partly += "found 1 that cannot be decoded; all others are there" in line
+            for path in (apart / "again").glob("*.png"):
+                [own] = [pixels for name, pixels in images.items() if name[0] == path.stem]
+                assert np.array_equal(np.asarray(Image.open(path)), own)
+            assert not line or {path.stem for path in (apart / "again").glob("*.png")} == {
+                path.stem for path in whole if path != broken}
+        assert partly > 30
+
+    def test_colours_scans_and_missing_models_are_refused(self, images, scan, small, refusal, apart, words):
+        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(apart / "photo.png")
+        assert "photo.png: expected a grey picture, for --lossless, found one with colours" in refusal(
+            compress.main, "photo.png", "--lossless", self.NETWORK, "--out", "exact")
+        assert "INPUT: expected pictures alone, with --lossless" in refusal(
+            compress.main, scan, "--lossless", self.NETWORK, "--out", "exact")
+        assert not (apart / "exact").exists()
+        assert "--vqvae: expected the models of " in refusal(
+            decompress.main, small(), "--lossless", self.NETWORK, "--out", "again")
+        assert "--vqvae: expected a VQ-VAE, or --lossless NAME, found neither" in refusal(
+            compress.main, "given", "--out", "exact")
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        assert "--lossless: expected the network of pixels of " in refusal(
+            decompress.main, "exact", *words, "--out", "again")
 
 
 def damaged(data, draws):

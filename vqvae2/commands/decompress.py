@@ -1,6 +1,9 @@
 r"""Files of vqvae2 compress, and the models that made them -> pictures and scans.
 
     vqvae2 decompress small --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out again
+Those of --lossless, and both kinds at once:
+    vqvae2 decompress exact --lossless lossless --out again-exact
+    vqvae2 decompress small exact --lossless lossless --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out again
 Three planes of a scan alone, as pictures:
     vqvae2 decompress small/sub-01_T1w.vqmri --slices 40 60 80 --vqvae vqvae-128 --top top-128 --bottom bottom-128 \
         --out planes

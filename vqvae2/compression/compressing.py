@@ -6,7 +6,7 @@ same is not coded again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ import torch
 
 from vqvae2.common import files, statistics
 from vqvae2.common.errors import UserError, expect
-from vqvae2.common.folder_lock import claimed
+from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import NORMAL
 from vqvae2.common.progress import Bar
-from vqvae2.compression import code_streams, container, models
+from vqvae2.compression import code_streams, container, exact, models
 from vqvae2.compression.container import SUFFIX, Chunk, Compressed
 from vqvae2.compression.scan_geometry import ScanGeometry
 from vqvae2.compression.settings import CompressSettings
@@ -28,7 +28,6 @@ from vqvae2.evaluation import scan_maps
 from vqvae2.evaluation.prediction import (
     MOST_SAID,
     InputImage,
-    PredictSettings,
     Source,
     check_out,
     find_sources,
@@ -56,7 +55,7 @@ class CompressFolder(RecordedFolder):
 
     command, record, made = "vqvae2 compress", RECORD, "its files were made with"
     own = (TABLE, REJECTED)
-    hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom")})
+    hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom", "lossless")})
     may_differ = frozenset({*RecordedFolder.may_differ, "verify", "input"})
 
 
@@ -84,33 +83,8 @@ def compress(settings: CompressSettings) -> dict:
         command did not make.
     """
     with claimed(settings.out, f"--out {settings.out}") as claim:
-        reading = settings.reading(scans=False)
-        check_out(reading, CompressFolder)
-        own = models.load(settings.vqvae, settings.top, settings.bottom)
-        hashes = {f"{name}_hash": own.hashes.get(name) for name in own.names}
-        folder = CompressFolder(settings.out, as_dict(settings) | hashes | {
-            "input": [str(path) for path in settings.input], "out": settings.out.name})
-        model = _model(own, settings)
-        sources = find_sources(settings.input, settings.suffix, settings.out, model.cutting.mask_suffixes)
-        for source in sources:  # an error comes before the first file is written
-            if source.scan is not None and source.named:
-                scan_maps.open_scan(source.scan, model.cutting)
-        pictures, rejected = _pictures([source for source in sources if source.scan is None], own, reading, model)
-        claim.remove_left_overs()
-        folder.write_record(hashes)
-        rows, names = [], _names(sources)
-        contents = [Content(names[image.source], image.source, _image_set(image)) for image in pictures]
-        for first in Bar(range(0, len(contents), settings.batch), desc="compressing", unit="batch"):
-            rows += _write(own, settings, contents[first:first + settings.batch])
-        scans = [source for source in sources if source.scan is not None]
-        for number, source in enumerate(scans, 1):
-            try:
-                rows += _write_scan(source, names[str(source.path)], own, model, settings,
-                                    f"scan {number} of {len(scans)}")
-            except UnusableScan as error:
-                if source.named:
-                    raise
-                rejected.append({"input": str(source.path), "reason": error.reason})
+        check_out(settings, CompressFolder)
+        rows, rejected = (_by_codes if settings.lossless is None else _exactly)(settings, claim)
         for name, table in ((TABLE, rows), (REJECTED, rejected)):
             (settings.out / name).unlink(missing_ok=True)
             if table:
@@ -120,6 +94,68 @@ def compress(settings: CompressSettings) -> dict:
     expect(bool(rows), "INPUT", "at least one image or scan that can be read", f"none among {len(rejected)}",
            "See the lines above.")
     return summary(rows, rejected)
+
+
+def _begin(settings: CompressSettings, claim: Claim, hashes: Mapping[str, str]) -> None:
+    """Write the record, which names the models by their hashes. Raises: UserError if the folder has another."""
+    own = {f"{name}_hash": hashes.get(name) for name in CompressFolder.hashes}
+    folder = CompressFolder(settings.out, as_dict(settings) | own | {
+        "input": [str(path) for path in settings.input], "out": settings.out.name})
+    claim.remove_left_overs()
+    folder.write_record(own)
+
+
+def _by_codes(settings: CompressSettings, claim: Claim) -> tuple[list[dict], list[dict]]:
+    """Write the files of a VQ-VAE and its priors; return a row for each, and rows of what could not be read."""
+    own = models.load(settings.vqvae, settings.top, settings.bottom)
+    model = _model(own, settings)
+    sources = find_sources(settings.input, settings.suffix, settings.out, model.cutting.mask_suffixes)
+    for source in sources:  # an error comes before the first file is written
+        if source.scan is not None and source.named:
+            scan_maps.open_scan(source.scan, model.cutting)
+    pictures, rejected = _pictures([source for source in sources if source.scan is None], own, model)
+    _begin(settings, claim, own.hashes)
+    rows, names = [], _names(sources)
+    contents = [Content(names[image.source], image.source, _image_set(image)) for image in pictures]
+    for first in Bar(range(0, len(contents), settings.batch), desc="compressing", unit="batch"):
+        rows += _write(own, settings, contents[first:first + settings.batch])
+    scans = [source for source in sources if source.scan is not None]
+    for number, source in enumerate(scans, 1):
+        try:
+            rows += _write_scan(source, names[str(source.path)], own, model, settings, f"scan {number} of {len(scans)}")
+        except UnusableScan as error:
+            if source.named:
+                raise
+            rejected.append({"input": str(source.path), "reason": error.reason})
+    return rows, rejected
+
+
+def _exactly(settings: CompressSettings, claim: Claim) -> tuple[list[dict], list[dict]]:
+    """Write the files of a network of pixels; return a row for each, and rows of what could not be read."""
+    own = exact.load(settings.lossless)
+    sources = find_sources(settings.input, settings.suffix, settings.out)
+    scans = [str(source.path) for source in sources if source.scan is not None]
+    expect(not scans, "INPUT", "pictures alone, with --lossless", ", ".join(scans[:3]),
+           "Cut slices with vqvae2 extract, and compress those.")
+    images, rejected = {}, []
+    for source in Bar(sources, desc="reading", unit="file"):
+        try:
+            images[source.path] = exact.read(source.path)
+        except UserError as error:
+            if source.named:
+                raise
+            rejected.append({"input": str(source.path), "reason": str(error)})
+    _begin(settings, claim, {"lossless": own.hash})
+    names, rows, given = _names(sources), [], list(images.items())
+    for first in Bar(range(0, len(given), settings.batch), desc="compressing", unit="batch"):
+        part = [(settings.out / f"{names[str(path)]}{SUFFIX}", path, image)
+                for path, image in given[first:first + settings.batch]]
+        missing = [(path, image) for path, _, image in part if not _says(
+            path, exact.plan(image, own), [exact.check_of(image)], np.zeros((1, 0)))]
+        for (path, _), content in zip(missing, exact.encode([image for _, image in missing], own)):
+            files.write_atomically(path, content.packed())
+        rows += [_row(path, source, 1, image.size) for path, source, image in part]
+    return rows, rejected
 
 
 def _model(own: models.Models, settings: CompressSettings) -> scan_maps.Model:
@@ -137,8 +173,8 @@ def _names(sources: Sequence[Source]) -> dict[str, str]:
     return dict(zip((str(source.path) for source in sources), dataset.unique_names(stems)))
 
 
-def _pictures(sources: Sequence[Source], own: models.Models, reading: PredictSettings,
-              model: scan_maps.Model) -> tuple[list[InputImage], list[dict[str, str]]]:
+def _pictures(sources: Sequence[Source], own: models.Models, model: scan_maps.Model,
+              ) -> tuple[list[InputImage], list[dict[str, str]]]:
     """Return the images of pictures, and rows of those in folders that cannot be read."""
     trained = as_before(own.vqvae.config["settings"])
     return read_all(sources, model.cutting, model.shape, trained.get("size"), trained["fit"],
@@ -206,13 +242,17 @@ def _write(own: models.Models, settings: CompressSettings, contents: Sequence[Co
             chunks = [Chunk(checks[item], tuple(known[item].tolist()), streams[item]).packed()
                       for item in range(len(split))[owner]]
             files.write_atomically(path, replace(plan, chunks=chunks).packed())
-        size = path.stat().st_size
-        pixels = len(content.images) * math.prod(plan.shape[1:])
-        rows.append({"file": path.name, "input": content.source, "slices": len(content.images), "bytes": size,
-                     "bits_per_pixel": size * 8 / pixels, **{
-                         name if area == "full" else f"{area}_{name}": values[owner].nanmean().item()
-                         for area, of_area in figures.items() for name, values in of_area.items()}})
+        rows.append(_row(path, content.source, len(content.images), len(content.images) * math.prod(plan.shape[1:])) | {
+            name if area == "full" else f"{area}_{name}": values[owner].nanmean().item()
+            for area, of_area in figures.items() for name, values in of_area.items()})
     return rows
+
+
+def _row(path: Path, source: Path | str, slices: int, pixels: int) -> dict:
+    """Return the row of a file that is written: how large it is."""
+    size = path.stat().st_size
+    return {"file": path.name, "input": str(source), "slices": slices, "bytes": size,
+            "bits_per_pixel": size * 8 / pixels}
 
 
 def _says(path: Path, plan: Compressed, checks: Sequence[int], known: np.ndarray) -> bool:
@@ -238,7 +278,7 @@ def summary(rows: Sequence[dict], rejected: Sequence[dict]) -> dict:
             "bytes": sum(row["bytes"] for row in rows),
             **{name: statistics.summarise(torch.tensor([row[name] for row in rows], dtype=torch.float64),
                                           [row["input"] for row in rows], 0)["mean"]
-               for name in ("bits_per_pixel", "ssim", "psnr", "brain_ssim")}}
+               for name in ("bits_per_pixel", "ssim", "psnr", "brain_ssim") if name in rows[0]}}
 
 
 def headline(report: dict) -> list[str]:
@@ -246,7 +286,8 @@ def headline(report: dict) -> list[str]:
     def said(name: str, form: str) -> str:
         return "not defined" if report[name] is None else form.format(report[name])
 
+    lost = f"SSIM {said('ssim', '{:.4f}')}, inside the brain {said('brain_ssim', '{:.4f}')}; PSNR " \
+        f"{said('psnr', '{:.2f} dB')} (means over files)" if "ssim" in report else "every pixel comes back"
     return [f"{report['files']} file(s) of {report['slices']} slice(s), {report['bytes']:,} bytes; "
             f"{report['rejected']} file(s) not read",
-            f"{said('bits_per_pixel', '{:.3f}')} bits a pixel; SSIM {said('ssim', '{:.4f}')}, inside the brain "
-            f"{said('brain_ssim', '{:.4f}')}; PSNR {said('psnr', '{:.2f} dB')} (means over files)"]
+            f"{said('bits_per_pixel', '{:.3f}')} bits a pixel; {lost}"]

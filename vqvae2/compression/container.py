@@ -8,7 +8,8 @@ for the last byte).
     1 byte      version of the tables (`frequencies.VERSION`): what the numbers in the streams stand for
     1 byte      what it is: 0 images, 1 planes of a scan; plus 2 if pixels come back exactly
     1 byte      number of models
-    6 bytes     for each model the beginning of its hash, in the order VQ-VAE, top prior, bottom prior, residual network
+    6 bytes     for each model the beginning of its hash, in the order VQ-VAE, top prior, bottom prior; of
+                exact images that of the network of pixels
     v v v       height, width and channels of a slice
     v           bits of a pixel
     v           number of slices
@@ -98,6 +99,11 @@ class Compressed:
     bits: int
     chunks: Sequence[bytes] = field(repr=False)
     description: Mapping = field(default_factory=dict, repr=False)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether pixels come back."""
+        return bool(self.kind & EXACT)
 
     def packed(self) -> bytes:
         """Return the bytes of the file."""

@@ -8,17 +8,20 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from PIL import Image
 
 from vqvae2.common import files
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import claimed
 from vqvae2.common.progress import Bar
-from vqvae2.compression import code_streams, models
-from vqvae2.compression.container import SUFFIX, Chunk, Compressed
+from vqvae2.compression import code_streams, exact, models
+from vqvae2.compression.container import HASH, SUFFIX, Chunk, Compressed
+from vqvae2.compression.lossless import ResidualCoder
 from vqvae2.compression.scan_geometry import ScanGeometry
 from vqvae2.compression.settings import DecompressSettings
 from vqvae2.images import dataset
@@ -37,7 +40,7 @@ class DecompressFolder(RecordedFolder):
 
     command, record, made = "vqvae2 decompress", RECORD, "its images were decoded with"
     own = (TABLE,)
-    hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom")})
+    hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom", "lossless")})
     may_differ = frozenset({*RecordedFolder.may_differ, "input"})
 
 
@@ -78,9 +81,11 @@ def decompress(settings: DecompressSettings) -> dict:
     """
     with claimed(settings.out, f"--out {settings.out}") as claim:
         DecompressFolder.refuse_foreign(settings.out)
-        own = models.load(settings.vqvae, settings.top, settings.bottom)
-        found, lost = _find(settings, own)
-        hashes = {f"{name}_hash": own.hashes.get(name) for name in own.names}
+        own = models.load(settings.vqvae, settings.top, settings.bottom) if settings.vqvae else None
+        pixel_coder = exact.load(settings.lossless) if settings.lossless else None
+        found, lost = _find(settings, own, pixel_coder)
+        known = (own.hashes if own else {}) | ({"lossless": pixel_coder.hash} if pixel_coder else {})
+        hashes = {f"{name}_hash": known.get(name) for name in DecompressFolder.hashes}
         folder = DecompressFolder(settings.out, as_dict(settings) | hashes | {
             "input": [str(path) for path in settings.input], "out": settings.out.name})
         claim.remove_left_overs()
@@ -92,8 +97,11 @@ def decompress(settings: DecompressSettings) -> dict:
         waiting = [file for file in found if file.name not in finished]
         if finished:
             print(f"{len(finished)} of {len(found)} files are there already", flush=True)
-        for file, rows in _decoded(settings, own, waiting):
-            _write(settings, own, file)
+        for file, rows in chain(_decoded(settings, own, [file for file in waiting if not file.content.is_exact]),
+                                _written_exactly(settings, pixel_coder, [file for file in waiting
+                                                                         if file.content.is_exact])):
+            if not file.content.is_exact:
+                _write(settings, own, file)
             lost += rows
             if not rows:
                 finished[file.name] = file.sha256
@@ -104,7 +112,8 @@ def decompress(settings: DecompressSettings) -> dict:
     return {"files": len(found), "slices": sum(len(file.wanted) for file in found), "lost": lost}
 
 
-def _find(settings: DecompressSettings, own: models.Models) -> tuple[list[_File], list[dict]]:
+def _find(settings: DecompressSettings, own: models.Models | None,
+          pixel_coder: ResidualCoder | None) -> tuple[list[_File], list[dict]]:
     """Return the files, and rows of those in folders that cannot be read. Raises: UserError."""
     paths: dict[Path, bool] = {}
     for given in settings.input:
@@ -116,7 +125,8 @@ def _find(settings: DecompressSettings, own: models.Models) -> tuple[list[_File]
     for (path, named), name in zip(paths.items(), dataset.unique_names([path.as_posix() for path in paths])):
         try:
             content = Compressed.read(path)
-            found.append(_opened(path, name, content, settings, own))
+            found.append(_opened_exact(path, name, content, pixel_coder) if content.is_exact
+                         else _opened(path, name, content, settings, own))
         except UserError as error:
             if named:
                 raise
@@ -126,7 +136,17 @@ def _find(settings: DecompressSettings, own: models.Models) -> tuple[list[_File]
     return found, lost
 
 
-def _opened(path: Path, name: str, content: Compressed, settings: DecompressSettings, own: models.Models) -> _File:
+def _opened_exact(path: Path, name: str, content: Compressed, pixel_coder: ResidualCoder | None) -> _File:
+    expect(pixel_coder is not None, "--lossless", f"the network of pixels of {path}", "none", "Name it.")
+    models.expect_equal("lossless", pixel_coder.hash[:2 * HASH], " ".join(content.hashes), str(path))
+    expect(content.shape[0] == len(content.chunks) == 1 and math.prod(content.shape) > 0 and content.bits in (8, 16),
+           str(path), "a grey image of 8 or 16 bits", "something else", "Take another copy of the file.")
+    return _File(path, name, hashlib.sha256(content.packed()).hexdigest(), content, None, [0])
+
+
+def _opened(path: Path, name: str, content: Compressed, settings: DecompressSettings,
+            own: models.Models | None) -> _File:
+    expect(own is not None, "--vqvae", f"the models of {path}", "none", "Name --vqvae, --top and --bottom.")
     own.expect_own(str(path), content.hashes)
     shape = tuple(own.vqvae.config["image_shape"])
     try:
@@ -147,6 +167,8 @@ def _opened(path: Path, name: str, content: Compressed, settings: DecompressSett
 def _decoded(settings: DecompressSettings, own: models.Models, waiting: Sequence[_File],
              ) -> Iterator[tuple[_File, list[dict]]]:
     """Decode all files, a batch of slices at a time. Yield each file when it is done, and rows of its lost slices."""
+    if not waiting:
+        return
     jobs = [(file, number) for file in waiting for number in file.wanted]
     columns, lost = code_streams.columns_of(own.priors), []
     positions = sum(math.prod(grid) for grid in code_grids(own.vqvae).values())
@@ -189,3 +211,23 @@ def _write(settings: DecompressSettings, own: models.Models, file: _File) -> Non
     for number, name in zip(file.wanted, names):
         if number in images:
             pictures.save_picture(pictures.image_grid(images[number][None], 1, gap=0), settings.out / name)
+
+
+def _written_exactly(settings: DecompressSettings, pixel_coder: ResidualCoder | None, waiting: Sequence[_File],
+                     ) -> Iterator[tuple[_File, list[dict]]]:
+    """Write the images that come back exactly. Yield each file when it is done, and a row if its image is lost."""
+    for first in Bar(range(0, len(waiting), settings.batch), desc="decompressing", unit="batch"):
+        part, chunks, rows = [], [], {}
+        for file in waiting[first:first + settings.batch]:
+            try:
+                chunks.append(Chunk.unpacked(file.content.chunks[0], 0))
+                part.append(file)
+            except ValueError:
+                rows[file.name] = DAMAGED
+        for file, image in zip(part, exact.decode([file.content for file in part], chunks, pixel_coder)):
+            if image is None:
+                rows[file.name] = OTHERWISE
+            else:
+                pictures.save_picture(Image.fromarray(image), settings.out / file.made(as_pictures=True)[0])
+        for file in waiting[first:first + settings.batch]:
+            yield file, [{"file": str(file.path), "slice": 0, "reason": rows[file.name]}] if file.name in rows else []

@@ -41,8 +41,13 @@ class Models:
         expect(len(hashes) == len(self.hashes), what, f"a file of {len(self.hashes)} models, as are named",
                f"one of {len(hashes)}", "Name those with which it was made.")
         for (name, own), found in zip(self.hashes.items(), hashes):
-            expect(own == found, f"--{name} {self.names[name]}", f"the model of {what}, whose hash begins with {found}",
-                   f"one that begins with {own}", "Name the models with which it was made.")
+            expect_equal(f"{name} {self.names[name]}", own, found, what)
+
+
+def expect_equal(flag: str, own: str, found: str, what: str) -> None:
+    """Raise UserError unless a model's hash is the one that is found in a file, `what`."""
+    expect(own == found, f"--{flag}", f"the model of {what}, whose hash begins with {found}",
+           f"one that begins with {own}", "Name the models with which it was made.")
 
 
 def load(vqvae: str, top: str, bottom: str | None, results: Path = Path("results")) -> Models:
