@@ -356,7 +356,8 @@ class TestRefusals:
         path = small(scan) / "sub-01_T1w.vqmri"
         content = Compressed.read(path)
         for change in ({"shape": [10**6, 10**6, 22]}, {"header": "00"}, {"indices": [999] * len(content.chunks)},
-                       {"plane": "oblique"}, {"start": [0, 0]}):
+                       {"plane": "oblique"}, {"start": [0, 0]}, {"slope": "x"}, {"orientation": "XYZ"},
+                       {"header": "ff" * 348}, {"low": None}, {"voxel_size_mm": [0, 1, 1]}, {"slope": 0}):
             path.write_bytes(Compressed(content.kind, content.hashes, content.shape, content.bits, content.chunks,
                                         {**content.description, **change}).packed())
             assert "expected slices and a description that fit the models" in refusal(

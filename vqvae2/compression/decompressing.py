@@ -22,7 +22,7 @@ from vqvae2.common.progress import Bar
 from vqvae2.compression import code_streams, exact, models
 from vqvae2.compression.container import HASH, SUFFIX, Chunk, Compressed
 from vqvae2.compression.lossless import ResidualCoder
-from vqvae2.compression.scan_geometry import ScanGeometry
+from vqvae2.compression.scan_geometry import MEANINGLESS, ScanGeometry
 from vqvae2.compression.settings import DecompressSettings
 from vqvae2.images import dataset
 from vqvae2.models import encoding
@@ -152,7 +152,7 @@ def _opened(path: Path, name: str, content: Compressed, settings: DecompressSett
     try:
         geometry = ScanGeometry.from_json(content.description) if content.description else None
         fits = content.shape == shape and (len(geometry.indices) if geometry else 1) == len(content.chunks)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except MEANINGLESS:
         fits = False
     expect(fits, str(path), "slices and a description that fit the models", "others", "Take another copy of the file.")
     count = len(content.chunks)

@@ -4,12 +4,14 @@ A file has no mask of the brain: background is where slices, put back on the sca
 brain encloses.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import axcodes2ornt
 from scipy import ndimage
 
 from vqvae2.common.names import NORMAL
@@ -23,6 +25,8 @@ from vqvae2.slices import planes
 DARKEST = 0.08
 """Brightness of the darkest voxel of the brain. Of two people such a brain has 1.00 times the voxels of the real one,
 and a Dice coefficient of 0.99 with it."""
+MEANINGLESS = (ValueError, TypeError, KeyError, AttributeError, OverflowError, nib.orientations.OrientationError,
+               nib.spatialimages.HeaderDataError)
 HEADERS = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
 
 
@@ -64,19 +68,21 @@ class ScanGeometry:
 
     @classmethod
     def from_json(cls, said: dict) -> "ScanGeometry":
-        """Return the geometry that `as_json` has written. Raises: ValueError, TypeError or KeyError for other values.
-        """
+        """Return the geometry that `as_json` has written. Raises: one of MEANINGLESS for other values."""
         header = bytes.fromhex(said["header"])
-        grid = Grid(HEADERS[len(header)](header, check=False), said["orientation"], said["slope"], said["inter"],
-                    said["background"])
-        brain = Brain(tuple(said["start"]), tuple(said["stop"]), said["low"], said["high"])
-        found = cls(grid, brain, tuple(said["shape"]), tuple(said["voxel_size_mm"]), said["plane"],
-                    said["field_of_view"], said["indices"])
-        axes = sorted(found.shape) == sorted(grid.shape) and found.plane in NORMAL and {
-            len(each) for each in (brain.start, brain.stop, found.shape, found.voxel_size_mm)} == {3}
-        boxes = all(0 <= first < last <= side for first, last, side in zip(brain.start, brain.stop, found.shape))
-        if not axes or not boxes or not all(0 <= at < found.shape[NORMAL[found.plane]] for at in found.indices):
-            raise ValueError("planes outside of the volume")
+        slope, inter, background, low, high, field_of_view = (float(said[name]) for name in (
+            "slope", "inter", "background", "low", "high", "field_of_view"))
+        start, stop, shape, indices = (tuple(map(int, said[name])) for name in ("start", "stop", "shape", "indices"))
+        grid = Grid(HEADERS[len(header)](header, check=False), str(said["orientation"]), slope, inter, background)
+        found = cls(grid, Brain(start, stop, low, high), shape, tuple(map(float, said["voxel_size_mm"])),
+                    str(said["plane"]), field_of_view, indices)
+        axes = axcodes2ornt(tuple(grid.orientation))
+        is_whole = axes.shape == (3, 2) and shape == tuple(np.array(grid.shape)[axes[:, 0].argsort()].tolist())
+        boxes = all(0 <= first < last <= side for first, last, side in zip(start, stop, shape, strict=True))
+        along = shape[NORMAL[found.plane]]
+        if not (is_whole and boxes and min(found.voxel_size_mm) > 0 < field_of_view and grid.number_type.kind in "iuf"
+                and all(0 <= index < along for index in indices) and slope):
+            raise ValueError("planes outside of the volume, or numbers that mean nothing")
         return found
 
     def write(self, path: Path, slices: Iterable[np.ndarray | None]) -> None:
@@ -89,7 +95,7 @@ class ScanGeometry:
         volume = Volume(np.broadcast_to(np.uint8(0), self.shape), self.voxel_size_mm)
         box = tuple(brain.around(self.shape))
         sides = [side.stop - side.start for side in box]
-        expect_bytes(path.name, int(np.prod(sides)) * self.grid.number_type.itemsize, "its voxels")
+        expect_bytes(path.name, math.prod(self.shape) * self.grid.number_type.itemsize, "its voxels")
         stored = np.full(sides, self.grid.background, self.grid.number_type)
         along = np.moveaxis(stored, axis, 0)
         for index, image in zip(self.indices, slices):
