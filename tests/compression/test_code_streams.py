@@ -147,7 +147,7 @@ def test_a_stream_that_does_not_come_back_is_stored_with_equal_frequencies(monke
     plain, verified = (code_streams.encode(models, maps, known, 3, verify=verify) for verify in (False, True))
     assert tries == [3]
     assert [first == second for first, second in zip(plain, verified)] == [True, False, True]
-    flat = coder.Decoder(verified[1][1 + 8:]).decode(np.tile(frequencies.uniform(CODES), (8, 1)))
+    flat = coder.Decoder(verified[1][1 + 8:]).decode(np.tile(np.diff(frequencies.uniform(CODES)), (8, 1)))
     assert flat.tolist() == maps["top"][1].flatten().tolist()
     assert equal(decode(models, verified, known)[0], maps)
 

@@ -46,8 +46,18 @@ def test_places_next_to_where_rounding_changes_are_doubtful_for_the_symbols_on_b
     assert doubtful.tolist() == [True, True, False, False]
 
 
+@given(LOGITS, st.integers(0, 10**6))
+def test_what_a_symbol_owns_is_its_part_of_the_whole_table(logits, seed):
+    places = frequencies.ends(logits)
+    symbols = np.random.default_rng(seed).integers(0, logits.shape[1], len(logits))
+    ends = np.cumsum(frequencies.frequencies(places), 1)
+    starts, stops = frequencies.owned(places, symbols)
+    assert (stops == ends[np.arange(len(ends)), symbols]).all()
+    assert (starts == (ends - frequencies.frequencies(places))[np.arange(len(ends)), symbols]).all()
+
+
 @given(st.integers(2, 3000))
 def test_uniform_tables_give_all_symbols_the_same_but_for_1(symbols):
-    found = frequencies.uniform(symbols)
+    found = np.diff(frequencies.uniform(symbols))
     assert found.sum() == coder.TOTAL
     assert found.max() - found.min() <= 1

@@ -79,13 +79,14 @@ def _encode(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], kno
             for row, codes in enumerate(levels[level][items].long().unbind(1)):
                 logits = cursor.read_row(row, codes.T.to(prior.device)).transpose(0, 1).flatten(0, 1)
                 places, symbols = frequencies.ends(logits), codes.flatten().numpy()
-                tables = frequencies.frequencies(places)
-                doubt = frequencies.is_doubtful(places, symbols, margins[level])
-                tables[doubt] = frequencies.uniform(prior.codebook_size)
+                doubt, even = frequencies.is_doubtful(places, symbols, margins[level]), frequencies.uniform(
+                    prior.codebook_size)
+                starts, ends = (np.where(doubt, even[symbols + side], at)
+                                for side, at in enumerate(frequencies.owned(places, symbols)))
                 width = codes.shape[1]
                 for image, encoder in enumerate(encoders):
                     own = slice(image * width, (image + 1) * width)
-                    encoder.encode(symbols[own], tables[own])
+                    encoder.encode(starts[own], ends[own])
                     doubtful[image] += (first + np.flatnonzero(doubt[own])).tolist()
                 first += width
         streams += [_written(places) + encoder.bytes() for places, encoder in zip(doubtful, encoders)]
@@ -111,7 +112,7 @@ def decode(priors: Mapping[str, Prior], streams: Sequence[bytes], known: torch.T
     for level, prior in priors.items():
         cursor = _cursor(prior, columns, level, levels.get("top"), known)
         codes = torch.zeros(len(streams), *prior.shape, dtype=torch.long)
-        uniform, width = frequencies.uniform(prior.codebook_size)[None], prior.shape[1]
+        uniform, width = np.diff(frequencies.uniform(prior.codebook_size))[None], prior.shape[1]
         for position in range(math.prod(prior.shape)):
             row, column = divmod(position, width)
             tables = frequencies.frequencies(frequencies.ends(cursor.step(row, column)))

@@ -29,14 +29,18 @@ class Encoder:
         stream = _constriction().stream
         self._model, self._encoder = stream.model.Categorical(perfect=False), stream.queue.RangeEncoder()
 
-    def encode(self, symbols: np.ndarray, frequencies: np.ndarray) -> None:
-        """Go on with `symbols` `[m]`, each by its own table.
+    def encode(self, starts: np.ndarray, ends: np.ndarray) -> None:
+        """Go on with m symbols: of TOTAL numbers each owns those from its start up to its end, that one left out.
 
         Args:
-            symbols: integers from 0 to K - 1.
-            frequencies: whole numbers `[m, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
+            starts, ends: whole numbers `[m]`, 0 <= start < end <= TOTAL, not both 0 and TOTAL.
+        All that the coder makes of a table are these two: any table in which they are a symbol's gives the same bytes.
         """
-        self._encoder.encode(symbols.astype(np.int32), self._model, _as_library_wants(frequencies))
+        first, last = starts == 0, ends == TOTAL
+        lower = np.where(first, ends, np.where(last, 1, starts))
+        upper = np.where(first, TOTAL - 1, np.where(last, starts, ends))
+        tables = np.stack([lower, upper - lower, TOTAL - upper], 1)
+        self._encoder.encode((1 - first + last).astype(np.int32), self._model, _as_library_wants(tables))
 
     def bytes(self) -> bytes:
         """Return the bytes of all symbols so far."""
@@ -44,9 +48,15 @@ class Encoder:
 
 
 def encode(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
-    """Return the bytes of `symbols` `[n]`; arguments as for `Encoder.encode`."""
+    """Return the bytes of `symbols` `[n]`, each by its own table.
+
+    Args:
+        symbols: integers from 0 to K - 1.
+        frequencies: whole numbers `[n, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
+    """
+    ends = np.cumsum(frequencies, 1)[np.arange(len(symbols)), symbols]
     encoder = Encoder()
-    encoder.encode(symbols, frequencies)
+    encoder.encode(ends - frequencies[np.arange(len(symbols)), symbols], ends)
     return encoder.bytes()
 
 

@@ -46,13 +46,17 @@ def steps(symbols: int) -> int:
 
 def frequencies(places: np.ndarray) -> np.ndarray:
     """Return the frequencies `[n, K]`, whole numbers as float64, whose sum is TOTAL, from `ends`."""
-    rounded = np.floor(places + OFFSET)
-    found = np.empty((len(places), places.shape[1] + 1))
-    found[:, 0], found[:, 1:-1], found[:, -1] = rounded[:, 0], np.diff(rounded), 0
-    found *= STEP
-    found += 1
-    found[:, -1] = TOTAL - found[:, :-1].sum(1)
-    return found
+    count = places.shape[1] + 1
+    inner = STEP * np.floor(places + OFFSET) + np.arange(1, count)
+    return np.diff(inner, axis=1, prepend=0, append=TOTAL)
+
+
+def owned(places: np.ndarray, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in its table each of the symbols `[n]` begins and ends: B_k and B_(k+1), from `ends`."""
+    last, rows = places.shape[1], np.arange(len(places))
+    at = [STEP * np.floor(places[rows, (symbols + side).clip(0, last - 1)] + OFFSET) + symbols + 1 + side
+          for side in (-1, 0)]
+    return np.where(symbols == 0, 0, at[0]), np.where(symbols == last, TOTAL, at[1])
 
 
 def is_doubtful(places: np.ndarray, symbols: np.ndarray, margin: float = MARGIN) -> np.ndarray:
@@ -72,6 +76,5 @@ def is_doubtful(places: np.ndarray, symbols: np.ndarray, margin: float = MARGIN)
 
 
 def uniform(symbols: int) -> np.ndarray:
-    """Return the frequencies `[K]` of a table of K symbols that are as frequent as each other: B_k = floor(2^24 k / K).
-    """
-    return np.diff(np.arange(symbols + 1) * TOTAL // symbols).astype(np.float64)
+    """Return B_0 … B_K of a table of K symbols that are as frequent as each other: B_k = floor(2^24 k / K)."""
+    return np.arange(symbols + 1) * TOTAL // symbols
