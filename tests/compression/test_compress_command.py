@@ -130,6 +130,15 @@ class TestImages:
         assert Image.open(made / "photo.png").size == (32, 32)
 
 
+    def test_images_of_8_and_16_bits_are_coded_together_as_each_would_be_alone(self, small, apart):
+        image = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+        Image.fromarray(image).save(apart / "8.png")
+        Image.fromarray(image.astype(np.uint16) * 257).save(apart / "16.png")
+        together, alone = small("8.png", "16.png"), small("8.png", out="alone")
+        chunks = {path.name: Compressed.read(path).chunks for path in (*together.glob("*.vqmri"), )}
+        assert chunks["8.vqmri"] == chunks["16.vqmri"] == Compressed.read(alone / "8.vqmri").chunks
+
+
 class TestScans:
     def test_a_scan_comes_back_on_its_own_grid(self, small, again, scan):
         made, given = nib.load(again(small(scan)) / "sub-01_T1w.nii.gz"), nib.load(scan)
@@ -195,7 +204,7 @@ class TestWithoutLoss:
         return found
 
     def test_every_pixel_comes_back_at_its_own_size_and_depth(self, images, apart):
-        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
+        compress.main(["given", "--lossless", self.NETWORK, "--out", "exact", "--verify"])
         decompress.main(["exact", "--lossless", self.NETWORK, "--out", "again", "--batch", "3"])
         for name, pixels in images.items():
             back = np.asarray(Image.open(apart / "again" / f"{name[0]}.png"))
@@ -213,7 +222,8 @@ class TestWithoutLoss:
         before = files_in(apart / "exact")
         (apart / "exact" / "b.vqmri").unlink()
         coded, encode = [], exact.encode
-        monkeypatch.setattr(exact, "encode", lambda images, coder: coded.append(len(images)) or encode(images, coder))
+        monkeypatch.setattr(exact, "encode", lambda images, coder, **options: coded.append(len(images)) or encode(
+            images, coder, **options))
         compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
         assert sum(coded) == 1
         assert files_in(apart / "exact") == before

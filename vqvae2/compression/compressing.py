@@ -110,8 +110,15 @@ def _by_codes(settings: CompressSettings, claim: Claim) -> tuple[list[dict], lis
     own = models.load(settings.vqvae, settings.top, settings.bottom)
     model = _model(own, settings)
     sources = find_sources(settings.input, settings.suffix, settings.out, model.cutting.mask_suffixes)
-    for source in sources:  # an error comes before the first file is written
-        if source.scan is not None and source.named:
+    scans = [source for source in sources if source.scan is not None]
+    if scans:
+        height, width = model.shape[1:]
+        expect(height == width, f"--vqvae {settings.vqvae}", "a model of square images, for scans",
+               f"{width} by {height} pixels", "Cut slices with vqvae2 extract, and compress those.")
+        expect(len(model.cutting.planes) == 1, "--planes", "one kind of planes, into which scans are cut",
+               " ".join(model.cutting.planes), "Choose one of these.")
+    for source in scans:  # an error comes before the first file is written
+        if source.named:
             scan_maps.open_scan(source.scan, model.cutting)
     pictures, rejected = _pictures([source for source in sources if source.scan is None], own, model)
     _begin(settings, claim, own.hashes)
@@ -119,7 +126,6 @@ def _by_codes(settings: CompressSettings, claim: Claim) -> tuple[list[dict], lis
     contents = [Content(names[image.source], image.source, _image_set(image)) for image in pictures]
     for first in Bar(range(0, len(contents), settings.batch), desc="compressing", unit="batch"):
         rows += _write(own, settings, contents[first:first + settings.batch])
-    scans = [source for source in sources if source.scan is not None]
     for number, source in enumerate(scans, 1):
         try:
             rows += _write_scan(source, names[str(source.path)], own, model, settings, f"scan {number} of {len(scans)}")
@@ -144,7 +150,7 @@ def _exactly(settings: CompressSettings, claim: Claim) -> tuple[list[dict], list
         except UserError as error:
             if source.named:
                 raise
-            rejected.append({"input": str(source.path), "reason": str(error)})
+            rejected.append({"input": str(source.path), "reason": str(error).removeprefix(f"{source.path}: ")})
     _begin(settings, claim, {"lossless": own.hash})
     names, rows, given = _names(sources), [], list(images.items())
     for first in Bar(range(0, len(given), settings.batch), desc="compressing", unit="batch"):
@@ -152,14 +158,15 @@ def _exactly(settings: CompressSettings, claim: Claim) -> tuple[list[dict], list
                 for path, image in given[first:first + settings.batch]]
         missing = [(path, image) for path, _, image in part if not _says(
             path, exact.plan(image, own), [exact.check_of(image)], np.zeros((1, 0)))]
-        for (path, _), content in zip(missing, exact.encode([image for _, image in missing], own)):
+        made = exact.encode([image for _, image in missing], own, verify=settings.verify)
+        for (path, _), content in zip(missing, made):
             files.write_atomically(path, content.packed())
         rows += [_row(path, source, 1, image.size) for path, source, image in part]
     return rows, rejected
 
 
 def _model(own: models.Models, settings: CompressSettings) -> scan_maps.Model:
-    """Return the VQ-VAE with the way in which scans are cut for it. Raises: UserError if it is given several planes."""
+    """Return the VQ-VAE with the way in which scans are cut for it."""
     shape = shape_for(own.vqvae, settings.reading(scans=False))
     recorded = own.vqvae.config["data"].get("extraction") or {}
     cutting = settings.reading(scans=True).cutting(recorded, max(shape[1:]))
@@ -190,11 +197,6 @@ def _write_scan(source: Source, name: str, own: models.Models, model: scan_maps.
     """Write the file of a scan, and return its row. Raises: UnusableScan."""
     expect_usable(not source.scan.refused, source.path.name, "a scan that can be read", source.scan.refused,
                   "Leave it out.")
-    height, width = model.shape[1:]
-    expect(height == width, f"--vqvae {settings.vqvae}", "a model of square images, for scans",
-           f"{width} by {height} pixels", "Cut slices with vqvae2 extract, and compress those.")
-    expect(len(model.cutting.planes) == 1, "--planes", "one kind of planes, into which the scan is cut",
-           " ".join(model.cutting.planes), "Choose one of these.")
     [plane] = model.cutting.planes
     opened = scan_maps.open_scan(source.scan, model.cutting)
     with scan_maps.numbers_of(source.scan):
@@ -213,8 +215,11 @@ def _write_scan(source: Source, name: str, own: models.Models, model: scan_maps.
 
 
 def _joined(sets: Sequence[dataset.ImageSet]) -> dataset.ImageSet:
-    return dataset.ImageSet(tuple(file for each in sets for file in each.files),
-                            np.concatenate([each.pixels for each in sets]))
+    """Return all images in one set, of 16 bits if some have 16: x / 255 = 257 x / 65535."""
+    is_mixed = len({each.pixels.dtype for each in sets}) > 1
+    return dataset.ImageSet(tuple(file for each in sets for file in each.files), np.concatenate([
+        each.pixels.astype(np.uint16) * 257 if is_mixed and each.pixels.dtype == np.uint8 else each.pixels
+        for each in sets]))
 
 
 def _write(own: models.Models, settings: CompressSettings, contents: Sequence[Content],

@@ -44,8 +44,11 @@ def check_of(image: np.ndarray) -> int:
     return zlib.crc32(image.astype(image.dtype.newbyteorder("<")).tobytes())
 
 
-def encode(images: Sequence[np.ndarray], coder: ResidualCoder) -> list[Compressed]:
-    """Return the file of each image; those of one form are coded together."""
+def encode(images: Sequence[np.ndarray], coder: ResidualCoder, *, verify: bool = False) -> list[Compressed]:
+    """Return the file of each image; those of one form are coded together.
+
+    verify: decode each of them. Raises: RuntimeError if its pixels do not come back, which would be a fault of ours.
+    """
     found: dict[int, Compressed] = {}
     for items in _together([image.shape for image in images], [image.dtype for image in images]):
         some = np.stack([images[item] for item in items])
@@ -53,7 +56,12 @@ def encode(images: Sequence[np.ndarray], coder: ResidualCoder) -> list[Compresse
             own = plan(image, coder)
             found[item] = Compressed(own.kind, own.hashes, own.shape, own.bits,
                                      [Chunk(check_of(image), (), stream).packed()])
-    return [found[item] for item in range(len(images))]
+    contents = [found[item] for item in range(len(images))]
+    if verify:
+        back = decode(contents, [Chunk.unpacked(content.chunks[0], 0) for content in contents], coder)
+        if any(image is None for image in back):
+            raise RuntimeError("pixels that do not come back")
+    return contents
 
 
 def decode(contents: Sequence[Compressed], chunks: Sequence[Chunk], coder: ResidualCoder) -> list[np.ndarray | None]:
