@@ -16,6 +16,7 @@ from scan_files import save_bids
 from vqvae2.commands.curves import CompareSettings
 from vqvae2.commands.publish import PublishSettings
 from vqvae2.common.errors import UserError
+from vqvae2.compression.settings import CompressSettings
 from vqvae2.evaluation.prediction import PredictSettings
 from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.sampling.settings import SampleSettings
@@ -32,6 +33,7 @@ COMMANDS = {
     "sample": (SampleSettings, [*MODELS, "--count", "2", "--out", "out"]),
     "evaluate": (EvaluateSettings, [*MODELS, "--data", "slices", "--samples", "4", "--out", "out"]),
     "predict": (PredictSettings, ["--vqvae", "tiny", "scans", "--out", "out"]),
+    "compress": (CompressSettings, [*MODELS, "slices/test", "--out", "out"]),
     "curves": (CompareSettings, ["tiny", "tiny-top", "--out", "curves.png"]),
     "publish": (PublishSettings, ["results/oasis/tiny", "out"])}
 """Each command with its settings, and words with which it takes a second or two; a later flag beats an earlier one."""
@@ -50,7 +52,8 @@ SMALL = {"epochs": (1, 2), "batch": (1, 3, 8, 64), "size": (16, 32, 64), "per_sc
          "covariates": ("scans/participants.tsv",), "subject_column": ("participant_id",), "mask": ("left", "upper"),
          "inpaint": ("slices/test",), "condition": (("position_mm",), ("sex=F",), ("age",)), "title": ("é 患者",),
          "level": ("top", "bottom"), "vqvae": ("tiny", "results/oasis/tiny"), "top": ("tiny-top",),
-         "bottom": ("tiny-bottom",), "planes": (("axial",), ("axial", "coronal")), "extent": ((0.2, 0.9), (0.5, 0.6)),
+         "bottom": ("tiny-bottom",), "lossless": ("tiny",),
+         "planes": (("axial",), ("axial", "coronal")), "extent": ((0.2, 0.9), (0.5, 0.6)),
          "scans": ("scans",), "sampled": ("slices/test",), "field_of_view": (20.0, 224.0), "blend": (0, 2),
          "temperature": ((1.0,), (0.5, 0.9), (0.0,)), "top_k": ((0,), (5, 3)), "top_p": ((1.0,), (0.5,)),
          "guidance": ((1.0,), (2.0,))}
