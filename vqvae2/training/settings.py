@@ -78,3 +78,18 @@ class TrainDecoder(DecoderSettings, PresetSettings, TrainingSettings):
         ("ema", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.999."),
         ("ssim_weight adversarial_weight adversarial_steps", lambda value: value >= 0, "0 or more",
          "See --help for defaults."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEncoder(TrainingSettings):
+    """Settings of `vqvae2 train-encoder`."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose encoder learns to see through noise: a folder, or a name in results/*/ or pretrained/."""
+    noise: float = 0.1
+    """Largest deviation of the Rician noise on images of 0…1; each image has its own amount, from 0 to this."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
+
+    RULES = (("noise", lambda deviation: 0 < deviation <= 0.5, "0 < DEVIATION <= 0.5", "The default is 0.1."),)
