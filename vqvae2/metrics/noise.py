@@ -1,7 +1,7 @@
 """Images -> the same with the noise of MRI; and noisy images -> an estimate of how much noise they have.
 
-A magnitude image is the length of a complex number whose two parts have normal noise of one deviation, so that its noise
-is Rician [1]: where there is signal it is nearly normal, and black becomes grey.
+A magnitude image is the length of a complex number whose two parts have normal noise of one deviation, so that its
+noise is Rician [1]: where there is signal it is nearly normal, and black becomes grey.
 
 [1] Gudbjartsson, Patz 1995, The Rician distribution of noisy MRI data.
 [2] Donoho, Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage (the median of the finest details).

@@ -40,7 +40,7 @@ References
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,15 +231,19 @@ class Vqvae(Pretrained, nn.Module):
         """
         return self.reconstructed(self.vectors(images), place)
 
-    def vectors(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def vectors(self, images: torch.Tensor, parts: Mapping[str, nn.Module] | None = None) -> dict[str, torch.Tensor]:
         """Return what the encoder makes of `images` in 0…1, `[batch, embedding_dim, height, width]` of each level.
 
         The top's vectors are those that are quantised; the bottom's are what the top is to predict.
+
+        Args:
+            parts: the networks of another encoder of this form, by their names here.
         """
-        features = self.encoder((images - self.mean) / self.deviation)
+        parts = self._modules if parts is None else parts
+        features = parts["encoder"]((images - self.mean) / self.deviation)
         if self.settings.levels == 1:
-            return {"top": self.to_top(features)}
-        return {"top": self.to_top(self.top_encoder(features)), "bottom": self.to_bottom(features)}
+            return {"top": parts["to_top"](features)}
+        return {"top": parts["to_top"](parts["top_encoder"](features)), "bottom": parts["to_bottom"](features)}
 
     def reconstructed(self, vectors: dict[str, torch.Tensor], place: BatchPlace | None = None) -> Reconstruction:
         """Quantise and decode what `vectors` has returned; `place` as for `forward`."""

@@ -81,15 +81,12 @@ class TrainDecoder(DecoderSettings, PresetSettings, TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainEncoder(TrainingSettings):
-    """Settings of `vqvae2 train-encoder`."""
+class TrainDenoiser(TrainingSettings):
+    """Settings of `vqvae2 train-denoiser`."""
 
     vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
-    """The VQ-VAE whose encoder learns to see through noise: a folder, or a name in results/*/ or pretrained/."""
+    """The VQ-VAE whose codes noisy images are to have: a folder, or a name in results/*/ or pretrained/."""
     noise: float = 0.1
     """Largest deviation of the Rician noise on images of 0…1; each image has its own amount, from 0 to this."""
-
-    learning_rate: float = 5e-4
-    """Peak learning rate; it falls to 0 by a cosine over the epochs."""
 
     RULES = (("noise", lambda deviation: 0 < deviation <= 0.5, "0 < DEVIATION <= 0.5", "The default is 0.1."),)
