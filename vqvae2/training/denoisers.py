@@ -34,7 +34,7 @@ class DenoiserTrainer(AfterVqvae):
 
     kind = "denoiser"
     best_by = "mse"
-    headline = (("train_loss", "loss"), ("validate_mse", "validation error"), ("validate_ssim", "SSIM"),
+    headline = (("train_loss", "loss"), ("validate_mse", "error"), ("validate_ssim", "SSIM"),
                 ("validate_same_codes", "same codes"))
 
     def start(self) -> None:
