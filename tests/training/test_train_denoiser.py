@@ -10,7 +10,7 @@ from ranks import run_on_ranks
 from resuming import check_bitwise
 
 from vqvae2 import api
-from vqvae2.commands import train_denoiser, train_vqvae
+from vqvae2.commands import publish, train_denoiser, train_vqvae
 from vqvae2.common.errors import UserError
 from vqvae2.metrics import similarity
 from vqvae2.models.denoiser import PARTS, Denoiser
@@ -133,3 +133,17 @@ def test_a_missing_vqvae_is_told_before_anything_is_made(given, tmp_path):
     with pytest.raises(UserError, match=r"--vqvae nobody: expected a folder with model.safetensors"):
         train_denoiser.main([word if word != "tiny" else "nobody" for word in given])
     assert not RUN.exists()
+
+
+def test_a_published_one_is_half_as_large_and_says_whose_it_is(given):
+    train_denoiser.main(given)
+    publish.publish(RUN, Path("published"), bf16=True)
+    card = Path("published/README.md").read_text()
+    assert "# published: a denoiser, 32 by 32 pixels" in card
+    assert f"the VQ-VAE whose weights have the hash {api.load_vqvae('tiny').hash[:12]}" in card
+    assert str(Path.cwd()) not in card + Path("published/config.json").read_text()
+    own, rounded = (Denoiser.from_pretrained(folder).state_dict() for folder in (RUN, "published"))
+    for name, value in own.items():
+        torch.testing.assert_close(rounded[name], value, rtol=2**-8, atol=0)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (RUN, Path("published"))]
+    assert sizes[1] < 0.6 * sizes[0]
