@@ -5,8 +5,8 @@
 
 Rician noise of known deviation is put on slices (vqvae2/metrics/noise.py) and rounded to 8 bit. The classical filters
 are those of scikit-image: non-local means, total variation and wavelets (BayesShrink, averaged over shifts). They are
-told the true deviation, and for each deviation and filter the settings are chosen on validation people, by the mean of
-PSNR in the full picture and PSNR inside the brain. They get the correction of the Rician bias: a multiple of the
+told the true deviation, and for each case and filter the settings are chosen on validation people, by the mean of PSNR
+in the full picture and PSNR inside the brain. They get the correction of the Rician bias: a multiple of the
 deviation's square is taken from the square of the result, and non-local means may average squares, as Wiest-Daessle
 2008 and Manjon 2010 do. The models are told nothing. BM3D is not among them: the licence of the package bm3d does not
 allow commercial use.
@@ -17,9 +17,10 @@ allow commercial use.
     denoised           what `vqvae2 predict --denoise` writes
     plain network      with --plain: the same network, trained alike, without the picture of the codes
 
-Lesions are those of vqvae2/evaluation/lesions.py, as they are and with a quarter of their contrast. A lesion's contrast
-is the mean over its pixels of the slice with lesion - the slice without; what is left of it is the same difference
-after both had the same noise and were denoised. Written are denoising.md, denoising.json and denoising.png.
+Lesions are those of vqvae2/evaluation/lesions.py, as they are, and small (half axes of 1 to 2.5 pixels at 128 by 128)
+with a quarter of their contrast. A lesion's contrast is the mean over its pixels of the slice with lesion - the slice
+without; what is left of it is the same difference after both had the same noise and were denoised. Written are
+denoising.md, denoising.json and denoising.png.
 """
 
 import itertools
@@ -27,6 +28,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from vqvae2.common.errors import run_script
 from vqvae2.common.progress import Bar
 from vqvae2.evaluation import lesions
 from vqvae2.evaluation.text import markdown_table
-from vqvae2.images.dataset import from_bytes, load_images, to_bytes
+from vqvae2.images.dataset import ImageSet, from_bytes, load_images, to_bytes
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import noise, similarity
 from vqvae2.models import autoencoder
@@ -51,8 +53,11 @@ from vqvae2.training.denoisers import DenoiserTrainer
 from vqvae2.training.settings import TrainDenoiser
 
 DEVIATIONS = (0.03, 0.06, 0.09)
-FAINT = 0.25
+LESIONS = {"as drawn": (lesions.RADII, 1.0), "small and faint": ((0.015, 0.03), 0.25)}
+"""Half axes of lesions, as shares of the root of the brain's area, and the share of their contrast that is kept."""
 BATCH = 32
+PICTURED, SHOWN = slice(24, None, 48), ("noisy", "non-local means", "codes, denoiser", "denoised")
+"""Test slices, and what is made of them, in the picture."""
 SQUARES = 1e-3
 """Squares are a second channel, so faint that it has no say in which patches are alike."""
 Filter = Callable[..., torch.Tensor]
@@ -71,7 +76,7 @@ class BenchmarkSettings:
     plain: str | None = None
     """Name of a network in results/ that is trained as the denoiser was, but sees no picture of codes; it is trained
     now if there is none."""
-    tuning: int = 40
+    tuning: int = 30
     """Validation slices on which settings are chosen."""
     images: int = 240
     """Test slices, evenly chosen."""
@@ -109,38 +114,34 @@ def filtered(images: torch.Tensor, one: Callable[[np.ndarray], np.ndarray]) -> t
 
 
 def unbiased(images: torch.Tensor, deviation: float, multiple: float) -> torch.Tensor:
-    """Return images without the Rician bias of their squares."""
-    return (images.square() - multiple * deviation**2).clamp(min=0).sqrt()
+    """Return images without the Rician bias of their squares; as they are where the multiple is 0."""
+    return images if multiple == 0 else (images.square() - multiple * deviation**2).clamp(min=0).sqrt()
 
 
-def non_local_means(images, deviation, multiple, squares, patch, reach, strength):
-    options = {"patch_size": patch, "patch_distance": reach, "h": strength * deviation, "sigma": deviation}
+def non_local_means(images, deviation, squares, patch, reach, strength):
+    options = {"patch_size": patch, "patch_distance": reach, "h": strength * deviation}
     if not squares:
-        return unbiased(filtered(images, lambda image: restoration.denoise_nl_means(image, **options)),
-                        deviation, multiple)
-    options["sigma"] = 0.0
-    squared = filtered(images, lambda image: restoration.denoise_nl_means(
-        np.stack([image, SQUARES * image**2], -1), channel_axis=-1, **options)[..., 1] / SQUARES)
-    return unbiased(squared.clamp(min=0).sqrt(), deviation, multiple)
+        return filtered(images, lambda image: restoration.denoise_nl_means(image, sigma=deviation, **options))
+    return filtered(images, lambda image: restoration.denoise_nl_means(
+        np.stack([image, SQUARES * image**2], -1), channel_axis=-1, **options)[..., 1] / SQUARES).clamp(min=0).sqrt()
 
 
-def total_variation(images, deviation, multiple, weight):
-    return unbiased(filtered(images, lambda image: restoration.denoise_tv_chambolle(
-        image, weight=weight * deviation)), deviation, multiple)
+def total_variation(images, deviation, weight):
+    return filtered(images, lambda image: restoration.denoise_tv_chambolle(image, weight=weight * deviation))
 
 
-def wavelets(images, deviation, multiple, wavelet, strength):
+def wavelets(images, deviation, wavelet, strength):
     options = {"sigma": strength * deviation, "wavelet": wavelet, "method": "BayesShrink", "mode": "soft"}
-    return unbiased(filtered(images, lambda image: restoration.cycle_spin(
-        image, restoration.denoise_wavelet, max_shifts=3, func_kw=options, workers=1)), deviation, multiple)
+    return filtered(images, lambda image: restoration.cycle_spin(image, restoration.denoise_wavelet, max_shifts=3,
+                                                                 func_kw=options, workers=1))
 
 
 MULTIPLES = (0, 1, 1.57, 2, 2.5)
-FILTERS: dict[str, tuple[Filter, tuple]] = {
-    "non-local means": (non_local_means, (MULTIPLES, (False, True), (3, 5), (5, 9), (0.4, 0.6, 0.8, 1.0))),
-    "total variation": (total_variation, (MULTIPLES, (0.4, 0.6, 0.8, 1.0))),
-    "wavelets": (wavelets, (MULTIPLES, ("db2", "sym4"), (0.6, 0.8, 1.0)))}
-"""Classical filters, and the values of each setting that are tried; the multiple of the bias first."""
+FILTERS: dict[str, tuple[Filter, tuple, tuple]] = {
+    "non-local means": (non_local_means, ((False, True), (3, 5), (5, 9), (0.4, 0.6, 0.8, 1.0)), MULTIPLES),
+    "total variation": (total_variation, ((0.4, 0.6, 0.8, 1.0),), MULTIPLES),
+    "wavelets": (wavelets, (("db2", "sym4"), (0.6, 0.8, 1.0)), MULTIPLES)}
+"""Classical filters, the values of each setting that are tried, and the multiples of the bias."""
 
 
 class Models:
@@ -193,21 +194,62 @@ def figures(clean: torch.Tensor, made: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"{area} {name}": found[area][name] for area in ("full", "brain") for name in ("psnr", "ssim")}
 
 
-def chosen(clean: torch.Tensor, given: torch.Tensor, deviation: float, one: Filter, grid: tuple) -> tuple:
-    """Return the settings of `grid` with the highest mean of the two PSNR."""
-    def goodness(options: tuple) -> float:
-        found = figures(clean, one(given, deviation, *options))
-        return (found["full psnr"] + found["brain psnr"]).mean().item()
+@dataclass(frozen=True)
+class Method:
+    """A filter with its settings."""
 
-    return max(itertools.product(*grid), key=goodness)
+    filter: Filter
+    options: tuple = ()
+    multiple: float = 0
+
+    def __call__(self, images: torch.Tensor, deviation: float) -> torch.Tensor:
+        return unbiased(self.filter(images, deviation, *self.options), deviation, self.multiple)
 
 
-def kept_contrast(one: Filter, options: tuple, deviation: float, healthy: torch.Tensor, ill: torch.Tensor,
-                  masks: torch.Tensor, seed: int) -> torch.Tensor:
+def tuned(clean: torch.Tensor, given: torch.Tensor, deviation: float, one: Filter, grid: tuple,
+          multiples: tuple = (0,)) -> Method:
+    """Return the filter with the settings that give the highest mean of the two PSNR."""
+    best, goodness = Method(one), -np.inf
+    for options in itertools.product(*grid):
+        made = one(given, deviation, *options)
+        for multiple in multiples:
+            found = figures(clean, unbiased(made, deviation, multiple))
+            mean = (found["full psnr"] + found["brain psnr"]).mean().item()
+            if mean > goodness:
+                best, goodness = Method(one, options, multiple), mean
+    return best
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Slices with and without a lesion, `[n, 1, height, width]`; where the lesion is; whose the slices are."""
+
+    healthy: torch.Tensor
+    ill: torch.Tensor
+    masks: torch.Tensor
+    subjects: list[str]
+
+
+def patients(split: ImageSet, settings: BenchmarkSettings, kind: str, radii: tuple[float, float],
+             share: float) -> Patients:
+    """Return slices with a lesion of this kind and size, and of this share of the contrast that it is drawn with."""
+    items = statistics.evenly(len(split), settings.lesions)
+    images = split.batch(items)
+    with mock.patch.object(lesions, "RADII", radii):
+        made = [lesions.add(kind, image, brain, settings.seed, int(item)) for item, image, brain in zip(
+            items, images.numpy(), similarity.brain_mask(images).numpy())]
+    kept = [number for number, lesion in enumerate(made) if lesion]
+    healthy, found = images[kept], [made[number] for number in kept]
+    ill = healthy + share * (torch.from_numpy(np.stack([lesion.image for lesion in found])) - healthy)
+    return Patients(healthy, ill, torch.from_numpy(np.stack([lesion.mask for lesion in found])),
+                    [split.subjects[items[number]] for number in kept])
+
+
+def kept_contrast(method: Method, deviation: float, of: Patients, seed: int) -> torch.Tensor:
     """Return `[n]`: which share of each lesion's contrast is left."""
-    with_lesion, without = (one(noisy(images, deviation, seed), deviation, *options) for images in (ill, healthy))
-    left, own = (((first - second)[:, 0] * masks).sum((1, 2)) for first, second in (
-        (with_lesion, without), (ill, healthy)))
+    with_lesion, without = (method(noisy(images, deviation, seed), deviation) for images in (of.ill, of.healthy))
+    left, own = (((first - second)[:, 0] * of.masks).sum((1, 2)) for first, second in (
+        (with_lesion, without), (of.ill, of.healthy)))
     return left / own
 
 
@@ -219,43 +261,37 @@ def main() -> None:
     tuned_on = validate.batch(statistics.evenly(len(validate), settings.tuning))
     items = statistics.evenly(len(test), settings.images)
     clean, subjects = test.batch(items), [test.subjects[item] for item in items]
-    methods: dict[str, tuple[Filter, tuple]] = {
-        "noisy": (lambda images, _: images, ()), **FILTERS, "codes, VQ-VAE": (models.codes_of_vqvae, ()),
-        "blend, VQ-VAE": (models.blend, (tuple(np.arange(0, 1, 0.1).round(1).tolist()),)),
-        "codes, denoiser": (models.codes_of_denoiser, ()), "denoised": (models.denoised, ())}
+    shares = (tuple(round(0.1 * tenths, 1) for tenths in range(10)),)
+    methods = {"noisy": (lambda images, _: images, ()), **FILTERS, "codes, VQ-VAE": (models.codes_of_vqvae, ()),
+               "blend, VQ-VAE": (models.blend, shares), "codes, denoiser": (models.codes_of_denoiser, ()),
+               "denoised": (models.denoised, ())}
     if models.plain:
         methods["plain network"] = (models.without_codes, ())
-    report: dict = {"figures": {}, "lesions": {}, "settings": {}}
-    shown = [("slice", to_bytes(clean[::48]))]
-    for deviation in Bar(DEVIATIONS, desc="noise", unit="amount"):
-        given = noisy(tuned_on, deviation, settings.seed + 1)
-        options = {name: chosen(tuned_on, given, deviation, *method) if method[1] else ()
-                   for name, method in methods.items()}
-        report["settings"][f"{deviation:g}"] = options
-        for background, is_black in (("noisy background", False), ("black background", True)):
-            given = noisy(clean, deviation, settings.seed, is_black)
-            for name, (one, _) in methods.items():
-                made = one(given, deviation, *options[name])
-                report["figures"].setdefault(f"{deviation:g}, {background}", {})[name] = {
-                    key: statistics.summarise(values, subjects, settings.seed)
-                    for key, values in figures(clean, made).items()}
-                if deviation == DEVIATIONS[-1] and not is_black and name in (
-                        "noisy", "non-local means", "codes, denoiser", "denoised"):
-                    shown.append((name, to_bytes(made[::48])))
-        for kind, share in itertools.product(("bright", "dark"), (1.0, FAINT)):
-            items = statistics.evenly(len(test), settings.lesions)
-            brains = similarity.brain_mask(test.batch(items)).numpy()
-            found = [(item, lesion) for item, image, brain in zip(items.tolist(), test.batch(items).numpy(), brains)
-                     if (lesion := lesions.add(kind, image, brain, settings.seed, item))]
-            healthy = test.batch([item for item, _ in found])
-            ill = healthy + share * (torch.from_numpy(np.stack([lesion.image for _, lesion in found])) - healthy)
-            masks = torch.from_numpy(np.stack([lesion.mask for _, lesion in found]))
-            whose = [test.subjects[item] for item, _ in found]
-            for name, (one, _) in methods.items():
-                left = kept_contrast(one, options[name], deviation, healthy, ill, masks, settings.seed)
-                report["lesions"].setdefault(f"{kind}, {'as drawn' if share == 1 else 'faint'}", {}).setdefault(
-                    name, {})[f"{deviation:g}"] = {"below_half": (left < 0.5).float().mean().item(),
-                                                   **statistics.summarise(left, whose, settings.seed)}
+    ill = {f"{kind}, {how}": patients(test, settings, kind, *options) for kind in ("bright", "dark")
+           for how, options in LESIONS.items()}
+    report: dict = {"figures": {}, "lesions": {name: {} for name in ill}, "settings": {}}
+    shown = [("slice", to_bytes(clean[PICTURED]))]
+    cases = list(itertools.product(DEVIATIONS, (False, True)))
+    for deviation, is_black in Bar(cases, desc="noise", unit="case"):
+        case = f"{deviation:g}, {'black' if is_black else 'noisy'} background"
+        given = noisy(tuned_on, deviation, settings.seed + 1, is_black)
+        ready = {name: tuned(tuned_on, given, deviation, *method) for name, method in methods.items()}
+        report["settings"][case] = {name: (*method.options, method.multiple) for name, method in ready.items()}
+        given = noisy(clean, deviation, settings.seed, is_black)
+        report["figures"][case] = {}
+        for name, method in ready.items():
+            made = method(given, deviation)
+            report["figures"][case][name] = {key: statistics.summarise(values, subjects, settings.seed)
+                                             for key, values in figures(clean, made).items()}
+            if deviation == DEVIATIONS[-1] and not is_black and name in SHOWN:
+                shown.append((name, to_bytes(made[PICTURED])))
+            if is_black:
+                continue
+            for lesion, of in ill.items():
+                left = kept_contrast(method, deviation, of, settings.seed)
+                report["lesions"][lesion].setdefault(name, {})[f"{deviation:g}"] = {
+                    "below_half": (left < 0.5).float().mean().item(),
+                    **statistics.summarise(left, of.subjects, settings.seed)}
     write(settings.out, report)
     pictures.save_picture(pictures.strip(shown, title=f"Unseen slices, noise of {DEVIATIONS[-1]:g}"),
                           settings.out / "denoising.png")
@@ -274,7 +310,7 @@ def write(out: Path, report: dict) -> None:
                          for own in found.values())) for name, found in methods.items()]
         parts.append(f"### {title}: contrast left; lesions that lost more than half of it\n\n" + markdown_table(
             ("method", *(f"noise {deviation:g}" for deviation in DEVIATIONS)), rows))
-    parts += [f"settings at {deviation}: {options}" for deviation, options in report["settings"].items()]
+    parts += [f"settings, {case}: {options}" for case, options in report["settings"].items()]
     text = "\n\n".join(parts) + "\n"
     print(text)
     files.write_json(out / "denoising.json", report)
