@@ -56,8 +56,8 @@ DEVIATIONS = (0.03, 0.06, 0.09)
 LESIONS = {"as drawn": (lesions.RADII, 1.0), "small and faint": ((0.015, 0.03), 0.25)}
 """Half axes of lesions, as shares of the root of the brain's area, and the share of their contrast that is kept."""
 BATCH = 32
-PICTURED, SHOWN = slice(24, None, 48), ("noisy", "non-local means", "codes, denoiser", "denoised")
-"""Test slices, and what is made of them, in the picture."""
+PICTURED, SHOWN = 5, ("noisy", "non-local means", "codes, denoiser", "denoised")
+"""Test slices, evenly chosen, and what is made of them, in the picture."""
 SQUARES = 1e-3
 """Squares are a second channel, so faint that it has no say in which patches are alike."""
 Filter = Callable[..., torch.Tensor]
@@ -270,7 +270,8 @@ def main() -> None:
     ill = {f"{kind}, {how}": patients(test, settings, kind, *options) for kind in ("bright", "dark")
            for how, options in LESIONS.items()}
     report: dict = {"figures": {}, "lesions": {name: {} for name in ill}, "settings": {}}
-    shown = [("slice", to_bytes(clean[PICTURED]))]
+    pictured = statistics.evenly(len(clean), PICTURED + 2)[1:-1]
+    shown = [("slice", to_bytes(clean[pictured]))]
     cases = list(itertools.product(DEVIATIONS, (False, True)))
     for deviation, is_black in Bar(cases, desc="noise", unit="case"):
         case = f"{deviation:g}, {'black' if is_black else 'noisy'} background"
@@ -284,7 +285,7 @@ def main() -> None:
             report["figures"][case][name] = {key: statistics.summarise(values, subjects, settings.seed)
                                              for key, values in figures(clean, made).items()}
             if deviation == DEVIATIONS[-1] and not is_black and name in SHOWN:
-                shown.append((name, to_bytes(made[PICTURED])))
+                shown.append((name, to_bytes(made[pictured])))
             if is_black:
                 continue
             for lesion, of in ill.items():
