@@ -38,8 +38,7 @@ class Denoiser(Pretrained, nn.Module):
     """The encoder of a VQ-VAE, for noisy images, and the network that finishes what the codes begin.
 
     Args:
-        vqvae: the VQ-VAE, of whose form the encoder is; its parts themselves are taken, no copies.
-        image_channels: 1 for grey, 3 for colour.
+        vqvae: the VQ-VAE of whose form the encoder is; its parts themselves are taken, no copies.
     """
 
     kind = "denoiser"
