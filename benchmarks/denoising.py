@@ -181,6 +181,20 @@ class Models:
         return torch.cat([self.plain.model(part, self.vqvae.model)[2] for part in images.split(BATCH)])
 
 
+    @torch.no_grad()
+    def same_codes(self, clean, given):
+        """Return for each encoder and level the share of codes of noisy images that are those of the clean ones."""
+        found: dict[str, list[float]] = {}
+        for part, wanted in zip(given.split(BATCH), clean.split(BATCH)):
+            true = self.vqvae.model.encode(wanted)
+            for name, codes in (("VQ-VAE", self.vqvae.model.encode(part)),
+                                ("denoiser", self.denoiser.model(part, self.vqvae.model)[0].codes)):
+                for level, own in codes.items():
+                    found.setdefault(f"{name}, {level}", []).extend(
+                        (own == true[level]).flatten(1).float().mean(1).tolist())
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def noisy(images: torch.Tensor, deviation: float, seed: int, is_black: bool = False) -> torch.Tensor:
     """Return images with noise, on 8 bit; with `is_black` their background stays black."""
     made = noise.add_rician(images, torch.full((len(images),), deviation), seed, "benchmark", range(len(images)))
@@ -269,7 +283,7 @@ def main() -> None:
         methods["plain network"] = (models.without_codes, ())
     ill = {f"{kind}, {how}": patients(test, settings, kind, *options) for kind in ("bright", "dark")
            for how, options in LESIONS.items()}
-    report: dict = {"figures": {}, "lesions": {name: {} for name in ill}, "settings": {}}
+    report: dict = {"figures": {}, "codes": {}, "lesions": {name: {} for name in ill}, "settings": {}}
     pictured = statistics.evenly(len(clean), PICTURED + 2)[1:-1]
     shown = [("slice", to_bytes(clean[pictured]))]
     cases = list(itertools.product(DEVIATIONS, (False, True)))
@@ -280,6 +294,7 @@ def main() -> None:
         report["settings"][case] = {name: (*method.options, method.multiple) for name, method in ready.items()}
         given = noisy(clean, deviation, settings.seed, is_black)
         report["figures"][case] = {}
+        report["codes"][case] = models.same_codes(clean, given)
         for name, method in ready.items():
             made = method(given, deviation)
             report["figures"][case][name] = {key: statistics.summarise(values, subjects, settings.seed)
@@ -300,12 +315,16 @@ def main() -> None:
 
 def write(out: Path, report: dict) -> None:
     """Write the figures, as they are and as tables."""
-    parts = []
-    for title, methods in report["figures"].items():
-        rows = [(name, *(statistics.with_interval(found[key], "mean", 3 if "ssim" in key else 2) for key in found))
-                for name, found in methods.items()]
-        parts.append(f"### {title}\n\n" + markdown_table(("method", "PSNR, full", "SSIM, full", "PSNR, brain",
-                                                          "SSIM, brain"), rows))
+    parts, cases = [], report["figures"]
+    for background, area in itertools.product(("noisy background", "black background"), ("brain", "full")):
+        of = [cases[f"{deviation:g}, {background}"] for deviation in DEVIATIONS]
+        columns = [f"{figure}, {deviation:g}" for figure in ("PSNR", "SSIM") for deviation in DEVIATIONS]
+        rows = [(name, *(statistics.with_interval(case[name][f"{area} psnr"], "mean", 2) for case in of),
+                 *(statistics.as_text(case[name][f"{area} ssim"]["mean"], 3) for case in of)) for name in of[0]]
+        parts.append(f"### {background}, {area}\n\n" + markdown_table(("method", *columns), rows))
+    names = list(next(iter(report["codes"].values())))
+    parts.append("### Codes that are those of the clean slice\n\n" + markdown_table(("noise", *names), [
+        (case, *(f"{shares[name]:.0%}" for name in names)) for case, shares in report["codes"].items()]))
     for title, methods in report["lesions"].items():
         rows = [(name, *(f"{statistics.with_interval(own, 'mean', 2)}; {own['below_half']:.0%}"
                          for own in found.values())) for name, found in methods.items()]
