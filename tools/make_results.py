@@ -49,7 +49,7 @@ REPORTS = {"report": "temperature 1", "report-cool": "temperature 0.9 and 0.7, t
            "report-texture": "temperature 1, decoded by the texture decoder"}
 WITHOUT_PRIORS = {"report": "decoded softly", "report-texture": "decoded by the texture decoder"}
 CARDS = {"vqvae": ("report", "report-default"), "top": ("report", "report-cool"), "bottom": ("report", "report-cool"),
-         "decoder": ("report-texture",)}
+         "decoder": ("report-texture",), "denoiser": ()}
 """What a model is -> the reports on its card."""
 PICTURES = {  # in --out/<size> -> in <docs>/pictures, with the size at the end of the name
     "report/strip.png": "strip", "report/reconstructions.png": "reconstructions", "report/worst.png": "worst",
@@ -94,7 +94,7 @@ class ResultsSettings(Checked):
 
 
 def models_of(size: int) -> dict[str, Path]:
-    """Return the folders of a size's models, by what they are: vqvae, top, bottom, decoder."""
+    """Return the folders of a size's models, by what they are: vqvae, top, bottom, decoder, denoiser."""
     return {what: folder for what in CARDS if (folder := PRETRAINED / f"{what}-{size}").is_dir()}
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from vqvae2 import PixelCNN, Vqvae, api
 from vqvae2.images.dataset import to_bytes
-from vqvae2.metrics import texture
+from vqvae2.metrics import noise, texture
+from vqvae2.models.denoiser import load_denoiser
 from vqvae2.runs.weights import load_weights
 from vqvae2.sampling import sampler
 
@@ -40,7 +41,8 @@ def test_each_card_opens_with_a_head_for_the_hub(folder):
     assert {"brain-mri", "medical-imaging"} < set(head["tags"])
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [path for path in FOLDERS if "denoiser" not in path.name],
+                         ids=lambda path: path.name)
 def test_the_figures_in_a_head_are_those_of_metrics_json(folder):
     what, size = folder.name.split("-")
     judged = folder if what == "decoder" else PRETRAINED / f"vqvae-{size}"
@@ -92,3 +94,19 @@ def test_they_belong_together_and_draw_an_outline_on_black():
     assert 0.15 < (image > 0.05).float().mean().item() < 0.5
     assert image[..., :8].max() < 0.05
     assert image.max() > 0.7
+
+
+def test_the_denoiser_gives_a_noisy_image_its_codes_and_its_pixels_back():
+    vqvae, priors = sampler.load_models(*(str(PRETRAINED / name) for name in ("vqvae-128", "top-128", "bottom-128")),
+                                        torch.device("cpu"))
+    denoiser = load_denoiser(str(PRETRAINED / "denoiser-128"), vqvae).model
+    rules = {"top": sampler.SamplingRule(0.9, top_p=0.9), "bottom": sampler.SamplingRule(0.7, top_p=0.9)}
+    image, _ = sampler.draw_images(vqvae.model, priors, [0], 0, rules)
+    noisy = noise.add_rician(image, torch.tensor([0.08]), 0, "test", [0])
+    with torch.no_grad():
+        coded, _, made = denoiser(noisy, vqvae.model)
+        clean, own = vqvae.model.encode(image), vqvae.model.encode(noisy)
+    errors = [(images.clamp(0, 1) - image).square().mean() for images in (noisy, made)]
+    assert errors[1] < errors[0] / 8
+    for level, codes in clean.items():
+        assert (coded.codes[level] == codes).float().mean() > (own[level] == codes).float().mean() + 0.1

@@ -74,7 +74,8 @@ def test_the_prediction_learns_from_the_image_as_if_the_bottom_codes_stayed():
     weights = list(model.top_decoder.parameters())
     codes = model.encode(images)
     top, bottom = (model.quantizers[level].lookup(codes[level]) for level in ("top", "bottom"))
-    expected = torch.autograd.grad(model._decode(top, model.top_decoder(top) + bottom).square().sum(), weights)
+    vectors = {"top": top, "bottom": model.top_decoder(top) + bottom}
+    expected = torch.autograd.grad(model.decode_vectors(vectors).square().sum(), weights)
     found = torch.autograd.grad(model(images).images.square().sum(), weights)
     assert max(gradient.abs().max() for gradient in expected) > 1e-3
     torch.testing.assert_close(found, expected)

@@ -9,13 +9,15 @@ from vqvae2.evaluation.feature_training import FeatureTrainer
 from vqvae2.evaluation.features import FeatureSettings
 from vqvae2.training import trainer as loop
 from vqvae2.training.decoders import DecoderTrainer
+from vqvae2.training.denoisers import DenoiserTrainer
 from vqvae2.training.priors import PriorTrainer
-from vqvae2.training.settings import TrainDecoder, TrainingSettings, TrainPrior, TrainVqvae
+from vqvae2.training.settings import TrainDecoder, TrainDenoiser, TrainingSettings, TrainPrior, TrainVqvae
 from vqvae2.training.vqvae import VqvaeTrainer
 
 TRAINERS = {"vqvae": (VqvaeTrainer, TrainVqvae, {}),
             "prior": (PriorTrainer, TrainPrior, {"vqvae": "v", "level": "top"}),
             "decoder": (DecoderTrainer, TrainDecoder, {"vqvae": "v"}),
+            "denoiser": (DenoiserTrainer, TrainDenoiser, {"vqvae": "v"}),
             "features": (FeatureTrainer, FeatureSettings, {}), "another": (Line, TrainingSettings, {})}
 
 

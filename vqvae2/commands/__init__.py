@@ -18,6 +18,7 @@ COMMANDS = {
     "train-vqvae": "slices -> a hierarchical VQ-VAE-2, or a plain VQ-VAE",
     "train-prior": "a VQ-VAE's codes -> the prior of one level (PixelCNN)",
     "train-decoder": "a VQ-VAE's codes -> a second decoder, which adds likely detail",
+    "train-denoiser": "a VQ-VAE and noise -> a denoiser, which keeps its codes",
     "train-features": "slices -> a network whose features judge samples",
     "sample": "a VQ-VAE and its priors -> new images, or completed ones",
     "evaluate": "a VQ-VAE and its priors -> the figures of one split",

@@ -14,10 +14,14 @@ With maps of what does not belong there, which takes minutes for each scan:
 At another size than in training; the model's downsampling factors must divide the size:
     python predict.py --vqvae vqvae-128 brain-256.png --out predicted --size 256
 
+Without noise, by a denoiser of `vqvae2 train-denoiser` (docs/denoising.md):
+    python predict.py --vqvae vqvae-128 slices/test --denoise denoiser-128 --out denoised
+
 --vqvae is a folder that train_vqvae.py made, or a name in results/*/ or pretrained/; the model may have one or two
 levels. No manifest, split or training data is needed. The command runs on CUDA or MPS if there is one, else on the CPU.
 
     <out>/reconstructions/<name>.png         what the codes alone give back
+    <out>/denoised/<name>.png                the image without noise; with --denoise
     <out>/originals/<name>.png               what the model was given, where it is not the file itself: slices of
                                              scans, resized images, colours made grey
     <out>/codes.npz                          image (names), top, bottom (int16), vqvae_hash: as sample.py writes them

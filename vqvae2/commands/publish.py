@@ -38,7 +38,7 @@ from vqvae2.runs.log import LOG, read_log
 from vqvae2.runs.settings import as_before
 from vqvae2.settings.parsing import as_dict, parse
 from vqvae2.settings.stored import from_dict
-from vqvae2.training.settings import TrainDecoder, TrainPrior, TrainVqvae
+from vqvae2.training.settings import TrainDecoder, TrainDenoiser, TrainPrior, TrainVqvae
 
 # Whole numbers, codebooks (a code's embedding is compared with vectors, and there every digit counts) and the mean and
 # deviation of the training images' pixels, which a VQ-VAE with --standardise has, keep their type.
@@ -51,8 +51,10 @@ KINDS = {"vqvae": (("vq-vae-2", "vq-vae"), ("reconstruction", "codes", "rates"))
          "prior": (("pixelcnn", "autoregressive"), ("priors", "samples", "memorisation", "probe", "lesions",
                                                         "anatomy")),
          "decoder": (("super-resolution",), ("reconstruction", "samples", "probe")),
+         "denoiser": (("image-denoising",), ()),
          "features": (("feature-extraction",), ())}
-SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "decoder": TrainDecoder, "features": FeatureSettings}
+SETTINGS = {"vqvae": TrainVqvae, "prior": TrainPrior, "decoder": TrainDecoder, "denoiser": TrainDenoiser,
+            "features": FeatureSettings}
 UNSAID = {"preset", "data", "results", "savename", "vqvae", "threads", "log", "pictures_every"}
 TITLES = {"reconstruction": "Reconstruction", "codes": "Codes", "rates": "Rate and distortion",
           "priors": "Bits per code", "samples": "Samples", "memorisation": "Copies of training slices",
@@ -135,11 +137,12 @@ def _edited_card(out: Path) -> Path | None:
 
 def _check(config: dict, where: str) -> None:
     """Raise UserError unless a config has all that is published of it, of the types that its kind of run declares."""
-    advice = ("Only what train_vqvae.py, train_pixel_cnn.py, train_decoder.py and vqvae2 train-features have trained "
-              "is published.")
+    advice = ("Only what train_vqvae.py, train_pixel_cnn.py, train_decoder.py, vqvae2 train-denoiser and vqvae2 "
+              "train-features have trained is published.")
     expect(_kind(config) in KINDS, where, f"a run of kind {', '.join(KINDS)}", str(config["kind"]), advice)
     need(config, "global_batch", "data", "image_shape", "versions", "command",
-         *{"prior": ("shape", "vqvae_hash"), "decoder": ("vqvae_hash",)}.get(_kind(config), ()))
+         *{"prior": ("shape", "vqvae_hash"), "decoder": ("vqvae_hash",),
+           "denoiser": ("vqvae_hash", "vqvae_settings")}.get(_kind(config), ()))
     from_dict(SETTINGS[_kind(config)], config["settings"], where)
     counts = [config["data"].get(name, {}).keys() >= set(SPLITS) for name in ("images", "subjects")]
     try:
@@ -222,7 +225,7 @@ def _figures(config: dict, report: dict) -> list[tuple[str, str, float]]:
 
 
 def _kind(config: dict) -> str:
-    """Return vqvae, prior, decoder or features."""
+    """Return vqvae, prior, decoder, denoiser or features."""
     return (config.get("kind") or "none").split()[-1]
 
 
@@ -244,6 +247,9 @@ def _introduction(folder: Path, config: dict) -> str:
         what = "a flow" if settings["network"] == "flow" else "an adversarial decoder"
         what, does, how = f"{what} for texture", "Codes to sharp images", "models/texture_decoder.py"
         more = f"**The finest detail of its images is invented.** {_belongs(config)}"
+    elif kind == "denoiser":
+        what, does, how = "a denoiser", "Noisy images to their codes and to clean images", "models/denoiser.py"
+        more = f"**What is small or faint may be lost: docs/denoising.md.** {_belongs(config)}"
     else:
         what, does = f"{settings['dims']} features of an image", "Features in which samples and images are compared"
         more, how = "", "evaluation/features.py"
@@ -265,6 +271,7 @@ def _settings(config: dict) -> str:
     default = as_dict({"vqvae": lambda: TrainVqvae(**named, levels=found.get("levels", 2)),
                        "prior": lambda: TrainPrior(**named, vqvae="x", level=found["level"]),
                        "decoder": lambda: TrainDecoder(**named, vqvae="x"),
+                       "denoiser": lambda: TrainDenoiser(**named, vqvae="x"),
                        "features": lambda: FeatureSettings(**named)}[_kind(config)]())
     other = [f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
              for name, value in found.items() if name in default and value != default[name] and name not in UNSAID]
@@ -278,7 +285,7 @@ def _training(folder: Path) -> str:
         return "The log of the training was not kept."
     last, minutes = rows[-1], sum(float(row.get("seconds") or 0) for row in rows) / 60
     shown = ("validate_ssim", "validate_mse", "train_bits_per_code", "validate_bits_per_code",
-             "validate_texture")
+             "validate_texture", "validate_same_codes")
     figures = ", ".join(f"{name.replace('_', ' ')} {float(last[name]):.4g}" for name in shown if last.get(name))
     images = int(float(last.get("images_seen") or 0))
     judged = {row["epoch"]: float(row["validate_texture"]) for row in rows if row.get("validate_texture")}

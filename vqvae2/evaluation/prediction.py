@@ -28,13 +28,13 @@ from vqvae2.common.errors import UserError, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.common.names import SUFFIXES
 from vqvae2.common.progress import Bar
-from vqvae2.evaluation import prediction_page, unlikeness
+from vqvae2.evaluation import denoising, prediction_page, unlikeness
 from vqvae2.evaluation.widgets import INDEX
 from vqvae2.images import dataset, listing
 from vqvae2.images.reading import find_pictures, read_picture
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import coding, similarity
-from vqvae2.models import autoencoder, code_maps, encoding, texture_decoder
+from vqvae2.models import autoencoder, code_maps, denoiser, encoding, texture_decoder
 from vqvae2.plots import pictures as plots
 from vqvae2.runs import weights
 from vqvae2.runs.record import PARTS, RecordedFolder
@@ -53,7 +53,7 @@ from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 
 RECORD, TABLE, SUMMARY, REJECTED, CODES, GRID = ("predict.json", "metrics.csv", "metrics.json", "rejected.csv",
                                                  "codes.npz", "grid.png")
-ORIGINALS, MADE, MAPS, PICTURES = "originals", "reconstructions", "code_images", "pictures"
+ORIGINALS, MADE, DENOISED, MAPS, PICTURES = "originals", "reconstructions", "denoised", "code_images", "pictures"
 IN_GRID = 8
 COMPARED = ("Each image as the model was given it, on 8 bit, with what its codes alone give back. Means are over all "
             "images that were given, whoever they are of: no benchmark.")
@@ -88,6 +88,9 @@ class PredictSettings(Checked):
     decoder: Annotated[str | None, SAID] = None
     """A texture decoder of train_decoder.py for this VQ-VAE, a folder or a name: reconstructions then have invented
     detail. Without it: the VQ-VAE's own decoder."""
+    denoise: Annotated[str | None, SAID] = None
+    """A denoiser of `vqvae2 train-denoiser` for this VQ-VAE, a folder or a name: also write images without noise. The
+    codes are then those of its encoder, which sees through noise."""
     out: Path
     """Folder that receives all results. The same command goes on there where it was stopped."""
     size: Annotated[int | None, SAID] = None
@@ -146,6 +149,8 @@ class PredictSettings(Checked):
             for level in ("top", "bottom"):
                 expect(not getattr(self, level), f"--{level}", "--nifti beside it", "none", "Give --nifti, or drop it.")
             return
+        expect(self.denoise is None, "--denoise", "no --nifti beside it, which is for whole scans", "both",
+               "Drop --nifti: slices of a scan are denoised one by one.")
         expect(self.per_scan == 1, "--per-scan", "no number with --nifti, which takes every plane", self.per_scan,
                "Leave it out; --extent takes a part of the brain.")
         expect(bool(self.top) or not self.restore, "--restore", "--top beside it, whose codes are sampled", "none",
@@ -224,6 +229,7 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     check_out(settings)
     vqvae = autoencoder.load_vqvae(settings.vqvae[0], distributed.pick_device())
     decoder = texture_decoder.attach(vqvae, settings.decoder, 0)
+    cleaner = settings.denoise and denoiser.load_denoiser(settings.denoise, vqvae)
     shape = shape_for(vqvae, settings)
     recorded = vqvae.config["data"].get("extraction") or {}
     trained = as_before(vqvae.config["settings"])
@@ -233,7 +239,8 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     names = dataset.unique_names([image.file_name for image in given])
     folder = PredictFolder(settings.out, as_dict(settings) | {
         "input": [str(path) for path in settings.input], "out": settings.out.name, "vqvae": settings.vqvae[0],
-        "vqvae_hash": vqvae.hash, "decoder_hash": decoder and decoder.hash})
+        "vqvae_hash": vqvae.hash, "decoder_hash": decoder and decoder.hash,
+        "denoiser_hash": cleaner and cleaner.hash})
     hashes = {name: dataset.pixel_hash(image.pixels) for name, image in zip(names, given)}
     if (report := folder.finished(hashes)) and report.get("rejected") == len(rejected):
         print(f"{len(names)} of {len(names)} images are there already", flush=True)
@@ -244,11 +251,11 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
         folder.tidy()
         return report
     folder.begin(claim, hashes)
-    maps, figures = reconstruct_all(vqvae, given, hashes, settings, folder)
+    maps, figures = reconstruct_all(vqvae, given, hashes, settings, folder, cleaner and cleaner.model)
     maps.save(settings.out / CODES, vqvae.hash, "")
     if rejected:
         files.write_rows(settings.out / REJECTED, rejected)
-    configs = [loaded.config for loaded in (vqvae, decoder) if loaded]
+    configs = [loaded.config for loaded in (vqvae, decoder, cleaner) if loaded]
     seen = {name: set().union(*(config[name] for config in configs))
             for name in ("training_images", "training_subjects")}
     fits = unlikeness.figures(vqvae, lambda: _batches(given, settings.batch))
@@ -257,7 +264,7 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
     slices = {name: {"value": values[name], "from": said.get(name, "default")} for name in OF_SLICES} | {
         "per_scan": {"value": settings.per_scan, "from": "flag"}}
     report = summary(vqvae, given, maps, figures, rejected, seen) | {
-        "decoder_hash": decoder and decoder.hash,
+        "decoder_hash": decoder and decoder.hash, "denoiser_hash": cleaner and cleaner.hash,
         "device": str(next(vqvae.model.parameters()).device),
         **unlikeness.summary(fits),
         "slices": slices if any(image.facts for image in given) else None}
@@ -270,11 +277,13 @@ def _predict(settings: PredictSettings, claim: Claim) -> dict:
 def _write_page(settings: PredictSettings, given: Sequence[InputImage], names: Sequence[str], report: dict,
                 rejected: Sequence[dict[str, str]]) -> None:
     """Write index.html, of what was given and of the files that are there."""
-    hashes = {"vqvae": report["vqvae_hash"], "decoder": report.get("decoder_hash")}
-    runs = ("vqvae", "VQ-VAE", settings.vqvae[0]), ("decoder", "texture decoder", settings.decoder)
+    hashes = {name: report.get(f"{name}_hash") for name in ("vqvae", "decoder", "denoiser")}
+    runs = (("vqvae", "VQ-VAE", settings.vqvae[0]), ("decoder", "texture decoder", settings.decoder),
+            ("denoiser", "denoiser", settings.denoise))
+    made = {"reconstruction": settings.out / MADE} | ({"denoised": settings.out / DENOISED} if settings.denoise else {})
     about = [(what, f"{Path(run).name} ({hashes[key][:8]})") for key, what, run in runs if run and hashes[key]]
     prediction_page.write(settings.out / INDEX, {name: image.pixels for name, image in zip(names, given)},
-                          settings.out / MADE, files.read_rows(settings.out / TABLE), rejected, headline(report),
+                          made, files.read_rows(settings.out / TABLE), rejected, headline(report),
                           [*about, ("software", f"vqvae2 {__version__}")])
 
 
@@ -282,9 +291,10 @@ class PredictFolder(RecordedFolder):
     """The folder of predict.py. An image's codes and figures wait in parts/ until all images are done."""
 
     command, record, made = "predict.py", RECORD, "its images were made with"
-    own = (ORIGINALS, MADE, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED, INDEX)
-    hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash"})
-    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "nifti": False, "restore": False})
+    own = (ORIGINALS, MADE, DENOISED, MAPS, PICTURES, PARTS, CODES, GRID, TABLE, SUMMARY, REJECTED, INDEX)
+    hashes = MappingProxyType({"vqvae": "vqvae_hash", "decoder": "decoder_hash", "denoise": "denoiser_hash"})
+    lacking = MappingProxyType({"decoder": None, "decoder_hash": None, "denoise": None, "denoiser_hash": None,
+                                "nifti": False, "restore": False})
 
     def changed(self) -> list[str]:
         """Return what differs from the settings before."""
@@ -309,10 +319,10 @@ class PredictFolder(RecordedFolder):
     def begin(self, claim: Claim, images: Mapping[str, str]) -> None:
         """Remove what an earlier run wrote of all images together, and of images that are not given any more; write the
         record."""
-        claim.remove_left_overs(ORIGINALS, MADE, MAPS, PICTURES, PARTS)
+        claim.remove_left_overs(ORIGINALS, MADE, DENOISED, MAPS, PICTURES, PARTS)
         gone = [name for name, pixels in self.images.items() if images.get(name) != pixels]
         for old in (INDEX, SUMMARY, TABLE, REJECTED, CODES, GRID,
-                    *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, PICTURES) for name in gone),
+                    *(f"{folder}/{name}.png" for folder in (ORIGINALS, MADE, DENOISED, PICTURES) for name in gone),
                     *(f"{MAPS}/{name}_{level}.png" for level in ("top", "bottom") for name in gone)):
             (self.out / old).unlink(missing_ok=True)
         self.write_record({"vqvae_hash": self.settings["vqvae_hash"], "images": list(images),
@@ -519,10 +529,11 @@ def shape_for(vqvae: autoencoder.TrainedVqvae, settings: PredictSettings) -> tup
 
 
 def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], hashes: Mapping[str, str],
-                    settings: PredictSettings,
-                    folder: PredictFolder) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
+                    settings: PredictSettings, folder: PredictFolder, cleaner: denoiser.Denoiser | None = None,
+                    ) -> tuple[code_maps.CodeMaps, dict[str, dict[str, torch.Tensor]]]:
     """Send images through the codes, write their pictures and the grid; return all codes, and the figures of each.
 
+    With a denoiser, the codes are those of its encoder, and "noise" is one more area of the figures.
     What is there already is not made again, where all images of a batch are there: the last bits of a network's sums
     depend on the batch.
     """
@@ -539,15 +550,22 @@ def reconstruct_all(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage]
             split = dataset.ImageSet(
                 tuple(listing.ImageFile(name, "", "", "") for name in names[start:start + settings.batch]),
                 _stacked([image.pixels for image in part]))
-            maps, made = encoding.reconstruct(vqvae.model, split, settings.batch)
+            if cleaner is None:
+                (maps, made), cleaned, of_noise = encoding.reconstruct(vqvae.model, split, settings.batch), None, {}
+            else:
+                maps, cleaned, estimates = denoising.denoise(vqvae.model, cleaner, split)
+                made, of_noise = encoding.decoded(vqvae.model, maps.levels, settings.batch), {"noise": estimates}
             originals = split.bytes()
             levels.append(maps.levels)
-            figures.append(similarity.image_figures(originals, made))
+            figures.append(similarity.image_figures(originals, made) | of_noise)
             for item, image in enumerate(part):
                 own = {level: codes[item:item + 1] for level, codes in maps.levels.items()}
                 rows = _rows(originals[item:item + 1], made[item:item + 1], own, size)
+                if cleaned is not None:
+                    rows.append(("denoised", cleaned[item:item + 1]))
                 _write(settings.out, image, split.names[item], rows, own, size,
-                       {name: values[item].item() for name, values in figures[-1]["full"].items()})
+                       {f"{area} {name}": values[item].item() for area, of_area in figures[-1].items()
+                        for name, values in of_area.items()})
                 folder.keep(split.names[item], hashes[split.names[item]], own, {
                     area: {name: values[item:item + 1] for name, values in of_area.items()}
                     for area, of_area in figures[-1].items()})
@@ -588,8 +606,12 @@ def _write(out: Path, given: InputImage, name: str, rows: Sequence[plots.Row],
     plots.save_picture(plots.image_grid(made, 1, gap=0), out / MADE / f"{name}.png")
     for level, codes in levels.items():
         plots.save_picture(plots.code_map_picture(codes, size), out / MAPS / f"{name}_{level}.png")
-    texts = [name, f"SSIM {figures['ssim']:.3f}, PSNR {figures['psnr']:.1f} dB", f"mean {figures['mae']:.4f} of 0…1",
+    texts = [name, f"SSIM {figures['full ssim']:.3f}, PSNR {figures['full psnr']:.1f} dB",
+             f"mean {figures['full mae']:.4f} of 0…1",
              *(f"{codes.shape[2]} by {codes.shape[1]} codes" for codes in levels.values())]
+    if "noise before" in figures:
+        plots.save_picture(plots.image_grid(rows[-1][1], 1, gap=0), out / DENOISED / f"{name}.png")
+        texts.append(f"noise {figures['noise before']:.3f} before, {figures['noise after']:.3f} after")
     plots.save_picture(plots.side_by_side([plots.strip([row], captions=[text]) for row, text in zip(rows, texts)]),
                        out / PICTURES / f"{name}.png")
 
@@ -638,6 +660,8 @@ def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: 
     named = [image.facts.get("subject") or listing.subject_in_name(image.file_name, trained) for image in given]
     subjects = [name or image.file_name for name, image in zip(named, given)]
     grids = [tuple(codes.shape[1:]) for codes in maps.levels.values()]
+    of_all = {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
+              for area, of_area in figures.items()}
     return {
         "schema": 1, "made_by": "predict.py", "compared": COMPARED, "images": len(given),
         "rejected": len(rejected),
@@ -649,8 +673,8 @@ def summary(vqvae: autoencoder.TrainedVqvae, given: Sequence[InputImage], maps: 
             "images": sum(dataset.pixel_hash(image.pixels) in seen["training_images"] for image in given),
             "subjects": len({name for name in named
                              if name and dataset.subject_hash(name) in seen["training_subjects"]})},
-        "reconstruction": {area: {name: statistics.summarise(values, subjects, 0) for name, values in of_area.items()}
-                           for area, of_area in figures.items()},
+        "reconstruction": {area: of_all[area] for area in ("full", "brain")},
+        **({"noise": of_all["noise"]} if "noise" in of_all else {}),
         "codes": {level: coding.codebook_figures(coding.code_counts(codes, size))
                   for level, codes in maps.levels.items()},
         "raw_bits_per_pixel": coding.raw_bits_per_pixel([size] * len(grids), grids, height * width),
@@ -679,6 +703,11 @@ def headline(report: dict) -> list[str]:
         "size"] else ", to --size; the model was trained at {1} by {0} pixels".format(*report["trained_at"])
     lines += [f"{what}: {number} of {report['images']} image(s){to_size * (what != GREY)} (see {TABLE})"
               for what, number in report["changes"].items() if number and what != SLICE]
+    if found := report.get("noise"):
+        before, after = (statistics.as_text(found[when]["mean"], 3) for when in ("before", "after"))
+        lines += [f"noise inside the brain, estimated: {before} before, {after} after, on the range 0…1 (fine anatomy "
+                  "counts as noise)", "warning: what is small or faint may be weaker in denoised/, or gone: measure in "
+                  "the originals (docs/denoising.md says how much is lost)"]
     if report.get("decoder_hash"):
         lines.append("warning: --decoder has invented the finest detail of these reconstructions")
     for name, (what, question) in unlikeness.WORDS.items():

@@ -27,39 +27,41 @@ from vqvae2.evaluation.widgets import (
 )
 
 MOST_SHOWN, MOST_ROWS = 24, 500
-FIGURES = (("ssim", "SSIM", 3), ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1), ("mae", "MAE", 4))
-"""Columns of metrics.csv that the page shows, and the digits behind the point."""
+FIGURES = (("noise_before", "noise before", 3), ("noise_after", "noise after", 3), ("ssim", "SSIM", 3),
+           ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1), ("mae", "MAE", 4))
+"""Columns of metrics.csv that the page shows, where they are there, and the digits behind the point."""
 OF_SCANS = (("ssim", "SSIM", 3), ("brain_ssim", "SSIM, brain", 3), ("psnr", "PSNR (dB)", 1),
             ("volume_mae", "MAE, volume", 4), ("resampling_mae", "MAE without a model", 4))
 """The same of whole scans."""
 
 
-def write(out: Path, originals: Mapping[str, np.ndarray], made: Path, rows: Sequence[Mapping[str, str]],
+def write(out: Path, originals: Mapping[str, np.ndarray], made: Mapping[str, Path], rows: Sequence[Mapping[str, str]],
           rejected: Sequence[Mapping[str, str]], said: Sequence[str], about: Sequence[tuple[str, str]]) -> None:
     """Write the page.
 
     Args:
         out: the page.
         originals: the images as the model was given them, uint8 or uint16 `[channels, height, width]`, by name.
-        made: the folder of the reconstructions.
+        made: the folders of the reconstructions, and of what else is made of each image, by what it is called.
         rows: those of metrics.csv, in the order of `originals`. rejected: rows of input and reason.
         said: what the command says of all images; a line that begins with `warning` is made conspicuous.
         about: facts of the run, as (name, text).
     """
     shown = list(originals)[:MOST_SHOWN]
-    pictures = embedded({**{(name, 0): _picture(originals[name]) for name in shown},
-                         **{(name, 1): made / f"{name}.png" for name in shown}})
+    figures = [figure for figure in FIGURES if rows and figure[0] in rows[0]]
+    pictures = embedded({**{(name, ""): _picture(originals[name]) for name in shown},
+                         **{(name, what): folder / f"{name}.png" for name in shown for what, folder in made.items()}})
     pairs = [Pair(name, f"{name}: SSIM {_text(row, 'ssim', 3)}, inside the brain {_text(row, 'brain_ssim', 3)}, PSNR "
-                        f"{_text(row, 'psnr', 1)} dB", pictures[name, 0], [pictures[name, 1]])
-             for name, row in zip(shown, rows) if (name, 0) in pictures and (name, 1) in pictures]
-    lines = [Line(row["image"], (*(Cell(_text(row, key, digits)) for key, _, digits in FIGURES),
+                        f"{_text(row, 'psnr', 1)} dB", pictures[name, ""], [pictures[name, what] for what in made])
+             for name, row in zip(shown, rows) if all((name, what) in pictures for what in ("", *made))]
+    lines = [Line(row["image"], (*(Cell(_text(row, key, digits)) for key, _, digits in figures),
                                  "; ".join(filter(None, (row.get("changes", ""), "seen in training" * (
                                      row.get("seen_in_training") == "1")))) or "–", row["input"]))
              for row in rows[:MOST_ROWS]]
     body = [section("In short", _notices(said)),
-            section("Originals and reconstructions", viewer(pairs, ["reconstruction"]),
+            section("Originals and reconstructions", viewer(pairs, list(made)),
                     _more(len(originals) - len(pairs), "image", "in pictures/ and reconstructions/")),
-            section("Each image", table(["image", *(title for _, title, _ in FIGURES), "changed", "input"], lines,
+            section("Each image", table(["image", *(title for _, title, _ in figures), "changed", "input"], lines,
                                         "figures of each image"), _more(len(rows) - len(lines), "image",
                                                                         "in metrics.csv")),
             _failed(rejected)]

@@ -40,7 +40,7 @@ References
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,36 +229,65 @@ class Vqvae(Pretrained, nn.Module):
         Args:
             place: the images' place in the step, which training codebooks need.
         """
-        levels, predicted, missed = self._quantise(images, place)
-        features = predicted + levels["bottom"].vectors if "bottom" in levels else None
-        return Reconstruction(self._decode(levels["top"].vectors, features),
+        return self.reconstructed(self.vectors(images), place)
+
+    def vectors(self, images: torch.Tensor, parts: Mapping[str, nn.Module] | None = None) -> dict[str, torch.Tensor]:
+        """Return what the encoder makes of `images` in 0…1, `[batch, embedding_dim, height, width]` of each level.
+
+        The top's vectors are those that are quantised; the bottom's are what the top is to predict.
+
+        Args:
+            parts: the networks of another encoder of this form, by their names here.
+        """
+        parts = self._modules if parts is None else parts
+        features = parts["encoder"]((images - self.mean) / self.deviation)
+        if self.settings.levels == 1:
+            return {"top": parts["to_top"](features)}
+        return {"top": parts["to_top"](parts["top_encoder"](features)), "bottom": parts["to_bottom"](features)}
+
+    def reconstructed(self, vectors: dict[str, torch.Tensor], place: BatchPlace | None = None) -> Reconstruction:
+        """Quantise and decode what `vectors` has returned; `place` as for `forward`."""
+        levels, predicted, missed = self._quantise(vectors, place)
+        found = {"top": levels["top"].vectors}
+        if "bottom" in levels:
+            found["bottom"] = predicted + levels["bottom"].vectors
+        return Reconstruction(self.decode_vectors(found),
                               {level: made.codes for level, made in levels.items()},
                               sum(made.commitment for made in levels.values()),
                               sum(made.codebook for made in levels.values()), missed)
 
-    def _quantise(self, images: torch.Tensor, place: BatchPlace | None,
-                  ) -> tuple[dict[str, Quantized], torch.Tensor, torch.Tensor]:
+    def lookup(self, codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the embeddings of codes, in the form of `vectors`; without bottom codes, what the top predicts."""
+        vectors = {"top": self.quantizers["top"].lookup(codes["top"])}
+        if self.settings.levels == 2:
+            vectors["bottom"] = self.top_decoder(vectors["top"])
+        if "bottom" in codes:
+            vectors["bottom"] = vectors["bottom"] + self.quantizers["bottom"].lookup(codes["bottom"])
+        return vectors
+
+    def decode_vectors(self, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the images, about 0…1, of vectors in the form of `vectors`, as they are."""
+        top = vectors["top"]
+        if "bottom" in vectors:
+            above = self.top_upsample(top)
+            top = torch.cat([above, vectors["bottom"].to(above.dtype)], 1)
+        return self.decoder(top) * self.deviation + self.mean
+
+    def _quantise(self, vectors: dict[str, torch.Tensor], place: BatchPlace | None,
+                  ) -> tuple[dict[str, Quantized], torch.Tensor | None, torch.Tensor]:
         """Return each level's quantised vectors, the features that the top predicts, and by how much it missed."""
-        features = self.encoder((images - self.mean) / self.deviation)
+        top = self.quantizers["top"](vectors["top"], place)
         if self.settings.levels == 1:
-            only = self.quantizers["top"](self.to_top(features), place)
-            return {"top": only}, features, torch.zeros_like(only.commitment)
-        top = self.quantizers["top"](self.to_top(self.top_encoder(features)), place)
-        wanted, predicted = self.to_bottom(features), self.top_decoder(top.vectors)
+            return {"top": top}, None, torch.zeros_like(top.commitment)
+        wanted, predicted = vectors["bottom"], self.top_decoder(top.vectors)
         bottom = self.quantizers["bottom"](wanted - predicted.detach(), place)  # see the second NOTE
         # The encoder is not to make its features easy to predict: only the prediction learns from this error.
         missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
         return {"top": top, "bottom": bottom}, predicted, missed
 
-    def _decode(self, top: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        if features is not None:
-            above = self.top_upsample(top)
-            top = torch.cat([above, features.to(above.dtype)], 1)
-        return self.decoder(top) * self.deviation + self.mean
-
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each level's codes `[batch, height, width]` of `images` in 0…1."""
-        return {level: made.codes for level, made in self._quantise(images, None)[0].items()}
+        return {level: made.codes for level, made in self._quantise(self.vectors(images), None)[0].items()}
 
     def decode(self, codes: dict[str, torch.Tensor], *, softly: bool = False) -> torch.Tensor:
         """Return images `[batch, channels, height, width]`, clipped to 0…1, of each level's codes.
@@ -267,11 +296,7 @@ class Vqvae(Pretrained, nn.Module):
             codes: without those of the bottom level, the image is what the top codes alone predict.
             softly: without the texture decoder, even where there is one.
         """
-        top = self.quantizers["top"].lookup(codes["top"])
-        features = self.top_decoder(top) if self.settings.levels == 2 else None
-        if "bottom" in codes:
-            features = features + self.quantizers["bottom"].lookup(codes["bottom"])
-        soft = self._decode(top, features).clamp(0, 1)
+        soft = self.decode_vectors(self.lookup(codes)).clamp(0, 1)
         return soft if softly or self.texture is None else self.texture(soft, codes).clamp(0, 1)
 
     def update_codebooks(self) -> None:

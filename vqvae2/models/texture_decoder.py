@@ -131,7 +131,7 @@ class TextureDecoder(Pretrained, nn.Module):
             detail: `[batch, channels, height, width]` in deviations, at the `times` `[batch]` in 0…1.
             soft: pictures `[batch, channels, height, width]` in 0…1.
         """
-        return self.net(torch.cat([detail, _centred(soft)], 1), times)
+        return self.net(torch.cat([detail, centred(soft)], 1), times)
 
     def forward(self, soft: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return pictures `[batch, channels, height, width]`, about 0…1, of soft ones in 0…1.
@@ -140,7 +140,7 @@ class TextureDecoder(Pretrained, nn.Module):
             noise: `[batch, noise_channels, height, width]`, of the standard normal distribution.
         """
         if not self.is_flow:
-            return soft + self.deviation * self.net(torch.cat([noise, _centred(soft)], 1))
+            return soft + self.deviation * self.net(torch.cat([noise, centred(soft)], 1))
         steps, detail = self.settings.flow_steps, noise
         times = torch.linspace(0, 1, steps + 1, dtype=soft.dtype, device=soft.device).pow(EARLY)
         for step, (now, then) in enumerate(itertools.pairwise(times[:, None].expand(-1, len(soft))), 1):
@@ -152,8 +152,9 @@ class TextureDecoder(Pretrained, nn.Module):
         return soft + self.deviation * detail
 
 
-def _centred(soft: torch.Tensor) -> torch.Tensor:
-    return soft * 4 - 1
+def centred(pictures: torch.Tensor) -> torch.Tensor:
+    """Return pictures in 0…1 as a network sees them best, since most of them is dark."""
+    return pictures * 4 - 1
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Config(Checked):
     data: DataFacts | None = None
     data_hash: str | None = None
     vqvae_hash: str | None = None
+    vqvae_settings: dict[str, object] | None = None
     init_hash: str | None = None
     facts_hash: str | None = None
     image_shape: tuple[int, int, int] | None = None

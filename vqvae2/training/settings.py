@@ -78,3 +78,15 @@ class TrainDecoder(DecoderSettings, PresetSettings, TrainingSettings):
         ("ema", lambda decay: 0 <= decay < 1, "0 <= DECAY < 1", "The default is 0.999."),
         ("ssim_weight adversarial_weight adversarial_steps", lambda value: value >= 0, "0 or more",
          "See --help for defaults."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiser(TrainingSettings):
+    """Settings of `vqvae2 train-denoiser`."""
+
+    vqvae: Annotated[str, tyro.conf.arg(aliases=["-m"])]
+    """The VQ-VAE whose codes noisy images are to have: a folder, or a name in results/*/ or pretrained/."""
+    noise: float = 0.1
+    """Largest deviation of the Rician noise on images of 0…1; each image has its own amount, from 0 to this."""
+
+    RULES = (("noise", lambda deviation: 0 < deviation <= 0.5, "0 < DEVIATION <= 0.5", "The default is 0.1."),)
