@@ -29,8 +29,8 @@ STEP = 16
 OFFSET = 0.381966
 """The share of a step that is added before rounding down."""
 MARGIN = 2.0**-35
-"""Least change of P_k that may change its rounding: 300 times the noise that was measured, or more. One code in 8000
-comes closer."""
+"""Least change of P_k that may change its rounding: 3000 times the noise that was measured. One code in 7000 comes
+closer."""
 
 
 def ends(logits: torch.Tensor) -> np.ndarray:
