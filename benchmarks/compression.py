@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from vqvae2.common import statistics
 from vqvae2.common.progress import Bar
 from vqvae2.compression import code_streams, container, models
-from vqvae2.evaluation import surprise
+from vqvae2.evaluation import rates, surprise
 from vqvae2.images import dataset
 from vqvae2.images.settings import DataSettings
 from vqvae2.metrics import similarity, texture
@@ -38,6 +38,7 @@ from vqvae2.sampling import sampler
 
 HIGH = 32
 """Cycles a picture."""
+FIGURES = {"ssim": "SSIM", "brain_ssim": "SSIM inside the brain", "psnr": "PSNR", "brain_psnr": "PSNR inside the brain"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def webp(image: np.ndarray, quality: float) -> bytes:
 
 def avif(image: np.ndarray, quality: float) -> bytes:
     """AVIF of one channel."""
-    return imagecodecs.avif_encode(as_colours(image), level=quality, speed=2, pixelformat="400")
+    return imagecodecs.avif_encode(as_colours(image), level=quality, speed=2, numthreads=1, pixelformat="400")
 
 
 def jpeg_xl(image: np.ndarray, distance: float) -> bytes:
@@ -154,14 +155,15 @@ def main() -> None:
     own_figures = figures_of(originals, made)
     tables = {"Whole files": [row("**VQ-VAE and priors**", whole, 1, own_figures, originals)],
               "Without headers": [row("**VQ-VAE and priors**", bare, 1, own_figures, originals)]}
-    curves = {}
+    curves: dict[str, list[dict[str, float]]] = {}
     for name, (encode, decode, settings) in Bar(CODECS.items(), desc="codecs", unit="codec"):
         files = [[encode(image, setting) for image in images] for setting in settings]
         sizes = np.array([[len(data) for data in row] for row in files])  # [settings, images]
         found = [figures_of(originals, torch.from_numpy(np.stack([grey(decode(data)) for data in row]))[:, None])
                  for row in files]
         ssim = np.stack([each["ssim"] for each in found])
-        curves[name] = (sizes.mean(1) * 8 / (height * width), ssim.mean(1))
+        curves[name] = [{"bits_per_pixel": size, **{key: float(np.nanmean(values)) for key, values in each.items()}}
+                        for size, each in zip((sizes.mean(1) * 8 / (height * width)).tolist(), found)]
         least = min(len(encode(np.full((height, width), level, np.uint8), setting))
                     for level in (0, 128) for setting in settings)
         for title, cost, budget in (("Whole files", sizes, whole), ("Without headers", sizes - least, bare)):
@@ -174,9 +176,14 @@ def main() -> None:
     for title, rows in tables.items():
         print(f"{title}:\n\n{head}\n|---|" + "---:|" * 8)
         print("\n".join(rows) + "\n")
+    own_means = {key: float(np.nanmean(values)) for key, values in own_figures.items()}
+    print("Bits a pixel of whole files for figures as good:\n\n| | " + " | ".join(FIGURES.values()) + " |\n|---|" +
+          "---:|" * len(FIGURES))
+    for name, points in curves.items():
+        needed = (rates.rate_needed(points, "bits_per_pixel", key, own_means[key]) for key in FIGURES)
+        print(f"| {name} | " + " | ".join("–" if rate is None else f"{rate:.2f}" for rate in needed) + " |")
     if given.picture is not None:
-        draw(given.picture, curves, whole.mean() * 8 / (height * width), bare.mean() * 8 / (height * width),
-             own_figures["ssim"].mean())
+        draw(given.picture, curves, whole.mean() * 8 / (height * width), bare.mean() * 8 / (height * width), own_means)
 
 
 def speed(given: Given, own: models.Models, split: dataset.ImageSet) -> None:
@@ -204,22 +211,23 @@ def speed(given: Given, own: models.Models, split: dataset.ImageSet) -> None:
         print(f"| {name} | {best[name]:.1f} | {len(split) / best[name]:.1f} | {ratio} |")
 
 
-def draw(path: Path, curves: dict, whole: float, bare: float, ssim: float) -> None:
-    """Write a picture of SSIM over the rate."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axis = figure.subplots()
-    for (name, (rates, values)), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")):
-        order = np.argsort(rates)
-        axis.plot(rates[order], values[order], ".-", color=colour, label=f"{name}, whole files")
-    axis.plot([whole], [ssim], "ko", label="VQ-VAE and priors, whole file")
-    axis.plot([bare], [ssim], "k^", label="VQ-VAE and priors, without header")
-    axis.set(xscale="log", xlabel="rate (bits a pixel, log scale)", ylabel="SSIM, full picture",
-             xlim=(0.1, 2.5), ylim=(0.5, 1))
-    axis.set_xticks((0.1, 0.2, 0.5, 1, 2), ("0.1", "0.2", "0.5", "1", "2"))
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
+def draw(path: Path, curves: dict, whole: float, bare: float, own: dict[str, float]) -> None:
+    """Write a picture of SSIM over the rate, in the full picture and inside the brain."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axis, key in zip(figure.subplots(1, 2), ("ssim", "brain_ssim")):
+        for (name, points), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")):
+            points = sorted(points, key=lambda point: point["bits_per_pixel"])
+            axis.plot([point["bits_per_pixel"] for point in points], [point[key] for point in points], ".-",
+                      color=colour, label=f"{name}, whole files")
+        axis.plot([whole], [own[key]], "ko", label="VQ-VAE and priors, whole file")
+        axis.plot([bare], [own[key]], "k^", label="VQ-VAE and priors, without header")
+        axis.set(xscale="log", xlabel="rate (bits a pixel, log scale)", ylabel=FIGURES[key], xlim=(0.1, 2.5),
+                 ylim=(0.5, 1))
+        axis.set_xticks((0.1, 0.2, 0.5, 1, 2), ("0.1", "0.2", "0.5", "1", "2"))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":
