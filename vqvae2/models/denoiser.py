@@ -8,7 +8,7 @@ too.
 The picture of the codes lacks the fine detail that no code holds, noise or not. So a second network sees that picture
 and the noisy image, and says what of the noisy image is noise (a residual network, as in Zhang 2017 [1]). It was
 trained on squared error alone, whose best answer is the mean of all likely images: it blurs what noise hides, and
-invents little.
+invents less than one that is trained to look sharp.
 
 [1] Zhang, Zuo, Chen, Meng, Zhang 2017, Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising.
 """
