@@ -140,9 +140,10 @@ def slow_bits(network, image):
     for row, column in np.ndindex(height, width):
         places = network.past + np.array([row, column])
         inputs = [image[up, left] if up >= 0 and 0 <= left < width else 0 for up, left in places]
-        belief, value = network(np.array([inputs])), int(image[row, column])
-        black = belief.zero[0] / coder.TOTAL
-        low, high, first, end = network.below(belief, np.array([[value, value + 1, 1, 256]]), 8)[0].astype(float)
+        answers, value = network(np.array([inputs])), int(image[row, column])
+        black = network.black(answers)[0] / coder.TOTAL
+        edges = np.array([[value, value + 1, 1, 256]])
+        low, high, first, end = network.below(network.mixture(answers), edges, 8)[0].astype(float)
         found -= np.log2((1 - black) * (high - low) / (end - first) if value else black)
     return found
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from vqvae2.common.errors import UserError, expect
 from vqvae2.compression import coder
-from vqvae2.compression.pixel_network import Belief, PixelNetwork
+from vqvae2.compression.pixel_network import Mixture, PixelNetwork
 from vqvae2.runs import weights
 
 KIND = "lossless"
@@ -71,20 +71,18 @@ class ResidualCoder:
         order = np.concatenate(steps)
         step_of = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
         return [self._encoded(image.ravel()[order].astype(np.int64), step_of,
-                              sight.belief(number * image.size + order), 8 * image.itemsize)
+                              sight.answers(number * image.size + order), 8 * image.itemsize)
                 for number, image in enumerate(images)]
 
-    def _encoded(self, values: np.ndarray, step_of: np.ndarray, belief: Belief, bits: int) -> bytes:
-        """Return the bytes of one image, given its pixels in their order, the step of each, and what is believed."""
-        bright = np.flatnonzero(values)
-        spreads = _spreads(bits)
+    def _encoded(self, values: np.ndarray, step_of: np.ndarray, answers: np.ndarray, bits: int) -> bytes:
+        """Return the bytes of one image, given, in the order of coding, its pixels, their steps, and the answers."""
+        bright, spreads, black = np.flatnonzero(values), _spreads(bits), self.network.black(answers)
         times = [step_of * (1 + len(spreads))]
-        lows, highs = [np.where(values, belief.zero, 0)], [np.where(values, coder.TOTAL, belief.zero)]
-        belief, rest = belief[bright], values[bright] - 1
+        lows, highs = [np.where(values, black, 0)], [np.where(values, coder.TOTAL, black)]
+        mixture, rest = self.network.mixture(answers[bright]), values[bright] - 1
         for number, spread in enumerate(spreads):
-            digit = rest // spread % DIGITS
-            ends, known = digit[:, None] + [0, 1], rest - rest % (spread * DIGITS)
-            low, high = self._cumulative(belief, known, ends, spread, bits).T
+            ends, known = (rest // spread % DIGITS)[:, None] + [0, 1], rest - rest % (spread * DIGITS)
+            low, high = self._cumulative(mixture, known, ends, spread, bits).T
             times.append(times[0][bright] + 1 + number)
             lows.append(low)
             highs.append(high)
@@ -107,15 +105,16 @@ class ResidualCoder:
         starts = np.arange(count)[:, None] * images[0].size if count else np.zeros((0, 1), np.int64)
         for step in _steps(*shape) if count else ():
             pixels = (starts + step).ravel()
-            belief = sight.belief(pixels)
-            tables = np.stack([belief.zero, coder.TOTAL - belief.zero], 1)
-            is_bright = _decoded(decoders, tables, np.full(count, len(step)))
+            answers = sight.answers(pixels)
+            black = self.network.black(answers)
+            is_bright = _decoded(decoders, np.stack([black, coder.TOTAL - black], 1), np.full(count, len(step)))
             bright, counts = np.flatnonzero(is_bright), is_bright.reshape(count, -1).sum(1)
             if not len(bright):
                 continue
-            pixels, belief, rest = pixels[bright], belief[bright], np.zeros(len(bright), np.int64)
+            pixels, mixture = pixels[bright], self.network.mixture(answers[bright])
+            rest = np.zeros(len(bright), np.int64)
             for spread in _spreads(bits):
-                every = self._cumulative(belief, rest, np.arange(DIGITS + 1)[None], spread, bits)
+                every = self._cumulative(mixture, rest, np.arange(DIGITS + 1)[None], spread, bits)
                 rest += spread * _decoded(decoders, np.diff(every), counts)
             if rest.max() >= (1 << bits) - 1:
                 raise ValueError("bytes of a pixel that is brighter than white")
@@ -123,15 +122,18 @@ class ResidualCoder:
             sight.show(pixels, images.reshape(-1)[pixels])
         return images
 
-    def _cumulative(self, belief: Belief, start: np.ndarray, digits: np.ndarray, spread: int, bits: int) -> np.ndarray:
+    def _cumulative(self, mixture: Mixture, known: np.ndarray, digits: np.ndarray, spread: int,
+                    bits: int) -> np.ndarray:
         """Return how often, of coder.TOTAL, the next digit of n pixels is smaller than `digits` `[n, m]`.
 
         Args:
-            start: the value less 1, as far as its digits are known, `[n]`. spread: what 1 in the digit stands for.
+            known: the value less 1, as far as its digits are known, `[n]`. spread: what 1 in the digit stands for.
         """
-        ends = self.network.below(belief, start[:, None] + spread * np.array([0, DIGITS]) + 1, bits)
-        found = self.network.below(belief, start[:, None] + spread * digits + 1, bits) - ends[:, :1]
-        return found * (coder.TOTAL - DIGITS) // (ends[:, 1:] - ends[:, :1]) + digits
+        places = np.concatenate([np.broadcast_to([0, DIGITS], (len(known), 2)),
+                                 np.broadcast_to(digits, (len(known), digits.shape[1]))], 1)
+        below = self.network.below(mixture, known[:, None] + spread * places + 1, bits)
+        start, end = below[:, :1], below[:, 1:2]
+        return (below[:, 2:] - start) * (coder.TOTAL - DIGITS) // (end - start) + digits
 
 
 class _Sight:
@@ -164,15 +166,16 @@ class _Sight:
             values = (values.astype(np.int64) + 128) // 257
         self._images[self._places[pixels]] = values
 
-    def belief(self, pixels: np.ndarray) -> Belief:
-        """Return what the network says of pixels `[m]`."""
+    def answers(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the network's answers for pixels `[m]`."""
         places = self._places[pixels]
         inputs = np.concatenate([array[places[:, None] + around] for array, around in self._seen], 1)
         busy = np.flatnonzero(inputs.any(1))
-        answers = [self._network(inputs[busy[first:first + AT_A_TIME]]) for first in range(0, len(busy), AT_A_TIME)]
-        which = np.zeros(len(pixels), np.int64)
-        which[busy] = np.arange(1, len(busy) + 1)
-        return Belief.joined([self._quiet, *answers])[which]
+        found = np.repeat(self._quiet, len(pixels), 0)
+        for first in range(0, len(busy), AT_A_TIME):
+            some = busy[first:first + AT_A_TIME]
+            found[some] = self._network(inputs[some])
+        return found
 
 
 def _steps(height: int, width: int) -> list[np.ndarray]:
