@@ -1,13 +1,14 @@
-"""Slices without loss: our bytes beside those of common formats, and slices a second on one thread.
+"""Slices without loss: our bytes beside those of common formats, and slices a second of one thread.
 
     python benchmarks/lossless.py --data slices-64 slices-128 slices-256 slices-128-16
     python benchmarks/lossless.py --data slices-128 --split validate --coder residual-64
 
 For each folder a table of the means over the test people's slices, evenly chosen: bits per pixel of whole files, bare
-codestreams where a format has them; the ratio to JPEG XL (effort 7); slices a second. Ours are the bytes of an image in
-a compressed file, without the file's own header. Each format decodes its own files, and must give back every bit. Our
-slices are coded `--batch` at a time, and their network, like the formats' programs, is not counted: it has learned
-from slices of other people of the same study, and the formats know nothing of brains.
+codestreams where a format has them; the ratio to JPEG XL (effort 7); slices in a second of the processor's time, so
+that other work beside it counts little. Ours are the bytes of an image in a compressed file, without the file's own
+header. Each format decodes its own files, and must give back every bit. Our slices are coded `--batch` at a time, and
+their network, like the formats' programs, is not counted: it has learned from slices of other people of the same study,
+and the formats know nothing of brains.
 """
 
 import sys
@@ -91,23 +92,23 @@ def main(arguments: list[str] | None = None) -> None:
 def _ours(coder: ResidualCoder, images: np.ndarray, batch: int) -> tuple[float, float, float]:
     """Return bits per pixel and slices a second of encoding and decoding."""
     bits, parts = 8 * images.itemsize, [images[first:first + batch] for first in range(0, len(images), batch)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     payloads = [coder.encode(part) for part in parts]
-    middle = time.perf_counter()
+    middle = time.process_time()
     found = np.concatenate([coder.decode(part, None, images.shape[1:], bits) for part in payloads])
     return _row(images, [payload for part in payloads for payload in part], found, begin, middle)
 
 
 def _measured(images: np.ndarray, encode: Callable, decode: Callable) -> tuple[float, float, float]:
     """Return the same of a format."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     files = [encode(np.ascontiguousarray(image)) for image in images]
-    middle = time.perf_counter()
+    middle = time.process_time()
     return _row(images, files, np.stack([decode(file) for file in files]), begin, middle)
 
 
 def _row(images: np.ndarray, files: list[bytes], found: np.ndarray, begin: float, middle: float) -> tuple[float, ...]:
-    end = time.perf_counter()
+    end = time.process_time()
     checks.expect(np.array_equal(found, images), "decoded images", "the originals", "others", "A bug.")
     return (8 * sum(map(len, files)) / images.size, len(images) / (middle - begin), len(images) / (end - middle))
 
