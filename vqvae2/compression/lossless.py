@@ -8,6 +8,9 @@ At each t are written, of all its pixels: whether it is 0; then, of those that a
 DIGIT_BITS bits, all first digits before all second ones. The bytes of an image are those of the range coder, coder.py.
 The neighbours beyond the image's edge are 0. The network sees 8 bits of each pixel: those of an image of 16 bits are
 rounded. Where it sees only zeros, as in most of a background, its answer is always the same, and is computed once.
+
+An image that would need as many bytes as its pixels, or more, is stored as its pixels, row by row, those of 16 bits
+with their lower byte first. Its number of bytes tells it from others.
 """
 
 from collections.abc import Sequence
@@ -65,16 +68,21 @@ class ResidualCoder:
         expect(images.dtype in (np.uint8, np.uint16) and images.ndim == 3, "images",
                "grey ones of 8 or 16 bits to compress without loss", f"{images.dtype} of shape {images.shape}",
                "Convert them to grey.")
+        plain = [image.astype(_stored(8 * image.itemsize)).tobytes() for image in images]
+        return [min(pair, key=len) for pair in zip(plain, self._encoded(images, reconstructions))]
+
+    def _encoded(self, images: np.ndarray, reconstructions: np.ndarray | None) -> list[bytes]:
+        """Return the coder's bytes of each image, also where these are more than the pixels."""
         sight = _Sight(self.network, images.shape, reconstructions)
         sight.show(np.arange(images.size), images.ravel())
         steps = _steps(*images.shape[1:])
         order = np.concatenate(steps)
         step_of = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
-        return [self._encoded(image.ravel()[order].astype(np.int64), step_of,
-                              sight.answers(number * image.size + order), 8 * image.itemsize)
+        return [self._encoded_image(image.ravel()[order].astype(np.int64), step_of,
+                                    sight.answers(number * image.size + order), 8 * image.itemsize)
                 for number, image in enumerate(images)]
 
-    def _encoded(self, values: np.ndarray, step_of: np.ndarray, answers: np.ndarray, bits: int) -> bytes:
+    def _encoded_image(self, values: np.ndarray, step_of: np.ndarray, answers: np.ndarray, bits: int) -> bytes:
         """Return the bytes of one image, given, in the order of coding, its pixels, their steps, and the answers."""
         bright, spreads, black = np.flatnonzero(values), _spreads(bits), self.network.black(answers)
         times = [step_of * (1 + len(spreads))]
@@ -98,16 +106,29 @@ class ResidualCoder:
         Raises: ValueError where the bytes cannot be those of images of this form; usually other bytes give other
             images without any error, so that a file should hold a checksum too.
         """
+        images = np.zeros((len(payloads), *shape), _stored(bits))
+        plain = np.array([len(payload) == images[0].nbytes for payload in payloads], bool)
+        for number in np.flatnonzero(plain):
+            images[number] = np.frombuffer(payloads[number], images.dtype).reshape(shape)
+        coded = np.flatnonzero(~plain)
+        if len(coded):
+            seen = None if reconstructions is None else reconstructions[coded]
+            images[coded] = self._decoded([payloads[number] for number in coded], seen, shape, bits)
+        return images.astype(images.dtype.newbyteorder("="))
+
+    def _decoded(self, payloads: list[bytes], reconstructions: np.ndarray | None, shape: tuple[int, int],
+                 bits: int) -> np.ndarray:
+        """Return the images of the coder's bytes, at least one."""
         count = len(payloads)
         images = np.zeros((count, *shape), np.uint8 if bits == 8 else np.uint16)
         sight = _Sight(self.network, images.shape, reconstructions)
         decoders = [coder.Decoder(payload) for payload in payloads]
-        starts = np.arange(count)[:, None] * images[0].size if count else np.zeros((0, 1), np.int64)
-        for step in _steps(*shape) if count else ():
+        starts = np.arange(count)[:, None] * images[0].size
+        for step in _steps(*shape):
             pixels = (starts + step).ravel()
             answers = sight.answers(pixels)
             black = self.network.black(answers)
-            is_bright = _decoded(decoders, np.stack([black, coder.TOTAL - black], 1), np.full(count, len(step)))
+            is_bright = _symbols(decoders, np.stack([black, coder.TOTAL - black], 1), np.full(count, len(step)))
             bright, counts = np.flatnonzero(is_bright), is_bright.reshape(count, -1).sum(1)
             if not len(bright):
                 continue
@@ -115,7 +136,7 @@ class ResidualCoder:
             rest = np.zeros(len(bright), np.int64)
             for spread in _spreads(bits):
                 every = self._cumulative(mixture, rest, np.arange(DIGITS + 1)[None], spread, bits)
-                rest += spread * _decoded(decoders, np.diff(every), counts)
+                rest += spread * _symbols(decoders, np.diff(every), counts)
             if rest.max() >= (1 << bits) - 1:
                 raise ValueError("bytes of a pixel that is brighter than white")
             images.reshape(-1)[pixels] = rest + 1
@@ -191,6 +212,11 @@ def _spreads(bits: int) -> list[int]:
     return [1 << place for place in range(bits - DIGIT_BITS, -1, -DIGIT_BITS)]
 
 
+def _stored(bits: int) -> np.dtype:
+    """Return the type of pixels of so many bits in an image that is stored as its pixels."""
+    return np.dtype(f"<u{bits // 8}")
+
+
 def _only_the_ends(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return symbols and tables of three that give the same bytes as the tables in which the symbols reach from `lows`
     to `highs`: all that the coder makes of a table are the two ends of its symbol."""
@@ -200,7 +226,7 @@ def _only_the_ends(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.
     return 1 - first + last, np.stack([lower, upper - lower, coder.TOTAL - upper], 1)
 
 
-def _decoded(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _symbols(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the next symbols of all images, of which each has so many, by their tables."""
     ends = np.cumsum(counts)
     return np.concatenate([decoder.decode(tables[end - count:end])
