@@ -73,14 +73,17 @@ class ResidualCoder:
 
     def _encoded(self, images: np.ndarray, reconstructions: np.ndarray | None) -> list[bytes]:
         """Return the coder's bytes of each image, also where these are more than the pixels."""
-        sight = _Sight(self.network, images.shape, reconstructions)
-        sight.show(np.arange(images.size), images.ravel())
         steps = _steps(*images.shape[1:])
         order = np.concatenate(steps)
         step_of = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
-        return [self._encoded_image(image.ravel()[order].astype(np.int64), step_of,
-                                    sight.answers(number * image.size + order), 8 * image.itemsize)
-                for number, image in enumerate(images)]
+        payloads = []
+        for number, image in enumerate(images):
+            seen = None if reconstructions is None else reconstructions[number:number + 1]
+            sight = _Sight(self.network, (1, *image.shape), seen)
+            sight.show(np.arange(image.size), image.ravel())
+            values = image.ravel()[order].astype(np.int64)
+            payloads.append(self._encoded_image(values, step_of, sight.answers(order), 8 * image.itemsize))
+        return payloads
 
     def _encoded_image(self, values: np.ndarray, step_of: np.ndarray, answers: np.ndarray, bits: int) -> bytes:
         """Return the bytes of one image, given, in the order of coding, its pixels, their steps, and the answers."""
