@@ -53,8 +53,10 @@ TO_MEAN, TO_NATS = LAYER_BITS - round(math.log2(LINE)), LAYER_BITS + round(math.
 
 
 def tables() -> dict[str, np.ndarray]:
-    """Return the tables that lie beside the weights, int64. Other machines may compute other last digits: only the
-    training calls this."""
+    """Return the tables that lie beside the weights, int64, for a training to store.
+
+    Another machine may find other last digits, so that nothing is coded with tables that were not stored.
+    """
     def rounded(numbers: np.ndarray) -> np.ndarray:
         return np.rint(numbers).astype(np.int64)
 
@@ -108,10 +110,10 @@ class PixelNetwork:
             _check(largest < MOST, f"sums below {MOST} in layer {layer}", largest)
             self.layers.append((np.ascontiguousarray(weights.T, np.float32), bias.astype(np.float32)))
             width = len(bias)
+        for name, table in tables().items():
+            _check(tensors[name].shape == table.shape, f"{name} of shape {table.shape}", tensors[name].shape)
         self._tables = {name: tensors[name].astype(np.int64) for name in tables()}
         self._rises = np.diff(self._tables["curve"], append=0)
-        for name, table in tables().items():
-            _check(self._tables[name].shape == table.shape, f"{name} of shape {table.shape}", self._tables[name].shape)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """Return the network's answers for n pixels, int64 `[n, ANSWERS]`, which `black` and `mixture` read.
