@@ -1,6 +1,8 @@
 r"""Folders of slices -> the network of pixels by which slices are compressed without loss.
 
     python -m tools.train_lossless --data slices-64 slices-128 slices-256 --out pretrained/lossless
+or, to go on with slices of your own scanner:
+    python -m tools.train_lossless --data slices --start pretrained/lossless --steps 4000 --rate 5e-4 --out lossless-own
 or, for what a VQ-VAE leaves over, of which the network then sees the reconstruction:
     python -m tools.train_lossless --data slices-128 --vqvae pretrained/vqvae-128 --out residual-128
 
@@ -25,8 +27,9 @@ from torch.nn import functional as F
 
 from vqvae2 import api
 from vqvae2.common import files, statistics
-from vqvae2.common.errors import run_script
+from vqvae2.common.errors import expect, run_script
 from vqvae2.compression import lossless, pixel_network
+from vqvae2.compression.lossless import ResidualCoder
 from vqvae2.compression.pixel_network import ANSWERS, COMPONENTS, LAYER_BITS, LINE, NATS, SCALES
 from vqvae2.images.dataset import subject_hash, to_bytes
 from vqvae2.runs import weights
@@ -35,6 +38,7 @@ from vqvae2.settings.parsing import as_dict, parse
 
 WEIGHT_STEP = 2.0**-LAYER_BITS
 BIAS_STEP = WEIGHT_STEP / LINE
+MOST_SUM = 0.9 * pixel_network.MOST
 RESERVE = 1e-3
 """The share of pixel_network.FLOOR, in all."""
 EVEN_SHARE = 0.4
@@ -52,6 +56,8 @@ class TrainSettings(Checked):
     """Folder that receives the network."""
     vqvae: Path | None = None
     """A VQ-VAE whose reconstructions the network sees, of the size of the slices. Default: it sees none."""
+    start: Path | None = None
+    """A network to go on with, of the same widths and reach. Default: random weights."""
     steps: int = 20000
     """Steps of the training."""
     batch: int = 8192
@@ -149,6 +155,25 @@ class Network(nn.Module):
     def _rounded(self, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, Rounding.apply(layer.weight, WEIGHT_STEP), Rounding.apply(layer.bias, BIAS_STEP))
 
+    def read(self, folder: Path) -> None:
+        """Take the weights of a stored network. Raises: UserError if it is none, or another one."""
+        found = ResidualCoder.load(folder).network.layers
+        forms = [[*weight.shape] for weight, _ in found], [[*layer.weight.T.shape] for layer in self.layers]
+        expect(forms[0] == forms[1], f"--start {folder}", f"layers of {forms[1]} inputs and outputs", forms[0],
+               "Give its --widths and --reach.")
+        for layer, (weight, bias) in zip(self.layers, found):
+            layer.weight.copy_(torch.from_numpy(weight.T * WEIGHT_STEP))
+            layer.bias.copy_(torch.from_numpy(bias * BIAS_STEP))
+
+    def keep_exact(self) -> None:
+        """Make the weights smaller of which a sum might not be exact in float32, with room for bias and rounding."""
+        width = 0
+        for number, layer in enumerate(self.layers):
+            signed = pixel_network.signed_inputs(number, width)
+            sums = pixel_network.largest_sums(layer.weight.numpy() / WEIGHT_STEP, signed)
+            layer.weight.mul_(torch.from_numpy(np.minimum(1, MOST_SUM / sums))[:, None])
+            width = len(layer.bias)
+
     def tensors(self, past: np.ndarray, reconstruction: np.ndarray) -> dict[str, torch.Tensor]:
         """Return what PixelNetwork reads, in the smallest types."""
         found = {"past": past.astype(np.int8), "reconstruction": reconstruction.astype(np.int8),
@@ -233,6 +258,7 @@ def train(network: Network, averaged: Network, training: list[Pixels], settings:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         with torch.no_grad():
+            network.keep_exact()
             for mean, current in zip(averaged.parameters(), network.parameters()):
                 mean.lerp_(current, max(0.005, 20 / (step + 20)))
         if step % -(-settings.steps // REPORTS) == 0 or step == settings.steps:
@@ -259,13 +285,16 @@ def main(arguments: list[str] | None = None) -> None:
         training.append(pixels(splits["train"].pixels))
         judged.append(pixels(splits["validate"].pixels[statistics.evenly(len(splits["validate"]), settings.judged)]))
     network, averaged = (Network(len(past) + len(around), settings.widths) for _ in range(2))
+    if settings.start is not None:
+        with torch.no_grad():
+            network.read(settings.start)
     averaged.load_state_dict(network.state_dict())
 
     def report(step: int) -> None:
         found = [bits_per_pixel(averaged, pixels) for pixels in judged]
         print(f"step {step} of {settings.steps}: {', '.join(f'{each:.4f}' for each in found)} bits per pixel of "
               "validate", flush=True)
-        told = {key: value for key, value in as_dict(settings).items() if key not in ("data", "out", "vqvae")}
+        told = {key: value for key, value in as_dict(settings).items() if key not in ("data", "out", "start", "vqvae")}
         config = {"kind": lossless.KIND, "settings": told, "training_subjects": sorted(subjects),
                   "versions": weights.versions()}
         weights.save_weights(settings.out / weights.WEIGHTS, averaged.tensors(past, around), config)

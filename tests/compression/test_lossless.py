@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 from vqvae2.common.errors import UserError
-from vqvae2.compression import coder, lossless
+from vqvae2.compression import coder, lossless, pixel_network
 from vqvae2.compression.pixel_network import ANSWERS, PixelNetwork, tables
 from vqvae2.runs import weights
 
@@ -194,6 +194,13 @@ def test_a_saved_network_loads_and_has_the_hash_of_its_weights(tmp_path):
     found = lossless.ResidualCoder.load(saved(tmp_path, tensors()))
     assert found.hash == weights.weights_hash({name: torch.from_numpy(array) for name, array in tensors().items()})
     assert found.encode(slices(8)) == random_coder().encode(slices(8))
+
+
+@pytest.mark.parametrize(("signed", "expected"), [
+    (slice(0, 0), [255 * 6, 255 * 9]), (slice(0, None), [255 * 8, 255 * 9]), (slice(2, None), [255 * 8, 255 * 9])])
+def test_the_largest_sum_of_a_row_is_that_of_its_worst_inputs(signed, expected):
+    """Of 0…255 either the positive or the negative weights meet 255; a sign of its own makes each of them count."""
+    assert pixel_network.largest_sums(np.array([[1, 5, -2], [-9, 0, 0]]), signed).tolist() == expected
 
 
 @pytest.mark.parametrize(("change", "message"), [

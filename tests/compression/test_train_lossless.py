@@ -40,6 +40,21 @@ def test_the_stored_network_gives_the_answers_of_the_trained_one_exactly(network
     assert np.array_equal(stored(network)(inputs), np.rint(answers * 2**10 * LINE))
 
 
+def test_weights_whose_sums_might_not_be_exact_are_made_smaller_and_no_others(network):
+    before = [layer.weight.clone() for layer in network.layers]
+    with torch.no_grad():
+        network.keep_exact()
+        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(network.layers, before))
+        network.hidden[1].weight[2] *= 100
+        network.last.weight[4, 9] = 300
+        network.keep_exact()
+        stored(network)
+        assert (network.hidden[1].weight[2] / before[1][2]).tolist() == pytest.approx([network.hidden[1].weight[
+            2, 0].item() / before[1][2, 0].item()] * 12)
+        assert network.last.weight[4, 9] < 100
+        assert torch.equal(network.hidden[1].weight[3], before[1][3])
+
+
 def test_the_loss_is_the_length_of_the_code(network):
     """The stored tables have steps of 1/16 in logarithms, which changes little."""
     inputs = np.random.default_rng(1).integers(60, 90, (400, len(PAST) + len(AROUND)))
@@ -91,6 +106,18 @@ def test_a_training_leaves_a_coder_that_costs_what_it_reported(tiny_slices, tmp_
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert str(tmp_path) not in str(config)
     assert len(config["training_subjects"]) > 0
+
+
+def test_a_training_goes_on_with_a_stored_network(tiny_slices, tmp_path, capsys):
+    """At a rate of next to nothing the network stays what it was."""
+    common = ["--data", str(tiny_slices), "--batch", "64", "--widths", "16", "8", "--reach", "3", "--judged", "2"]
+    train_lossless.main([*common, "--out", str(tmp_path / "first"), "--steps", "3"])
+    train_lossless.main([*common, "--out", str(tmp_path / "second"), "--steps", "2", "--rate", "1e-12", "--start",
+                         str(tmp_path / "first")])
+    assert ResidualCoder.load(tmp_path / "first").hash == ResidualCoder.load(tmp_path / "second").hash
+    with pytest.raises(UserError, match=r"--start .*first: expected layers of .*\[14, 4\].*, found .*--widths"):
+        train_lossless.main([*common, "--out", str(tmp_path / "third"), "--widths", "4", "--start",
+                             str(tmp_path / "first")])
 
 
 def test_settings_that_make_no_network_are_refused(tmp_path):

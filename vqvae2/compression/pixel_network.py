@@ -28,7 +28,7 @@ from vqvae2.compression import coder
 LAYER_BITS = 10
 """A weight is stored in steps of 2^-10."""
 MOST = 1 << 24
-"""Whole numbers below this are exact in float32."""
+"""Whole numbers up to this are exact in float32."""
 COMPONENTS = 3
 ANSWERS = 3 * COMPONENTS + 1
 """Means, scales and shares of the components; how surely the pixel is 0."""
@@ -71,6 +71,21 @@ def tables() -> dict[str, np.ndarray]:
             "curve": curve, "inverse_scales": rounded(2**(20 + CURVE_BETWEEN) * CURVE_STEPS / scales)}
 
 
+def signed_inputs(layer: int, width: int) -> slice:
+    """Return which inputs of a layer may be negative: all of the first one's, and what follows `width` activations."""
+    return slice(0 if layer == 0 else width, None)
+
+
+def largest_sums(weights: np.ndarray, signed: slice) -> np.ndarray:
+    """Return how far from 0 a sum of products, or of some of them, may come in each row of `weights`.
+
+    Args:
+        weights: `[outputs, inputs]`. signed: which inputs are -255…255; the others are 0…255.
+    """
+    both = np.concatenate([weights, -weights[:, signed]], 1)
+    return 255 * np.maximum(np.maximum(both, 0).sum(1), np.maximum(-both, 0).sum(1))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """The logistic distributions of n pixels, int64 `[n, COMPONENTS, 1]`."""
@@ -106,7 +121,7 @@ class PixelNetwork:
             shape = (ANSWERS, width + inputs) if layer == depth - 1 else (len(bias), width)
             found = weights.shape, bias.shape
             _check(found == (shape, shape[:1]), f"weights and bias {layer} of shapes {shape, shape[:1]}", found)
-            largest = int((255 * np.abs(weights).sum(1) + np.abs(bias)).max())
+            largest = int((largest_sums(weights, signed_inputs(layer, width)) + np.abs(bias)).max())
             _check(largest < MOST, f"sums below {MOST} in layer {layer}", largest)
             self.layers.append((np.ascontiguousarray(weights.T, np.float32), bias.astype(np.float32)))
             width = len(bias)
