@@ -91,6 +91,12 @@ def test_an_image_has_the_same_bytes_alone_and_among_others(bits):
     assert np.array_equal(found.decode(together[3:], None, images.shape[1:], bits), images[3:])
 
 
+def test_many_images_are_decoded_together():
+    """So many pixels of a step that numpy lays out its arrays in another way, which the coder once took amiss."""
+    found, images = lossless.ResidualCoder.load(SHIPPED), np.tile(slices(8, 6), (32, 1, 1))
+    assert np.array_equal(found.decode(found.encode(images), None, images.shape[1:], 8), images)
+
+
 def test_an_image_that_is_like_no_other_takes_the_bytes_of_its_pixels():
     images = np.random.default_rng(0).integers(0, 1 << 16, (2, 40, 30)).astype(np.uint16)
     images[1] = slices(16, 1)[0, 4:44, 9:39]
