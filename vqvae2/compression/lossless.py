@@ -98,7 +98,9 @@ class ResidualCoder:
             lows.append(low)
             highs.append(high)
         order = np.argsort(np.concatenate(times), kind="stable")
-        return coder.encode(*_only_the_ends(np.concatenate(lows)[order], np.concatenate(highs)[order]))
+        encoder = coder.Encoder()
+        encoder.encode(np.concatenate(lows)[order], np.concatenate(highs)[order])
+        return encoder.bytes()
 
     def decode(self, payloads: Sequence[bytes], reconstructions: np.ndarray | None, shape: tuple[int, int],
                bits: int) -> np.ndarray:
@@ -218,15 +220,6 @@ def _spreads(bits: int) -> list[int]:
 def _stored(bits: int) -> np.dtype:
     """Return the type of pixels of so many bits in an image that is stored as its pixels."""
     return np.dtype(f"<u{bits // 8}")
-
-
-def _only_the_ends(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return symbols and tables of three that give the same bytes as the tables in which the symbols reach from `lows`
-    to `highs`: all that the coder makes of a table are the two ends of its symbol."""
-    first, last = lows == 0, highs == coder.TOTAL
-    lower = np.where(first, highs, np.where(last, 1, lows))
-    upper = np.where(first, coder.TOTAL - 1, np.where(last, lows, highs))
-    return 1 - first + last, np.stack([lower, upper - lower, coder.TOTAL - upper], 1)
 
 
 def _symbols(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
