@@ -26,6 +26,16 @@ def test_the_checks_of_a_gpu_that_make_training_steps_one_by_one_run_on_the_cpu(
     assert ended.returncode == 0, ended.stdout
 
 
+def test_formats_without_loss_are_compared_on_the_same_slices(tiny_slices):
+    ended = subprocess.run([sys.executable, ROOT / "benchmarks" / "lossless.py", "--data", tiny_slices, "--most", "4"],
+                           capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows[::2]] == ["| ours, 64 together", "| JPEG XL, effort 9", "| JPEG-LS", "| JPEG 2000"]
+    assert rows[1][2] == "1.000"
+    assert float(rows[0][1]) == pytest.approx(float(rows[1][1]) * float(rows[0][2]), abs=0.01)
+
+
 class TestVolumes:
     """Five people with 8 planes at 1.5 mm, pixels of 3 mm; two of them in each of the splits that are compared."""
 

@@ -1,20 +1,23 @@
 r"""Folders of slices -> the network of pixels by which slices are compressed without loss.
 
-    python -m tools.train_lossless --data slices-64 slices-128 slices-256 --minutes 60 --out pretrained/lossless
-or, for the residual beside the codes of a VQ-VAE, of which the network then sees the reconstruction:
-    python -m tools.train_lossless --data slices-128 --vqvae pretrained/vqvae-128 --minutes 60 --out residual-128
+    python -m tools.train_lossless --data slices-64 slices-128 slices-256 --out pretrained/lossless
+or, to go on with slices of your own scanner:
+    python -m tools.train_lossless --data slices --start pretrained/lossless --steps 4000 --rate 5e-4 --out lossless-own
+or, for what a VQ-VAE leaves over, of which the network then sees the reconstruction:
+    python -m tools.train_lossless --data slices-128 --vqvae pretrained/vqvae-128 --out residual-128
 
 Weights and activations are rounded in each step of the training to the whole numbers that they will be, and gradients
 pass the rounding as if it were not there [1]; so what is trained is what is stored. The loss is the length of the code
-in bits. Each batch has equally many pixels of each folder. Pixels that see only zeros all get the same answer, so that
-how often each grey value occurs among them is all that counts.
+in bits. Each batch has equally many pixels of each folder; a folder may be named twice. Pixels that see only zeros all
+get the same answer, so that how often each grey value occurs among them is all that counts. The last weights are a
+running mean of those of the steps.
 
 1. Bengio, Leonard and Courville 2013, Estimating or propagating gradients through stochastic neurons.
 """
 
-import argparse
 import math
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +26,73 @@ from torch import nn
 from torch.nn import functional as F
 
 from vqvae2 import api
-from vqvae2.common import files
-from vqvae2.common.errors import run_script
+from vqvae2.common import files, statistics
+from vqvae2.common.errors import expect, run_script
 from vqvae2.compression import lossless, pixel_network
+from vqvae2.compression.lossless import ResidualCoder
 from vqvae2.compression.pixel_network import ANSWERS, COMPONENTS, LAYER_BITS, LINE, NATS, SCALES
+from vqvae2.images.dataset import subject_hash, to_bytes
 from vqvae2.runs import weights
+from vqvae2.settings.checks import Checked
+from vqvae2.settings.parsing import as_dict, parse
 
 WEIGHT_STEP = 2.0**-LAYER_BITS
 BIAS_STEP = WEIGHT_STEP / LINE
+MOST_SUM = 0.9 * pixel_network.MOST
 RESERVE = 1e-3
 """The share of pixel_network.FLOOR, in all."""
 EVEN_SHARE = 0.4
-"""For this share of the time the learning rate stays as it is; then it falls to a hundredth."""
+"""For this share of the steps the learning rate stays as it is; then it falls to a hundredth."""
+REPORTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Checked):
+    """Settings of train_lossless."""
+
+    data: tuple[Path, ...]
+    """Folders of slices."""
+    out: Path
+    """Folder that receives the network."""
+    vqvae: Path | None = None
+    """A VQ-VAE whose reconstructions the network sees, of the size of the slices. Default: it sees none."""
+    start: Path | None = None
+    """A network to go on with, of the same widths and reach. Default: random weights."""
+    steps: int = 20000
+    """Steps of the training."""
+    batch: int = 8192
+    """Pixels in a step."""
+    rate: float = 2e-3
+    """Learning rate."""
+    widths: tuple[int, ...] = (160, 96, 64)
+    """Activations of each layer."""
+    reach: float = 6.5
+    """Pixels to the farthest neighbour."""
+    reconstruction_reach: float = 4.3
+    """Pixels to the farthest one that is seen of a reconstruction."""
+    judged: int = 30
+    """Slices of each folder's split validate that are judged."""
+
+    RULES = (("steps batch judged", lambda number: number >= 1, "1 or more", "See --help for defaults."),
+             ("rate", lambda rate: rate > 0, "above 0", "The default is 0.002."),
+             ("reach", lambda reach: reach >= 1, "1 or more", "The default is 6.5."),
+             ("widths", lambda widths: min(widths, default=0) >= 1, "1 or more in each of 1 layer or more",
+              "The default is 160 96 64."))
 
 
 def neighbours(reach: float) -> np.ndarray:
-    """Return rows and columns to the pixels no farther than `reach` that are decoded before the one in the middle."""
-    far = range(-int(reach), int(reach) + 1)
-    return np.array([(row, column) for row in far for column in far
-                     if row <= 0 and column + lossless.SLOPE * row < 0 and math.hypot(row, column) <= reach])
+    """Return rows and columns to the pixels no farther than `reach` that are decoded before the one in the middle.
+
+    They stand by their distance; the first is the left neighbour."""
+    return np.array([place for place in surroundings(reach).tolist()
+                     if place[0] <= 0 and place[1] + lossless.SLOPE * place[0] < 0])
 
 
 def surroundings(reach: float) -> np.ndarray:
-    """Return rows and columns to all pixels no farther than `reach`, the one in the middle among them."""
+    """Return rows and columns to all pixels no farther than `reach`, the one in the middle first."""
     far = range(-int(reach), int(reach) + 1)
-    return np.array([(row, column) for row in far for column in far if math.hypot(row, column) <= reach])
+    places = [(row, column) for row in far for column in far if math.hypot(row, column) <= reach]
+    return np.array(sorted(places, key=lambda place: (math.hypot(*place), -place[0], place[1])))
 
 
 class Rounding(torch.autograd.Function):
@@ -84,13 +129,14 @@ class Activation(torch.autograd.Function):
 class Network(nn.Module):
     """The network of pixel_network.py in floating-point numbers, 1 for LINE of its whole numbers."""
 
-    def __init__(self, inputs: int, widths: list[int]):
+    def __init__(self, inputs: int, widths: tuple[int, ...]):
         super().__init__()
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip([inputs, *widths], widths))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip((inputs, *widths), widths))
         self.last = nn.Linear(widths[-1] + inputs, ANSWERS)
         with torch.no_grad():
             self.last.weight.mul_(0.1)
             self.last.weight[:, widths[-1]:] = 0
+            self.last.weight[:COMPONENTS, widths[-1]] = 1  # the means begin at the first neighbour
             self.last.bias[:COMPONENTS] += torch.linspace(-0.1, 0.1, COMPONENTS)
             self.last.bias[COMPONENTS:2 * COMPONENTS] -= 2
 
@@ -100,14 +146,33 @@ class Network(nn.Module):
         return [*self.hidden, self.last]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the answers `[n, ANSWERS]` for inputs `[n, p + q]`, grey values by LINE."""
+        """Return the answers `[n, ANSWERS]` for inputs `[n, p + q]` as `Pixels.batch` gives them."""
         found = inputs
         for layer in self.hidden:
-            found = Activation.apply(self._apply(layer, found))
-        return self._apply(self.last, torch.cat([found, inputs], 1))
+            found = Activation.apply(self._rounded(layer, found))
+        return self._rounded(self.last, torch.cat([found, inputs], 1))
 
-    def _apply(self, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    def _rounded(self, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, Rounding.apply(layer.weight, WEIGHT_STEP), Rounding.apply(layer.bias, BIAS_STEP))
+
+    def read(self, folder: Path) -> None:
+        """Take the weights of a stored network. Raises: UserError if it is none, or another one."""
+        found = ResidualCoder.load(folder).network.layers
+        forms = [[*weight.shape] for weight, _ in found], [[*layer.weight.T.shape] for layer in self.layers]
+        expect(forms[0] == forms[1], f"--start {folder}", f"layers of {forms[1]} inputs and outputs", forms[0],
+               "Give its --widths and --reach.")
+        for layer, (weight, bias) in zip(self.layers, found):
+            layer.weight.copy_(torch.from_numpy(weight.T * WEIGHT_STEP))
+            layer.bias.copy_(torch.from_numpy(bias * BIAS_STEP))
+
+    def keep_exact(self) -> None:
+        """Make the weights smaller of which a sum might not be exact in float32, with room for bias and rounding."""
+        width = 0
+        for number, layer in enumerate(self.layers):
+            signed = pixel_network.signed_inputs(number, width)
+            sums = pixel_network.largest_sums(layer.weight.numpy() / WEIGHT_STEP, signed)
+            layer.weight.mul_(torch.from_numpy(np.minimum(1, MOST_SUM / sums))[:, None])
+            width = len(layer.bias)
 
     def tensors(self, past: np.ndarray, reconstruction: np.ndarray) -> dict[str, torch.Tensor]:
         """Return what PixelNetwork reads, in the smallest types."""
@@ -137,27 +202,27 @@ class Pixels:
     def __init__(self, images: np.ndarray, reconstructions: np.ndarray | None, past: np.ndarray,
                  reconstruction: np.ndarray):
         margin = int(max(np.abs(past).max(), np.abs(reconstruction).max(initial=0)))
-        count, height, width = images.shape
-        padded = [np.pad(array, ((0, 0), (margin, margin), (margin, margin))) for array in (images, reconstructions)
-                  if array is not None]
-        line = width + 2 * margin
-        self.seen = [(torch.from_numpy(array.ravel()), torch.from_numpy(places @ [line, 1]))
-                     for array, places in zip(padded, (past, reconstruction))]
+        (count, height, width), line = images.shape, images.shape[2] + 2 * margin
+        self.seen, busy = [], np.zeros(images.shape, bool)
+        for array, places in ((images, past), (reconstructions, reconstruction)):
+            if array is not None:
+                padded = np.pad(array, ((0, 0), (margin, margin), (margin, margin)))
+                self.seen.append((torch.from_numpy(padded.ravel()), torch.from_numpy(places @ [line, 1])))
+                for row, column in places + margin:
+                    busy |= padded[:, row:row + height, column:column + width] > 0
         inside = ((np.arange(height)[:, None] + margin) * line + np.arange(width) + margin).ravel()
         every = torch.from_numpy(np.arange(count)[:, None] * (height + 2 * margin) * line + inside).flatten()
-        busy = torch.zeros(len(every), dtype=torch.bool)
-        for array, places in self.seen:
-            for place in places:
-                busy |= array[every + place] > 0
+        busy = torch.from_numpy(busy.ravel())
         self.items, self.all_pixels = every[busy], len(every)
         self.quiet = torch.bincount(self.seen[0][0][every[~busy]].long(), minlength=256)
         """How often each grey value occurs where only zeros are seen: `[256]`."""
 
     def batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs `[n, p + q]` and grey values `[n]`."""
+        """Return inputs `[n, p + q]`, by LINE, of which all but the first are differences from it, and grey values."""
         places = self.items[chosen]
-        inputs = torch.cat([array[places[:, None] + around] for array, around in self.seen], 1)
-        return inputs.float() / LINE, self.seen[0][0][places].float()
+        inputs = torch.cat([array[places[:, None] + around] for array, around in self.seen], 1).float() / LINE
+        inputs[:, 1:] -= inputs[:, :1].clone()
+        return inputs, self.seen[0][0][places].float()
 
 
 def quiet_bits(network: Network, pixels: Pixels) -> torch.Tensor:
@@ -176,69 +241,66 @@ def bits_per_pixel(network: Network, pixels: Pixels) -> float:
     return found / pixels.all_pixels
 
 
-def train(network: Network, averaged: Network, training: list[Pixels], judged: list[Pixels], minutes: float,
-          batch: int, rate: float) -> list[float]:
-    """Train for so many minutes; leave the running mean of the weights in `averaged`; return its bits per pixel."""
-    optimiser = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3)
-    begin, step, said = time.monotonic(), 0, 0.0
-    while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
+def train(network: Network, averaged: Network, training: list[Pixels], settings: TrainSettings,
+          report: Callable[[int], None]) -> None:
+    """Train; leave the running mean of the weights in `averaged`; call `report(step)` now and then."""
+    optimiser = torch.optim.AdamW(network.parameters(), settings.rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    for step in range(1, settings.steps + 1):
+        left = (1 - step / settings.steps) / (1 - EVEN_SHARE)
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100, max(0.01, (1 - passed) / (1 - EVEN_SHARE)))
-        parts = [pixels.batch(torch.randint(len(pixels.items), (batch // len(training),))) for pixels in training]
+            group["lr"] = settings.rate * min(1, step / 100, max(0.01, left))
+        parts = [pixels.batch(torch.randint(len(pixels.items), (-(-settings.batch // len(training)),)))
+                 for pixels in training]
         inputs, values = map(torch.cat, zip(*parts))
-        loss = bits(network(inputs), values).mean()
         quiet = sum(quiet_bits(network, pixels) / len(pixels.items) for pixels in training) / len(training)
         optimiser.zero_grad()
-        (loss + quiet).backward()
+        (bits(network(inputs), values).mean() + quiet).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        step += 1
         with torch.no_grad():
+            network.keep_exact()
             for mean, current in zip(averaged.parameters(), network.parameters()):
                 mean.lerp_(current, max(0.005, 20 / (step + 20)))
-        if time.monotonic() - said > 120:
-            said = time.monotonic()
-            print(f"{passed:.2f} step {step}: train {loss.item():.3f} bits per pixel that sees anything, validate "
-                  f"{[round(bits_per_pixel(averaged, pixels), 4) for pixels in judged]} of all", flush=True)
-    return [bits_per_pixel(averaged, pixels) for pixels in judged]
+        if step % -(-settings.steps // REPORTS) == 0 or step == settings.steps:
+            report(step)
 
 
-def main() -> None:
-    """Read the slices, train, and write the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of slices")
-    parser.add_argument("--vqvae", help="its reconstructions are seen by the network; its size must be that of --data")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--widths", type=int, nargs="+", default=[192, 96, 64], help="of the layers")
-    parser.add_argument("--reach", type=float, default=6.5, help="pixels to the farthest neighbour")
-    parser.add_argument("--reconstruction-reach", type=float, default=4.3)
-    parser.add_argument("--batch", type=int, default=8192, help="pixels")
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--judged", type=int, default=120, help="slices of each folder's split validate")
-    given = parser.parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    """Read the slices, train, and write the folder, anew at each report."""
+    settings = parse(TrainSettings, __doc__, arguments)
+    files.check_folder(settings.out, "--out")
     torch.manual_seed(0)
-    past = neighbours(given.reach)
-    around = surroundings(given.reconstruction_reach) if given.vqvae else np.zeros((0, 2), int)
-    vqvae = api.load_vqvae(given.vqvae) if given.vqvae else None
+    vqvae = None if settings.vqvae is None else api.load_vqvae(settings.vqvae)
+    past = neighbours(settings.reach)
+    around = np.zeros((0, 2), int) if vqvae is None else surroundings(settings.reconstruction_reach)
 
     def pixels(images: np.ndarray) -> Pixels:
-        seen = None if vqvae is None else api.decode(vqvae, api.encode(vqvae, images))[:, 0].mul(255).round().byte()
-        return Pixels(images[:, 0], None if seen is None else seen.numpy(), past, around)
+        made = None if vqvae is None else to_bytes(api.decode(vqvae, api.encode(vqvae, images)))[:, 0].numpy()
+        return Pixels(images[:, 0], made, past, around)
+
     training, judged, subjects = [], [], set()
-    for data in given.data:
+    for data in settings.data:
         splits = api.load_images(data, ("train", "validate")).splits
-        subjects |= {*splits["train"].subjects}
+        subjects |= {*map(subject_hash, splits["train"].subjects)}
         training.append(pixels(splits["train"].pixels))
-        judged.append(pixels(splits["validate"].pixels[::-(-len(splits["validate"]) // given.judged)]))
-    network, averaged = (Network(len(past) + len(around), given.widths) for _ in range(2))
+        judged.append(pixels(splits["validate"].pixels[statistics.evenly(len(splits["validate"]), settings.judged)]))
+    network, averaged = (Network(len(past) + len(around), settings.widths) for _ in range(2))
+    if settings.start is not None:
+        with torch.no_grad():
+            network.read(settings.start)
     averaged.load_state_dict(network.state_dict())
-    found = train(network, averaged, training, judged, given.minutes, given.batch, given.rate)
-    settings = {name: value for name, value in vars(given).items() if name not in ("data", "out", "vqvae")}
-    config = {"kind": lossless.KIND, "settings": settings, "training_subjects": sorted(subjects),
-              "validate_bits_per_pixel": found}
-    weights.save_weights(given.out / weights.WEIGHTS, averaged.tensors(past, around), config)
-    files.write_json(given.out / weights.CONFIG, config)
+
+    def report(step: int) -> None:
+        found = [bits_per_pixel(averaged, pixels) for pixels in judged]
+        print(f"step {step} of {settings.steps}: {', '.join(f'{each:.4f}' for each in found)} bits per pixel of "
+              "validate", flush=True)
+        told = {key: value for key, value in as_dict(settings).items() if key not in ("data", "out", "start", "vqvae")}
+        config = {"kind": lossless.KIND, "settings": told, "training_subjects": sorted(subjects),
+                  "versions": weights.versions()}
+        weights.save_weights(settings.out / weights.WEIGHTS, averaged.tensors(past, around), config)
+        files.write_json(settings.out / weights.CONFIG, config)
+
+    train(network, averaged, training, settings, report)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,15 @@ def test_only_the_two_ends_of_a_symbol_in_its_table_matter():
     assert set(coder.Decoder(coder.encode(np.full(40, 2), frequencies)).decode(others)) == {2}
 
 
+def test_the_order_in_which_a_table_lies_in_memory_does_not_matter():
+    frequencies = tables(300, 16, 1, 30)
+    drawn = np.random.default_rng(1).integers(0, 16, 300)
+    by_columns = np.asfortranarray(frequencies)
+    data = coder.encode(drawn, by_columns)
+    assert data == coder.encode(drawn, frequencies)
+    assert coder.Decoder(data).decode(by_columns).tolist() == drawn.tolist()
+
+
 def test_the_bytes_of_a_known_message_stay():
     first, second = [1, 2**20, 2**23], [99, 2**22, 7]
     frequencies = np.array([[*part, coder.TOTAL - sum(part)] for part in (first, second)])

@@ -18,7 +18,7 @@ from scan_files import ellipsoid, save
 from scipy import ndimage
 
 from vqvae2.commands import compress, decompress, extract, predict
-from vqvae2.common.errors import UserError
+from vqvae2.common.errors import UserError, run_script
 from vqvae2.compression import code_streams, exact, models
 from vqvae2.compression.container import Chunk, Compressed
 from vqvae2.models import encoding
@@ -228,7 +228,8 @@ class TestWithoutLoss:
         assert sum(coded) == 1
         assert files_in(apart / "exact") == before
 
-    def test_damage_costs_the_image_and_no_other_and_never_gives_other_pixels(self, images, apart, refusal):
+    def test_damage_costs_the_image_and_no_other_and_never_gives_other_pixels(self, images, apart, capfd):
+        """Some bits of a stream's last word matter to no pixel: nothing is lost where one of these is flipped."""
         compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
         whole, partly = {path: path.read_bytes() for path in (apart / "exact").glob("*.vqmri")}, 0
         for number in range(40):
@@ -236,15 +237,15 @@ class TestWithoutLoss:
             broken = draws.choice(sorted(whole))
             broken.write_bytes(damaged(whole[broken], draws))
             shutil.rmtree(apart / "again", ignore_errors=True)
-            line = refusal(decompress.main, "exact", "--lossless", self.NETWORK, "--out", "again") \
-                if broken.read_bytes() != whole[broken] else ""
+            with pytest.raises(SystemExit) as end:
+                run_script(lambda: decompress.main(["exact", "--lossless", self.NETWORK, "--out", "again"]))
             broken.write_bytes(whole[broken])
-            partly += "found 1 that cannot be decoded; all others are there" in line
+            partly += "found 1 that cannot be decoded; all others are there" in capfd.readouterr().err
             for path in (apart / "again").glob("*.png"):
                 [own] = [pixels for name, pixels in images.items() if name[0] == path.stem]
                 assert np.array_equal(np.asarray(Image.open(path)), own)
-            assert not line or {path.stem for path in (apart / "again").glob("*.png")} == {
-                path.stem for path in whole if path != broken}
+            assert {path.stem for path in (apart / "again").glob("*.png")} == {
+                path.stem for path in whole if path != broken or end.value.code == 0}
         assert partly > 30
 
     def test_colours_scans_and_missing_models_are_refused(self, images, scan, small, refusal, apart, words):

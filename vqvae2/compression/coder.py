@@ -85,8 +85,9 @@ class Decoder:
 
 
 def _as_library_wants(frequencies: np.ndarray) -> np.ndarray:
-    # Whole numbers up to 2^24 are exact in float32, and so are their sums.
-    return (frequencies - 1).astype(np.float32)
+    # Whole numbers up to 2^24 are exact in float32, and so are their sums. The library takes any table's memory for
+    # that of one row after the other.
+    return np.ascontiguousarray(frequencies - 1, np.float32)
 
 
 def _constriction() -> ModuleType:

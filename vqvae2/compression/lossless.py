@@ -8,6 +8,9 @@ At each t are written, of all its pixels: whether it is 0; then, of those that a
 DIGIT_BITS bits, all first digits before all second ones. The bytes of an image are those of the range coder, coder.py.
 The neighbours beyond the image's edge are 0. The network sees 8 bits of each pixel: those of an image of 16 bits are
 rounded. Where it sees only zeros, as in most of a background, its answer is always the same, and is computed once.
+
+An image that would need as many bytes as its pixels, or more, is stored as its pixels, row by row, those of 16 bits
+with their lower byte first. Its number of bytes tells it from others.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ import numpy as np
 
 from vqvae2.common.errors import UserError, expect
 from vqvae2.compression import coder
-from vqvae2.compression.pixel_network import Belief, PixelNetwork
+from vqvae2.compression.pixel_network import Mixture, PixelNetwork
 from vqvae2.runs import weights
 
 KIND = "lossless"
@@ -65,31 +68,39 @@ class ResidualCoder:
         expect(images.dtype in (np.uint8, np.uint16) and images.ndim == 3, "images",
                "grey ones of 8 or 16 bits to compress without loss", f"{images.dtype} of shape {images.shape}",
                "Convert them to grey.")
-        sight = _Sight(self.network, images.shape, reconstructions)
-        sight.show(np.arange(images.size), images.ravel())
+        plain = [image.astype(_stored(8 * image.itemsize)).tobytes() for image in images]
+        return [min(pair, key=len) for pair in zip(plain, self._encoded(images, reconstructions))]
+
+    def _encoded(self, images: np.ndarray, reconstructions: np.ndarray | None) -> list[bytes]:
+        """Return the coder's bytes of each image, also where these are more than the pixels."""
         steps = _steps(*images.shape[1:])
         order = np.concatenate(steps)
         step_of = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
-        return [self._encoded(image.ravel()[order].astype(np.int64), step_of,
-                              sight.belief(number * image.size + order), 8 * image.itemsize)
-                for number, image in enumerate(images)]
+        payloads = []
+        for number, image in enumerate(images):
+            seen = None if reconstructions is None else reconstructions[number:number + 1]
+            sight = _Sight(self.network, (1, *image.shape), seen)
+            sight.show(np.arange(image.size), image.ravel())
+            values = image.ravel()[order].astype(np.int64)
+            payloads.append(self._encoded_image(values, step_of, sight.answers(order), 8 * image.itemsize))
+        return payloads
 
-    def _encoded(self, values: np.ndarray, step_of: np.ndarray, belief: Belief, bits: int) -> bytes:
-        """Return the bytes of one image, given its pixels in their order, the step of each, and what is believed."""
-        bright = np.flatnonzero(values)
-        spreads = _spreads(bits)
+    def _encoded_image(self, values: np.ndarray, step_of: np.ndarray, answers: np.ndarray, bits: int) -> bytes:
+        """Return the bytes of one image, given, in the order of coding, its pixels, their steps, and the answers."""
+        bright, spreads, black = np.flatnonzero(values), _spreads(bits), self.network.black(answers)
         times = [step_of * (1 + len(spreads))]
-        lows, highs = [np.where(values, belief.zero, 0)], [np.where(values, coder.TOTAL, belief.zero)]
-        belief, rest = belief[bright], values[bright] - 1
+        lows, highs = [np.where(values, black, 0)], [np.where(values, coder.TOTAL, black)]
+        mixture, rest = self.network.mixture(answers[bright]), values[bright] - 1
         for number, spread in enumerate(spreads):
-            digit = rest // spread % DIGITS
-            ends, known = digit[:, None] + [0, 1], rest - rest % (spread * DIGITS)
-            low, high = self._cumulative(belief, known, ends, spread, bits).T
+            ends, known = (rest // spread % DIGITS)[:, None] + [0, 1], rest - rest % (spread * DIGITS)
+            low, high = self._cumulative(mixture, known, ends, spread, bits).T
             times.append(times[0][bright] + 1 + number)
             lows.append(low)
             highs.append(high)
         order = np.argsort(np.concatenate(times), kind="stable")
-        return coder.encode(*_only_the_ends(np.concatenate(lows)[order], np.concatenate(highs)[order]))
+        encoder = coder.Encoder()
+        encoder.encode(np.concatenate(lows)[order], np.concatenate(highs)[order])
+        return encoder.bytes()
 
     def decode(self, payloads: Sequence[bytes], reconstructions: np.ndarray | None, shape: tuple[int, int],
                bits: int) -> np.ndarray:
@@ -100,38 +111,55 @@ class ResidualCoder:
         Raises: ValueError where the bytes cannot be those of images of this form; usually other bytes give other
             images without any error, so that a file should hold a checksum too.
         """
+        images = np.zeros((len(payloads), *shape), _stored(bits))
+        plain = np.array([len(payload) == images[0].nbytes for payload in payloads], bool)
+        for number in np.flatnonzero(plain):
+            images[number] = np.frombuffer(payloads[number], images.dtype).reshape(shape)
+        coded = np.flatnonzero(~plain)
+        if len(coded):
+            seen = None if reconstructions is None else reconstructions[coded]
+            images[coded] = self._decoded([payloads[number] for number in coded], seen, shape, bits)
+        return images.astype(images.dtype.newbyteorder("="))
+
+    def _decoded(self, payloads: list[bytes], reconstructions: np.ndarray | None, shape: tuple[int, int],
+                 bits: int) -> np.ndarray:
+        """Return the images of the coder's bytes, at least one."""
         count = len(payloads)
         images = np.zeros((count, *shape), np.uint8 if bits == 8 else np.uint16)
         sight = _Sight(self.network, images.shape, reconstructions)
         decoders = [coder.Decoder(payload) for payload in payloads]
-        starts = np.arange(count)[:, None] * images[0].size if count else np.zeros((0, 1), np.int64)
-        for step in _steps(*shape) if count else ():
+        starts = np.arange(count)[:, None] * images[0].size
+        for step in _steps(*shape):
             pixels = (starts + step).ravel()
-            belief = sight.belief(pixels)
-            tables = np.stack([belief.zero, coder.TOTAL - belief.zero], 1)
-            is_bright = _decoded(decoders, tables, np.full(count, len(step)))
+            answers = sight.answers(pixels)
+            black = self.network.black(answers)
+            is_bright = _symbols(decoders, np.stack([black, coder.TOTAL - black], 1), np.full(count, len(step)))
             bright, counts = np.flatnonzero(is_bright), is_bright.reshape(count, -1).sum(1)
             if not len(bright):
                 continue
-            pixels, belief, rest = pixels[bright], belief[bright], np.zeros(len(bright), np.int64)
+            pixels, mixture = pixels[bright], self.network.mixture(answers[bright])
+            rest = np.zeros(len(bright), np.int64)
             for spread in _spreads(bits):
-                every = self._cumulative(belief, rest, np.arange(DIGITS + 1)[None], spread, bits)
-                rest += spread * _decoded(decoders, np.diff(every), counts)
+                every = self._cumulative(mixture, rest, np.arange(DIGITS + 1)[None], spread, bits)
+                rest += spread * _symbols(decoders, np.diff(every), counts)
             if rest.max() >= (1 << bits) - 1:
                 raise ValueError("bytes of a pixel that is brighter than white")
             images.reshape(-1)[pixels] = rest + 1
             sight.show(pixels, images.reshape(-1)[pixels])
         return images
 
-    def _cumulative(self, belief: Belief, start: np.ndarray, digits: np.ndarray, spread: int, bits: int) -> np.ndarray:
+    def _cumulative(self, mixture: Mixture, known: np.ndarray, digits: np.ndarray, spread: int,
+                    bits: int) -> np.ndarray:
         """Return how often, of coder.TOTAL, the next digit of n pixels is smaller than `digits` `[n, m]`.
 
         Args:
-            start: the value less 1, as far as its digits are known, `[n]`. spread: what 1 in the digit stands for.
+            known: the value less 1, as far as its digits are known, `[n]`. spread: what 1 in the digit stands for.
         """
-        ends = self.network.below(belief, start[:, None] + spread * np.array([0, DIGITS]) + 1, bits)
-        found = self.network.below(belief, start[:, None] + spread * digits + 1, bits) - ends[:, :1]
-        return found * (coder.TOTAL - DIGITS) // (ends[:, 1:] - ends[:, :1]) + digits
+        places = np.concatenate([np.broadcast_to([0, DIGITS], (len(known), 2)),
+                                 np.broadcast_to(digits, (len(known), digits.shape[1]))], 1)
+        below = self.network.below(mixture, known[:, None] + spread * places + 1, bits)
+        start, end = below[:, :1], below[:, 1:2]
+        return (below[:, 2:] - start) * (coder.TOTAL - DIGITS) // (end - start) + digits
 
 
 class _Sight:
@@ -164,15 +192,16 @@ class _Sight:
             values = (values.astype(np.int64) + 128) // 257
         self._images[self._places[pixels]] = values
 
-    def belief(self, pixels: np.ndarray) -> Belief:
-        """Return what the network says of pixels `[m]`."""
+    def answers(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the network's answers for pixels `[m]`."""
         places = self._places[pixels]
         inputs = np.concatenate([array[places[:, None] + around] for array, around in self._seen], 1)
         busy = np.flatnonzero(inputs.any(1))
-        answers = [self._network(inputs[busy[first:first + AT_A_TIME]]) for first in range(0, len(busy), AT_A_TIME)]
-        which = np.zeros(len(pixels), np.int64)
-        which[busy] = np.arange(1, len(busy) + 1)
-        return Belief.joined([self._quiet, *answers])[which]
+        found = np.repeat(self._quiet, len(pixels), 0)
+        for first in range(0, len(busy), AT_A_TIME):
+            some = busy[first:first + AT_A_TIME]
+            found[some] = self._network(inputs[some])
+        return found
 
 
 def _steps(height: int, width: int) -> list[np.ndarray]:
@@ -188,16 +217,12 @@ def _spreads(bits: int) -> list[int]:
     return [1 << place for place in range(bits - DIGIT_BITS, -1, -DIGIT_BITS)]
 
 
-def _only_the_ends(lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return symbols and tables of three that give the same bytes as the tables in which the symbols reach from `lows`
-    to `highs`: all that the coder makes of a table are the two ends of its symbol."""
-    first, last = lows == 0, highs == coder.TOTAL
-    lower = np.where(first, highs, np.where(last, 1, lows))
-    upper = np.where(first, coder.TOTAL - 1, np.where(last, lows, highs))
-    return 1 - first + last, np.stack([lower, upper - lower, coder.TOTAL - upper], 1)
+def _stored(bits: int) -> np.dtype:
+    """Return the type of pixels of so many bits in an image that is stored as its pixels."""
+    return np.dtype(f"<u{bits // 8}")
 
 
-def _decoded(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _symbols(decoders: list[coder.Decoder], tables: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the next symbols of all images, of which each has so many, by their tables."""
     ends = np.cumsum(counts)
     return np.concatenate([decoder.decode(tables[end - count:end])
