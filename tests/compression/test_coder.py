@@ -29,6 +29,17 @@ def test_symbols_come_back_and_cost_what_their_frequencies_say(rows, symbols, se
     assert bits - 1 <= 8 * len(data) <= bits * 1.0001 + 64
 
 
+@settings(deadline=None, max_examples=60)
+@given(strategies.integers(0, 10**6), strategies.integers(1, 60))
+def test_symbols_that_own_all_numbers_but_one_come_back(seed, rows):
+    """With a table of two symbols of which the other has 1, and with tables of three and more between."""
+    draws = np.random.default_rng(seed)
+    first = draws.choice([1, 2, 3, coder.TOTAL - 2, coder.TOTAL - 1], rows)
+    frequencies = np.stack([first, coder.TOTAL - first], 1)
+    symbols = draws.integers(0, 2, rows)
+    assert coder.Decoder(coder.encode(symbols, frequencies)).decode(frequencies).tolist() == symbols.tolist()
+
+
 def test_only_the_two_ends_of_a_symbol_in_its_table_matter():
     frequencies = np.array([[10, 20, 5, 3, coder.TOTAL - 38]] * 40)
     others = np.array([[20, 10, 5, 1, coder.TOTAL - 36]] * 40)  # the third begins at 30 and ends at 35 in both

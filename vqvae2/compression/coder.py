@@ -40,7 +40,13 @@ class Encoder:
         lower = np.where(first, ends, np.where(last, 1, starts))
         upper = np.where(first, TOTAL - 1, np.where(last, starts, ends))
         tables = np.stack([lower, upper - lower, TOTAL - upper], 1)
-        self._encoder.encode((1 - first + last).astype(np.int32), self._model, _as_library_wants(tables))
+        symbols = (1 - first + last).astype(np.int32)
+        # Where others own a single number, there are two symbols and not three.
+        changes = np.flatnonzero(np.diff(lower == upper)) + 1
+        for own, numbers in zip(np.split(tables, changes), np.split(symbols, changes)):
+            if len(own) and not own[0, 1]:
+                own, numbers = own[:, ::2], numbers // 2
+            self._encoder.encode(numbers, self._model, _as_library_wants(own))
 
     def bytes(self) -> bytes:
         """Return the bytes of all symbols so far."""
