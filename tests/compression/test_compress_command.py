@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import files_in
-from PIL import Image
+from PIL import ExifTags, Image
 from scan_files import ellipsoid, save
 from scipy import ndimage
 
@@ -248,10 +248,23 @@ class TestWithoutLoss:
                 path.stem for path in whole if path != broken or end.value.code == 0}
         assert partly > 30
 
-    def test_colours_scans_and_missing_models_are_refused(self, images, scan, small, refusal, apart, words):
-        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(apart / "photo.png")
-        assert "photo.png: expected a grey picture, for --lossless, found one with colours" in refusal(
-            compress.main, "photo.png", "--lossless", self.NETWORK, "--out", "exact")
+    @pytest.mark.parametrize(("name", "found"), [
+        ("colour.png", "mode RGB"), ("transparent.png", "mode LA"), ("fractions.tif", "mode F"), ("two.tif", "2 pages"),
+        ("turned.png", "one that is to be turned")])
+    def test_what_would_not_come_back_is_refused(self, name, found, refusal, apart):
+        grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        {"colour.png": lambda: Image.merge("RGB", [grey, grey, grey.rotate(90)]).save("colour.png"),
+         "transparent.png": lambda: Image.merge("LA", [grey, grey]).save("transparent.png"),
+         "fractions.tif": lambda: grey.convert("F").point(lambda value: value / 300).save("fractions.tif"),
+         "two.tif": lambda: grey.save("two.tif", save_all=True, append_images=[grey]),
+         "turned.png": lambda: grey.save("turned.png", exif=exif)}[name]()
+        line = refusal(compress.main, name, "--lossless", self.NETWORK, "--out", "exact")
+        assert f"{name}: expected a grey picture of 8 or 16 bits and one page, for --lossless, found {found}" in line
+        assert not (apart / "exact").exists()
+
+    def test_scans_and_missing_models_are_refused(self, images, scan, small, refusal, apart, words):
         assert "INPUT: expected pictures alone, with --lossless" in refusal(
             compress.main, scan, "--lossless", self.NETWORK, "--out", "exact")
         assert not (apart / "exact").exists()
@@ -260,7 +273,7 @@ class TestWithoutLoss:
         assert "--vqvae: expected a VQ-VAE, or --lossless NAME, found neither" in refusal(
             compress.main, "given", "--out", "exact")
         compress.main(["given", "--lossless", self.NETWORK, "--out", "exact"])
-        assert "--lossless: expected the network of pixels of " in refusal(
+        assert "--lossless: expected the models of " in refusal(
             decompress.main, "exact", *words, "--out", "again")
 
 
@@ -340,6 +353,26 @@ class TestRefusals:
         path = sorted(small().glob("*.vqmri"))[0]
         line = refusal(decompress.main, path, *words[:2], "--top", told_top, *words[4:], "--out", "again")
         assert line.startswith(f"--top {told_top}: expected the model of ")
+
+    def test_files_that_decompress_did_not_make_are_never_replaced(self, small, words, refusal, apart, tiny_run, again):
+        folder = small()
+        given = shutil.copytree(tiny_run.data / "test", apart / "given")
+        before = files_in(given)
+        line = refusal(decompress.main, folder, *words, "--out", "given")
+        assert line.startswith("--out given: expected a folder without files of these names that vqvae2 decompress did")
+        assert files_in(given) == before
+        again(folder)
+        again(folder)  # what it made itself, it goes on with
+        (apart / "slices").mkdir()
+        (apart / "slices" / "manifest.csv").write_text("image\n")
+        assert "found slices of vqvae2 extract" in refusal(decompress.main, folder, *words, "--out", "slices")
+
+    def test_other_inputs_are_another_setting(self, small, words, refusal, tiny_run, apart):
+        folder = small()
+        assert "--input" in refusal(compress.main, tiny_run.data / "validate", *words, "--out", "small")
+        decompress.main([str(folder), *words, "--out", "again"])
+        path = sorted(folder.glob("*.vqmri"))[0]
+        assert "--input" in refusal(decompress.main, path, *words, "--out", "again")
 
     def test_a_later_version_says_so(self, small, words, refusal, apart):
         path = sorted(small().glob("*.vqmri"))[0]

@@ -587,7 +587,7 @@ class TestPredictions:
             (tmp_path / "made").mkdir(exist_ok=True)
             Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / f"made/{name}.png")
         rows = [{"image": name, "input": name, "ssim": "0.5"} for name in originals]
-        prediction_page.write(tmp_path / "i.html", originals, tmp_path / "made", rows, [
+        prediction_page.write(tmp_path / "i.html", originals, {"reconstruction": tmp_path / "made"}, rows, [
             {"input": "x", "reason": "y"}] * 4, ["warning: <b>"], [])
         content = (tmp_path / "i.html").read_text()
         assert content.count('<button type="button"') == 2

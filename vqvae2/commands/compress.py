@@ -20,14 +20,14 @@ come back at its own size. A scan is cut into all planes of its brain of one kin
 grid, with background around the brain. Its header, of which some fields may hold a name, is in the file.
 
 With --lossless grey images of 8 or 16 bits and of any size come back exactly, from a small network of pixels and whole
-numbers. That takes pictures alone, not scans.
+numbers. That takes pictures alone, not scans, and none with colours, transparency, fractions or several pages.
 
     <out>/<name>.vqmri       each image and each scan
     <out>/sizes.csv          bytes and bits a pixel of each file; SSIM, PSNR, MAE of what will come back
     <out>/rejected.csv       files in folders that cannot be read, with the reason
     <out>/compress.json      settings and versions; says that this folder is this command's
 
-The same command goes on after Ctrl-C, a signal or a kill. Other settings or models need another --out.
+The same command goes on after Ctrl-C, a signal or a kill. Other inputs, settings or models need another --out.
 """
 
 from vqvae2.commands import endings
@@ -46,4 +46,4 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"written: {settings.out / compressing.TABLE} and all else", flush=True)
     own = [word for name in ("vqvae", "top", "bottom", "lossless") if (value := getattr(settings, name))
            for word in (f"--{name}", value)]
-    endings.say(None, "decompress", settings.out, *own, "--out", f"{settings.out.name}-again")
+    endings.say(None, "decompress", settings.out, *own, "--out", settings.out.with_name(f"{settings.out.name}-again"))

@@ -90,6 +90,11 @@ class Decoder:
             raise ValueError("bytes that the coder has not written") from error
 
 
+def expect_installed() -> None:
+    """Raise UserError where the library of the coder is not installed."""
+    _constriction()
+
+
 def _as_library_wants(frequencies: np.ndarray) -> np.ndarray:
     # Whole numbers up to 2^24 are exact in float32, and so are their sums. The library takes any table's memory for
     # that of one row after the other.

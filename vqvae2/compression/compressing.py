@@ -56,7 +56,7 @@ class CompressFolder(RecordedFolder):
     command, record, made = "vqvae2 compress", RECORD, "its files were made with"
     own = (TABLE, REJECTED)
     hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom", "lossless")})
-    may_differ = frozenset({*RecordedFolder.may_differ, "verify", "input"})
+    may_differ = frozenset({*RecordedFolder.may_differ, "verify"})
 
 
 @dataclass(frozen=True)

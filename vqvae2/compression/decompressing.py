@@ -32,6 +32,8 @@ from vqvae2.runs.record import RecordedFolder
 from vqvae2.settings.parsing import as_dict
 
 RECORD, TABLE = "decompress.json", "damaged.csv"
+MANIFEST = "manifest.csv"
+"""Of a folder of slices, which decoded pictures would be taken for."""
 DAMAGED, OTHERWISE = "its bytes are damaged", "this machine decodes other codes than were written"
 
 
@@ -41,7 +43,6 @@ class DecompressFolder(RecordedFolder):
     command, record, made = "vqvae2 decompress", RECORD, "its images were decoded with"
     own = (TABLE,)
     hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom", "lossless")})
-    may_differ = frozenset({*RecordedFolder.may_differ, "input"})
 
 
 @dataclass
@@ -88,11 +89,18 @@ def decompress(settings: DecompressSettings) -> dict:
         hashes = {f"{name}_hash": known.get(name) for name in DecompressFolder.hashes}
         folder = DecompressFolder(settings.out, as_dict(settings) | hashes | {
             "input": [str(path) for path in settings.input], "out": settings.out.name})
+        before, made_before = (said if isinstance(said := folder.found.get(key), dict) else {}
+                               for key in ("files", "made"))
+        made = {name: str(file.path) for file in found for name in file.made(as_pictures=bool(settings.slices))}
+        foreign = [name for name in made if name not in made_before and (settings.out / name).exists()]
+        expect(not foreign, f"--out {settings.out}", "a folder without files of these names that vqvae2 decompress did "
+               "not make", files.shortened(", ".join(foreign)), "Choose another --out.")
+        expect(not (settings.out / MANIFEST).exists(), f"--out {settings.out}", "a folder of its own", "slices of "
+               "vqvae2 extract, with their manifest.csv", "Choose another --out.")
         claim.remove_left_overs()
-        before = folder.found.get("files")
-        finished = {file.name: file.sha256 for file in found if isinstance(before, dict)
-                    and before.get(file.name) == file.sha256
+        finished = {file.name: file.sha256 for file in found if before.get(file.name) == file.sha256
                     and all((settings.out / name).is_file() for name in file.made(as_pictures=bool(settings.slices)))}
+        hashes["made"] = made
         folder.write_record(hashes | {"files": finished})
         waiting = [file for file in found if file.name not in finished]
         if finished:
@@ -121,32 +129,40 @@ def _find(settings: DecompressSettings, own: models.Models | None,
         inside = sorted(given.rglob(f"*{SUFFIX}")) if given.is_dir() else [given]
         expect(bool(inside), str(given), f"{SUFFIX} files in this folder", "none", "Correct the path.")
         paths |= {path: not given.is_dir() or paths.get(path, False) for path in inside}
-    found, lost = [], []
+    found, lost, slices = [], [], sorted({*settings.slices})
     for (path, named), name in zip(paths.items(), dataset.unique_names([path.as_posix() for path in paths])):
         try:
             content = Compressed.read(path)
-            found.append(_opened_exact(path, name, content, pixel_coder) if content.is_exact
-                         else _opened(path, name, content, settings, own))
         except UserError as error:
             if named:
                 raise
-            lost.append({"file": str(path), "slice": "", "reason": str(error)})
+            lost.append({"file": str(path), "slice": "", "reason": str(error).removeprefix(f"{path}: ")})
+            continue
+        is_missing = pixel_coder is None if content.is_exact else own is None
+        expect(not is_missing, "--lossless" if content.is_exact else "--vqvae", f"the models of {path}", "none",
+               "Name --lossless." if content.is_exact else "Name --vqvae, --top and --bottom.")
+        expect(not slices or bool(content.description), "--slices", "files of scans", f"{path}, of one image",
+               "Leave it out, or name the files of scans.")
+        try:
+            found.append(_opened_exact(path, name, content, pixel_coder) if content.is_exact
+                         else _opened(path, name, content, slices, own))
+        except UserError as error:
+            if named:
+                raise
+            lost.append({"file": str(path), "slice": "", "reason": str(error).removeprefix(f"{path}: ")})
     expect(bool(found), "INPUT", "at least one file that can be read", f"none among {len(lost)}",
            lost[0]["reason"] if lost else "Correct the path.")
     return found, lost
 
 
-def _opened_exact(path: Path, name: str, content: Compressed, pixel_coder: ResidualCoder | None) -> _File:
-    expect(pixel_coder is not None, "--lossless", f"the network of pixels of {path}", "none", "Name it.")
+def _opened_exact(path: Path, name: str, content: Compressed, pixel_coder: ResidualCoder) -> _File:
     models.expect_equal("lossless", pixel_coder.hash[:2 * HASH], " ".join(content.hashes), str(path))
     expect(content.shape[0] == len(content.chunks) == 1 and math.prod(content.shape) > 0 and content.bits in (8, 16),
            str(path), "a grey image of 8 or 16 bits", "something else", "Take another copy of the file.")
     return _File(path, name, hashlib.sha256(content.packed()).hexdigest(), content, None, [0])
 
 
-def _opened(path: Path, name: str, content: Compressed, settings: DecompressSettings,
-            own: models.Models | None) -> _File:
-    expect(own is not None, "--vqvae", f"the models of {path}", "none", "Name --vqvae, --top and --bottom.")
+def _opened(path: Path, name: str, content: Compressed, slices: Sequence[int], own: models.Models) -> _File:
     own.expect_own(str(path), content.hashes)
     shape = tuple(own.vqvae.config["image_shape"])
     try:
@@ -156,12 +172,10 @@ def _opened(path: Path, name: str, content: Compressed, settings: DecompressSett
         fits = False
     expect(fits, str(path), "slices and a description that fit the models", "others", "Take another copy of the file.")
     count = len(content.chunks)
-    expect(not settings.slices or geometry is not None, "--slices", "files of scans", f"{path}, of one image",
-           "Leave it out.")
-    expect(all(number < count for number in settings.slices), "--slices", f"numbers below {count}, the slices of "
-           f"{path}", " ".join(map(str, settings.slices)), "Correct them.")
+    expect(all(number < count for number in slices), "--slices", f"numbers below {count}, the slices of {path}",
+           " ".join(map(str, slices)), "Correct them.")
     return _File(path, name, hashlib.sha256(content.packed()).hexdigest(), content, geometry,
-                 settings.slices or range(count))
+                 slices or range(count))
 
 
 def _decoded(settings: DecompressSettings, own: models.Models, waiting: Sequence[_File],

@@ -10,27 +10,44 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 
-from vqvae2.common.errors import expect
+from vqvae2.common.errors import UserError, expect
+from vqvae2.compression import coder as range_coder
 from vqvae2.compression.container import EXACT, HASH, IMAGES, Chunk, Compressed
 from vqvae2.compression.lossless import ResidualCoder
 from vqvae2.images.reading import read_picture
 from vqvae2.runs import weights
 
+MODES = ("1", "L", "I;16", "I;16B", "I;16L")
+"""Pillow's names of grey pictures of which each pixel comes back."""
 MOST_PIXELS = 1 << 22
 """Of images that are coded together, for the memory."""
 
 
 def load(name: str) -> ResidualCoder:
     """Return the coder of the network that is named. Raises: UserError."""
-    return ResidualCoder.load(weights.find_run(name, "--lossless"))
+    range_coder.expect_installed()
+    folder = weights.find_run(name, "--lossless")
+    try:
+        return ResidualCoder.load(folder)
+    except UserError as error:
+        raise UserError(f"--lossless {error}") from None
 
 
 def read(path: Path) -> np.ndarray:
-    """Return a grey picture `[height, width]`, uint8 or uint16. Raises: UserError if it has colours, or none."""
+    """Return a grey picture `[height, width]`, uint8 or uint16.
+
+    Raises: UserError if it cannot be read, or has anything else, which would not come back: colours, transparency,
+        fractions, more pages, a note that it is to be turned.
+    """
     pixels = read_picture(path)
-    expect(len(pixels) == 1, str(path), "a grey picture, for --lossless", "one with colours", "Convert it, or leave it "
-           "out.")
+    with Image.open(path) as picture:
+        found = f"mode {picture.mode}" if picture.mode not in MODES else \
+            f"{picture.n_frames} pages" if getattr(picture, "n_frames", 1) > 1 else \
+            "one that is to be turned" if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1 else ""
+    expect(not found, str(path), "a grey picture of 8 or 16 bits and one page, for --lossless", found,
+           "Convert a copy of it to grey, or leave it out.")
     return pixels[0]
 
 

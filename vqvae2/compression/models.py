@@ -8,6 +8,7 @@ import torch
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import expect
+from vqvae2.compression import coder
 from vqvae2.compression.container import HASH
 from vqvae2.models.autoencoder import TrainedVqvae
 from vqvae2.priors.base import Prior
@@ -55,6 +56,7 @@ def load(vqvae: str, top: str, bottom: str | None, results: Path = Path("results
 
     Raises: UserError if one is missing, or they do not belong together.
     """
+    coder.expect_installed()
     device = distributed.pick_device()
     device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     loaded, priors = sampler.load_models(vqvae, top, bottom, device, results)

@@ -91,7 +91,8 @@ class DecompressSettings(Checked):
     out: Path
     """Folder that receives a PNG for each image, and a NIfTI file for each scan."""
     slices: Annotated[tuple[int, ...], SAID, tyro.conf.arg(metavar="INT ...")] = ()
-    """Only these planes of scans, counted from 0 in the file, as PNGs; no others are decoded."""
+    """Only these planes of scans, counted from 0 in the file, as PNGs that are named by the plane's index in the scan;
+    no others are decoded."""
     batch: int = 32
     """Slices at a time; the result does not depend on it."""
 

@@ -31,8 +31,8 @@ LIMITS = {"unlikeness": 3.0, "turned": 0.0, "inverted": 0.0}
 """The figures of an image, and the value above which it does not belong. The largest unlikeness of 1,320 slices of
 unseen people, 64 by 64 pixels, was 2.95; none of them gained correlation by turning, all did when they had been turned;
 none was inverted, all were when they had been."""
-WORDS = {"unlikeness": ("are unlike those of training", "Is the contrast another, is the skull not removed, is it no "
-                        "brain?"),
+WORDS = {"unlikeness": ("are unlike those of training", "Is the contrast another, is the skull not removed, is there "
+                        "much noise, is it no brain?"),
          "turned": ("look turned by 90 degrees beside those of training", "Is the orientation, or the plane, another?"),
          "inverted": ("are dark where those of training are bright", "Is the contrast another, such as T2?")}
 """What is said of such images, and what the user is asked."""

@@ -18,7 +18,7 @@ CUTTING = (
     ("planes", lambda planes: 0 < len(planes) == len(set(planes)), "axial, coronal, sagittal, each at most once",
      "Name at least one."),
     ("extent", lambda extent: 0 <= extent[0] < extent[1] <= 1, "two fractions, 0 <= LOW < HIGH <= 1",
-     "The default is 0.3 0.8."),
+     "For example 0.3 0.8."),
     ("size", lambda size: 8 <= size <= 4096, "8 to 4096 pixels", "The default is 256."),
     ("field_of_view", lambda width: 1 <= width <= 1000, "1 to 1000 mm", "A head fits into the default of 224."))
 """Rules of the settings that say how slices are cut out of scans."""
