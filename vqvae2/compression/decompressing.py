@@ -6,7 +6,7 @@ bytes are damaged, or whose codes this machine computes otherwise, is named and 
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -43,6 +43,19 @@ class DecompressFolder(RecordedFolder):
     command, record, made = "vqvae2 decompress", RECORD, "its images were decoded with"
     own = (TABLE,)
     hashes = MappingProxyType({name: f"{name}_hash" for name in ("vqvae", "top", "bottom", "lossless")})
+
+    def said(self, key: str) -> dict[str, str]:
+        """Return what the record says under this key: the hash of each `files` that is decoded, or of which file each
+        picture or scan is `made`."""
+        return found if isinstance(found := self.found.get(key), dict) else {}
+
+    def refuse_to_replace(self, made: Iterable[str]) -> None:
+        """Raise UserError if files of these names are there that the command did not make, or slices of extract."""
+        foreign = [name for name in made if name not in self.said("made") and (self.out / name).exists()]
+        expect(not foreign, f"--out {self.out}", "a folder without files of these names that vqvae2 decompress did not "
+               "make", files.shortened(", ".join(foreign)), "Choose another --out.")
+        expect(not (self.out / MANIFEST).exists(), f"--out {self.out}", "a folder of its own", "slices of vqvae2 "
+               "extract, with their manifest.csv", "Choose another --out.")
 
 
 @dataclass
@@ -89,19 +102,14 @@ def decompress(settings: DecompressSettings) -> dict:
         hashes = {f"{name}_hash": known.get(name) for name in DecompressFolder.hashes}
         folder = DecompressFolder(settings.out, as_dict(settings) | hashes | {
             "input": [str(path) for path in settings.input], "out": settings.out.name})
-        before, made_before = (said if isinstance(said := folder.found.get(key), dict) else {}
-                               for key in ("files", "made"))
         made = {name: str(file.path) for file in found for name in file.made(as_pictures=bool(settings.slices))}
-        foreign = [name for name in made if name not in made_before and (settings.out / name).exists()]
-        expect(not foreign, f"--out {settings.out}", "a folder without files of these names that vqvae2 decompress did "
-               "not make", files.shortened(", ".join(foreign)), "Choose another --out.")
-        expect(not (settings.out / MANIFEST).exists(), f"--out {settings.out}", "a folder of its own", "slices of "
-               "vqvae2 extract, with their manifest.csv", "Choose another --out.")
+        folder.refuse_to_replace(made)
+        before = folder.said("files")
         claim.remove_left_overs()
         finished = {file.name: file.sha256 for file in found if before.get(file.name) == file.sha256
                     and all((settings.out / name).is_file() for name in file.made(as_pictures=bool(settings.slices)))}
-        hashes["made"] = made
-        folder.write_record(hashes | {"files": finished})
+        record = hashes | {"made": made}
+        folder.write_record(record | {"files": finished})
         waiting = [file for file in found if file.name not in finished]
         if finished:
             print(f"{len(finished)} of {len(found)} files are there already", flush=True)
@@ -113,7 +121,7 @@ def decompress(settings: DecompressSettings) -> dict:
             lost += rows
             if not rows:
                 finished[file.name] = file.sha256
-                folder.write_record(hashes | {"files": finished})
+                folder.write_record(record | {"files": finished})
         (settings.out / TABLE).unlink(missing_ok=True)
         if lost:
             files.write_rows(settings.out / TABLE, lost)
@@ -196,8 +204,8 @@ def _decoded(settings: DecompressSettings, own: models.Models, waiting: Sequence
                 except ValueError:
                     lost.append({"file": str(file.path), "slice": number, "reason": DAMAGED})
             if chunks:
-                known = torch.tensor([chunk.known for chunk in chunks], dtype=torch.float32).view(len(chunks), -1)
-                streams = [chunk.stream for chunk in chunks]
+                streams, known = zip(*((chunk.stream, chunk.known) for chunk in chunks))
+                known = torch.tensor(known, dtype=torch.float32).view(len(chunks), len(columns))
                 levels, readable = code_streams.decode(own.priors, streams, known, bar.update)
             for item, ((file, number), chunk) in enumerate(zip(part, chunks)):
                 if readable[item] and code_streams.check_of(levels, item) == chunk.check:
