@@ -33,7 +33,7 @@ from vqvae2.images.settings import DataSettings
 from vqvae2.settings import checks, parsing
 
 ONE_OF = 15
-"""Of so many slices one is coded alone too."""
+"""One slice of so many is coded alone too."""
 REFERENCE = "JPEG XL, effort 7"
 FORMATS = {
     REFERENCE: (lambda image: imagecodecs.jpegxl_encode(image, lossless=True, effort=7, numthreads=1),
@@ -57,7 +57,7 @@ class BenchmarkSettings:
     coder: Path = Path("pretrained/lossless")
     """The folder of the network."""
     split: Literal["train", "validate", "test"] = "test"
-    """Whose slices are coded."""
+    """The split whose slices are coded."""
     most: int = 240
     """Slices of a folder, at most."""
     batch: int = 64

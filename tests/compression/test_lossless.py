@@ -92,7 +92,7 @@ def test_an_image_has_the_same_bytes_alone_and_among_others(bits):
 
 
 def test_many_images_are_decoded_together():
-    """So many pixels of a step that numpy lays out its arrays in another way, which the coder once took amiss."""
+    """A step then has so many pixels that numpy lays out its arrays in another way, which the coder once took amiss."""
     found, images = lossless.ResidualCoder.load(SHIPPED), np.tile(slices(8, 6), (32, 1, 1))
     assert np.array_equal(found.decode(found.encode(images), None, images.shape[1:], 8), images)
 
@@ -205,7 +205,7 @@ def test_a_saved_network_loads_and_has_the_hash_of_its_weights(tmp_path):
 @pytest.mark.parametrize(("signed", "expected"), [
     (slice(0, 0), [255 * 6, 255 * 9]), (slice(0, None), [255 * 8, 255 * 9]), (slice(2, None), [255 * 8, 255 * 9])])
 def test_the_largest_sum_of_a_row_is_that_of_its_worst_inputs(signed, expected):
-    """Of 0…255 either the positive or the negative weights meet 255; a sign of its own makes each of them count."""
+    """Inputs are 0 to 255: the largest sum has 255 at all positive weights, the smallest at all negative ones."""
     assert pixel_network.largest_sums(np.array([[1, 5, -2], [-9, 0, 0]]), signed).tolist() == expected
 
 

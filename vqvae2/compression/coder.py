@@ -53,19 +53,6 @@ class Encoder:
         return self._encoder.get_compressed().astype(WORD).tobytes()
 
 
-def encode(symbols: np.ndarray, frequencies: np.ndarray) -> bytes:
-    """Return the bytes of `symbols` `[n]`, each by its own table.
-
-    Args:
-        symbols: integers from 0 to K - 1.
-        frequencies: whole numbers `[n, K]`, at least 1 each, of which each row sums up to TOTAL; K is 2 or more.
-    """
-    ends = np.cumsum(frequencies, 1)[np.arange(len(symbols)), symbols]
-    encoder = Encoder()
-    encoder.encode(ends - frequencies[np.arange(len(symbols)), symbols], ends)
-    return encoder.bytes()
-
-
 class Decoder:
     """The way back from the bytes of `encode`, some symbols at a time.
 

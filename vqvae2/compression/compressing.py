@@ -47,7 +47,7 @@ from vqvae2.slices import planes
 
 RECORD, TABLE, REJECTED = "compress.json", "sizes.csv", "rejected.csv"
 PLANES = 8
-"""Of a scan, that are read at a time, for the memory."""
+"""So many planes of a scan are read at a time, for the memory."""
 
 
 class CompressFolder(RecordedFolder):

@@ -33,7 +33,7 @@ from vqvae2.settings.parsing import as_dict
 
 RECORD, TABLE = "decompress.json", "damaged.csv"
 MANIFEST = "manifest.csv"
-"""Of a folder of slices, which decoded pictures would be taken for."""
+"""The name tells a folder of slices, for which decoded pictures would be taken."""
 DAMAGED, OTHERWISE = "its bytes are damaged", "this machine decodes other codes than were written"
 
 
