@@ -47,7 +47,7 @@ from vqvae2.slices import planes
 
 RECORD, TABLE, REJECTED = "compress.json", "sizes.csv", "rejected.csv"
 PLANES = 8
-"""So many planes of a scan are read at a time, for the memory."""
+"""Planes of a scan are read so many at a time, for the memory."""
 
 
 class CompressFolder(RecordedFolder):

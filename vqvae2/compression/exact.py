@@ -22,7 +22,7 @@ from vqvae2.runs import weights
 MODES = ("1", "L", "I;16", "I;16B", "I;16L")
 """Pillow's names of grey pictures of which each pixel comes back."""
 MOST_PIXELS = 1 << 22
-"""Of images that are coded together, for the memory."""
+"""As many images are coded together as have so many pixels, for the memory."""
 
 
 def load(name: str) -> ResidualCoder:
