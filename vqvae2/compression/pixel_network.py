@@ -91,10 +91,10 @@ class Mixture:
     """The logistic distributions of n pixels, int64 `[n, COMPONENTS, 1]`."""
 
     means: np.ndarray
-    """In 1/EDGE grey level."""
+    """Means are in 1/EDGE of a grey level."""
     inverse_scales: np.ndarray
     shares: np.ndarray
-    """Of 2^SHARE_BITS, which they sum up to."""
+    """Shares are whole numbers that sum up to 2^SHARE_BITS."""
 
 
 class PixelNetwork:

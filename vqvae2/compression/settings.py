@@ -15,8 +15,8 @@ BATCH = ("batch", lambda images: images >= 1, "at least 1", "Give a larger numbe
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressSettings(Checked):
-    """Settings of vqvae2 compress."""
+class ModelNames(Checked):
+    """The models that write files, or wrote them."""
 
     vqvae: Annotated[str | None, SAID, tyro.conf.arg(aliases=["-m"])] = None
     """The VQ-VAE: a folder, or a name in results/*/ or pretrained/."""
@@ -27,6 +27,19 @@ class CompressSettings(Checked):
     lossless: Annotated[str | None, SAID] = None
     """In place of these, a network of pixels (`lossless` in pretrained/): grey images come back pixel by pixel, at
     their own size, in files that are larger."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(bool(self.vqvae or self.lossless), "--vqvae", "a VQ-VAE, or --lossless NAME", "neither",
+               "For example --vqvae vqvae-128 --top top-128 --bottom bottom-128, or --lossless lossless.")
+        expect(bool(self.top) == bool(self.vqvae), "--top", "--vqvae and its top prior, or neither",
+               self.top or "none", "Name both, and --bottom for a VQ-VAE of two levels.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings(ModelNames):
+    """Settings of vqvae2 compress."""
+
     input: Annotated[tuple[Path, ...], tyro.conf.Positional,
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Images, scans, and folders of images or of scans; any number."""
@@ -58,7 +71,6 @@ class CompressSettings(Checked):
         expect(len(self.input) >= 1, "INPUT", "at least one image, scan or folder", "none",
                "Name it, such as vqvae2 compress brain.png --vqvae vqvae-128 --top top-128 --bottom bottom-128 --out "
                "small.")
-        _expect_models(self)
         expect(self.lossless is None or self.vqvae is None, "--lossless", "no --vqvae beside it", self.vqvae,
                "Choose one.")
         expect(len(self.planes) <= 1, "--planes", "one kind", " ".join(self.planes), "Compress each into a folder.")
@@ -74,17 +86,9 @@ class CompressSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecompressSettings(Checked):
+class DecompressSettings(ModelNames):
     """Settings of vqvae2 decompress."""
 
-    vqvae: Annotated[str | None, SAID, tyro.conf.arg(aliases=["-m"])] = None
-    """The VQ-VAE with which the files were made: a folder, or a name in results/*/ or pretrained/."""
-    top: Annotated[str | None, SAID] = None
-    """The prior of its top level."""
-    bottom: Annotated[str | None, SAID] = None
-    """The prior of its bottom level, if it has one."""
-    lossless: Annotated[str | None, SAID] = None
-    """The network of pixels with which the files were made, if they were made with --lossless."""
     input: Annotated[tuple[Path, ...], tyro.conf.Positional,
                      tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")]
     """Files of vqvae2 compress, and folders of them; any number."""
@@ -101,12 +105,3 @@ class DecompressSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect(len(self.input) >= 1, "INPUT", "at least one file or folder", "none", "Name it.")
-        _expect_models(self)
-
-
-def _expect_models(settings: CompressSettings | DecompressSettings) -> None:
-    """Raise UserError unless the models of a way to compress are named."""
-    expect(bool(settings.vqvae or settings.lossless), "--vqvae", "a VQ-VAE, or --lossless NAME", "neither",
-           "For example --vqvae vqvae-128 --top top-128 --bottom bottom-128, or --lossless lossless.")
-    expect(bool(settings.top) == bool(settings.vqvae), "--top", "--vqvae and its top prior, or neither",
-           settings.top or "none", "Name both, and --bottom for a VQ-VAE of two levels.")

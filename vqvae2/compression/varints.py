@@ -1,7 +1,7 @@
 """Unsigned integers <-> few bytes: LEB128, 7 bits a byte, low ones first, the high bit set but for the last byte."""
 
 MOST_BYTES = 5
-"""Of an integer."""
+"""An integer has at most so many bytes."""
 
 
 def varint(number: int) -> bytes:
