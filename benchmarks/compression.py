@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import imagecodecs
 import numpy as np
 import torch
 import tyro
-from common import processor
+from common import CodedSlices, processor
 from matplotlib.figure import Figure
 
 from vqvae2.common import statistics
@@ -42,17 +41,9 @@ FIGURES = {"ssim": "SSIM", "brain_ssim": "SSIM inside the brain", "psnr": "PSNR"
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(CodedSlices):
     """Settings of the benchmark."""
 
-    slices: Annotated[Path, tyro.conf.Positional]
-    """Folder of slices, of the size that the models were trained on."""
-    vqvae: str = "vqvae-128"
-    """The VQ-VAE."""
-    top: str = "top-128"
-    """Its top prior."""
-    bottom: str = "bottom-128"
-    """Its bottom prior."""
     split: str = "test"
     """The split."""
     images: int = 240

@@ -14,11 +14,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
-from common import processor
+from common import CodedSlices, processor
 
 from vqvae2.common import random_numbers, statistics
 from vqvae2.common.names import SPLITS
@@ -36,17 +35,9 @@ SETTINGS = ((1, 64, {}), (1, 8, {}), (1, 1, {}), (2, 64, {}), (1, 48, AVX2), (1,
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(CodedSlices):
     """Settings of the benchmark."""
 
-    slices: Annotated[Path, tyro.conf.Positional]
-    """Folder of slices, of the size that the models were trained on."""
-    vqvae: str = "vqvae-128"
-    """The VQ-VAE."""
-    top: str = "top-128"
-    """Its top prior."""
-    bottom: str = "bottom-128"
-    """Its bottom prior."""
     images: int = 240
     """Slices of all splits, evenly chosen."""
     decode: tuple[str, ...] = ()
