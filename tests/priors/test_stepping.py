@@ -1,11 +1,13 @@
 """Position by position is the same as the whole map: logits, codes drawn, and nothing else is touched."""
 
+import functools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ways_of_drawing import cursor_of, drawing, every_way
 
 from vqvae2.priors.base import WholeMapCursor
 from vqvae2.priors.conditions import Column
@@ -42,10 +44,10 @@ def previous_maps(model: PixelCNN, batch: int) -> torch.Tensor | None:
 
 
 def both_ways(model: PixelCNN, codes: torch.Tensor, top: torch.Tensor | None = None, known: torch.Tensor | None = None,
-              previous: torch.Tensor | None = None, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[batch, codebook_size, height, width]` of the cached way and of the slow one, for the same codes."""
+              previous: torch.Tensor | None = None, way: str = "torch", **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[batch, codebook_size, height, width]` of a cached way and of the slow one, for the same codes."""
     with torch.no_grad():
-        state, fast = PixelCNNCursor(model, len(codes), top, known, previous, **options), []
+        state, fast = cursor_of(way)(model, len(codes), top, known, previous, **options), []
         for row in range(model.shape[0]):
             for column in range(model.shape[1]):
                 fast.append(state.step(row, column))
@@ -58,31 +60,46 @@ PRIORS = st.builds(prior, level=st.sampled_from(["top", "bottom"]),
                    network=st.sampled_from(["snail", "gated"]), told=st.booleans(), layers=st.integers(1, 3),
                    attention_every=st.integers(0, 2), seed=st.integers(0, 99), shown=st.booleans())
 FACTS = st.lists(st.tuples(st.sampled_from(AGES), st.sampled_from(SEXES)), min_size=1, max_size=3)
+MANY_FACTS = st.integers(1, 9).flatmap(lambda count: st.lists(FACTS.map(lambda facts: facts[0]), min_size=count,
+                                                              max_size=count))
 
 
-@given(model=PRIORS, facts=FACTS, nothing=st.booleans(), seed=st.integers(0, 99))
+@every_way
+@given(model=PRIORS, facts=MANY_FACTS, nothing=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=40)
-def test_the_codes_and_logits_are_those_of_the_slow_way(model, facts, nothing, seed):
+def test_the_codes_and_logits_are_those_of_the_slow_way(way, model, facts, nothing, seed):
     """Over sizes, levels, networks, batches, and what is known: a number, a category, NaN, or nothing at all; with the
     codes of a previous slice or without."""
     torch.manual_seed(seed)
     numbers, known = list(range(len(facts))), torch.tensor(facts) if model.columns and not nothing else None
     top, previous = top_maps(model, len(facts)), previous_maps(model, len(facts))
-    drawn, expected = (draw_codes(model, numbers, seed, "any", top_codes=top, known=known, cached=cached,
-                                  previous=previous) for cached in (True, False))
+    with drawing(way):
+        drawn, expected = (draw_codes(model, numbers, seed, "any", top_codes=top, known=known, cached=cached,
+                                      previous=previous) for cached in (True, False))
     assert torch.equal(drawn, expected)
-    torch.testing.assert_close(*both_ways(model, drawn, top, known, previous), atol=1e-12, rtol=0)
+    torch.testing.assert_close(*both_ways(model, drawn, top, known, previous, way), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("half", [False, True])
 @given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_reading_known_rows_in_torch_gives_the_logits_of_stepping_through_them(half, model, facts, seed):
+    compare_rows_read(functools.partial(PixelCNNCursor, half=half), model, facts, seed, 0.1 if half else 1e-12)
+
+
+@every_way
+@given(model=PRIORS, facts=MANY_FACTS, seed=st.integers(0, 99))
 @settings(max_examples=30)
-def test_reading_known_rows_gives_the_logits_of_stepping_through_them(half, model, facts, seed):
+def test_reading_known_rows_gives_the_logits_of_stepping_through_them(way, model, facts, seed):
+    compare_rows_read(cursor_of(way), model, facts, seed, 1e-12)
+
+
+def compare_rows_read(make, model, facts, seed, atol):
     """Also where rows are read and stepped through by turns."""
     torch.manual_seed(seed)
     codes, known = torch.randint(CODES, (len(facts), *model.shape)), torch.tensor(facts) if model.columns else None
     told = top_maps(model, len(facts)), known, previous_maps(model, len(facts))
-    cursor = PixelCNNCursor(model, len(facts), *told, half=half)
+    cursor = make(model, len(facts), *told)
     slow = WholeMapCursor(model, len(facts), *told)
     for row, own in enumerate(codes.unbind(1)):
         expected = slow.read_row(row, own.T)
@@ -94,35 +111,39 @@ def test_reading_known_rows_gives_the_logits_of_stepping_through_them(half, mode
             found = torch.stack(found)
         else:
             found = cursor.read_row(row, own.T)
-        torch.testing.assert_close(found, expected, atol=0.1 if half else 1e-12, rtol=0)
+        torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
+@every_way
 @given(model=PRIORS, facts=FACTS, seed=st.integers(0, 99))
 @settings(max_examples=20)
-def test_in_float32_logits_agree_to_1e_4_and_draws_differ_only_at_a_boundary(model, facts, seed):
+def test_in_float32_logits_agree_to_1e_5_and_draws_differ_only_at_a_boundary(way, model, facts, seed):
     """A draw may differ where its uniform number is nearer than 1e-4 to where one code ends and the next begins."""
     torch.manual_seed(seed)
     model, known = model.float(), torch.tensor(facts) if model.columns else None
     codes, top = torch.randint(CODES, (len(facts), *model.shape)), top_maps(model, len(facts))
-    fast, slow = (logits.movedim(1, -1).reshape(-1, CODES) for logits in both_ways(model, codes, top, known))
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=0)
+    fast, slow = (logits.movedim(1, -1).reshape(-1, CODES) for logits in both_ways(model, codes, top, known, way=way))
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
     uniform = torch.rand(len(slow), dtype=torch.float64)
     boundaries = SamplingRule().probabilities(slow).cumsum(1)
     close = (boundaries - uniform[:, None]).abs().amin(1) < 1e-4
     assert (choose(fast, uniform, SamplingRule()) == choose(slow, uniform, SamplingRule()))[~close].all()
 
 
-def test_one_column_and_one_row_are_maps_too():
+@every_way
+def test_one_column_and_one_row_are_maps_too(way):
     for shape in [(1, 1), (1, 5), (5, 1)]:
         model = prior(shape=shape)
-        torch.testing.assert_close(*both_ways(model, torch.randint(CODES, (2, *shape))), atol=1e-12, rtol=0)
+        torch.testing.assert_close(*both_ways(model, torch.randint(CODES, (2, *shape)), way=way), atol=1e-12, rtol=0)
 
 
-def test_sampling_leaves_the_weights_as_they_were():
+@every_way
+def test_sampling_leaves_the_weights_as_they_were(way):
     """They are used where they lie, and much is computed in place."""
     model = prior("bottom", told=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    draw_codes(model, [0, 1], 7, "bottom", top_codes=top_maps(model, 2), known=torch.tensor([[0.5, 1.0]] * 2))
+    with drawing(way):
+        draw_codes(model, [0, 1], 7, "bottom", top_codes=top_maps(model, 2), known=torch.tensor([[0.5, 1.0]] * 2))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from tiny_prior import CODES, prior, random_codes
+from ways_of_drawing import drawing, every_way
 
-from vqvae2.priors import pixel_cnn
 from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling import sampler
 from vqvae2.sampling.sampler import SamplingRule, bits_per_code, draw_codes, draw_maps
@@ -17,13 +17,10 @@ def steps(monkeypatch):
     """The positions whose logits were computed."""
     positions = []
 
-    class Counting(PixelCNNCursor):
-        def step(self, row, column):
-            positions.append((row, column))
-            return super().step(row, column)
-
-    monkeypatch.setattr(pixel_cnn, "PixelCNNCursor", Counting)
-    return positions
+    with drawing("torch"):
+        monkeypatch.setattr(PixelCNNCursor, "step", lambda self, row, column, step=PixelCNNCursor.step: (
+            positions.append((row, column)), step(self, row, column))[1])
+        yield positions
 
 
 def with_gaps(shape, *gaps):
@@ -126,3 +123,30 @@ def test_priors_draw_in_float64_and_stay_as_they_were():
     assert (copied.bias.dtype, model.bias.dtype) == (torch.float64, torch.float32)
     together, alone = (PixelCNNCursor(copied, batch) for batch in (5, 1))
     torch.testing.assert_close(together.step(0, 0)[:1], alone.step(0, 0), rtol=0, atol=1e-12)
+
+
+@every_way
+@pytest.mark.parametrize("rule", [SamplingRule(), SamplingRule(temperature=0.7), SamplingRule(top_k=3),
+                                  SamplingRule(top_p=0.8), SamplingRule(top_k=CODES)])
+def test_chosen_codes_are_the_first_whose_cumulative_probability_passes_the_number(way, rule):
+    torch.manual_seed(0)
+    logits, numbers = 3 * torch.randn(500, CODES), torch.rand(500, dtype=torch.float64)
+    numbers[:2] = torch.tensor([0.0, 1 - 2**-53])
+    cumulative = rule.probabilities(logits).cumsum(1)
+    with drawing(way):
+        assert torch.equal(sampler.choose(logits, numbers, rule), (cumulative <= numbers[:, None]).sum(1).clamp(
+            max=CODES - 1))
+
+
+@every_way
+def test_images_that_are_drawn_in_groups_are_those_drawn_together(way, monkeypatch):
+    """Each has its own top codes, facts, codes that stay, candidate and codes of the previous slice."""
+    model, done = prior("bottom", condition=("previous-slice",)), []
+    _, top = random_codes(model, 3)
+    stay, previous = with_gaps(model.shape, (slice(0, 3), slice(1, 4))), torch.randint(-1, CODES, (3, *model.shape))
+    told = {"top_codes": top, "stay": stay, "candidates": [0, 2, 1], "previous": previous}
+    with drawing(way):
+        together = draw_codes(model, [4, 5, 6], 7, "bottom", **told)
+        monkeypatch.setattr(type(model), "maps_at_once", 2)
+        assert torch.equal(draw_codes(model, [4, 5, 6], 7, "bottom", **told, on_code=lambda: done.append(1)), together)
+    assert len(done) == 4 * 6

@@ -19,6 +19,9 @@ class Prior(nn.Module):
     columns: tuple[Column, ...] = ()
     """The columns of the manifest whose values the prior is told; it may have none."""
 
+    maps_at_once: int | None = None
+    """How many maps at most are drawn together, where more would take longer."""
+
     @property
     def device(self) -> torch.device:
         """The device of its weights."""

@@ -27,12 +27,13 @@ References
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from vqvae2.common.errors import expect
-from vqvae2.priors import conditions
+from vqvae2.priors import conditions, stepping
 from vqvae2.priors.base import Prior
 from vqvae2.priors.causal_layers import CausalAttention, HorizontalConv, VerticalConv
 from vqvae2.priors.settings import PriorSettings
@@ -40,6 +41,9 @@ from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.runs.config import need
 from vqvae2.runs.weights import Pretrained, load_model
 from vqvae2.settings.stored import ADVICE, from_dict
+
+CACHE = 8 * 2**20
+"""Bytes of keys and values that are drawn from at a time. Most processors have a larger cache, but not alone."""
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -282,9 +286,22 @@ class PixelCNN(Pretrained, Prior):
         return sum(parts[1:], parts[0]) if parts else None
 
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
-               previous: torch.Tensor | None = None, half: bool = False) -> PixelCNNCursor:
+               previous: torch.Tensor | None = None) -> PixelCNNCursor:
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
-        return PixelCNNCursor(self, batch, top_codes, known, previous, half)
+        loops = self._loops()
+        make = PixelCNNCursor if loops is None else loops.CompiledCursor
+        return make(self, batch, top_codes, known, previous)
+
+    @property
+    def maps_at_once(self) -> int | None:
+        """How many maps are drawn together: as many as have their keys and values in the processor's cache."""
+        of_a_map = 2 * len(self.attentions) * self.vertical_place.nbytes
+        return max(1, CACHE // of_a_map) if of_a_map and self._loops() is not None else None
+
+    def _loops(self) -> ModuleType | None:
+        """Return the module of compiled loops, where it serves for this prior."""
+        fits = self.device.type == "cpu" and self.bias.dtype in (torch.float32, torch.float64)
+        return stepping.compiled_loops() if fits else None
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""

@@ -6,14 +6,28 @@ columns, attention its keys and values. All of it is allocated once, and what Py
 Weights become matrices once; features are rows `[…, channels]`; a masked convolution is a matrix product with all
 that its kernel sees, side by side. What the horizontal stack is given from above, by the condition and as biases is
 computed for a whole row of codes, together with the vertical stack; a product is then added to it in place.
+
+On a CPU, where numba is installed, `compiled.py` does the same in a half to a quarter of the time.
 """
 
+import functools
 import math
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from vqvae2.priors.causal_layers import COLUMNS, ROWS, CausalAttention
+
+
+@functools.cache
+def compiled_loops() -> ModuleType | None:
+    """Return the module `compiled.py`, or None where numba is not installed or switched off (NUMBA_DISABLE_JIT=1)."""
+    try:
+        from vqvae2.priors import compiled
+    except ImportError:
+        return None
+    return compiled
 
 
 class PixelCNNCursor:

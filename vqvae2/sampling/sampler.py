@@ -23,6 +23,7 @@ brains that cover 24 % of the picture and not 30 %, are darker, and vary less (s
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from vqvae2.common.errors import expect
 from vqvae2.images.dataset import to_bytes
 from vqvae2.models.autoencoder import TrainedVqvae, Vqvae, code_grids, load_vqvae
 from vqvae2.models.code_maps import CodeMaps
-from vqvae2.priors import conditions
+from vqvae2.priors import conditions, stepping
 from vqvae2.priors.base import Prior, WholeMapCursor
 from vqvae2.priors.pixel_cnn import load_prior
 from vqvae2.priors.settings import PREVIOUS_MM
@@ -104,6 +105,9 @@ class SamplingRule:
 
 def choose(logits: torch.Tensor, numbers: torch.Tensor, rule: SamplingRule) -> torch.Tensor:
     """Return codes `[batch]` from logits `[batch, codebook_size]` and uniform `numbers` `[batch]` in [0, 1)."""
+    loops, plain = stepping.compiled_loops(), rule.top_p == 1 and not 0 < rule.top_k < logits.shape[1]
+    if plain and loops is not None and logits.device.type == "cpu":
+        return loops.choose(logits, numbers, rule.temperature)
     cumulative = rule.probabilities(logits).cumsum(1)
     # Rounding may leave the last sum below 1; the number is scaled so that it never passes the end.
     return torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp_(
@@ -145,6 +149,16 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
         previous: `[batch, height, width]`: codes of the previous slice, -1 where one is unknown, for a prior that is
             told them.
     """
+    at_once = prior.maps_at_once
+    if cached and at_once is not None and len(numbers) > at_once:
+        groups = torch.arange(len(numbers)).split(at_once)
+        positions = itertools.count(1)
+        return torch.cat([draw_codes(
+            prior, [numbers[item] for item in own], seed, level, rule,
+            *(None if given is None else given[own] for given in (top_codes, stay, known)),
+            lambda: on_code() if next(positions) % len(groups) == 0 else None, cached,
+            candidates and [candidates[item] for item in own], None if previous is None else previous[own])
+            for own in groups])
     height, width = prior.shape
     positions, device = height * width, prior.device
     # MPS has no float64: there the choice is made on the CPU.
@@ -166,6 +180,7 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
         is_fact = torch.tensor([column.name != PREVIOUS_MM for column in prior.columns], device=device)
         known = torch.cat([known, known.masked_fill(is_fact, torch.nan)])
         top_codes, previous = (given if given is None else torch.cat([given, given]) for given in (top_codes, previous))
+    some_stay = bool((stay >= 0).any())
     make = prior.cursor if cached else functools.partial(WholeMapCursor, prior)
     cursor = make(copies * len(numbers), top_codes, known, previous) if end else None
     for position in range(end):
@@ -175,8 +190,10 @@ def draw_codes(prior: Prior, numbers: Sequence[int], seed: int, level: str, rule
             logits = untold[0] + rule.guidance * (logits - untold[0])
         if to_draw[position]:
             drawn = choose(logits.to(choosing), uniform[position], rule).to(device)
-            maps[:, row, column] = torch.where(stay[:, row, column] < 0, drawn, maps[:, row, column])
-        cursor.tell(column, maps[:, row, column].repeat(copies))
+            maps[:, row, column] = torch.where(stay[:, row, column] < 0, drawn, maps[:, row, column]) if some_stay \
+                else drawn
+        told = maps[:, row, column]
+        cursor.tell(column, told if copies == 1 else torch.cat([told, told]))
         on_code()
     for _ in range(end, positions):
         on_code()
