@@ -1,17 +1,21 @@
-"""How fast vqvae2/priors/stepping.py draws codes, as ratios to the slow way and to reading weights, in the same run.
+"""How fast code maps are drawn, as ratios to the slow way, an earlier commit and reading weights, in the same run.
 
     python benchmarks/sampling.py                    # 8 images at a time; 4 minutes of one core's time
     python benchmarks/sampling.py --full             # 1, 8 and 64 images at a time; half an hour of it
     python benchmarks/sampling.py --device cuda --full
     python benchmarks/sampling.py --precision fp64   # as sample.py draws unless it is told otherwise
+    git worktree add ../before 8d00b91
+    python benchmarks/sampling.py --batches 1 64 --sides 32 64 --priors top bottom --slow no --against ../before
 
 Priors with fresh weights and codes drawn as sample.py --precision fp32 draws them, each number the time of one image:
-    cached     PixelCNNCursor: a position is a step, a choice and telling it. Timed are the start and evenly spaced rows
-    half       the same with the layers' weights in 16 bits
+    cached     as sample.py draws: by compiled loops on a CPU with numba, in groups that fit the cache. A position is a
+               step, a choice and telling it. Timed are the start and evenly spaced rows
+    torch      PixelCNNCursor, all images together: what a GPU does, and a CPU without numba
+    before     the cached way of the earlier commit in --against, in a process of its own
     slow       Prior.forward on the whole map for each position, and a choice. All positions cost the same: a few are
                timed and the time is multiplied by their number, as are more than 8 images, of which 8 are timed
     matvecs    every matrix that a position needs times one vector, nothing else: what one image at a time can cost
-               at least, by products of the same library
+               at least, by products of torch
     reading    the sum over the same matrices: what the memory gives
 
 top is the default top prior, bottom the default bottom prior (no attention, conditioned on a top map of half the side),
@@ -19,14 +23,19 @@ large a top prior of about 85 million weights, after the VQ-VAE-2 paper (Razavi 
 and the least time of each counts; with one CPU thread that is processor time, which hardly depends on other programs.
 """
 
+import json
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,6 +44,7 @@ from common import processor
 
 from vqvae2.common import distributed
 from vqvae2.common.errors import run_script
+from vqvae2.priors import stepping
 from vqvae2.priors.pixel_cnn import PixelCNN
 from vqvae2.priors.stepping import PixelCNNCursor
 from vqvae2.sampling.sampler import SamplingRule, choose
@@ -47,6 +57,24 @@ PRIORS = {"top": {"level": "top"}, "bottom": {"level": "bottom"},
 ROWS_TIMED = 4
 SLOW_AT_ONCE = 8
 """Images at most for which the slow way is timed."""
+GOALS = {("cached", "matvecs"): "at most 2x", ("before", "cached"): "at least 2x with 64 images"}
+CURSORS = "vqvae2.priors.stepping", "vqvae2.priors.compiled"
+"""The modules of what a cursor consists of."""
+WORKER = """
+import json, sys, torch
+sys.path.insert(0, "benchmarks")
+import sampling
+methods_of = getattr(sampling, "DrawingMethods", None) or sampling.Ways  # its name at 8d00b91
+torch.set_num_threads(1)
+made = {}
+for line in sys.stdin:
+    kind, side, batch, precision = key = tuple(json.loads(line))
+    if key not in made:
+        prior = sampling.make(kind, side, torch.device("cpu")).to(getattr(torch, precision))
+        made = {key: methods_of(prior, batch)}
+    with torch.no_grad():
+        print(made[key].cached(), flush=True)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +82,13 @@ class BenchmarkSettings:
     """Settings of benchmarks/sampling.py."""
 
     full: bool = False
-    """1, 8 and 64 images at a time instead of 8 alone."""
+    """1, 8 and 64 images at a time instead of --batches."""
+    batches: tuple[int, ...] = (8,)
+    """Images at a time."""
+    against: Path | None = None
+    """A checkout of an earlier commit, on the CPU."""
+    slow: Literal["yes", "no"] = "yes"
+    """Whether the slow way is timed."""
     sides: tuple[int, ...] = (16, 32, 64)
     """Heights and widths of the code maps, even."""
     priors: tuple[Literal["top", "bottom", "large"], ...] = ("top", "bottom", "large")
@@ -94,12 +128,19 @@ def main(arguments: list[str] | None = None) -> None:
     place = settings.place
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
     print(f"{name}, torch {torch.__version__}, {settings.threads} thread(s), {settings.precision}")
+    before = Before(settings.against) if settings.against else None
     for kind in settings.priors:
         costs = {}
         for side in settings.sides:
             prior = make(kind, side, place).to(settings.dtype)
-            for batch in (1, 8, 64) if settings.full else (8,):
-                costs[side, batch] = compare(f"{kind} {side}²", prior, batch, settings.seconds)
+            for batch in (1, 8, 64) if settings.full else settings.batches:
+                methods = DrawingMethods(prior, batch)
+                ways = {"cached": methods.cached, "torch": methods.uncompiled}
+                if before is not None:
+                    ways["before"] = lambda own=(kind, side, batch): before.seconds(*own, settings.dtype)
+                if settings.slow == "yes":
+                    ways["slow"] = methods.slow
+                costs[side, batch] = compare(f"{kind} {side}²", methods, ways, settings.seconds)
         print_growth(kind, costs)
         bound(kind, make(kind, min(32, max(settings.sides)), place).to(settings.dtype), settings.seconds)
 
@@ -110,6 +151,21 @@ def make(kind: str, side: int, place: torch.device) -> PixelCNN:
     options = TrainPrior(savename="x", epochs=1, batch=1, vqvae="x", **PRIORS[kind])
     top = (torch.randn(CODES, DIM), (side // 2, side // 2)) if kind == "bottom" else (None, None)
     return PixelCNN(options, torch.randn(CODES, DIM), (side, side), *top).to(place).eval()
+
+
+class Before:
+    """The cached way of an earlier commit, timed in a process of its own."""
+
+    def __init__(self, folder: Path):
+        environment = os.environ | {"PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER], cwd=folder, env=environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def seconds(self, kind: str, side: int, batch: int, dtype: torch.dtype) -> float:
+        """Return the seconds of a map of each of `batch` images."""
+        self.process.stdin.write(json.dumps([kind, side, batch, str(dtype).removeprefix("torch.")]) + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
 
 
 class DrawingMethods:
@@ -123,7 +179,7 @@ class DrawingMethods:
         self.uniform = torch.rand(batch, dtype=torch.float64, device=self.place)
         self.rule = SamplingRule()
         self.bytes = 0
-        self.least_of_rows: dict[tuple[bool, int], float] = {}
+        self.least_of_rows: dict[tuple[str, int], float] = {}
 
     def slow(self) -> float:
         """One position on at most 8 maps."""
@@ -134,47 +190,60 @@ class DrawingMethods:
                                                   self.rule))
         return took * self.side**2 * self.batch / batch
 
-    def cached(self, half: bool = False) -> float:
+    def cached(self) -> float:
+        """Groups of images, one after the other."""
+        at_once = min(self.batch, self.prior.maps_at_once or self.batch)
+        return self._timed("cached", self.prior.cursor, at_once) * self.batch / at_once
+
+    def uncompiled(self) -> float:
+        """All images together, by operations of torch."""
+        with mock.patch.object(stepping, "compiled_loops", return_value=None):
+            return self._timed("torch", self.prior.cursor, self.batch)
+
+    def _timed(self, name: str, make_cursor: Callable, batch: int) -> float:
         """The start, and the mean of evenly spaced rows, each at its fastest so far: attention's cost is linear."""
-        states = []
-        start = seconds(self.place, lambda: states.append(
-            PixelCNNCursor(self.prior, self.batch, self.top_codes, half=half)))
-        self.bytes = self.bytes if half else bytes_of(states[0], self.prior)
+        cursors, top_codes = [], None if self.top_codes is None else self.top_codes[:batch]
+        start = seconds(self.place, lambda: cursors.append(make_cursor(batch, top_codes)))
+        if name == "cached":
+            self.bytes = bytes_of(cursors[0], self.prior)
         count = min(ROWS_TIMED, self.side)
         rows = [int((i + 0.5) * self.side / count) for i in range(count)]
         for row in rows:
-            took = seconds(self.place, lambda row=row: self.draw_row(states[0], row))
-            self.least_of_rows[half, row] = min(took, self.least_of_rows.get((half, row), math.inf))
-        return start + self.side * sum(self.least_of_rows[half, row] for row in rows) / count
+            took = seconds(self.place, lambda row=row: self.draw_row(cursors[0], row, self.uniform[:batch]))
+            self.least_of_rows[name, row] = min(took, self.least_of_rows.get((name, row), math.inf))
+        return start + self.side * sum(self.least_of_rows[name, row] for row in rows) / count
 
-    def half(self) -> float:
-        """The same in 16 bits."""
-        return self.cached(half=True)
-
-    def draw_row(self, state: PixelCNNCursor, row: int) -> None:
+    def draw_row(self, cursor: PixelCNNCursor, row: int, uniform: torch.Tensor) -> None:
         """Draw a row of codes."""
         for column in range(self.side):
-            state.tell(column, choose(state.step(row, column), self.uniform, self.rule))
+            cursor.tell(column, choose(cursor.step(row, column), uniform, self.rule))
 
 
-def compare(name: str, prior: PixelCNN, batch: int, least_seconds: float) -> float:
+def compare(name: str, methods: DrawingMethods, ways: dict[str, Callable[[], float]], least_seconds: float) -> float:
     """Print seconds for an image by each way, and their ratios; return the cached way's for a code."""
-    methods, least, began, rounds = DrawingMethods(prior, batch), {}, time.perf_counter(), 0
+    least, began, rounds, batch, positions = {}, time.perf_counter(), 0, methods.batch, methods.side**2
     while rounds < 2 or time.perf_counter() - began < least_seconds:
         # A whole map of a large prior takes a minute: once is enough.
         late = rounds > 0 and time.perf_counter() - began > least_seconds
-        for way in (methods.cached, methods.half) if late else (methods.slow, methods.cached, methods.half):
-            least[way.__name__] = min(way(), least.get(way.__name__, math.inf))
+        for way, time_of in ways.items():
+            if not late or way != "slow":
+                least[way] = min(time_of(), least.get(way, math.inf))
         rounds += 1
     each = {way: took / batch for way, took in least.items()}
-    scaled = f"1 of {prior.shape[0] ** 2} positions timed and scaled" + (
-        f", {SLOW_AT_ONCE} of {batch} images" if batch > SLOW_AT_ONCE else "")
-    print(f"{name}, batch {batch}, {rounds} round(s): seconds an image: slow {each['slow']:.4g} ({scaled}), "
-          f"cached {each['cached']:.4g}, half {each['half']:.4g}; {1 / each['cached']:.3g} images/s; "
-          f"state and copied weights {methods.bytes / 1e6:.4g} MB")
-    print(f"ratio {name}, batch {batch}: slow / cached {each['slow'] / each['cached']:.1f}x")
-    print(f"ratio {name}, batch {batch}: cached / half {each['cached'] / each['half']:.2f}x", flush=True)
-    return least["cached"] / prior.shape[0] ** 2
+    print(f"{name}, batch {batch}, {rounds} round(s): seconds an image: "
+          + ", ".join(f"{way} {took:.4g}" for way, took in each.items())
+          + (f" (slow: 1 of {positions} positions and {min(batch, SLOW_AT_ONCE)} of {batch} images timed and scaled)"
+             if "slow" in ways else "")
+          + f"; {1 / each['cached']:.3g} images/s; state and copied weights {methods.bytes / 1e6:.4g} MB")
+    for way in [way for way in ways if way != "cached"]:
+        print_ratio(f"{name}, batch {batch}", way, "cached", each[way] / each["cached"])
+    return least["cached"] / positions
+
+
+def print_ratio(name: str, way: str, other: str, ratio: float) -> None:
+    """Print a ratio, and its goal."""
+    goal = GOALS.get((way, other))
+    print(f"ratio {name}: {way} / {other} {ratio:.2f}x" + (f" (goal: {goal})" if goal else ""), flush=True)
 
 
 def print_growth(kind: str, costs: dict[tuple[int, int], float]) -> None:
@@ -192,7 +261,6 @@ def bound(kind: str, prior: PixelCNN, least_seconds: float) -> None:
     vectors = [matrix.new_ones(1, len(matrix)) for matrix in matrices]
     results = [matrix.new_empty(1, matrix.shape[1]) for matrix in matrices]
     timed = {"cached": lambda: methods.cached() / prior.shape[0] ** 2,
-             "half": lambda: methods.half() / prior.shape[0] ** 2,
              "matvecs": lambda: seconds(place, lambda: [torch.mm(vector, matrix, out=result) for vector, matrix, result
                                                         in zip(vectors, matrices, results)]),
              "reading": lambda: seconds(place, lambda: [matrix.sum() for matrix in matrices])}
@@ -205,15 +273,15 @@ def bound(kind: str, prior: PixelCNN, least_seconds: float) -> None:
                                                                    least.items())
           + f"; {read / 1e6:.3g} MB of weights, {read / least['reading'] / 1e9:.3g} GB/s")
     for name in ("matvecs", "reading"):
-        print(f"ratio {kind}, batch 1: cached / {name} {least['cached'] / least[name]:.2f}x", flush=True)
+        print_ratio(f"{kind}, batch 1", "cached", name, least["cached"] / least[name])
 
 
-def matrices_of(state: PixelCNNCursor) -> list[torch.Tensor]:
+def matrices_of(cursor: PixelCNNCursor) -> list[torch.Tensor]:
     """Return the matrices by which a position is multiplied, in order."""
-    products = [product for i, layer in enumerate(state.layers) for product in (
+    products = [product for i, layer in enumerate(cursor.layers) for product in (
         layer.horizontal_in, layer.horizontal_out,
-        *((state.attentions[i].query_key_value, state.attentions[i].out) if i in state.attentions else ()))]
-    return [product.matrix for product in products + state.head] + [state.table]
+        *((cursor.attentions[i].query_key_value, cursor.attentions[i].out) if i in cursor.attentions else ()))]
+    return [product.matrix for product in products + cursor.head] + [cursor.table]
 
 
 def seconds(place: torch.device, work: Callable[[], object]) -> float:
@@ -228,21 +296,21 @@ def seconds(place: torch.device, work: Callable[[], object]) -> float:
     return clock() - began
 
 
-def bytes_of(state: PixelCNNCursor, prior: PixelCNN) -> int:
-    """Return the memory of all tensors that `state` keeps, above the weights of `prior`."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(state)}
+def bytes_of(cursor: PixelCNNCursor, prior: PixelCNN) -> int:
+    """Return the memory of all arrays and tensors that a cursor keeps, above the weights of `prior`."""
+    kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_of(cursor)}
     own = {weight.untyped_storage().data_ptr() for weight in prior.parameters()}
-    return sum(size for place, size in storages.items() if place not in own)
+    return sum(size for place, size in kept.items() if place not in own)
 
 
 def tensors_of(thing: object) -> list[torch.Tensor]:
-    """Return the tensors in `thing`, in lists and dicts in it, and in what vqvae2/priors/stepping.py defines."""
-    if isinstance(thing, torch.Tensor):
-        return [thing]
+    """Return the tensors, and the arrays as tensors, in `thing`, in lists and dicts in it, and in a cursor's parts."""
+    if isinstance(thing, (torch.Tensor, np.ndarray)):
+        return [torch.as_tensor(thing)]
     if isinstance(thing, (list, tuple, dict)):
         return [tensor for part in (thing.values() if isinstance(thing, dict) else thing)
                 for tensor in tensors_of(part)]
-    return tensors_of(vars(thing)) if type(thing).__module__ == PixelCNNCursor.__module__ else []
+    return tensors_of(vars(thing)) if type(thing).__module__ in CURSORS else []
 
 
 if __name__ == "__main__":

@@ -44,13 +44,11 @@ class PixelCNNCursor:
         batch: code maps at the same time.
         top_codes: `[batch, top height, top width]`, for a bottom prior.
         known, previous: `[batch, columns]` and `[batch, height, width]`, as for `PixelCNN.forward`.
-        half: multiply by the layers' weights in 16 bits, which can halve the time of a large prior (docs/benchmarks.md
-            says where); some codes are then not those of the slow way.
     """
 
     @torch.no_grad()
     def __init__(self, prior: nn.Module, batch: int, top_codes: torch.Tensor | None = None,
-                 known: torch.Tensor | None = None, previous: torch.Tensor | None = None, half: bool = False):
+                 known: torch.Tensor | None = None, previous: torch.Tensor | None = None):
         like, channels, (height, width) = prior.horizontal_place, prior.settings.channels, prior.shape
         self.prior, self.width, layers = prior, width, len(prior.layers)
         # The codes of this row.
@@ -66,9 +64,9 @@ class PixelCNNCursor:
         # `[height, width, batch, channels]`; height and width are 1 where the condition is the same everywhere.
         self.condition = None if condition is None else condition.permute(2, 3, 0, 1)
         self.vertical_first = _VerticalRows(prior.vertical_first.conv, width, batch)
-        self.layers = [_Layer(layer, seen, given, half)
+        self.layers = [_Layer(layer, seen, given)
                        for layer, seen, given in zip(prior.layers, self.seen, self.given)]
-        self.attentions = {int(i): _Attention(attention, batch, height * width, half)
+        self.attentions = {int(i): _Attention(attention, batch, height * width)
                            for i, attention in prior.attentions.items()}
         self.head = [_Product(conv, batch) for conv in prior.head if isinstance(conv, nn.Conv2d)]
         self.table = prior.table.T * prior.table.shape[1] ** -0.5
@@ -140,32 +138,28 @@ class _Product:
     Args:
         conv: its kernel and bias.
         rows: how many rows there will be.
-        half: multiply in 16 bits; what is added, and the result, is in the precision of the rows.
     """
 
-    def __init__(self, conv: nn.Conv2d, rows: int, half: bool = False):
-        self.bias, self.matrix = conv.bias, _matrix(conv.weight[:, :, 0], rows, half)
+    def __init__(self, conv: nn.Conv2d, rows: int):
+        self.bias, self.matrix = conv.bias, _matrix(conv.weight[:, :, 0])
         # One row's product is bound by reading the matrix, which goes faster along its longer side.
-        if rows == 1 and not half and self.matrix.shape[0] < self.matrix.shape[1]:
+        if rows == 1 and self.matrix.shape[0] < self.matrix.shape[1]:
             self.matrix = self.matrix.contiguous()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, columns x channels_in]` to `[rows, channels_out]`."""
-        if x.dtype == self.matrix.dtype:
-            return torch.addmm(self.bias, x, self.matrix)
-        return nn.functional.linear(x.to(self.matrix.dtype), self.matrix.T) + self.bias
+        return torch.addmm(self.bias, x, self.matrix)
 
 
 class _VerticalRows:
     """A vertical convolution and the two rows that it sees, the last two that it was given; at first they are 0."""
 
-    def __init__(self, conv: nn.Conv2d, width: int, batch: int, half: bool = False):
+    def __init__(self, conv: nn.Conv2d, width: int, batch: int):
         self.bias, self.width, self.batch = conv.bias, width, batch
         # Both rows of each column of the kernel, left to right, as one matrix.
-        self.taps = [_matrix(column, width * batch, half) for column in conv.weight.unbind(3)]
+        self.taps = [_matrix(column) for column in conv.weight.unbind(3)]
         # The row above and this row, with padding at both sides.
-        self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels,
-                                          dtype=self.taps[0].dtype)
+        self.rows = conv.weight.new_zeros(width + len(self.taps) - 1, batch, ROWS, conv.in_channels)
 
     def see(self, row: torch.Tensor) -> torch.Tensor:
         """Return what the kernel makes `[width x batch, channels_out]` of the last row and of this `[…, channels]`."""
@@ -175,7 +169,7 @@ class _VerticalRows:
         # Columns come before code maps, so that each tap sees one piece of memory.
         flat, seen = self.rows.flatten(2).flatten(0, 1), self.bias.repeat(self.width * batch, 1)
         for tap, matrix in enumerate(self.taps):
-            _add_product(seen, flat[tap * batch:(tap + self.width) * batch], matrix)
+            seen.addmm_(flat[tap * batch:(tap + self.width) * batch], matrix)
         return seen
 
 
@@ -186,19 +180,18 @@ class _Layer:
         layer: whose weights these are.
         seen: `[batch, 2, channels]`, its horizontal input, kept by PixelCNNCursor.
         given: `[width, batch, channels]`, what it is given in this row.
-        half: as for PixelCNNCursor.
     """
 
-    def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor, half: bool):
+    def __init__(self, layer: nn.Module, seen: torch.Tensor, given: torch.Tensor):
         width, batch, _ = given.shape
         self.gate = layer.gate
         self.given, self.seen, self.here = given, seen.flatten(1), seen[:, -1]
-        self.rows = _VerticalRows(layer.vertical_in.conv, width, batch, half)
-        self.vertical_out, self.from_vertical = (_Product(conv, width * batch, half)
+        self.rows = _VerticalRows(layer.vertical_in.conv, width, batch)
+        self.vertical_out, self.from_vertical = (_Product(conv, width * batch)
                                                  for conv in (layer.vertical_out, layer.from_vertical))
-        self.horizontal_in, self.horizontal_out = (_Product(conv, batch, half)
+        self.horizontal_in, self.horizontal_out = (_Product(conv, batch)
                                                    for conv in (layer.horizontal_in.conv, layer.horizontal_out))
-        self.from_condition = layer.from_condition and _Product(layer.from_condition, width * batch, half)
+        self.from_condition = layer.from_condition and _Product(layer.from_condition, width * batch)
 
     def begin_row(self, vertical: torch.Tensor, active: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         """Go on to the next row of the vertical stack `[width x batch, channels]`, in place; return its ELU.
@@ -219,24 +212,24 @@ class _Layer:
     def step(self, x: torch.Tensor, given: torch.Tensor) -> None:
         """Go on to the next position of the horizontal stack `[batch, channels]`, in place; `given` is used up."""
         nn.functional.elu_(self.here.copy_(x))
-        _add_product(given, self.seen, self.horizontal_in.matrix)
+        given.addmm_(self.seen, self.horizontal_in.matrix)
         x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
 
     def read_row(self, x: torch.Tensor) -> None:
         """Do `step` for all positions of the row, `x` `[width x batch, channels]`, in place."""
         seen, given, batch = nn.functional.elu(x), self.given.flatten(0, 1), self.given.shape[1]
         left, here = self.horizontal_in.matrix.split(x.shape[1])
-        _add_product(given, seen, here)
-        _add_product(given[batch:], seen[:-batch], left)
+        given.addmm_(seen, here)
+        given[batch:].addmm_(seen[:-batch], left)
         x += self.gate(self.horizontal_out(nn.functional.elu_(given)))
 
 
 class _Attention:
     """Causal attention as matrices, with the keys and values of all positions so far."""
 
-    def __init__(self, attention: CausalAttention, batch: int, positions: int, half: bool):
+    def __init__(self, attention: CausalAttention, batch: int, positions: int):
         self.heads, channels = attention.heads, attention.out.in_channels
-        self.query_key_value, self.out = (_Product(conv, batch, half)
+        self.query_key_value, self.out = (_Product(conv, batch)
                                           for conv in (attention.query_key_value, attention.out))
         # Keys, values.
         self.past = attention.out.weight.new_zeros(2, batch, self.heads, positions, channels // self.heads)
@@ -261,20 +254,9 @@ class _Attention:
         x += self.out(seen.permute(2, 0, 1, 3).reshape(x.shape))
 
 
-def _matrix(kernel: torch.Tensor, rows: int, half: bool) -> torch.Tensor:
+def _matrix(kernel: torch.Tensor) -> torch.Tensor:
     """Return `[places x channels_in, channels_out]` of a kernel `[channels_out, channels_in, places]`.
 
-    Each of its columns lies in one piece, as it does in a kernel of one place, which is not copied. With `half` it is
-    in the 16 bits that CPUs multiply faster: float16 with one row, bfloat16 with several.
+    Each of its columns lies in one piece, as it does in a kernel of one place, which is not copied.
     """
-    matrix = kernel.transpose(1, 2).flatten(1)
-    return (matrix.to(torch.float16 if rows == 1 else torch.bfloat16) if half else matrix).T
-
-
-def _add_product(total: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor) -> None:
-    """Add `x` times `matrix`, multiplied in the precision of `matrix`, to `total`."""
-    if total.dtype == matrix.dtype:
-        total.addmm_(x, matrix)
-    else:
-        # nn.functional.linear and not torch.mm, which with one row in float16 is as slow as in float32.
-        total += nn.functional.linear(x.to(matrix.dtype), matrix.T)
+    return kernel.transpose(1, 2).flatten(1).T
