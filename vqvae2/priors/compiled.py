@@ -12,6 +12,7 @@ References
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import llvmlite.binding
 import numba
@@ -23,6 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 from torch import nn
 
+from vqvae2.common.progress import Bar
 from vqvae2.priors.causal_layers import ROWS, VerticalConv
 
 if numba.config.DISABLE_JIT:
@@ -463,6 +465,8 @@ class CompiledCursor:
             zeros(len(attentions), batch, heads, height * width, channels // heads),
             _matrices([first])[0], first.bias, _matrices([second])[0], second.bias, prior.table.T * dim ** -0.5,
             prior.bias)
+        if not logits_of.signatures and not any(Path(logits_of.stats.cache_path or "").glob("compiled.logits_of*")):
+            self._compile()
 
     def step(self, row: int, column: int) -> torch.Tensor:
         """Return the logits `[batch, codebook_size]` of the next position in raster order.
@@ -485,6 +489,14 @@ class CompiledCursor:
         self._begin_row(row)
         self.codes[:] = codes
         return self._logits(row, 0, len(codes)).view(*codes.shape, -1)
+
+    def _compile(self) -> None:
+        """Compile the loops under a bar; otherwise their first call would do it, and nobody would know what goes on."""
+        with Bar(total=2, desc="compiling the loops for this processor, once", unit="loop") as bar:
+            begin_row(0, self.above[:0], self.given[:0], *self.rows, self.vertical_place[0], self.above[:0],
+                      *self.vertical)
+            bar.update()
+            self._logits(0, 0, 0)
 
     def _begin_row(self, row: int) -> None:
         if row:
