@@ -5,7 +5,8 @@
 #   np.negative(x, out=x) takes no longer than np.negative(x, out=out).
 # Seen, with numba 0.68.1: one compiled function, `out[i] = …x[i]…`, has a loop with vectors for arrays that do not
 #   overlap, and one without for those that do, and chooses at each call. The same array counts as overlapping: the
-#   loop below takes 6 times as long (AVX-512, 32-bit numbers), without a word. A second function with one argument, `x[i] = …x[i]…`, has vectors.
+#   loop below takes 6 times as long (AVX-512, 32-bit numbers), without a word. A second function with one argument,
+#   `x[i] = …x[i]…`, has vectors.
 # What follows: vqvae2/priors/compiled.py has `_put_elu` for two arrays and `_make_elu` for one.
 #
 # Exit status: 0 if this is still so, 1 if it has changed.
