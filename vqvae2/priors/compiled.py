@@ -5,6 +5,8 @@ call, and so is what the vertical stack does for a row; numba compiles both for 
 result beside this file (or in the user's cache). Matrix products go over tiles of `ROWS_AT_ONCE` rows and two vectors
 of columns, which stay in registers: twice as fast as the library's products on processors that are not Intel's.
 
+NOTE All of it is in one file: numba compiles a function anew when its own file has changed, but not when another has.
+
 References
 1. Goto, van de Geijn 2008, Anatomy of high-performance matrix multiplication.
 2. Cody, Waite 1980, Software manual for the elementary functions (the range reduction of exp).
