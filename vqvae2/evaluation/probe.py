@@ -13,11 +13,14 @@ number says what the prior gets wrong.
 
 A report stops a comparison whose verdict is clear: the folds are judged one after another, and the remaining ones are
 left out once every single one of the bootstrap's draws over the folds so far, not 95 % of them, lies on the same side
-of each of LIMITS, the numbers that the verdict compares with; never before FEWEST subjects and fakes were judged.
-`folds_judged` of `folds` is reported, and figure and interval are those of the judged folds. A look at 95 % intervals
-would end on a wrong side more often than it says; a look at all of 1000 draws hardly ever does, as with Haybittle and
-Peto's rule for trials, which stops early only at a level of 0.001 [3]. `--probe-whole` judges all folds.
+of each of LIMITS, the numbers that the verdict compares with; never before FEWEST subjects and fakes were judged. So do
+trials that stop early only at a level of 0.001 [3]. `folds_judged` of `folds` is reported; figure and interval are
+those of the judged folds. `--probe-whole` judges all folds.
 
+NOTE What stopping does, by 120 simulated cases (12 subjects, 256 fakes) at each of eight AUROCs from 0.55 to 0.995: the
+verdict was that of all folds in all 960; the figure was off by at most 0.008 in the mean; but the 95 % interval of a
+case that stops is of few people, and too narrow: it held the truth in 72 to 88 of 100 cases where stopping was common,
+and that of all folds in about 93. On slices of 64²: 11 cases of three seeds, those near a limit went to the end.
 NOTE The interval is over the subjects and samples that were judged. That another training of the classifier, or other
 folds, would give another number is not in it. Measured at 128²: 128 samples against reconstructions of 12 subjects
 0.66, 0.68 and 0.66 with three seeds; real slices of 17 training subjects against those of 17 others 0.55 (0.42, 0.68).
