@@ -273,6 +273,16 @@ class TestJudge:
         assert (report["count"], report["compared"], report["seed"]) == (10, 10, 5)
         assert report == judge(drawn, unseen, training, EXTRACTOR, 5)
 
+    def test_what_is_known_of_the_real_slices_is_kept_for_the_next_set_and_changes_no_figure(self, rng):
+        unseen, training = slices(rng, 8, 3), slices(rng, 9, 3)
+        sets = slices(rng, 10, 1), slices(rng, 5, 2, 30), slices(rng, 6, 2, 30)
+        asked, once = [], distances.keeping()
+        spy = Extractor("spy", "", 4, lambda images: asked.append(len(images)) or mean_and_spread(images))
+        found = [judge(drawn.bytes(), unseen, training, spy, 0, drawn.subjects, spy, once) for drawn in sets]
+        assert sum(asked) == sum(map(len, (unseen, training, *sets)))
+        plain = Extractor("spy", "", 4, mean_and_spread)
+        assert found == [judge(drawn.bytes(), unseen, training, plain, 0, drawn.subjects, plain) for drawn in sets]
+
     def test_floors_are_of_as_many_training_slices_as_there_are_samples(self, rng, monkeypatch):
         """And where those are fewer, of so many samples."""
         sizes = []

@@ -170,6 +170,64 @@ def test_fakes_of_the_real_slices_are_judged_by_who_has_not_seen_their_person(re
     assert (report["folds"], report["fakes"], report["subjects"], report["auroc"]) == (4, 96, 8, 0.5)
 
 
+class TestStopping:
+    """8 subjects in 4 folds, so that two folds have judged the 3 subjects that it takes to stop."""
+
+    FAKES = torch.full((40, 1, SIZE, SIZE), 255, dtype=torch.uint8)
+
+    @pytest.fixture
+    def scored(self, monkeypatch):
+        """A function that sets how high images score: (images, number of the fold) -> scores."""
+        def set_scores(of):
+            folds = []
+            monkeypatch.setattr(classifier, "trained", lambda *_: folds.append(len(folds)))
+            monkeypatch.setattr(classifier, "logits", lambda _, images: of(images[:, 0, 0, 0].float(), folds[-1] % 4))
+            return folds
+        return set_scores
+
+    def test_what_no_draw_leaves_in_doubt_is_not_judged_to_the_end(self, reals, scored):
+        folds = scored(lambda brightness, _: brightness)
+        report = probe.judge(self.FAKES, reals, seed=0, whole=False)
+        assert folds == [0, 1]
+        assert (report["auroc"], report["ci_low"], report["ci_high"]) == (1, 1, 1)
+        assert (report["folds"], report["folds_judged"], report["fakes"], report["subjects"]) == (4, 2, 40, 8)
+
+    def test_without_the_rule_all_folds_are_judged(self, reals, scored):
+        folds = scored(lambda brightness, _: brightness)
+        assert probe.judge(self.FAKES, reals, seed=0)["folds_judged"] == 4
+        assert folds == [0, 1, 2, 3]
+
+    def test_where_a_limit_lies_among_the_draws_all_folds_are_judged_and_the_figures_are_the_same(self, reals, scored):
+        scored(lambda brightness, fold: 0 * brightness + torch.rand(
+            len(brightness), generator=torch.Generator().manual_seed(fold + len(brightness))))
+        report = probe.judge(self.FAKES, reals, seed=0, whole=False)
+        assert report["folds_judged"] == 4
+        assert report == probe.judge(self.FAKES, reals, seed=0, whole=True)
+
+    def test_the_figure_is_that_of_the_judged_folds(self, reals, scored):
+        """In the folds that are left out every pair would be in the wrong order."""
+        scored(lambda brightness, fold: brightness if fold < 2 else -brightness)
+        assert probe.judge(self.FAKES, reals, seed=0, whole=False)["auroc"] == 1
+        assert probe.judge(self.FAKES, reals, seed=0)["auroc"] == 0.5
+
+    def test_a_clear_case_of_few_people_is_judged_to_the_end(self, scored):
+        """One subject in each of two folds: that both are alike says little of others."""
+        scored(lambda brightness, _: brightness)
+        assert probe.judge(self.FAKES, real_slices(heads(0, 16), 2), seed=0, whole=False)["folds_judged"] == 2
+
+    @pytest.mark.parametrize(("low", "high", "is_clear"), [(0.61, 0.74, True), (0.2, 0.59, True), (0.91, 1.0, True),
+                                                           (0.7, 0.8, False), (0.9, 1.0, False), (0.5, 0.6, False)])
+    def test_an_interval_is_clear_if_it_holds_no_limit_of_the_verdict(self, low, high, is_clear):
+        assert probe._is_clear({"ci_low": low, "ci_high": high}) is is_clear
+
+    def test_the_bar_is_told_of_the_steps_that_are_left_out(self, reals, scored, monkeypatch):
+        monkeypatch.setattr(probe, "STEPS", 3)
+        scored(lambda brightness, _: brightness)
+        told = []
+        probe.judge(self.FAKES, reals, seed=0, whole=False, tell=lambda: told.append(1))
+        assert len(told) == 2 * 3  # the stand-in for the training of the two judged folds tells nothing
+
+
 def test_the_same_seed_gives_the_same_number_and_leaves_torchs_own_generator_alone(reals, monkeypatch):
     monkeypatch.setattr(probe, "STEPS", 3)
     fakes = torch.from_numpy(heads(1, 12))

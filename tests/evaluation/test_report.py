@@ -322,3 +322,8 @@ def test_a_metric_of_ones_own_needs_a_class_and_a_row_of_the_table(tiny_run, tmp
     name, value = report_text.headline(metrics)[-1]
     assert (name, value[:5]) == ("sharpness", f"{metrics['sharpness']['mean']:.3f}")
     assert report_text.tables(metrics)["sharpness"] == (("figure", "value"), [(name, value)])
+
+
+def test_a_probe_of_all_folds_without_a_probe_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--probe-whole: expected --probe beside it, found --probe-whole alone"):
+        EvaluateSettings(vqvae="a", out=tmp_path, probe_whole=True)

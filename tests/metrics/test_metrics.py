@@ -169,6 +169,23 @@ def test_images_smaller_than_the_window_have_no_ssim_but_psnr():
     assert figures["psnr"].isfinite().all()
 
 
+def test_an_images_figures_do_not_depend_on_how_many_there_are_or_on_what_is_asked_for():
+    originals, reconstructions = pictures(n=metrics.AT_A_TIME + 3, size=32)
+    figures = metrics.image_figures(originals, reconstructions)
+    last = metrics.image_figures(originals[-1:], reconstructions[-1:])
+    brain = metrics.brain_mask(originals)
+    fewer = metrics.image_figures(originals, reconstructions, brain=brain, multiscale=False)
+    for area, own in figures.items():
+        for name, values in own.items():
+            assert last[area][name].item() == pytest.approx(values[-1].item(), rel=1e-12)
+            if name == "ms_ssim":
+                assert fewer[area][name].isnan().all()
+            else:
+                assert torch.equal(fewer[area][name], values)
+    none = metrics.image_figures(originals, reconstructions, brain=torch.zeros_like(brain))["brain"]["psnr"]
+    assert none.isnan().all()
+
+
 def test_a_rank_without_images_gets_empty_figures():
     nothing = torch.zeros(0, 1, 64, 64, dtype=torch.uint8)
     for figures in metrics.image_figures(nothing, nothing).values():

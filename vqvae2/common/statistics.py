@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 RESAMPLES = 1000
+ENDS = (0.025, 0.975)
+"""Of a 95 % interval, as shares of the draws."""
 
 
 def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resamples: int = RESAMPLES) -> dict:
@@ -39,7 +41,7 @@ def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resample
 
 
 def bootstrap(figure: Callable[..., np.ndarray], numbers: Sequence[int], seed: int | np.random.Generator,
-              resamples: int = RESAMPLES) -> tuple[float, float] | tuple[None, None]:
+              resamples: int = RESAMPLES, ends: tuple[float, float] = ENDS) -> tuple[float, float] | tuple[None, None]:
     """Return the 95 % percentile interval of a metric over subjects drawn with replacement (reference 1).
 
     Args:
@@ -47,6 +49,7 @@ def bootstrap(figure: Callable[..., np.ndarray], numbers: Sequence[int], seed: i
             of subjects, to the metric of each draw, `[resamples]`; nan where the metric is not defined.
         numbers: the number of subjects in each set. The sets are drawn independently of each other.
         seed: of the draws, or a generator.
+        ends: shares of the draws that lie below the ends of the interval; (0, 1) are the least and the largest draw.
     Returns: (None, None) if the metric is not defined for any draw.
     """
     generator = np.random.default_rng(seed)
@@ -55,12 +58,13 @@ def bootstrap(figure: Callable[..., np.ndarray], numbers: Sequence[int], seed: i
                           for number in numbers))
     if np.isnan(values).all():
         return None, None
-    low, high = np.nanquantile(values, (0.025, 0.975))
+    low, high = np.nanquantile(values, ends)
     return float(low), float(high)
 
 
 def auroc(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray], seed: int, *,
-          comparable: np.ndarray | None = None, same_subjects: bool = False, resamples: int = RESAMPLES) -> dict:
+          comparable: np.ndarray | None = None, same_subjects: bool = False, resamples: int = RESAMPLES,
+          ends: tuple[float, float] = ENDS) -> dict:
     """Return {"auroc", "ci_low", "ci_high"}: 1 if every score inside is above every score outside, 0.5 is guessing.
 
     Args:
@@ -70,6 +74,7 @@ def auroc(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray], seed: int
         comparable: bool `[subjects inside, subjects outside]`, True where the scores of the two subjects have a common
             scale; None: all have.
         same_subjects: whether both lists are of the same subjects, who are then drawn once for both.
+        ends: as for `bootstrap`.
 
     AUROC is the Mann-Whitney statistic over its largest value, ties counting one half (reference 2): a sum over pairs
     of a score inside and one outside. The pairs are counted once for each two subjects; the AUROC of a draw of subjects
@@ -86,7 +91,7 @@ def auroc(inside: Sequence[np.ndarray], outside: Sequence[np.ndarray], seed: int
         won, possible = (((drawn @ counts) * beside).sum(1) for counts in (wins, pairs))
         return won / possible
 
-    low, high = bootstrap(of, wins.shape[:1] if same_subjects else wins.shape, seed, resamples)
+    low, high = bootstrap(of, wins.shape[:1] if same_subjects else wins.shape, seed, resamples, ends)
     return {"auroc": float(wins.sum() / pairs.sum()), "ci_low": low, "ci_high": high}
 
 

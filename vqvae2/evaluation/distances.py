@@ -136,7 +136,8 @@ def pairwise_ms_ssim(images: torch.Tensor, groups: Sequence[str] | None, seed: i
 
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: Extractor, seed: int,
-          drawn_subjects: Sequence[str] | None = None, other: Extractor | None = None) -> dict:
+          drawn_subjects: Sequence[str] | None = None, other: Extractor | None = None,
+          once: Callable[[object, Callable], object] = lambda _, make: make()) -> dict:
     """Return the part `samples` of metrics.json, each metric beside its floor, the value that real slices reach.
 
     Args:
@@ -149,6 +150,8 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
         seed: of the bootstrap and of the draws.
         drawn_subjects: the subject of each image in `drawn`, if the images are of subjects; samples have no subject.
         other: a second feature network, which knows nothing of this project; its figures are `other_mmd`.
+        once: (what is computed, function that computes it) -> its result. Several sets that are compared with the same
+            slices may share one that keeps what it has computed of these slices alone (`keeping`).
 
     mmd: the headline, with a 95 % interval by bootstrap over samples and over unseen subjects. MMD has no bias, so its
         floor comes from all training slices.
@@ -172,23 +175,34 @@ def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, extractor: 
              for _ in range(DRAWS)]
     values = [_biased_figures(made[ours], real, drawn_subjects and [drawn_subjects[i] for i in ours], subjects)
               for ours, _ in draws[:1 if compared == len(made) else DRAWS]]  # all samples: one draw
-    floors = [_biased_figures(known[theirs], real, [known_subjects[i] for i in theirs], subjects)
-              for _, theirs in draws if len(known)]
+    floors = once(("floors", len(made)), lambda: [
+        _biased_figures(known[theirs], real, [known_subjects[i] for i in theirs], subjects)
+        for _, theirs in draws if len(known)])
+    sets = (drawn, drawn_subjects), (training.bytes()[kept], known_subjects), (unseen.bytes(), subjects)
     return {"count": len(drawn), "seed": seed,
             "compared_with": {"images": len(unseen), "subjects": len(set(subjects))},
             "features": {"name": extractor.name, "hash": extractor.hash, "dims": extractor.dims,
                          "whitened_by": None if known is plain else "training slices"},
-            "mmd": _mmd_beside((made, drawn_subjects), (known, known_subjects), (real, subjects), seed),
+            "mmd": _mmd_beside((made, drawn_subjects), (known, known_subjects), (real, subjects), seed, once),
             "compared": compared,
             **{name: {"value": _mean(values, name), "real_floor": _mean(floors, name)}
                for name in ("frechet", "precision", "recall")},
             "pairwise_ms_ssim": pairwise_ms_ssim(drawn, drawn_subjects, seed),
-            "real_pairwise_ms_ssim": pairwise_ms_ssim(unseen.bytes(), subjects, seed),
-            "other_mmd": other and _other_mmd(
-                other, (drawn, drawn_subjects), (training.bytes()[kept], known_subjects), (unseen.bytes(), subjects),
-                seed),
-            **_texture((drawn, drawn_subjects), (training.bytes()[kept], known_subjects), (unseen.bytes(), subjects),
-                       seed)}
+            "real_pairwise_ms_ssim": once("pairs", lambda: pairwise_ms_ssim(unseen.bytes(), subjects, seed)),
+            "other_mmd": other and _other_mmd(other, *sets, seed, once),
+            **_texture(*sets, seed, once)}
+
+
+def keeping() -> Callable[[object, Callable], object]:
+    """Return a function (what is computed, function that computes it) -> its result, which computes everything once."""
+    kept = {}
+
+    def once(what: object, make: Callable) -> object:
+        if what not in kept:
+            kept[what] = make()
+        return kept[what]
+
+    return once
 
 
 def harm_figures(extractor: Extractor, images: torch.Tensor, subjects: Sequence[str], seed: int,
@@ -273,39 +287,39 @@ def rows(report: dict) -> list[tuple[str, str, str]]:
                  for scale, figures in report["edges"].items())] if spectrum else [])]
 
 
-def _texture(made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+def _texture(made: tuple, known: tuple, real: tuple, seed: int, once: Callable) -> dict:
     """Return spectrum and edges of made images, and of the training slices as the floor, beside real slices.
 
     Each set is its images, uint8 `[n, channels, height, width]`, and their subjects or None.
     """
-    def compared(compare: Callable[..., dict], measure: Callable[[torch.Tensor], np.ndarray]) -> dict:
-        values = [measure(images) for images, _ in (made, known, real)]
-        found = {}
-        for own, prefix, (_, subjects) in ((values[0], "", made), (values[1], "real_floor_", known)):
-            figures = compare(own, values[2], subjects, real[1], seed)
-            found |= {prefix + name: figure for name, figure in figures.items()}
-        return {"value": found.pop("value"), "real_floor": found.pop("real_floor_value"), **found}
+    def compared(name: str, compare: Callable[..., dict], measure: Callable[[torch.Tensor], np.ndarray]) -> dict:
+        others, reals = once(("texture", name), lambda: (measure(known[0]), measure(real[0])))
+        floor = once(("texture floor", name), lambda: compare(others, reals, known[1], real[1], seed))
+        own = compare(measure(made[0]), reals, made[1], real[1], seed)
+        return {"value": own.pop("value"), "real_floor": floor["value"], **own,
+                **{f"real_floor_{end}": floor[end] for end in floor if end != "value"}}
 
     return {"spectrum": {"cycles": texture.bands(min(real[0].shape[2:])),
-                         **compared(texture.power_ratios, texture.band_powers)},
-            "edges": {name: compared(texture.edge_distance, functools.partial(texture.gradient_shares, side=side))
+                         **compared("spectrum", texture.power_ratios, texture.band_powers)},
+            "edges": {name: compared(name, texture.edge_distance, functools.partial(texture.gradient_shares, side=side))
                       for name, side in texture.SCALES.items()}}
 
 
-def _other_mmd(extractor: Extractor, made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+def _other_mmd(extractor: Extractor, made: tuple, known: tuple, real: tuple, seed: int, once: Callable) -> dict:
     """Return kernel MMD and its floor in the features of a second network, of at most MOST_OTHER images of each set."""
     sides = []
     for images, groups in (made, known, real):
         some = evenly(len(images), MOST_OTHER)
         sides.append((extractor(images[some]), groups and [groups[item] for item in some]))
     return {"features": {"name": extractor.name, "hash": extractor.hash, "dims": extractor.dims},
-            "images": [len(features) for features, _ in sides], **_mmd_beside(*sides, seed)}
+            "images": [len(features) for features, _ in sides],
+            **_mmd_beside(*sides, seed, lambda what, make: once(("other", what), make))}
 
 
-def _mmd_beside(made: tuple, known: tuple, real: tuple, seed: int) -> dict:
+def _mmd_beside(made: tuple, known: tuple, real: tuple, seed: int, once: Callable) -> dict:
     """Return the kernel MMD of made images and real slices, and its floor: each set is its features, and groups."""
     return (_mmd_figures("value", "", *made, *real, seed)
-            | _mmd_figures("real_floor", "real_floor_", *known, *real, seed))
+            | once("floor", lambda: _mmd_figures("real_floor", "real_floor_", *known, *real, seed)))
 
 
 def _mmd_figures(name: str, prefix: str, images: np.ndarray, groups: Sequence[str] | None, real: np.ndarray,

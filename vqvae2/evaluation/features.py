@@ -22,6 +22,7 @@ usual Fréchet distance (inception-2015-12-05.pt), or any that takes uint8 `[n, 
 1. Tan and Le 2019, EfficientNet: rethinking model scaling for convolutional neural networks.
 """
 
+import hashlib
 import math
 import os
 import warnings
@@ -53,6 +54,8 @@ FILTERS = ((0, 0, 0, -0.5, 1, -0.5, 0, 0, 0), (0, -0.5, 0, 0, 1, 0, 0, -0.5, 0),
 HARMS = ("blur", "noise", "warp", "swap", "intensity", "ghost")
 PROVED_ON = (*HARMS, "grain", "sharpen")
 """Harms that a network must notice; the last two it has not learned."""
+AT_A_TIME = 16
+"""Images that a network sees together: more need longer, since they do not fit into the processor's cache."""
 SHIPPED = Path(__file__).parent / "network"
 NEED = "a folder or name of a run of vqvae2 train-features, or a TorchScript file"
 LEAST_VARIANCE = 1e-3
@@ -163,13 +166,23 @@ class Extractor:
     """Settings and training images of a network of this project, whose features may be made white. None for a network
     of others: its training images are not known, and its features stay as they are."""
 
-    @torch.no_grad()
-    def __call__(self, images: torch.Tensor, batch: int = 64) -> np.ndarray:
+    kept: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    """The features of the sets of images that were asked for, by the sets' shape and hash."""
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor, batch: int = AT_A_TIME) -> np.ndarray:
         """Return float64 `[n, dims]` of uint8 images `[n, channels, height, width]`, `batch` of them at a time.
 
-        An image's features do not depend on the others, nor, beyond rounding, on `batch`.
+        An image's features do not depend on the others, nor, beyond rounding, on `batch`. Several judges ask for those
+        of the same images: they are computed once.
         Raises: UserError for images that the network cannot take, or features that are not finite.
         """
+        which = tuple(images.shape), batch, hashlib.sha256(images.contiguous().numpy()).digest()
+        if which not in self.kept:
+            self.kept[which] = self._features(images, batch)
+        return self.kept[which]
+
+    def _features(self, images: torch.Tensor, batch: int) -> np.ndarray:
         features = np.concatenate([np.zeros((0, self.dims)), *(
             self.embed(some).double().cpu().numpy() for some in images.split(batch) if len(some))])
         expect(bool(np.isfinite(features).all()), f"--features {self.name}", "finite features",

@@ -108,8 +108,10 @@ class CodesJudge(Judge):
 
     def compute(self, evaluation: Evaluation) -> dict:
         """Return level -> {"size", "used", "perplexity", "shuffle_drop"}; None where a metric is not defined."""
-        figures = encoding.code_figures(evaluation.vqvae.model, evaluation.images, evaluation.code_maps,
-                                        evaluation.settings.batch, evaluation.settings.seed)
+        model = evaluation.vqvae.model
+        known = None if model.texture else evaluation.similarity["full"]["ssim"].mean().item()
+        figures = encoding.code_figures(model, evaluation.images, evaluation.code_maps, evaluation.at_a_time,
+                                        evaluation.settings.seed, ssim=known)
         return {level: {name: value if math.isfinite(value) else None for name, value in of_level.items()}
                 for level, of_level in figures.items()}
 

@@ -23,6 +23,9 @@ from vqvae2.models.autoencoder import TrainedVqvae, code_grids
 from vqvae2.models.code_maps import CodeMaps
 from vqvae2.priors.base import Prior
 
+CACHED = 16
+"""Images of a batch on a CPU, at most."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -53,6 +56,12 @@ class Evaluation:
     def images(self) -> ImageSet:
         """The images of the split that is judged."""
         return self.data.splits[self.settings.split]
+
+    @property
+    def at_a_time(self) -> int:
+        """Images that a model sees together: on a CPU few, whose features fit into its cache, need least time."""
+        on_cpu = next(self.vqvae.model.parameters()).device.type == "cpu"
+        return min(self.settings.batch, CACHED) if on_cpu else self.settings.batch
 
     @property
     def has_all_priors(self) -> bool:
@@ -100,7 +109,7 @@ class Evaluation:
         stored = CodeMaps.load(self.vqvae.folder / "codes" / "train.npz", self.vqvae.hash,
                                self.data.describe()["data_hash"], train.names, code_grids(self.vqvae),
                                self.vqvae.model.settings.codebook_size)
-        return stored or encoding.extract(self.vqvae.model, train, self.settings.batch)
+        return stored or encoding.extract(self.vqvae.model, train, self.at_a_time)
 
     @cached_property
     def counting_bits(self) -> dict[str, dict[str, float]]:
@@ -113,13 +122,13 @@ class Evaluation:
     @cached_property
     def _encoded(self) -> tuple[CodeMaps, torch.Tensor]:
         # A texture decoder takes a second for an image: the bar moves on with each few.
-        batch = self.settings.batch if self.vqvae.model.texture is None else min(self.settings.batch, 4)
+        batch = self.at_a_time if self.vqvae.model.texture is None else min(self.settings.batch, 4)
         with Bar(total=len(self.images), desc="reconstructions", unit="image") as bar:
             return encoding.reconstruct(self.vqvae.model, self.images, batch, bar.update)
 
     def _code_bits(self, priors: dict[str, Prior], facts: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         with Bar(total=len(priors) * len(self.images), desc="priors", unit="image") as bar:
-            return surprise.code_bits(priors, self.code_maps.levels, facts, self.settings.batch, bar.update,
+            return surprise.code_bits(priors, self.code_maps.levels, facts, self.at_a_time, bar.update,
                                       tell_previous=True)
 
 

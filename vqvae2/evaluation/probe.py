@@ -11,6 +11,16 @@ classifier of full-resolution pixels notices first, so that against real slices 
 So the number for samples against *reconstructions* of real slices, which are as soft, stands beside it: this second
 number says what the prior gets wrong.
 
+A report stops a comparison whose verdict is clear: the folds are judged one after another, and the remaining ones are
+left out once every single one of the bootstrap's draws over the folds so far, not 95 % of them, lies on the same side
+of each of LIMITS, the numbers that the verdict compares with; never before FEWEST subjects and fakes were judged. So do
+trials that stop early only at a level of 0.001 [3]. `folds_judged` of `folds` is reported; figure and interval are
+those of the judged folds. `--probe-whole` judges all folds.
+
+NOTE What stopping does, by 120 simulated cases (12 subjects, 256 fakes) at each of eight AUROCs from 0.55 to 0.995: the
+verdict was that of all folds in all 960; the figure was off by at most 0.008 in the mean; but the 95 % interval of a
+case that stops is of few people, and too narrow: it held the truth in 72 to 88 of 100 cases where stopping was common,
+and that of all folds in about 93. On slices of 64²: 11 cases of three seeds, those near a limit went to the end.
 NOTE The interval is over the subjects and samples that were judged. That another training of the classifier, or other
 folds, would give another number is not in it. Measured at 128²: 128 samples against reconstructions of 12 subjects
 0.66, 0.68 and 0.66 with three seeds; real slices of 17 training subjects against those of 17 others 0.55 (0.42, 0.68).
@@ -18,6 +28,8 @@ folds, would give another number is not in it. Measured at 128²: 128 samples ag
 References
 1. Lopez-Paz, Oquab 2017, Revisiting classifier two-sample tests.
 2. Hanley, McNeil 1982, The meaning and use of the area under a receiver operating characteristic curve.
+3. Peto et al. 1976, Design and analysis of randomized clinical trials requiring prolonged observation of each patient,
+   part I.
 """
 
 import dataclasses
@@ -29,9 +41,10 @@ import torch
 
 from vqvae2.common import random_numbers
 from vqvae2.common.progress import Bar
-from vqvae2.common.statistics import auroc, by_group, with_interval
+from vqvae2.common.statistics import ENDS, auroc, by_group, with_interval
 from vqvae2.evaluation import reasons
 from vqvae2.evaluation.judge import Evaluation, Judge
+from vqvae2.evaluation.verdict import THRESHOLDS
 from vqvae2.images.dataset import ImageSet
 from vqvae2.metrics import context_model
 from vqvae2.models import classifier, encoding
@@ -42,11 +55,17 @@ FOLDS = 4
 STEPS = 160
 CAPABLE = 0.9
 """AUROC on fakes of the neighbours model from which the probe counts."""
+LIMITS = (*(THRESHOLDS[name].value for name in ("good probe", "fair probe")), CAPABLE)
+"""The AUROCs at which the verdict changes."""
+FEWEST = 3
+"""Subjects, and fakes, that must have been judged before a comparison may stop."""
+ALL_DRAWS = (0.0, 1.0)
+"""The ends of an interval that holds every draw of the bootstrap."""
 
 
 def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device | str = "cpu", *,
-          same_subjects: bool = False, tell: Callable[[], object] = lambda: None) -> dict:
-    """Return {"auroc", "ci_low", "ci_high", "folds", "fakes", "reals", "subjects"}.
+          same_subjects: bool = False, whole: bool = True, tell: Callable[[], object] = lambda: None) -> dict:
+    """Return {"auroc", "ci_low", "ci_high", "folds", "folds_judged", "fakes", "reals", "subjects"}.
 
     Args:
         fakes: uint8 `[m, channels, height, width]`, independent of each other. reals: slices of unseen subjects, of the
@@ -55,7 +74,9 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
         device: where the classifiers are trained.
         same_subjects: whether the fakes were made of the real slices, in their order. A subject's fakes are then in the
             fold of its slices.
-        tell: called after each step of a classifier's training, at most FOLDS x STEPS times.
+        whole: whether all folds are judged, also where the first ones leave no doubt.
+        tell: called FOLDS x STEPS times at most: after each step of a classifier's training, and at once for those of
+            the folds that are left out.
     Returns: None for auroc and its 95 % interval where there are fewer than 2 subjects or 2 fakes.
 
     Scores of different folds come from different classifiers and have no common scale: pairs of a fake and a real slice
@@ -65,27 +86,47 @@ def judge(fakes: torch.Tensor, reals: ImageSet, seed: int, device: torch.device 
     """
     names, subject = np.unique(reals.subjects, return_inverse=True)
     folds = min(FOLDS, len(names), len(fakes))
-    report = {"auroc": None, "ci_low": None, "ci_high": None, "folds": folds, "fakes": len(fakes), "reals": len(reals),
-              "subjects": len(names)}
+    report = {"auroc": None, "ci_low": None, "ci_high": None, "folds": folds, "folds_judged": 0, "fakes": len(fakes),
+              "reals": len(reals), "subjects": len(names)}
     if folds < 2:
         return report
     fold_of = random_numbers.keys(seed, "probe: folds of subjects", np.arange(len(names))).argsort().argsort() % folds
     real_fold = fold_of[subject]
     fake_fold = real_fold if same_subjects else np.arange(len(fakes)) % folds
     sides = (fakes, fake_fold, np.zeros(len(fakes))), (reals.bytes(), real_fold, np.zeros(len(reals)))
-    for fold in range(folds):
+    group_fold = fold_of if same_subjects else fake_fold
+
+    def figures(judged: int, ends: tuple[float, float] = ENDS) -> dict:
+        """Return the AUROC over the first folds, and its interval."""
+        (*_, of_fakes), (*_, of_reals) = sides
+        groups = by_group(of_fakes, subject, len(names)) if same_subjects else of_fakes[:, None]
+        people = by_group(of_reals, subject, len(names))
+        inside, outside = np.flatnonzero(group_fold < judged), np.flatnonzero(fold_of < judged)
+        return auroc([groups[item] for item in inside], [people[item] for item in outside], seed,
+                     same_subjects=same_subjects, ends=ends,
+                     comparable=group_fold[inside, None] == fold_of[outside])
+
+    for judged in range(1, folds + 1):
+        fold = judged - 1
         model = classifier.trained([images[own != fold] for images, own, _ in sides], STEPS,
                                    random_numbers.generator(seed, "probe: training", fold), device, tell)
         for images, own, scores in sides:
             scores[own == fold] = classifier.logits(model, images[own == fold])
-    (*_, of_fakes), (*_, of_reals) = sides
-    given = by_group(of_fakes, subject, len(names)) if same_subjects else of_fakes[:, None]
-    return report | auroc(given, by_group(of_reals, subject, len(names)), seed, same_subjects=same_subjects,
-                          comparable=(fold_of if same_subjects else fake_fold)[:, None] == fold_of)
+        enough = min(np.count_nonzero(own < judged) for own in (fold_of, fake_fold)) >= FEWEST
+        if not whole and enough and judged < folds and _is_clear(figures(judged, ALL_DRAWS)):
+            break
+    for _ in range((folds - judged) * STEPS):
+        tell()
+    return report | figures(judged) | {"folds_judged": judged}
+
+
+def _is_clear(figures: dict) -> bool:
+    """Return whether no limit lies between the ends of the interval."""
+    return not any(figures["ci_low"] <= limit <= figures["ci_high"] for limit in LIMITS)
 
 
 def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, reconstructions: torch.Tensor,
-              reals: ImageSet, seed: int, device: torch.device | str = "cpu") -> dict:
+              reals: ImageSet, seed: int, device: torch.device | str = "cpu", *, whole: bool = False) -> dict:
     """Return the probe's part of metrics.json, each a report of `judge`, or None where it cannot be made.
 
     Args:
@@ -102,7 +143,7 @@ def judge_all(samples: torch.Tensor, context_model_fakes: torch.Tensor | None, r
     folds = min(FOLDS, len(set(reals.subjects)), len(samples))
     with Bar(total=(3 if context_model_fakes is None else 5) * folds * STEPS, desc="probe: training classifiers",
              unit="step") as bar:
-        judged = functools.partial(judge, seed=seed, device=device, tell=bar.update)
+        judged = functools.partial(judge, seed=seed, device=device, whole=whole, tell=bar.update)
         baseline, softened = (None, None) if context_model_fakes is None else (
             judged(context_model_fakes, against) for against in (reals, made))
         return {"samples": judged(samples, reals), "samples_against_reconstructions": judged(samples, made),
@@ -132,7 +173,7 @@ class ProbeJudge(Judge):
         fakes = None if codes is None else context_model_fakes(model, codes, len(evaluation.samples), settings.seed,
                                                                settings.batch)
         return judge_all(evaluation.samples, fakes, evaluation.reconstructions, evaluation.images, settings.seed,
-                         next(model.parameters()).device)
+                         next(model.parameters()).device, whole=settings.probe_whole)
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:
         """Return a line for each pair."""

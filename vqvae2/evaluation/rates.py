@@ -52,8 +52,6 @@ FIGURES = {"psnr": ("full", "psnr", "PSNR, full picture", "PSNR (dB)"),
            "brain_psnr": ("brain", "psnr", "PSNR inside the brain", "PSNR (dB)")}
 """Area and name in `similarity.image_figures`, title and unit."""
 DRAWN = ("psnr", "ssim", "brain_ssim")
-AT_A_TIME = 16
-"""Images whose figures are computed together: more need longer, since they do not fit into the processor's cache."""
 POINTS = {"raw": ("codes as they are", "s"), "context": ("neighbours model", "^"), "prior": ("priors", "o")}
 """The ways in which codes are written down, in the words of figures and tables, and their markers."""
 MOST_IMAGES = 240
@@ -112,7 +110,8 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
     items = evenly(len(split), MOST_IMAGES)
     chosen = ImageSet(tuple(split.files[item] for item in items), split.pixels[items])
     originals, subjects, pixels = chosen.bytes(), chosen.subjects, math.prod(split.pixels.shape[2:])
-    distortion = _distortion(originals, made[items], subjects, seed)
+    brain = similarity.brain_mask(originals)
+    distortion = _distortion(originals, made[items], brain, subjects, seed)
     points = {name: {"bits_per_pixel": rate, "ci_low": None, "ci_high": None}
               for name, rate in (("raw", raw), ("context", context)) if rate is not None}
     if prior is not None:
@@ -131,7 +130,7 @@ def measure(split: ImageSet, made: torch.Tensor, *, raw: float, context: float |
             bits = np.mean(sizes) * 8 / pixels
             curves[key].append({"setting": setting, "bits_per_pixel": float(bits),
                                 "without_header": float(bits - headers[key] * 8 / pixels),
-                                **_distortion(originals, torch.stack(decoded), subjects, seed)})
+                                **_distortion(originals, torch.stack(decoded), brain, subjects, seed)})
         curves[key].sort(key=lambda point: point["bits_per_pixel"])
     return {"images": len(chosen), "subjects": len(set(subjects)), "pixels": pixels,
             "model": distortion | {"points": points}, "codecs": curves, "headers": headers,
@@ -259,12 +258,12 @@ class RatesJudge(Judge):
         picture(figures, evaluation.out / "rates.png")
 
 
-def _distortion(originals: torch.Tensor, made: torch.Tensor, subjects: Sequence[str], seed: int) -> dict:
+def _distortion(originals: torch.Tensor, made: torch.Tensor, brain: torch.Tensor, subjects: Sequence[str],
+                seed: int) -> dict:
     """Return the means of FIGURES over uint8 images, with their intervals; None where they are not defined."""
-    parts = [similarity.image_figures(*pair) for pair in zip(originals.split(AT_A_TIME), made.split(AT_A_TIME))]
-    report = {}
+    figures, report = similarity.image_figures(originals, made, brain=brain, multiscale=False), {}
     for name, (area, figure, *_) in FIGURES.items():
-        found = statistics.summarise(torch.cat([part[area][figure] for part in parts]), subjects, seed)
+        found = statistics.summarise(figures[area][figure], subjects, seed)
         report |= {name: found["mean"], f"{name}_ci_low": found["ci_low"], f"{name}_ci_high": found["ci_high"]}
     return report
 

@@ -144,6 +144,7 @@ class ReportFolder(RecordedFolder):
         """Return what differs; not what is judged besides."""
         self.added = {name for name in ADDED if self.settings[name] and self.before.get(name) is False}
         self.may_differ = RecordedFolder.may_differ | self.added | {"images_hash"}  # data_hash differs too
+        self.may_differ |= {"probe_whole"} if "probe" in self.added else set()
         return super().changed()
 
     @cached_property

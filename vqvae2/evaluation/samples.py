@@ -117,14 +117,15 @@ class SamplesJudge(Judge):
         source = {"folder": settings.sampled.name} if settings.sampled else {
             **{name: list(getattr(settings, name)) for name in ("temperature", "top_k", "top_p")},
             "told": "what the manifest says of training images"}
-        report = {"source": source, **distances.judge(drawn, *beside, other=other), "reconstructions": None,
+        once = distances.keeping()
+        report = {"source": source, **distances.judge(drawn, *beside, other=other, once=once), "reconstructions": None,
                   "memorisation": None, "probe": None}
         if codes is not None:
             items = evenly(len(training), len(drawn))
             again = encoding.decoded(evaluation.vqvae.model, {level: maps[items] for level, maps in
                                                               codes.levels.items()}, AT_A_TIME)
             report["reconstructions"] = distances.judge(
-                again, *beside, [training.subjects[item] for item in items], other)
+                again, *beside, [training.subjects[item] for item in items], other, once)
         return report
 
     def rows(self, figures: dict, report: dict) -> list[tuple[str, str]]:

@@ -56,6 +56,8 @@ class EvaluateSettings(Checked):
     TorchScript file such as an Inception of yours. Default: the small network in vqvae2/evaluation/network."""
     probe: bool = False
     """Train a small classifier to tell samples from real images: an AUROC of 0.5 means that it cannot."""
+    probe_whole: bool = False
+    """Train the classifiers of all folds of --probe, also where the first ones leave no doubt."""
     rates: bool = False
     """Compare bits per pixel, PSNR and SSIM with JPEG, WebP and JPEG 2000."""
     likelihood: bool = False
@@ -81,6 +83,8 @@ class EvaluateSettings(Checked):
                    f"{flag(name)} alone", "Give --top too.")
         expect(not self.probe or self.sampled is not None or (self.top is not None and self.samples > 0), "--probe",
                "samples: --top and --samples above 0, or --sampled", "none", "Give one of them too.")
+        expect(self.probe or not self.probe_whole, "--probe-whole", "--probe beside it", "--probe-whole alone",
+               "Give --probe too.")
         expect(not self.anatomy or self.sampled is None, "--anatomy", "samples that are drawn here",
                "--sampled beside it", "Leave one of them out: what samples in a folder were told is not known.")
         expect(not self.anatomy or self.samples >= FEWEST_FOR_ANATOMY, "--anatomy",

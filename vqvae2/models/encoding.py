@@ -63,7 +63,7 @@ def decoded(model: Vqvae, levels: Mapping[str, torch.Tensor], batch: int, *, sof
 
 
 def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, seed: int = 0,
-                 with_shuffle_drop: bool = True) -> dict[str, dict[str, float]]:
+                 with_shuffle_drop: bool = True, ssim: float | None = None) -> dict[str, dict[str, float]]:
     """Return for each level {"size", "used", "perplexity", "shuffle_drop"} over the images of a split.
 
     The shuffle drop is the mean full-picture SSIM that is lost when one level's maps are exchanged between
@@ -76,7 +76,7 @@ def code_figures(model: Vqvae, images: ImageSet, codes: CodeMaps, batch: int, se
         ring = torch.randperm(len(images), generator=random_numbers.generator(seed, "exchange of maps"))
         order = torch.empty_like(ring)
         order[ring] = ring.roll(1)
-        kept = _mean_ssim(model, images, codes.levels, batch)
+        kept = _mean_ssim(model, images, codes.levels, batch) if ssim is None else ssim
         for level in codes.levels:
             exchanged = {**codes.levels, level: codes.levels[level][order]}
             figures[level]["shuffle_drop"] = kept - _mean_ssim(model, images, exchanged, batch)

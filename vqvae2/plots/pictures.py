@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -208,10 +208,16 @@ def _write_text(canvas: Image.Image, place: tuple[float, float], text: str, room
     ImageDraw.Draw(canvas).text(place, text, INK, _font(text, room), anchor=anchor)
 
 
+@lru_cache(maxsize=1024)  # the same few labels stand on every picture
 def _font(text: str, width: int) -> ImageFont.FreeTypeFont:
     """Return the font in which `text` is at most `width` pixels wide, TEXT_SIZE where it fits, never below 6."""
-    sizes = [size for size in range(TEXT_SIZE, 6, -1) if ImageFont.load_default(size).getlength(text) <= width]
-    return ImageFont.load_default(max(sizes, default=6))
+    sizes = range(TEXT_SIZE, 6, -1)
+    return _font_of(next((size for size in sizes if _font_of(size).getlength(text) <= width), 6))
+
+
+@cache
+def _font_of(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
 
 
 def _inferno(values: np.ndarray) -> np.ndarray:
