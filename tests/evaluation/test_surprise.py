@@ -20,13 +20,14 @@ from vqvae2.evaluation.settings import EvaluateSettings
 from vqvae2.images.dataset import ImageSet
 from vqvae2.images.listing import ImageFile
 from vqvae2.priors import conditions
+from vqvae2.priors.base import Prior
 from vqvae2.sampling import sampler
 
 CPU = torch.device("cpu")
 PREVIOUS = conditions.Column("previous_mm", (), 0.0, 2.0)
 
 
-class Table(nn.Module):
+class Table(Prior):
     """A prior that says the same of every code, and keeps what it was told."""
 
     def __init__(self, probabilities, columns=()):
@@ -34,7 +35,7 @@ class Table(nn.Module):
         self.bias = nn.Parameter(torch.tensor(probabilities).log())
         self.columns, self.told = columns, []
 
-    def forward(self, codes, top_codes=None, known=None):
+    def forward(self, codes, top_codes=None, known=None, keep=None, previous=None):
         self.told.append((top_codes, known))
         return self.bias[None, :, None, None].expand(len(codes), -1, *codes.shape[1:])
 

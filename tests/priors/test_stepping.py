@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,18 @@ def test_the_codes_and_logits_are_those_of_the_slow_way(way, model, facts, nothi
                                       previous=previous) for cached in (True, False))
     assert torch.equal(drawn, expected)
     torch.testing.assert_close(*both_ways(model, drawn, top, known, previous, way), atol=1e-12, rtol=0)
+
+
+@every_way
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_logits_of_whole_maps_without_gradients_are_those_of_forward(way, count):
+    model = prior("bottom", told=True, shown=True)
+    codes = torch.randint(CODES, (count, *model.shape))
+    told = top_maps(model, count), torch.full((count, 3), 0.5), previous_maps(model, count)
+    with drawing(way), torch.no_grad():
+        found, expected = model.logits(codes, *told), model(codes, *told[:2], previous=told[2])
+    assert found.shape == (count, CODES, *model.shape)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 @every_way

@@ -68,8 +68,8 @@ def code_bits(priors: Mapping[str, Prior], levels: Mapping[str, torch.Tensor], f
         for items in torch.arange(len(levels[level])).split(batch):
             codes = levels[level][items].to(device)
             top = levels["top"][items].to(device) if level == "bottom" else None
-            more = {} if previous is None else {"previous": previous[items].to(device).long()}
-            logits = prior(codes, top, None if known is None else known[items].to(device), **more)
+            logits = prior.logits(codes, top, None if known is None else known[items].to(device),
+                                  None if previous is None else previous[items].to(device).long())
             nats = functional.cross_entropy(logits.float(), codes, reduction="none")
             parts.append((nats / math.log(2)).cpu())
             on_batch(len(items))

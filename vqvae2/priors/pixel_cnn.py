@@ -285,6 +285,16 @@ class PixelCNN(Pretrained, Prior):
         parts = [part(values) for part, values in given if part is not None]
         return sum(parts[1:], parts[0]) if parts else None
 
+    @torch.no_grad()
+    def logits(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
+               previous: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what `forward` returns, but for rounding: by compiled loops, where there are any, row by row."""
+        if self._loops() is None or not len(codes):
+            return self(codes, top_codes, known, previous=previous)
+        cursor = self.cursor(len(codes), top_codes, known, previous)
+        rows = [cursor.read_row(row, own.T) for row, own in enumerate(codes.unbind(1))]
+        return torch.stack(rows).permute(2, 3, 0, 1)
+
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
                previous: torch.Tensor | None = None) -> PixelCNNCursor:
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""

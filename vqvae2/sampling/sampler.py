@@ -255,7 +255,7 @@ def bits_per_code(priors: Mapping[str, Prior], maps: Mapping[str, torch.Tensor],
         nats = []
         for i in range(len(total)):
             codes, top_codes = maps[level][i:i + 1], maps["top"][i:i + 1]
-            logits = prior(codes, top_codes, None if known is None else known[i:i + 1])
+            logits = prior.logits(codes, top_codes, None if known is None else known[i:i + 1])
             nats.append(functional.cross_entropy(logits, codes, reduction="none"))
         for i, own in enumerate(torch.cat(nats).cpu()):
             total[i] += own.double().sum().item() / math.log(2)
