@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from vqvae2.commands import train_prior, train_vqvae
+from vqvae2.commands import demo_scans, train_prior, train_vqvae
 from vqvae2.common.errors import STOP_SIGNALS, run_script
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
@@ -73,6 +73,15 @@ def told_top(tiny_run, tmp_path_factory) -> Path:
     train_prior.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
                       "told", "--level", "top", "--vqvae", str(tiny_run.vqvae), "--condition", "position_mm"])
     return results / "oasis" / "told"
+
+
+@pytest.fixture(scope="session")
+def demo_people(tmp_path_factory) -> Path:
+    """The scans of six synthetic people, as `vqvae2 demo-scans --subjects 6` makes them, once for all tests."""
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder = tmp_path_factory.mktemp("people") / "scans"
+    demo_scans.main(["--out", str(folder), "--subjects", "6"])
+    return folder
 
 
 @pytest.fixture
