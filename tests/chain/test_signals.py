@@ -66,7 +66,7 @@ class Run:
 
 def words(results: Path, processes: int) -> list[str]:
     return ["--savename", "line", "--results", str(results), "--batch", str(8 // processes), "--epochs", "2",
-            "--threads", "1", "--precision", "fp32"]
+            "--threads", "1", "--precision", "fp32", "--pictures-every", "0"]
 
 
 def finish(results: Path, processes: int) -> dict[str, torch.Tensor]:
