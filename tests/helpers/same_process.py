@@ -3,13 +3,16 @@
 import importlib
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import BinaryIO
 from unittest import mock
 
+import pytest
 from pasted import module_and_arguments
 
+from vqvae2 import commands
 from vqvae2.commands import steps
 from vqvae2.common import machine
 
@@ -34,6 +37,15 @@ def _going_to(output: BinaryIO | None) -> Iterator[None]:
     with redirect_stdout(text), redirect_stderr(text):
         yield
     text.detach()
+
+
+def ended(*words: object) -> tuple[int, str]:
+    """Return the exit status of `vqvae2 words…`, and all that it prints, as a shell would have them."""
+    printed = io.StringIO()
+    with (redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit) as end,
+          mock.patch.object(sys, "argv", ["vqvae2", *map(str, words)])):
+        commands.main()
+    return int(end.value.code or 0), printed.getvalue()
 
 
 @contextmanager
