@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from vqvae2.commands import train_prior, train_vqvae
+from vqvae2.commands import demo_scans, train_prior, train_vqvae
 from vqvae2.common.errors import STOP_SIGNALS, run_script
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
@@ -24,6 +25,7 @@ TINY_VQVAE = ["--epochs", "10", "--channels", "16", "--embedding-dim", "8", "--r
               "--codebook-size", "16", "--start-steps", "6", "--learning-rate", "0.01"]
 TINY_PRIOR = ["--epochs", "2", "--channels", "8", "--layers", "2", "--heads", "2", "--attention-every", "2"]
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: waiting threads would take the other tests' cores
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 for number in STOP_SIGNALS:  # pytest in the background of a shell, or under nohup, would have its children ignore them
@@ -44,9 +46,11 @@ class TinyRun:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """After each test signals do what they did before: run_script, made for the last thing of a process, changes it."""
+    """After each test signals do what they did before, and torch has one thread: run_script and trainings, made for the
+    last thing of a process, change it."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
+    torch.set_num_threads(1)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -73,6 +77,15 @@ def told_top(tiny_run, tmp_path_factory) -> Path:
     train_prior.main(["--data", str(tiny_run.data), "--results", str(results), *TINY, *TINY_PRIOR, "--savename",
                       "told", "--level", "top", "--vqvae", str(tiny_run.vqvae), "--condition", "position_mm"])
     return results / "oasis" / "told"
+
+
+@pytest.fixture(scope="session")
+def demo_people(tmp_path_factory) -> Path:
+    """The scans of six synthetic people, as `vqvae2 demo-scans --subjects 6` makes them, once for all tests."""
+    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+    folder = tmp_path_factory.mktemp("people") / "scans"
+    demo_scans.main(["--out", str(folder), "--subjects", "6"])
+    return folder
 
 
 @pytest.fixture

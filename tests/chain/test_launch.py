@@ -30,7 +30,8 @@ from torch.distributed.run import parse_args, parse_min_max_nnodes
 
 STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; "$@" & echo $! > "$FAKE/step"; wait $!',
-    "scancel": 'echo "scancel $*" >> "$FAKE/calls"; kill -TERM "$(cat "$FAKE/step")"',
+    "scancel": 'until [ -s "$FAKE/step" ]; do sleep 0.01; done; echo "scancel $*" >> "$FAKE/calls"; '
+               'kill -TERM "$(cat "$FAKE/step")"',
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "scontrol $*" >> "$FAKE/calls"; fi',
     "squeue": 'cat "$FAKE/job_state"',
     # Stands for python where a test says with a line of shell what the training does.

@@ -1,55 +1,60 @@
 """The README is a program: its blocks run in order in one folder, and what stands beside them is true."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import same_process
+from pasted import commands_in
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 MOST_WORDS = 750
-AT_TINY_SIZE = {"make venv && source .venv/bin/activate": ":", "make demo": "tiny_demo",
-                "--preset brain-128": "--preset smoke"}
+SMALL = "--preset smoke --processes 1"
+AT_TINY_SIZE = {"make venv && source .venv/bin/activate": "", "make demo": "the recipe of make demo",
+                "--preset pretrained-128": "--preset pretrained-128 --count 2",
+                "--preset brain-128": SMALL}
 """What the test runs in place of what the README says, so that no model is trained for hours."""
-SHELL = """
-set -euo pipefail
-vqvae2() {{ "{python}" -m vqvae2 "$@"; }}
-tiny_demo() {{ {demo}; ln -s demo/scans scans; }}
-"""
 
 
 def recipe_of_make_demo():
     """The commands of `make demo`, with fewer people and the preset of the smallest models."""
     recipe = re.search(r"^demo: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    commands = [re.search(r"-m (vqvae2 .+)", line)[1] for line in recipe.splitlines()]
+    commands = [re.search(r"-m (vqvae2 [^>]+)", line)[1] for line in recipe.splitlines()]
     assert [command.split()[1] for command in commands] == ["demo-scans", "run"]
-    text = "; ".join(commands)
+    text = "\n".join(commands)
     assert "--subjects 12" in text
     assert "--preset demo" in text
-    return text.replace("--subjects 12", "--subjects 6").replace("--preset demo", "--preset smoke")
+    return text.replace("--subjects 12", "--subjects 6").replace("--preset demo", SMALL)
+
+
+def commands_of_the_blocks():
+    """The words of each command, in order; every line of the blocks is a command, or is made one by the test."""
+    text = "\n".join(BLOCKS)
+    for said, run in {**AT_TINY_SIZE, "make demo": f"{recipe_of_make_demo()}\n"}.items():
+        text = text.replace(said, run)
+    commands = commands_in(text)
+    assert len(commands) == len([line for line in text.splitlines() if line.partition("#")[0].strip()])
+    return commands
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A copy of the checkout in which all blocks were run."""
-    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
+def folder(demo_people, tmp_path_factory):
+    """A copy of the checkout in which all blocks were run; the scans of `make demo` were there already."""
     copy = tmp_path_factory.mktemp("readme") / "copy"
     shutil.copytree(ROOT, copy, ignore=lambda folder, names: [name for name in names if name in (
         "tests", ".git", "__pycache__", "brains", "demo", "scans", "predicted", "my-brains", "results", "docs")
         or name.startswith(".")])
-    script = SHELL.format(python=sys.executable, demo=recipe_of_make_demo())
-    for block in BLOCKS:
-        for said, run in AT_TINY_SIZE.items():
-            block = block.replace(said, run)
-        script += block
-    unused = {name: value for name, value in os.environ.items() if name not in ("OASIS_PATH", "SLICES_PATH", "DISPLAY")}
-    done = subprocess.run(["bash", "-c", script], cwd=copy, text=True, capture_output=True, check=False, env=unused)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    shutil.copytree(demo_people, copy / "demo" / "scans")
+    (copy / "scans").symlink_to("demo/scans")
+    with pytest.MonkeyPatch.context() as patch, same_process.chains():
+        patch.chdir(copy)
+        for name in ("OASIS_PATH", "SLICES_PATH", "DISPLAY"):
+            patch.delenv(name, raising=False)
+        for words in commands_of_the_blocks():
+            same_process.run(words)
     return copy
 
 

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import same_process
 from PIL import Image
 
-from vqvae2.commands import run
+from vqvae2.commands import demo_brains, run
 from vqvae2.commands import steps as chain
 from vqvae2.common.errors import UserError
 from vqvae2.settings import presets
@@ -40,13 +42,13 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_chain(installed, tmp_path_factory):
+def tiny_chain(installed, demo_people, tmp_path_factory):
     """The folder and the ended process of a chain in an empty folder, which sees the wheel and not the checkout.
 
-    SLICES_PATH leads astray: the chain must not look at it. OASIS_PATH stands for --scans.
+    SLICES_PATH leads astray: the chain must not look at it. OASIS_PATH stands for --scans. The scans are there already.
     """
-    pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
     folder = tmp_path_factory.mktemp("chain")
+    shutil.copytree(demo_people, folder / "scans")
     environment = {**os.environ, "PYTHONPATH": str(installed), "OASIS_PATH": "scans", "SLICES_PATH": "nowhere"}
     for words in (("demo-scans", "--out", "scans", "--subjects", "6"), ("run", "--preset", "smoke", "--out", "out")):
         done = subprocess.run([sys.executable, "-m", "vqvae2", *words], cwd=folder, check=False, text=True,
@@ -109,26 +111,25 @@ def test_each_command_is_printed_and_the_last_lines_say_where_to_look_and_what_c
     assert "epoch 2/2" in (out / "run.log").read_text()
 
 
-def test_the_same_command_passes_over_what_is_done(tiny_chain, installed):
+def test_the_same_command_passes_over_what_is_done(tiny_chain, monkeypatch, capfd):
     out, first = tiny_chain
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    words = ["run", "--preset", "smoke", "--scans", "scans", "--out", "out"]
-    done = subprocess.run([sys.executable, "-m", "vqvae2", *words], cwd=out.parent, check=False, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(installed)})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-3:] == first.stdout.splitlines()[-3:]
+    monkeypatch.chdir(out.parent)
+    with same_process.chains():
+        run.main(["--preset", "smoke", "--scans", "scans", "--out", "out", "--processes", "1"])
+    assert capfd.readouterr().out.splitlines()[-3:] == first.stdout.splitlines()[-3:]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
 
 
 def test_a_step_that_the_user_can_mend_ends_the_chain_with_its_line_and_status_2(tmp_path, capfd):
-    steps = [chain.Step("figures", "evaluate", "--vqvae no-such-run --out nowhere")]
+    steps = [chain.Step("slices", "extract", "--scans no-such-folder --out nowhere")]
     with pytest.raises(SystemExit) as end:
         chain.run_steps(steps, tmp_path / "run.log")
     assert end.value.code == 2
     err = capfd.readouterr().err
-    assert err.startswith("--vqvae no-such-run: expected a folder")
+    assert err.startswith("--scans no-such-folder: expected a folder")
     assert err.count("\n") == 1
-    assert "--vqvae no-such-run" in (tmp_path / "run.log").read_text()
+    assert "--scans no-such-folder" in (tmp_path / "run.log").read_text()
 
 
 def test_a_preset_without_scans_or_a_prior_is_refused():
@@ -254,14 +255,14 @@ class TestOverview:
 
 
 def test_a_failing_step_ends_the_demo_with_its_status_and_says_which(capfd):
-    steps = [chain.Step("figures", "evaluate", "--vqvae no-such-run --out nowhere"),
+    steps = [chain.Step("slices", "extract", "--scans no-such-folder --out nowhere"),
              chain.Step("never", "sample", "--help")]
     with pytest.raises(SystemExit) as end:
         chain.run_steps(steps)
     assert end.value.code == 2
     printed = capfd.readouterr()
-    assert "--vqvae no-such-run: expected a folder" in printed.err
-    assert "Step 1 of 2: figures: vqvae2 evaluate ended with status 2" in printed.err
+    assert "--scans no-such-folder: expected a folder" in printed.err
+    assert "Step 1 of 2: slices: vqvae2 extract ended with status 2" in printed.err
     assert "Step 2" not in printed.out
 
 
@@ -279,10 +280,13 @@ def test_a_step_that_a_signal_ended_has_the_status_that_a_shell_would_give(tmp_p
     assert chain.run([sys.executable, str(script)], 1) == 137
 
 
-def test_demo_slices_are_made_once(tmp_path, capfd):
+def test_demo_slices_are_made_once(tmp_path, capfd, monkeypatch):
     pytest.importorskip("nilearn", reason="the synthetic scans are made with nilearn")
-    folder = chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2)
-    assert sum(1 for _ in folder.rglob("*.png")) == 6
-    assert "there already" not in capfd.readouterr().out
-    assert chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2) == folder
+    monkeypatch.setattr(demo_brains, "load_atlas", partial(demo_brains.load_atlas, 3))
+    monkeypatch.setattr(demo_brains, "make_scan", partial(demo_brains.make_scan, coarseness=4))
+    with same_process.chains():
+        folder = chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2)
+        assert sum(1 for _ in folder.rglob("*.png")) == 6
+        assert "there already" not in capfd.readouterr().out
+        assert chain.demo_slices(tmp_path / "a b", 32, subjects=3, per_scan=2) == folder
     assert "synthetic scans: there already" in capfd.readouterr().out

@@ -33,7 +33,8 @@ def train(folder: str, data: str, batch: int, accumulate: int = 1, epochs: int =
     trainer = Recorded(TrainVqvae(
         data=Path(data), savename=f"on-{ranks}-{accumulate}", results=Path(folder), epochs=epochs, batch=batch,
         accumulate=accumulate, threads=1, channels=8, residual_channels=8, embedding_dim=8, codebook_size=16,
-        start_steps=3, precision="fp32", warmup_steps=2, quantizer=kind, standardise=kind == "gradient"))
+        start_steps=3, precision="fp32", warmup_steps=2, quantizer=kind, standardise=kind == "gradient",
+        pictures_every=0))
     trainer.run()
     return {"kind": kind, "gradient": trainer.gradient, "state": trainer.model.state_dict(), "rows": trainer.rows}
 
@@ -121,7 +122,7 @@ def train_with_empty_shares(folder: str, data: str) -> dict:
     trainer = VqvaeTrainer(TrainVqvae(
         data=Path(data), savename=f"on-{distributed.world_size()}", results=Path(folder), epochs=2,
         batch=8 // distributed.world_size(), accumulate=2, threads=1, channels=8, residual_channels=8,
-        embedding_dim=8, codebook_size=16, start_steps=1, precision="fp32"))
+        embedding_dim=8, codebook_size=16, start_steps=1, precision="fp32", pictures_every=0))
     trainer.run()
     return trainer.model.state_dict()
 
@@ -170,7 +171,7 @@ def train_in_parts(folder: str, data: str, kinds: tuple[type, ...]) -> dict:
     for kind in kinds:
         trainer = kind(TrainVqvae(data=Path(data), savename="x", results=Path(folder), epochs=4, batch=2, threads=1,
                                      channels=8, residual_channels=8, embedding_dim=8, codebook_size=16, start_steps=3,
-                                     precision="fp32", warmup_steps=2))
+                                     precision="fp32", warmup_steps=2, pictures_every=0))
         with suppress(Stopped):
             trainer.run()
     return trainer.model.state_dict()
@@ -207,7 +208,7 @@ def train_few_points(folder: str, kind: type = FewPoints, epochs: int = 3) -> li
     """Train on this rank with one point each and step; return the log, or what a RuntimeError says."""
     ranks = distributed.world_size()
     trainer = kind(TrainingSettings(savename=f"on-{ranks}", epochs=epochs, batch=4 // ranks, results=Path(folder),
-                                    threads=1, warmup_steps=1, precision="fp32", learning_rate=0.1))
+                                    threads=1, warmup_steps=1, precision="fp32", learning_rate=0.1, pictures_every=0))
     try:
         trainer.run()
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vqvae2.common.errors import UserError
-from vqvae2.evaluation import features, samples
+from vqvae2.evaluation import features, probe, samples
 from vqvae2.evaluation.judge import Evaluation
 from vqvae2.evaluation.report import JUDGES
 from vqvae2.evaluation.settings import EvaluateSettings
@@ -68,7 +68,8 @@ def test_samples_that_were_drawn_before_a_stop_are_not_drawn_again(chain, tmp_pa
     assert torch.equal(stored[2:], whole[2:])
 
 
-def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_no_nan(chain, tmp_path):
+def test_the_report_has_the_samples_beside_real_slices_and_reconstructions_and_no_nan(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "STEPS", 3)
     report = judge(chain, tmp_path, chain[3].splits["validate"].bytes(), probe=True)
     json.dumps(report, allow_nan=False)
     assert {"mmd", "frechet", "precision", "recall", "pairwise_ms_ssim", "real_pairwise_ms_ssim", "features"} <= set(

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 SECONDS = 120
-PRELOADED = ["torch", "torch.distributed", "torch.utils.tensorboard", "matplotlib.figure", "scipy.ndimage", "tyro"]
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure",
+             "matplotlib.backends.backend_agg", "scipy.ndimage", "scipy.stats", "nibabel", "tyro"]
 """The process that all ranks are forked from has imported these: an import costs seconds, a fork milliseconds.
 Modules of this project are not among them, since that process does not know which checkout is tested."""
 multiprocessing.set_forkserver_preload(PRELOADED)

@@ -53,5 +53,10 @@ class SlowLine(Trainer):
         return {}
 
 
+def main(words: list[str] | None = None) -> None:
+    """Train the line as a command line says."""
+    SlowLine(parse(TrainingSettings, __doc__, words)).run()
+
+
 if __name__ == "__main__":
-    run_script(lambda: SlowLine(parse(TrainingSettings, __doc__, None)).run())
+    run_script(main)

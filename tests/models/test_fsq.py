@@ -196,7 +196,7 @@ def train(folder: str, data: str, batch: int) -> dict:
     trainer = VqvaeTrainer(TrainVqvae(
         data=Path(data), savename="x", results=Path(folder), epochs=2, batch=batch, threads=1, channels=8,
         residual_channels=8, embedding_dim=8, codebook_size=16, precision="fp32", warmup_steps=2, quantizer="fsq",
-        pictures_every=10))
+        pictures_every=0))
     trainer.run()
     return trainer.model.state_dict()
 

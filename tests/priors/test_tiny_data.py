@@ -72,7 +72,7 @@ def trained(request, tmp_path_factory) -> Trained:
     settings = TrainPrior(
         savename="field", epochs=3 if level == "bottom" else 2, batch=64, level=level, vqvae="none", network=network,
         channels=24, layers=3, attention_every=2, heads=2, dropout=0, ema=0.98, learning_rate=0.01, warmup_steps=20,
-        precision="fp32", threads=1, results=tmp_path_factory.mktemp("field"))
+        precision="fp32", threads=1, pictures_every=0, results=tmp_path_factory.mktemp("field"))
     trainer = FieldTrainer(settings, order_that_hides(CODES, CODES if level == "bottom" else 1))
     trainer.run()
     prior = load_prior(str(trainer.folder), level, HASH, torch.device("cpu"))

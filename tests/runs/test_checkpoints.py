@@ -9,12 +9,11 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import same_process
 import torch
 from conftest import files_in
 
@@ -260,25 +259,20 @@ class TestState:
 
 
 class TestWhereARunStands:
-    def stands(self, folder: Path, *more: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "vqvae2", "status", str(folder), *more], text=True,
-                              capture_output=True, check=False, cwd=Path(__file__).parents[2])
-        return done.returncode, done.stdout + done.stderr
-
     def test_a_run_is_finished_or_not_or_cannot_be_told(self, tmp_path):
         files.write_json(tmp_path / "config.json", {"settings": {"epochs": 3}})
-        assert self.stands(tmp_path) == (1, "not finished: 0 of 3 epochs, 0 steps\n")
+        assert same_process.ended("status", tmp_path) == (1, "not finished: 0 of 3 epochs, 0 steps\n")
         run_state.save_state(tmp_path, {**STATE, "epoch": 2, "step": 40})
-        assert self.stands(tmp_path) == (1, "not finished: 2 of 3 epochs, 40 steps\n")
+        assert same_process.ended("status", tmp_path) == (1, "not finished: 2 of 3 epochs, 40 steps\n")
         run_state.save_state(tmp_path, {**STATE, "epoch": 3, "step": 60})
-        assert self.stands(tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
-        status, said = self.stands(tmp_path / "nowhere")
+        assert same_process.ended("status", tmp_path) == (0, "finished: 3 of 3 epochs, 60 steps\n")
+        status, said = same_process.ended("status", tmp_path / "nowhere")
         assert status == 2
         assert re.search(r"nowhere: expected a folder with config\.json, or a name in results/\*/ or pretrained/, "
                          r"found only .*\. Check the name\.$", said.strip())
         (tmp_path / "empty").mkdir()
         assert re.search(r"empty: expected a folder with .*, found a folder without config\.json\. Check the name\.$",
-                         self.stands(tmp_path / "empty")[1].strip())
+                         same_process.ended("status", tmp_path / "empty")[1].strip())
 
     def test_the_best_epoch_is_that_of_the_kept_weights_and_epochs_have_a_time(self, tiny_run, capsys):
         for folder, by in ((tiny_run.vqvae, "reconstruction"), (tiny_run.top, "bits_per_code")):
@@ -303,9 +297,10 @@ class TestWhereARunStands:
             row = {"epoch": "1", **{f"validate_{name}": "1" for name in columns}}
             assert status_command.of_epochs([row]) == [f"best epoch 1: {trainer.best_by} 1 on validation images"]
 
-    def test_published_weights_are_known_by_their_name_and_stand_where_their_log_says(self, tmp_path):
+    def test_published_weights_are_known_by_their_name_and_stand_where_their_log_says(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(Path(__file__).parents[2])
         said = "finished: 30 of 30 epochs, 3840 steps, weights without a state to go on from\n"
-        status, line = self.stands("vqvae-64")
+        status, line = same_process.ended("status", "vqvae-64")
         assert (status, line.splitlines(keepends=True)[0]) == (0, said)
         assert "\nbest epoch 29: reconstruction 0.003442 on" in line
         shutil.copytree(Path(__file__).parents[2] / "pretrained" / "vqvae-64", tmp_path / "cut")
@@ -315,10 +310,10 @@ class TestWhereARunStands:
         for path in (tmp_path / "cut").iterdir():
             shutil.copy(path, tmp_path / "spoilt")
         (tmp_path / "spoilt" / "log.csv").write_text("epoch,step\n1,inf\n")
-        status, line = self.stands(tmp_path / "spoilt")
+        status, line = same_process.ended("status", tmp_path / "spoilt")
         assert status == 2
         assert "log.csv: expected a table of numbers that a training has written, found a number that is not" in line
-        status, line = self.stands(tmp_path / "cut")
+        status, line = same_process.ended("status", tmp_path / "cut")
         assert (status, line.splitlines(keepends=True)[0]) == (
             1, f"not {said}".replace("30 of", "4 of").replace("3840", "512"))
 

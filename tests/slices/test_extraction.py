@@ -534,7 +534,7 @@ MORE_WORK = ["--planes", "axial", "coronal", "sagittal", "--per-scan", 3, "--siz
 
 
 @LINUX
-@pytest.mark.parametrize(("workers", "kills"), [(1, 6), (2, 6)])
+@pytest.mark.parametrize(("workers", "kills"), [(1, 4), (2, 4)])
 def test_killed_processes_leave_nothing_torn_and_no_worker_and_go_on_to_what_one_run_makes(workers, kills, apart):
     scans = save_bids(apart / "scans", 30)
     fresh = one_run(scans, apart / "fresh", *MORE_WORK)

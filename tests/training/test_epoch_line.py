@@ -81,7 +81,8 @@ def test_the_bar_of_an_epoch_knows_its_end_and_that_of_the_run(tmp_path, capsys)
                 bars.append((self.bar.total, self.bar.n, self.bar.postfix))
 
     bars = []
-    Watched(TrainingSettings(savename="line", epochs=2, batch=8, results=tmp_path, threads=1, precision="fp32")).run()
+    Watched(TrainingSettings(savename="line", epochs=2, batch=8, results=tmp_path, threads=1, precision="fp32",
+                             pictures_every=0)).run()
     assert [bar[:2] for bar in bars] == [(5, step) for step in (1, 2, 3, 4)] * 2
     assert all("loss " in words and "the whole run: 0 s left" in words for *_, words in bars)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]

@@ -49,7 +49,7 @@ class Foretold(Line):
 def line(tmp_path):
     def make(kind: type[Trainer] = Line, **more: object) -> Trainer:
         options = {"savename": "line", "epochs": 20, "batch": 8, "results": tmp_path, "threads": 1, "warmup_steps": 1,
-                   "precision": "fp32", "learning_rate": 0.1}
+                   "precision": "fp32", "learning_rate": 0.1, "pictures_every": 0}
         return kind(TrainingSettings(**(options | more)))
     return make
 
@@ -178,7 +178,7 @@ def test_a_second_run_in_the_same_folder_is_noticed_before_it_undoes_the_first(l
             if epoch == 1:
                 super(Doubled, other).run()
 
-    first, other = line(Doubled, epochs=3), line(Doubled, epochs=2)
+    first, other = (line(Doubled, epochs=epochs, pictures_every=1) for epochs in (3, 2))
     with pytest.raises(UserError, match=f"--savename line: expected {found}"):
         first.run()
     assert run_state.load_state(line().folder / "state.pt")["epoch"] == (1 if locks else 2)

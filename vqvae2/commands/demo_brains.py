@@ -72,7 +72,8 @@ def load_atlas(spacing_mm: int = 1) -> Atlas:
 
     # Thalamus, basal ganglia and stem have no folds, and mix grey with white by nature; the cerebellum's are fine.
     origin = template.affine[:3, 3]
-    x, y, z = np.meshgrid(*(o + spacing_mm * np.arange(n) for o, n in zip(origin, t1.shape)), indexing="ij")
+    x, y, z = np.meshgrid(*(o + spacing_mm * np.arange(n) for o, n in zip(origin, t1.shape)), indexing="ij",
+                          sparse=True)
     core, stem, cerebellum = (np.hypot(np.hypot(x / right, (y + back) / front), (z + down) / up)
                               for right, back, front, down, up in ((32, 12, 46, -4, 27), (15, 28, 19, 36, 36),
                                                                    (52, 64, 26, 36, 24)))
@@ -83,7 +84,8 @@ def load_atlas(spacing_mm: int = 1) -> Atlas:
     # The average's own blurred folds would shine through the new ones.
     rest = cortex * ndimage.gaussian_filter(rest, 3 / spacing_mm) + (1 - cortex) * rest
     soft_brain = ndimage.gaussian_filter(brain.astype(np.float32), 0.7 / spacing_mm) * above
-    maps = np.stack([*np.log(tissues), rest, cortex, soft_brain]).astype(np.float32)
+    maps = np.empty((6, *t1.shape), np.float32)
+    maps[:3], maps[3], maps[4], maps[5] = np.log(tissues), rest, cortex, soft_brain
 
     labels, _ = ndimage.label((csf > 0.5) & (abs(x) < 26) & (y > -50) & (y < 32) & (z > -2) & (z < 32)
                               & ~((abs(x) < 4) & (y < -20)))

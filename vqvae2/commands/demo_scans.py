@@ -23,8 +23,9 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import nibabel
@@ -151,4 +152,11 @@ def _make(settings: DemoScansSettings, subjects: list[Subject]) -> None:
     # Loads torch, which neither --help nor a wrong flag should wait for.
     brains = importlib.import_module("vqvae2.commands.demo_brains")
     brains.torch.set_num_threads(1)  # scans are made side by side, and sums must not depend on the number of cores
-    write_scans(settings, subjects, partial(brains.make_scan, brains.load_atlas(), settings.seed))
+    load_atlas, loading = cache(brains.load_atlas), Lock()
+
+    def make_scan(subject: Subject, session: int) -> nibabel.Nifti1Image:
+        with loading:  # by the first scan that is not there yet
+            atlas = load_atlas()
+        return brains.make_scan(atlas, settings.seed, subject, session)
+
+    write_scans(settings, subjects, make_scan)
