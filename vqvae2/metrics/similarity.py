@@ -156,11 +156,13 @@ class _MeanSimilarity(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_products = light_1 * share
             of_squares = light_2 * share * similarity
-            of_mean = ((contrast_1 - light_1) * mean_2).addcmul_(similarity * (light_2 - contrast_2), mean_1).mul_(share)
+            of_mean = (contrast_1 - light_1).mul_(mean_2)
+            of_mean.addcmul_((light_2 - contrast_2).mul_(similarity), mean_1).mul_(share)
             of_mean, of_squares, of_products = local_mean(
                 torch.cat([of_mean, of_squares, of_products]), transposed=True).split(channels)
             gradient = of_mean.addcmul_(first, of_squares, value=-1).addcmul_(second, of_products)
-            ctx.save_for_backward(gradient.mul_(2 / similarity[:, 0].numel()).transpose(0, 1).contiguous())
+            gradient.mul_(2 / (channels * math.prod(similarity.shape[2:])))
+            ctx.save_for_backward(gradient.transpose(0, 1).contiguous())
         return similarity.mean((0, 2, 3))
 
     @staticmethod
@@ -172,8 +174,8 @@ class _MeanSimilarity(torch.autograd.Function):
 
 
 def _local_mean_by_channels(maps: torch.Tensor, transposed: bool = False) -> torch.Tensor:
-    """Return the means of neighbours of `[maps, n, height, width]`, 10 pixels less across and down; or `transposed`, the
-    gradient of `[maps, n, height + 10, width + 10]` for which theirs is `maps`."""
+    """Return the means of neighbours of `[maps, n, height, width]`, 10 pixels less across and down; or `transposed`,
+    the gradient of `[maps, n, height + 10, width + 10]` for which theirs is `maps`."""
     across = _window(maps).expand(maps.shape[1], 1, 1, WINDOW)
     for kernel in (across.transpose(2, 3), across):
         padding = [(size - 1) * transposed for size in kernel.shape[2:]]
