@@ -62,14 +62,14 @@ def _nearest_on_cpu(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """
     (size, dim), images = codebook.shape, 16
     table = rows.new_zeros(size + -size % images, dim + 1)
-    table[:size, :dim], table[:size, dim], table[size:, dim] = 2 * codebook, -codebook.square().sum(1), -torch.inf
+    table[:size, :dim], table[:size, dim] = 2 * codebook, -codebook.square().sum(1)
     pixels = table.view(images, -1, 1, dim + 1).permute(0, 3, 1, 2)
     width = max(16, block_size(rows.device) // (2 * size))
     codes = torch.empty(len(rows), dtype=torch.long)
     for some, found in zip(rows.split(width), codes.split(width)) if len(rows) else ():
         scores = functional.conv2d(pixels, functional.pad(some, (0, 1), value=1.0)[:, :, None, None])
-        scores = scores.permute(0, 2, 3, 1).reshape(1, len(table), 1, len(some)).permute(0, 3, 1, 2)
-        found.copy_(functional.max_pool2d(scores, (len(table), 1), return_indices=True)[1].flatten())
+        scores = scores.permute(0, 2, 3, 1).reshape(1, len(table), 1, len(some))[:, :size].permute(0, 3, 1, 2)
+        found.copy_(functional.max_pool2d(scores, (size, 1), return_indices=True)[1].flatten())
     return codes
 
 
