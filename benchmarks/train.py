@@ -8,6 +8,10 @@
 
 A step is what the trainer does for it: batch from memory, forward, loss, backward, optimiser, codebooks. Codebooks are
 placed; the default network; synthetic images. References:
+    peer       the network of rosinality/vq-vae-2-pytorch, written anew below, with its loss (no SSIM) and quantizer, at
+               its default widths and depths, which are ours, for grey pictures: channels_last, bf16 where ours has it,
+               Adam in one kernel. 22 GFLOP an image of 256 x 256, as ours
+    no SSIM    our step with --ssim-weight 0
     plain      the same network, weights and batch as most public code trains it: fp32, contiguous, eager, Adam as it
                comes, a quantizer with a one-hot matrix and distances; written below
     matmul     the machine's own rate: a large matrix product in fp32 and in bf16, into memory that is there already
@@ -52,6 +56,8 @@ from common import processor
 from vqvae2.common import distributed, machine
 from vqvae2.common.errors import run_script
 from vqvae2.common.folder_lock import claimed
+from vqvae2.images import dataset
+from vqvae2.metrics import similarity
 from vqvae2.models import losses
 from vqvae2.models.autoencoder import Vqvae
 from vqvae2.settings import checks, parsing
@@ -105,7 +111,7 @@ class BenchmarkSettings:
 class Task:
     """The step that every process measures."""
 
-    kind: Literal["ours", "ours fp32", "plain", "matmul"]
+    kind: Literal["ours", "ours fp32", "no SSIM", "plain", "peer", "matmul"]
     size: int
     batch: int
     """Images of the global batch."""
@@ -198,16 +204,99 @@ class PlainQuantizer(nn.Module):
         return (moved + (embeddings - moved).detach()).permute(0, 3, 1, 2), commitment
 
 
+class Peer(nn.Module):
+    """The network of rosinality/vq-vae-2-pytorch at its own default widths, which are ours, for grey pictures.
+
+    It differs from ours in what the bottom quantises: a mixture, by a 1 x 1 convolution, of its features and the
+    decoded top (Razavi 2019, algorithm 1).
+    """
+
+    def __init__(self, full: int = 128, inner: int = 32, dim: int = 64, codes: int = 512):
+        super().__init__()
+        half = full // 2
+
+        def blocks() -> list[nn.Module]:
+            return [*(PeerBlock(full, inner) for _ in range(2)), nn.ReLU(inplace=True)]
+
+        def double(channels_in: int, channels_out: int) -> nn.Module:
+            return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)
+
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, half, 4, stride=2, padding=1), nn.ReLU(inplace=True),
+            nn.Conv2d(half, full, 4, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(full, full, 3, padding=1),
+            *blocks())
+        self.top_encoder = nn.Sequential(
+            nn.Conv2d(full, half, 4, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(half, full, 3, padding=1),
+            *blocks())
+        self.to_top, self.to_bottom = nn.Conv2d(full, dim, 1), nn.Conv2d(dim + full, dim, 1)
+        self.top_decoder = nn.Sequential(nn.Conv2d(dim, full, 3, padding=1), *blocks(), double(full, dim))
+        self.top_upsample = double(dim, dim)
+        self.decoder = nn.Sequential(nn.Conv2d(2 * dim, full, 3, padding=1), *blocks(), double(full, half),
+                                     nn.ReLU(inplace=True), double(half, 1))
+        self.top_quantizer, self.bottom_quantizer = PeerQuantizer(codes, dim), PeerQuantizer(codes, dim)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return reconstructions and the sum of the levels' commitments."""
+        features = self.encoder(images)
+        top, top_commitment = self.top_quantizer(self.to_top(self.top_encoder(features)))
+        mixture = self.to_bottom(torch.cat([self.top_decoder(top), features], 1))
+        bottom, bottom_commitment = self.bottom_quantizer(mixture)
+        return self.decoder(torch.cat([self.top_upsample(top), bottom], 1)), top_commitment + bottom_commitment
+
+
+class PeerBlock(PlainBlock):
+    """The same block; the peer's second ReLU and its sum are in place."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__(channels, inner)
+        self.layers[2].inplace = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).add_(x)
+
+
+class PeerQuantizer(nn.Module):
+    """The peer's codebook: squared distances to all embeddings, a one-hot matrix of integers made float, EMA."""
+
+    def __init__(self, codes: int, dim: int, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("codebook", torch.randn(dim, codes))
+        self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("sums", self.codebook.clone())
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings of the shape of `vectors` `[batch, dim, height, width]`, and the commitment."""
+        moved = vectors.permute(0, 2, 3, 1)
+        rows, size = moved.reshape(-1, moved.shape[-1]), self.codebook.shape[1]
+        distances = rows.pow(2).sum(1, keepdim=True) - 2 * rows @ self.codebook + self.codebook.pow(2).sum(
+            0, keepdim=True)
+        codes = (-distances).max(1)[1]
+        one_hot = functional.one_hot(codes, size).type(rows.dtype)
+        embeddings = functional.embedding(codes.view(moved.shape[:-1]), self.codebook.T)
+        with torch.no_grad():
+            self.counts.mul_(self.decay).add_(one_hot.sum(0), alpha=1 - self.decay)
+            self.sums.mul_(self.decay).add_(rows.T @ one_hot, alpha=1 - self.decay)
+            total = self.counts.sum()
+            self.codebook.copy_(self.sums / ((self.counts + 1e-5) / (total + size * 1e-5) * total))
+        commitment = (embeddings.detach() - moved).pow(2).mean()
+        return (moved + (embeddings - moved).detach()).permute(0, 3, 1, 2), commitment
+
+
+def settings_of(task: Task) -> TrainVqvae:
+    """Return the settings of our training."""
+    return TrainVqvae(
+        savename=f"{task.kind}-{task.ranks}".replace(" ", "-"), epochs=10**6, batch=task.batch // task.ranks,
+        dataset="folder", data=Path(task.images), results=Path(task.results), split=(1, 0, 0), start_steps=2,
+        precision="fp32" if task.kind == "ours fp32" else task.precision, compile=task.compile, threads=task.threads,
+        **({"ssim_weight": 0.0} if task.kind == "no SSIM" else {}))
+
+
 class Ours:
     """The steps of VqvaeTrainer, made one by one."""
 
     def __init__(self, task: Task):
-        precision = "fp32" if task.kind == "ours fp32" else task.precision
-        settings = TrainVqvae(
-            savename=f"{task.kind}-{task.ranks}".replace(" ", "-"), epochs=10**6, batch=task.batch // task.ranks,
-            dataset="folder", data=Path(task.images), results=Path(task.results), split=(1, 0, 0), start_steps=2,
-            precision=precision, compile=task.compile, threads=task.threads)
-        self.trainer = trainer = VqvaeTrainer(settings)
+        self.trainer = trainer = VqvaeTrainer(settings_of(task))
         trainer.config, trainer.device, trainer.sum_type = {}, torch.device(task.device), torch.float64
         if task.device == "cuda":
             trainer.device = torch.device("cuda", distributed.launched_rank())
@@ -267,9 +356,36 @@ class PlainSteps:
         pixels = self.images.batch(torch.arange(first, first + self.batch)).to(self.device)
         made, commitment, prediction = self.model(pixels)
         loss = (losses.error_of_clipped(made, pixels).square().mean()
-                + self.settings.ssim_weight * losses.dissimilarity(made, pixels).mean()
+                + self.settings.ssim_weight * (1 - similarity.similarity_maps(made.clamp(0, 1), pixels)[0].mean())
                 + self.settings.commitment * commitment + self.settings.prediction * prediction)
         self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.number, self.loss = self.number + 1, loss.detach()
+
+
+class PeerSteps:
+    """Steps of the peer's network as its training script makes them, but with all that speeds them up and costs it no
+    line of its own: channels_last, bf16 where ours has it, Adam in one kernel. Its loss has no SSIM."""
+
+    def __init__(self, task: Task):
+        self.images = dataset.load_images(settings_of(task), ("train", "validate"), 8).splits["train"]
+        self.device, self.batch, self.number = torch.device(task.device), task.batch, 0
+        precision = machine.choose_precision(task.precision, self.device)[0]
+        self.autocast = torch.autocast(task.device, torch.bfloat16, enabled=precision == torch.bfloat16)
+        self.how = f"{str(precision).removeprefix('torch.')}, eager"
+        self.model = Peer().to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4, fused=True)
+
+    def step(self) -> None:
+        """Batch, forward, loss, backward, optimiser; the codebooks move in forward."""
+        first = self.number % BATCHES * self.batch
+        pixels = self.images.batch(torch.arange(first, first + self.batch)).to(self.device)
+        pixels = ((pixels - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)  # -1 to 1
+        self.optimizer.zero_grad()
+        with self.autocast:
+            made, commitment = self.model(pixels)
+            loss = functional.mse_loss(made, pixels) + 0.25 * commitment
         loss.backward()
         self.optimizer.step()
         self.number, self.loss = self.number + 1, loss.detach()
@@ -313,16 +429,16 @@ def begin(task: Task, rank: int, port: int) -> Report:
                           LOCAL_WORLD_SIZE=str(task.ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     work = task
     machine.set_threads(task.threads)
-    if task.kind.startswith("ours"):
+    if task.kind.startswith(("ours", "no SSIM")):
         machine.keep_memory()  # as Trainer.run does
     forget_peak(task)
-    run = {"ours": Ours, "ours fp32": Ours, "plain": PlainSteps, "matmul": Matmul}[task.kind](task)
+    run = {"plain": PlainSteps, "peer": PeerSteps, "matmul": Matmul}.get(task.kind, Ours)(task)
     if task.kind == "matmul":
         return Report(run.how, math.nan, math.nan)
     for _ in range(STEPS_BEFORE - (task.kind == "plain")):
         run.step()
     loss, flops = float(run.loss), math.nan
-    if task.kind != "plain" and task.ranks == 1 and run.how.find("compiled") < 0:
+    if task.ranks == 1 and run.how.find("compiled") < 0:
         with FlopCounterMode(display=False) as counter:
             run.step()
         flops = counter.get_total_flops()
@@ -443,6 +559,7 @@ def main(arguments: list[str] | None = None) -> None:
                 profile(task)
             else:
                 compare(task, 1 if settings.quick else settings.rounds)
+                compare_memory(task)
                 compare_processes(task, 1 if settings.quick else settings.rounds, cores)
 
 
@@ -451,13 +568,12 @@ def compare(task: Task, rounds: int) -> None:
     def processes(kind: str) -> Processes:
         return Processes(Task(**{**task.__dict__, "kind": kind}))
 
-    all_of = {kind: processes(kind) for kind in ("ours", "plain", "matmul")}
-    ours, plain, matmul = all_of.values()
+    ours, plain, peer, without, matmul = map(processes, ("ours", "plain", "peer", "no SSIM", "matmul"))
     fp32 = processes("ours fp32") if ours.report.how.startswith("bfloat16") else None
     # A CPU that has no bf16 needs minutes for the product that another makes in a tenth of a second.
     precisions = ("fp32",) if fp32 is None else ("fp32", "bf16")
     for _ in range(rounds):
-        for timed in filter(None, (ours, plain, fp32)):
+        for timed in filter(None, (peer, ours, without, plain, fp32)):
             timed.measure("step", steps_at_once(task))
         ours.measure("load", 10)
         for precision in precisions:
@@ -467,28 +583,45 @@ def compare(task: Task, rounds: int) -> None:
     print(f"\n{task.size} x {task.size} pixels, batches of {task.batch}; ours: {ours.report.how}\n"
           f"  loss {STEPS_BEFORE} steps after the codebooks were placed: ours {ours.loss:.5f}, plain {plain.loss:.5f}\n"
           "  matrix products, GFLOP/s: " + ", ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items()))
-    for kind, timed in (("ours", ours), ("ours fp32", fp32), ("plain", plain)):
+    for kind, timed in (("ours", ours), ("no SSIM", without), ("peer", peer), ("ours fp32", fp32), ("plain", plain)):
         if timed is not None:
             print(f"  {kind:10s} {1000 * timed.least('step'):8.1f} ms a step "
                   f"(median {1000 * timed.median('step'):.1f}, processor {1000 * timed.least_cpu('step'):.1f}), "
                   f"{task.batch / timed.least('step'):8.1f} images/s")
     print(f"  loader     {1000 * ours.least('load'):8.1f} ms a batch, {task.batch / ours.least('load'):8.1f} images/s")
+    print(f"ratio peer/ours-{name} {peer.least('step') / ours.least('step'):.2f}x "
+          f"(of processor time {peer.least_cpu('step') / ours.least_cpu('step'):.2f}x, aim at least 1.5x; "
+          f"{peer.report.flops / task.batch / 1e9:.1f} GFLOP an image)")
+    print(f"share SSIM-{name} {1 - without.least('step') / ours.least('step'):.3f} "
+          f"(of processor time {1 - without.least_cpu('step') / ours.least_cpu('step'):.3f}, aim at most 0.03)")
     for kind, timed in (("ours", ours), ("ours-fp32", fp32)):
         if timed is None:
             continue
-        print(f"ratio plain/{kind}-{name} {plain.least('step') / timed.least('step'):.2f}x "
-              f"(of processor time {plain.least_cpu('step') / timed.least_cpu('step'):.2f}x)")
         precision = "bf16" if timed.report.how.startswith("bfloat16") else "fp32"
+        print(f"ratio plain/{kind}-{name} {plain.least('step') / timed.least('step'):.2f}x "
+              f"(of processor time {plain.least_cpu('step') / timed.least_cpu('step'):.2f}x"
+              f"{', aim at least 1.3x' if precision == 'fp32' else ''})")
         if math.isfinite(timed.report.flops):
             share = timed.report.flops / timed.least("step") / rates[precision]
             print(f"ratio rate/{precision}-matmul-{kind}-{name} {share:.2f}x "
                   f"({timed.report.flops / task.batch / 1e9:.1f} GFLOP an image)")
     print(f"ratio step/loader-{name} {ours.least('step') / ours.least('load'):.1f}x")
-    memory = {kind: timed.end() for kind, timed in (("ours", ours), ("ours-fp32", fp32), ("plain", plain),
-                                                    ("matmul", matmul)) if timed is not None}
-    for kind in [kind for kind in memory if kind.startswith("ours")]:
-        print(f"ratio memory-plain/{kind}-{name} {memory['plain'] / memory[kind]:.2f}x "
-              f"({memory['plain'] / 1e6:.0f} MB, {memory[kind] / 1e6:.0f} MB)")
+    memory = {kind: timed.end() for kind, timed in (
+        ("ours", ours), ("ours-fp32", fp32), ("plain", plain), ("peer", peer), ("no SSIM", without),
+        ("matmul", matmul)) if timed is not None}
+    for other in ("plain", "peer"):
+        for kind in [kind for kind in memory if kind.startswith("ours")]:
+            print(f"ratio memory-{other}/{kind}-{name} {memory[other] / memory[kind]:.2f}x "
+                  f"({memory[other] / 1e6:.0f} MB, {memory[kind] / 1e6:.0f} MB)")
+
+
+def compare_memory(task: Task) -> None:
+    """Print the peak memory of our steps beside that of the peer's, at twice the batch, each in a fresh process."""
+    batch = 2 * task.batch
+    write_images(Path(task.images) / "train", BATCHES * batch, task.size)
+    most = {kind: Processes(Task(**{**task.__dict__, "kind": kind, "batch": batch})).end() for kind in ("peer", "ours")}
+    print(f"ratio memory-peer/ours-{task.size}-batch-{batch} {most['peer'] / most['ours']:.2f}x (aim at least 1x; "
+          f"{most['peer'] / 1e6:.0f} MB, {most['ours'] / 1e6:.0f} MB)")
 
 
 def compare_processes(task: Task, rounds: int, cores: int) -> None:

@@ -1,6 +1,7 @@
 """This machine -> precision and compilation: what the device says decides, and each choice has its reason."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,28 @@ def test_each_part_is_compiled_as_one_piece_for_each_shape_and_keeps_its_names(m
         part(torch.randn(batch, 1, 8, 8))
     assert len(graphs) == 12  # one piece for each shape, beyond torch's usual 8
     assert all(len(graph) == 3 for graph in graphs), graphs
+
+
+KEEPING = """
+import ctypes
+from pathlib import Path
+from vqvae2.common import machine
+
+kept = machine.keep_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+middle = library.malloc(ctypes.c_size_t(32 * 2**20)) + 16 * 2**20
+library.free(middle - 16 * 2**20)
+regions = Path("/proc/self/smaps").read_text().split("VmFlags:")
+flags = {line.split()[0]: after.splitlines()[0].split() for before, after in zip(regions, regions[1:])
+         for line in before.splitlines() if "-" in line.split()[0]}
+place = next(flags[place] for place in flags if int(place.split("-")[0], 16) <= middle < int(place.split("-")[1], 16))
+print(kept, "hg" in place)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep memory")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+def test_kept_memory_is_taken_from_addresses_that_get_large_pages():
+    ended = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "True True\n", ended.stderr

@@ -4,6 +4,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from vqvae2.metrics import similarity
 from vqvae2.models import losses
 
 
@@ -29,6 +30,18 @@ def test_dissimilarity_has_the_gradient_of_finite_differences_even_under_bf16_au
     pixels = torch.rand(2, 1, 12, 12, generator=draws, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.autograd.gradcheck(lambda x: losses.dissimilarity(x, pixels), [made])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16, 24), (1, 3, 12, 11), (5, 1, 24, 16), (3, 2, 16, 16)])
+def test_dissimilarity_and_its_gradient_are_those_of_autograd_through_the_maps(shape):
+    draws = torch.Generator().manual_seed(2)
+    made, pixels, of = (torch.rand(size, generator=draws, dtype=torch.float64) for size in (shape, shape, shape[0]))
+    made = (1.2 * made - 0.1).requires_grad_()  # some are clipped
+    expected = 1 - similarity.similarity_maps(made.clamp(0, 1), pixels)[0].mean((1, 2))
+    found = losses.dissimilarity(made, pixels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(values @ of, made)[0] for values in (found, expected)), rtol=0,
+                               atol=1e-12)
 
 
 def test_dissimilarity_of_a_picture_smaller_than_the_window_is_refused():

@@ -14,6 +14,10 @@ from torch import nn
 
 from vqvae2.common.errors import Stopped, Stopping, stop_signals
 
+HEAP = 7 * 2**28
+"""Bytes of addresses that `keep_memory` asks to have large pages, more than most trainings on a CPU need."""
+LARGE_PAGE = 2**21
+
 
 def cores() -> int:
     """Return how many CPU cores this process may use."""
@@ -32,15 +36,25 @@ def keep_memory() -> bool:
     """Make the C library keep freed memory for the next allocations; return whether it can (only glibc can).
 
     By default glibc returns the memory of a tensor of some megabytes to the system at once, and the system clears the
-    pages again for the next tensor: a twentieth of a training step on the CPU. The peak of memory does not change. Call
-    this before the first step.
+    pages again for the next tensor: a twentieth of a training step on the CPU. And pages of 2 MB, where Linux gives
+    them to whoever asks, spare the CPU most of its look-ups of where a page is. The peak of memory does not change, but
+    for a part of such a page. Call this before the first step.
     """
     try:
-        set_option = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        set_option, allocate, free, advise = library.mallopt, library.malloc, library.free, library.madvise
     except (OSError, AttributeError, TypeError):  # macOS, musl, Windows
         return False
     # From malloc.h: M_MMAP_MAX (no maps of their own), M_TRIM_THRESHOLD (give nothing back), M_TOP_PAD (take 64 MB).
-    return all([set_option(-4, 0), set_option(-1, 2**31 - 1), set_option(-2, 64 * 2**20)])
+    is_kept = all([set_option(-4, 0), set_option(-1, 2**31 - 1), set_option(-2, 64 * 2**20)])
+    # What is taken here is an address range that comes to have memory as it is written to, after it is given back.
+    allocate.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if is_kept and (address := allocate(ctypes.c_size_t(HEAP))):
+        begin = -(-address // LARGE_PAGE) * LARGE_PAGE
+        advise(begin, (address + HEAP - begin) // LARGE_PAGE * LARGE_PAGE, 14)  # MADV_HUGEPAGE
+        free(address)
+    return is_kept
 
 
 def choose_precision(asked: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -49,6 +49,7 @@ from torch import nn
 
 from vqvae2.common.errors import expect
 from vqvae2.images.settings import DataSettings
+from vqvae2.models.layers import Convolution, Joined, MeanSquares, Upsampling
 from vqvae2.models.quantizer import QUANTIZERS, BatchPlace, Quantized
 from vqvae2.models.settings import VqvaeSettings
 from vqvae2.runs.config import need
@@ -80,36 +81,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, inner: int, norm: str = "none"):
         super().__init__()
-        self.layers = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, inner, 3, padding=1), *normalised(inner, norm),
+        self.layers = nn.Sequential(nn.ReLU(), Convolution(channels, inner, 3, padding=1), *normalised(inner, norm),
                                     nn.ReLU(inplace=True), nn.Conv2d(inner, channels, 1), *normalised(channels, norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
         return self.layers(x).add_(x)
-
-
-class Upsampling(nn.ConvTranspose2d):
-    """A transposed convolution that doubles `[b, channels_in, h, w]`, put together from parts that are fast on a CPU.
-
-    oneDNN needs as long for the bias's gradient in bf16 as for the layer's other two: as the sum that autograd makes
-    of an addition, it costs nothing. And to one channel it comes nowhere near the rate of a matrix product; that
-    product, and adding up what overlaps, is the same. What was measured is in docs/benchmarks.md.
-    """
-
-    def __init__(self, channels_in: int, channels_out: int):
-        super().__init__(channels_in, channels_out, 4, stride=2, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, channels_in, height, width]` to `[batch, channels_out, 2 height, 2 width]`.
-
-        To a picture (at most 4 channels) the sums are float32 whatever autocast says.
-        """
-        if self.out_channels > 4:
-            made = nn.functional.conv_transpose2d(x, self.weight, stride=2, padding=1)
-            return made.add_(self.bias.to(made.dtype)[:, None, None])
-        patches = nn.functional.conv2d(x, self.weight.flatten(1).T[:, :, None, None]).flatten(2).to(self.bias.dtype)
-        size = 2 * x.shape[2], 2 * x.shape[3]
-        return nn.functional.fold(patches, size, kernel_size=4, stride=2, padding=1) + self.bias[:, None, None]
 
 
 def normalised(channels: int, norm: str) -> list[nn.Module]:
@@ -136,9 +113,9 @@ def encoder(channels_in: int, factor: int, settings: VqvaeSettings) -> nn.Sequen
     widths = [channels_in, *[half] * (max(halvings(factor) - 1, 1)), full]
     layers: list[nn.Module] = []
     for i in range(halvings(factor)):
-        layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1),
+        layers += [Convolution(widths[i], widths[i + 1], 4, stride=2, padding=1),
                    *normalised(widths[i + 1], settings.norm), nn.ReLU(inplace=True)]
-    layers.append(nn.Conv2d(widths[halvings(factor)], full, 3, padding=1))
+    layers.append(Convolution(widths[halvings(factor)], full, 3, padding=1))
     return nn.Sequential(*layers, *residual_stack(settings))
 
 
@@ -146,7 +123,7 @@ def decoder(channels_in: int, channels_out: int, factor: int, settings: VqvaeSet
     """Return a network that enlarges `[b, channels_in, h, w]` by `factor` to `[b, channels_out, …]`."""
     half, full = settings.channels // 2, settings.channels
     widths = [full, *[half] * (halvings(factor) - 1), channels_out]
-    layers: list[nn.Module] = [nn.Conv2d(channels_in, full, 3, padding=1), *residual_stack(settings)]
+    layers: list[nn.Module] = [Convolution(channels_in, full, 3, padding=1), *residual_stack(settings)]
     for i in range(halvings(factor)):
         is_last = i == halvings(factor) - 1  # an image, or what is to be features, is not normalised
         layers += [Upsampling(widths[i], widths[i + 1]),
@@ -269,8 +246,7 @@ class Vqvae(Pretrained, nn.Module):
         """Return the images, about 0…1, of vectors in the form of `vectors`, as they are."""
         top = vectors["top"]
         if "bottom" in vectors:
-            above = self.top_upsample(top)
-            top = torch.cat([above, vectors["bottom"].to(above.dtype)], 1)
+            top = Joined.apply(self.top_upsample(top), vectors["bottom"])
         return self.decoder(top) * self.deviation + self.mean
 
     def _quantise(self, vectors: dict[str, torch.Tensor], place: BatchPlace | None,
@@ -282,7 +258,7 @@ class Vqvae(Pretrained, nn.Module):
         wanted, predicted = vectors["bottom"], self.top_decoder(top.vectors)
         bottom = self.quantizers["bottom"](wanted - predicted.detach(), place)  # see the second NOTE
         # The encoder is not to make its features easy to predict: only the prediction learns from this error.
-        missed = (wanted.detach().float() - predicted.float()).square().flatten(1).mean(1)
+        missed = MeanSquares.apply(predicted, wanted.detach())
         return {"top": top, "bottom": bottom}, predicted, missed
 
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

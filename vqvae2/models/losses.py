@@ -32,7 +32,7 @@ def dissimilarity(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     if min(pixels.shape[-2:]) < similarity.WINDOW:
         raise ValueError(f"pixels: expected sides of at least {similarity.WINDOW}, found {list(pixels.shape[-2:])}.")
     with torch.autocast(pixels.device.type, enabled=False):
-        return 1 - similarity.similarity_maps(made.clamp(0, 1), pixels)[0].mean((1, 2))
+        return 1 - similarity.mean_similarity(made.clamp(0, 1), pixels)
 
 
 def gradient_error(made: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
