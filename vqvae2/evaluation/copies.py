@@ -46,9 +46,10 @@ REACH = 1 / 16
 PERCENTILE, PICTURED = 1, 5
 MOST_UNSEEN = 1000
 """If there are more unseen slices, this many are chosen evenly."""
-CYCLES, CHUNK = 24, 16
-"""The bound knows the frequencies up to this many cycles over the padded picture, and the exact distance of this many
-pairs is computed at a time. On slices of 128² some 80 of 4,160 pairs are computed exactly."""
+CYCLES, CHUNK = (10, 24), 16
+"""Bounds know the frequencies up to so many cycles over the padded picture: a quick one for all pairs, and a tight one
+for those that the quick one leaves, some 15 % on slices of 128². The exact distance of this many pairs is computed at
+a time, of some 80 of 4,160 pairs."""
 SLACK = 1e-5
 """Largest error of a squared distance in float32, as a share of both images' energy; 3e-7 was measured at most."""
 
@@ -69,11 +70,9 @@ class Match(NamedTuple):
 class Gallery:
     """Training slices, among which the slice nearest to an image is found exactly, without comparing all of them.
 
-    The squared distance of two images is the sum over their Fourier coefficients (Parseval). A shift rotates phases:
-    the part of the low frequencies is computed for every shift by a small product of matrices. The part of the high
-    frequencies is at least (|a| - |b|)² of their norms, whatever the shift (triangle inequality). The sum of both is a
-    lower bound. Pairs are compared in order of their bounds, from the lowest, all shifts of a pair at once by
-    cross-correlation [2], until the next bound is above the best distance: then no other pair can be nearer.
+    Lower bounds of the distances (`_Bounds`) are computed first: quick ones of all pairs, then tight ones of those that
+    may still be the nearest. Pairs are compared in order of their bounds, from the lowest, all shifts of a pair at once
+    by cross-correlation [2], until the next bound is above the best distance: then no other pair can be nearer.
 
     Float32 is used only to exclude pairs that are further than SLACK; among the remaining pairs the nearest is found in
     whole numbers.
@@ -84,30 +83,27 @@ class Gallery:
         self.pixels, self.reach = pixels, max(1, round(REACH * pixels.shape[3]))
         # Enough zeros that a shifted picture does not reappear on the other side.
         self.padded = [fft.next_fast_len(side + self.reach, real=True) for side in pixels.shape[2:]]
-        self.cycles = min(CYCLES, (min(self.padded) - 1) // 2)
-        self.weights = torch.full((self.cycles + 1,), 2 / (self.padded[0] * self.padded[1]))
-        self.weights[0] /= 2  # the other columns also stand for their mirror images, which rfft2 leaves out
-        shifts = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
-        down, right = (torch.exp(2j * torch.pi / side * shifts[:, None] * torch.arange(first, self.cycles + 1))
-                       for side, first in zip(self.padded, (-self.cycles, 0)))
-        self.right = (right * self.weights).to(torch.complex64).T.contiguous()
-        # Only the real part of the second product is needed, so it is a product of real matrices.
-        self.down = torch.view_as_real(down.conj().to(torch.complex64)).flatten(1).T.contiguous()
         self.energy = torch.from_numpy(_energy(pixels))
-        self.low = torch.cat([self._low(self._spectra(some)) for some in np.array_split(pixels, len(pixels) // 64 + 1)])
-        self.within = self._energy_within(self.low)
-        self.beyond = (self.energy - self.within).clamp(min=0).sqrt()
+        cycles = [min(most, (min(self.padded) - 1) // 2) for most in CYCLES]
+        low = torch.cat([_low(self._spectra(some), cycles[1]) for some in np.array_split(
+            pixels, len(pixels) // 64 + 1)])
+        rows = low[:, :, cycles[1] - cycles[0]:cycles[1] + cycles[0] + 1, :cycles[0] + 1].contiguous()
+        self.quick, self.tight = (_Bounds(own, self.energy, self.padded, self.reach) for own in (rows, low))
 
     def nearest(self, image: np.ndarray) -> Match:
         """Return the nearest training slice of an image, uint8 `[channels, height, width]`; the first of equals."""
         forms = np.stack([image, image[..., ::-1]])  # mirroring the image is equivalent to mirroring all slices
         spectra, total, number = self._spectra(forms), _energy(forms[:1])[0], len(self.pixels)
-        bounds = torch.cat([self._bounds(low, total) for low in self._low(spectra)])
-        seen = torch.empty(0, 5, dtype=torch.float64)
-        for pairs in bounds.argsort().split(CHUNK):
-            if len(seen) and bounds[pairs[0]] > seen[:, 0].min():
+        bounds = torch.cat([self.quick.of(own, total) for own in spectra])
+        first, rest = bounds.argsort().tensor_split([CHUNK])
+        seen = self._distances(spectra, total, first // number, first % number)
+        pairs = rest[bounds[rest] <= seen[:, 0].min()].sort().values
+        bounds = torch.cat([self.tight.of(own, total, pairs[pairs // number == form] % number)
+                            for form, own in enumerate(spectra)])
+        for places in bounds.argsort().split(CHUNK):
+            if not len(places) or bounds[places[0]] > seen[:, 0].min():
                 break
-            seen = torch.cat([seen, self._distances(spectra, total, pairs // number, pairs % number)])
+            seen = torch.cat([seen, self._distances(spectra, total, pairs[places] // number, pairs[places] % number)])
         slack = 2 * SLACK * (total + self.energy[seen[:, 1].long()])
         close = seen[seen[:, 0] - slack <= seen[:, 0].min()][:, 1:].long().tolist()
         overlaps = [(forms[form].astype(np.int64) * ndimage.shift(self.pixels[item], (0, *shift), order=0)).sum()
@@ -124,28 +120,6 @@ class Gallery:
     def _spectra(self, pixels: np.ndarray) -> torch.Tensor:
         return torch.fft.rfft2(torch.from_numpy(np.ascontiguousarray(pixels)).float(), s=self.padded)
 
-    def _low(self, spectra: torch.Tensor) -> torch.Tensor:
-        """Return the coefficients of low frequencies, `[n, channels, 2 cycles + 1, cycles + 1]`."""
-        return spectra[..., torch.arange(-self.cycles, self.cycles + 1), :self.cycles + 1]
-
-    def _energy_within(self, low: torch.Tensor) -> torch.Tensor:
-        """Return the sum of squares of the images that the low frequencies `[…, channels, rows, columns]` describe,
-        float64."""
-        return (torch.view_as_real(low).square().sum(-1) * self.weights).sum((-3, -2, -1)).double()
-
-    def _bounds(self, low: torch.Tensor, total: float) -> torch.Tensor:
-        """Return lower bounds of the squared distance from an image to each slice, float64 `[n]`.
-
-        `low` are the image's low frequencies `[channels, rows, columns]`, `total` is its sum of squares.
-        """
-        turned = [(low * some.conj()).sum(1) @ self.right for some in self.low.split(256)]
-        most = [(torch.view_as_real(some.transpose(1, 2).contiguous()).flatten(2) @ self.down).flatten(1).amax(1)
-                for some in turned]
-        within = self._energy_within(low)
-        high = (total - within).clamp(min=0).sqrt() - self.beyond
-        return (within + self.within - 2 * torch.cat(most).double() + high.square()
-                - SLACK * (total + self.energy))
-
     def _distances(self, spectra: torch.Tensor, total: float, forms: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Return for each pair the least squared distance (too large by at most the slack), the slice, the mirroring of
         the image and the shift: `[pairs, 5]`, float64."""
@@ -156,6 +130,56 @@ class Gallery:
         energy = total + self.energy[items]
         return torch.stack([energy - 2 * most.double() + SLACK * energy, items.double(), forms.double(),
                             shifts[place // len(shifts)].double(), shifts[place % len(shifts)].double()], 1)
+
+
+class _Bounds:
+    """Lower bounds of the squared distances from an image to training slices, whatever the shift.
+
+    The squared distance of two images is the sum over their Fourier coefficients (Parseval). A shift rotates phases:
+    the part of the low frequencies is computed for every shift by a small product of matrices. The part of the high
+    frequencies is at least (|a| - |b|)² of their norms, whatever the shift (triangle inequality). The sum of both is a
+    lower bound.
+
+    Args:
+        low: of the slices, as `_low` returns them. energy: their sums of squares, float64 `[n]`.
+        padded: height and width of the padded pictures. reach: largest shift.
+    """
+
+    def __init__(self, low: torch.Tensor, energy: torch.Tensor, padded: Sequence[int], reach: int):
+        self.low, self.energy, self.cycles = low, energy, low.shape[3] - 1
+        self.weights = torch.full((self.cycles + 1,), 2 / (padded[0] * padded[1]))
+        self.weights[0] /= 2  # the other columns also stand for their mirror images, which rfft2 leaves out
+        shifts = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        down, right = (torch.exp(2j * torch.pi / side * shifts[:, None] * torch.arange(first, self.cycles + 1))
+                       for side, first in zip(padded, (-self.cycles, 0)))
+        self.right = (right * self.weights).to(torch.complex64).T.contiguous()
+        # Only the real part of the second product is needed, so it is a product of real matrices.
+        self.down = torch.view_as_real(down.conj().to(torch.complex64)).flatten(1).T.contiguous()
+        self.within = self._energy_within(low)
+        self.beyond = (energy - self.within).clamp(min=0).sqrt()
+
+    def of(self, spectrum: torch.Tensor, total: float, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the bounds of all slices, or of some `items`, float64 `[n]`, from an image's spectrum and its sum of
+        squares `total`."""
+        low = _low(spectrum, self.cycles)
+        others, within, beyond, energy = (values if items is None else values[items] for values in (
+            self.low, self.within, self.beyond, self.energy))
+        turned = [(low * some.conj()).sum(1) @ self.right for some in others.split(256)]
+        most = [(torch.view_as_real(some.transpose(1, 2).contiguous()).flatten(2) @ self.down).flatten(1).amax(1)
+                for some in turned]
+        own = self._energy_within(low)
+        return (own + within - 2 * torch.cat(most).double() + ((total - own).clamp(min=0).sqrt() - beyond).square()
+                - SLACK * (total + energy))
+
+    def _energy_within(self, low: torch.Tensor) -> torch.Tensor:
+        """Return the sum of squares of the images that the low frequencies `[…, channels, rows, columns]` describe,
+        float64."""
+        return (torch.view_as_real(low).square().sum(-1) * self.weights).sum((-3, -2, -1)).double()
+
+
+def _low(spectra: torch.Tensor, cycles: int) -> torch.Tensor:
+    """Return the coefficients of low frequencies of spectra, `[…, channels, 2 cycles + 1, cycles + 1]`."""
+    return spectra[..., torch.arange(-cycles, cycles + 1), :cycles + 1]
 
 
 def judge(drawn: torch.Tensor, unseen: ImageSet, training: ImageSet, reconstructions: torch.Tensor,
