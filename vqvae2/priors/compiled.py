@@ -38,7 +38,7 @@ VECTOR_BITS = next((bits for feature, bits in (("avx512f", 512), ("avx", 256)) i
 ROWS_AT_ONCE = 8 if VECTOR_BITS == 512 else 4
 """Rows of a tile: processors with 512-bit vectors have twice as many registers as those with 256."""
 BLOCK = 256
-"""Rows of the vertical stack that go through a layer together: they stay in the cache, and large weights are read seldom."""
+"""Rows of the vertical stack that go through a layer together: they stay in the cache, and weights are read seldom."""
 
 
 def compiled(function):
