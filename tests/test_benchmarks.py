@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from conftest import COLUMNS, picture_of
 from PIL import Image
 
@@ -34,6 +36,33 @@ def test_formats_without_loss_are_compared_on_the_same_slices(tiny_slices):
     assert [row[0] for row in rows[::2]] == ["| ours, 64 together", "| JPEG XL, effort 9", "| JPEG-LS", "| JPEG 2000"]
     assert rows[1][2] == "1.000"
     assert float(rows[0][1]) == pytest.approx(float(rows[1][1]) * float(rows[0][2]), abs=0.01)
+
+
+class CertainPrior:
+    """A masked prior that is certain of each code, its position's number, and notes what is hidden in each pass."""
+
+    shape, codebook_size = (2, 3), 6
+
+    def __init__(self):
+        self.hidden = []
+
+    def told(self, top_codes, known):
+        return None
+
+    def __call__(self, codes, told):
+        self.hidden.append((codes < 0).flatten(1).sum(1).tolist())
+        return 1e4 * torch.eye(6).view(1, 2, 3, 6).expand(len(codes), -1, -1, -1)
+
+
+@pytest.mark.parametrize(("passes", "hidden"), [(1, [6]), (3, [6, 5, 3]), (9, [6, 5, 4, 3, 2, 1])])
+@pytest.mark.parametrize("keep", ["confidence", "random", "spread"])
+def test_a_masked_prior_keeps_codes_by_a_cosine_and_at_most_one_pass_a_code(keep, passes, hidden, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    masked, prior = importlib.import_module("masked"), CertainPrior()
+    settings = masked.DrawSettings(Path(), out=Path(), passes=passes, keep=keep)
+    maps = masked.draw_map(prior, [4, 7], "top", settings, None, None)
+    assert maps.tolist() == [[[0, 1, 2], [3, 4, 5]]] * 2
+    assert prior.hidden == [[count, count] for count in hidden]
 
 
 class TestVolumes:
