@@ -21,7 +21,6 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy is imported
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
 import multiprocessing
-import re
 import shutil
 import sys
 import tempfile
@@ -36,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import processor
+from common import forget_peak, peak, processor
 
 from vqvae2.common.errors import run_script
 from vqvae2.common.memory import memory_available, set_room
@@ -189,22 +188,17 @@ def print_memory(scan: Scan, planes: tuple[Plane, ...], volume_bytes: int) -> No
         for per_scan in (1, 60):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 task = (scan, ExtractSettings(per_scan=per_scan, planes=planes), Path(folder))
-                before, peak = pool.submit(peak_of_a_scan, task).result()
-            taken = peak - before
+                before, most = pool.submit(peak_of_a_scan, task).result()
+            taken = most - before
             print(f"\npeak memory, {per_scan} slice(s): {taken / 1e6:.0f} MB above {before / 1e6:.0f} MB of imports\n"
                   f"ratio memory/volume-{per_scan}-slices {taken / volume_bytes:.2f}x")
 
 
 def peak_of_a_scan(task: tuple) -> tuple[int, int]:
     """Return the bytes that this process has before it extracts a scan, and the most that it has meanwhile."""
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def read(name: str) -> int:
-        return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", status.read_text())[1])
-    forget.write_text("5")  # the peak of what was here before exec, which getrusage would count
-    before = read("VmRSS")
+    before = forget_peak()
     extract(*task)
-    return before, read("VmHWM")
+    return before, peak()
 
 
 if __name__ == "__main__":
