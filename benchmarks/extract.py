@@ -187,7 +187,7 @@ def print_memory(scan: Scan, planes: tuple[Plane, ...], volume_bytes: int) -> No
     with tempfile.TemporaryDirectory() as folder:
         for per_scan in (1, 60):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                task = (scan, ExtractSettings(per_scan=per_scan, planes=planes), Path(folder))
+                task = (scan, ExtractSettings(per_scan=per_scan, planes=planes), Path(folder, str(per_scan)))
                 before, most = pool.submit(peak_of_a_scan, task).result()
             taken = most - before
             print(f"\npeak memory, {per_scan} slice(s): {taken / 1e6:.0f} MB above {before / 1e6:.0f} MB of imports\n"
