@@ -1,6 +1,7 @@
-"""This machine -> its name in a benchmark's first line; what the benchmarks share."""
+"""This machine -> its name in a benchmark's first line, this process's memory; what the benchmarks share."""
 
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,21 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def forget_peak() -> int:
+    """Let `peak` count from here on; return the bytes of memory that this process has now. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of what was here before exec, which getrusage would count
+    return _resident("VmRSS")
+
+
+def peak() -> int:
+    """Return the most bytes of memory that this process has had since `forget_peak`."""
+    return _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 @dataclass(frozen=True)

@@ -139,3 +139,17 @@ class TestVolumes:
         assert ended.returncode == 2
         assert expected in ended.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_growth_is_a_table_with_a_row_for_each_thing_that_grows():
+    rows = ["load", "nearest", "draw bottom", "planes"]
+    ended = subprocess.run([sys.executable, ROOT / "benchmarks" / "growth.py", "--quick", "--only", *rows],
+                           capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    table = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [(row[0], row[1]) for row in table] == [("load", "40, 80"), ("nearest", "40, 80"), ("draw bottom", "16, 32"),
+                                                   ("planes", "1, 3")]
+    for _, _, times, _, growth, straight in table:
+        first, last = map(float, times.partition(" (")[0].rsplit(" ", 1)[0].split(", "))
+        assert float(growth.removesuffix("x")) == pytest.approx(last / first, rel=0.02)
+        assert straight.partition(":")[0] in ("yes", "better" if last < first else "no")

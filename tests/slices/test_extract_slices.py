@@ -334,7 +334,7 @@ def test_a_signal_ends_a_run_with_75_and_the_next_one_goes_on(apart, workers, nu
     command = [sys.executable, str(ROOT / "extract_slices.py"), "--scans", "scans", "--out", "out", "--per-scan", "60",
                "--planes", "axial", "coronal", "sagittal", "--extent", "0", "1", "--workers", str(workers)]
     run = subprocess.Popen(command, cwd=apart, text=True, stderr=subprocess.PIPE, start_new_session=True)
-    while not list((apart / "out/.scans").glob("*.json")):
+    while not list((apart / "out/.scans").glob("[!.]*.json")):
         assert run.poll() is None
         time.sleep(0.01)
     os.killpg(run.pid, number)

@@ -605,8 +605,8 @@ def test_sigterm_while_a_header_is_read_is_no_damage_of_that_scan(scans, apart, 
 def test_a_run_after_a_kill_reads_no_scan_that_was_finished(apart, capsys):
     scans, out = save_bids(apart / "scans", 5), apart / "out"
     fresh = one_run(scans, apart / "fresh")
-    # The steps of each scan: the manifest is put aside; two pictures and a sidecar are renamed and cleaned up after.
-    with killed_at_step(3 * 7 + 2), pytest.raises(Killed, match=r"^before change 23$"):
+    # The steps of each scan: the manifest is put aside; two pictures and a sidecar are renamed.
+    with killed_at_step(3 * 4 + 2), pytest.raises(Killed, match=r"^before change 14$"):
         extract(scans, out)
     (out.parent / "half").mkdir()
     for number in (1, 2, 3):
@@ -1037,7 +1037,7 @@ def test_a_part_that_is_killed_while_it_finishes_leaves_that_to_merge_or_to_itse
 def test_a_part_that_is_killed_goes_on_and_reads_no_scan_that_was_finished(scans, apart):
     fresh = one_run(scans, apart / "fresh")
     parts_of(scans, apart / "out", ["1/2"])
-    with killed_at_step(7 + 2), pytest.raises(Killed, match=r"^before change 9$"):
+    with killed_at_step(4 + 2), pytest.raises(Killed, match=r"^before change 6$"):
         parts_of(scans, apart / "out", ["2/2"])
     for number in (1, 2, 3, 5):
         make_unreadable(scans / f"sub-0{number}")

@@ -54,7 +54,8 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
     # long.
     temporary = path.with_name(f".{uuid.uuid4().hex[:16]}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         content(temporary) if callable(content) else temporary.write_bytes(content)
         if synced:
             with temporary.open("rb+") as file:
@@ -62,9 +63,10 @@ def replace_whole(path: Path, content: bytes | memoryview | Callable[[Path], obj
         if keep is not None and path.exists():
             path.replace(keep)
         temporary.replace(path)
-    finally:
+    except BaseException:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove
             temporary.unlink()
+        raise
 
 
 def open_regular(path: Path, *, follow_link: bool = True) -> BinaryIO:

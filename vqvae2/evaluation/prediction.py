@@ -48,6 +48,7 @@ from vqvae2.scans.volumes import files_of
 from vqvae2.settings.checks import SAID, Checked
 from vqvae2.settings.parsing import as_dict
 from vqvae2.settings.stored import from_dict
+from vqvae2.slices.planes import levels_of
 from vqvae2.slices.scan_slices import draw_slices
 from vqvae2.slices.settings import MASK_SUFFIXES, ExtractSettings, Plane
 
@@ -465,7 +466,7 @@ def _read_scan(scan: Scan, cutting: ExtractSettings, shape: tuple[int, int, int]
     try:
         with np.errstate(all="ignore"):
             return [in_form(str(scan.path), f"{scan.path}/{row['image']}",
-                            np.rint(image * (2**cutting.bits - 1)).astype(f"uint{cutting.bits}")[None], shape, [SLICE],
+                            levels_of(image, cutting.bits)[None], shape, [SLICE],
                             {name: row[name] for name in ("subject", "plane", "index", "position_mm")})
                     for image, row in draw_slices(scan, cutting)]
     except (ArithmeticError, ValueError, MemoryError) as error:  # numbers near the largest, or a giant

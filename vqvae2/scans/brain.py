@@ -23,6 +23,8 @@ DARKEST_OUTSIDE_OF_A_BRAIN = 0.12
 """Relative brightness of the outermost voxels: 0.28 and more in 56 stripped brains, 0.05 and less in heads in air."""
 SMALLEST_PIECE = 0.05
 """Share of the largest piece of a stripped brain; what is smaller, such as a stray voxel, does not move the box."""
+FEWER_LINES = 3
+"""Every n-th line through a sample shows how bright its outside is."""
 PLANES_FOR_PLATEAUS = 12
 MOST_EQUAL_NEIGHBOURS = 0.6
 """Share; a volume with more is a label map, an atlas or a mask."""
@@ -86,16 +88,22 @@ def find_brain(volume: Volume) -> Brain:
     Raises: UnusableScan if more than 1 % of the brain is NaN or infinite, or if there is next to no brain.
     """
     step = max(1, round((volume.voxels.size / VOXELS_FOR_STATISTICS) ** (1 / 3)))
-    sample = volume.scaled(volume.voxels[::step, ::step, ::step])
+    sparse = volume.voxels[::step, ::step, ::step]
     start, stop = _bounding_box(volume, None)
     sides = [last - first for first, last in zip(start, stop)]
     expect_usable(min(sides) >= 2, volume.name, "a brain of 2 voxels each way or more", " x ".join(map(str, sides)),
                   "Leave the scan out.")
-    head, inside = None, sample != 0
-    threshold = _threshold_of_air(volume, start, stop, sample)
+    # The rest of the volume is 0. FEWER_LINES keeps the lines through the sample where they are in the volume.
+    box = tuple(slice(first // step // FEWER_LINES * FEWER_LINES, (last - 1) // step + 1)
+                for first, last in zip(start, stop))
+    head, sample = None, volume.scaled(sparse[box])
+    threshold = _threshold_of_air(volume, start, stop, sample, sparse)
     if threshold is None:
-        start, stop = _box_of_what_is_large(volume, sample, step, start, stop)
+        inside, near = sample != 0, np.zeros(sparse.shape, bool)
+        near[box] = _large_pieces(inside)
+        start, stop = _box_of_what_is_large(volume, near, step, start, stop)
     else:
+        sample = volume.scaled(sparse)
         pieces, _ = ndimage.label(sample > threshold)
         inside = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
         head = _Head(threshold, step, _and_around(inside))
@@ -153,18 +161,24 @@ def _bounding_box(volume: Volume, head: _Head | None) -> tuple[tuple[int, int, i
     return tuple(int(each.min()) for each in found), tuple(int(each.max()) + 1 for each in found)
 
 
-def _box_of_what_is_large(volume: Volume, sample: np.ndarray, step: int, start: tuple, stop: tuple) -> tuple:
-    """Return the box without stray voxels: that of all large pieces of a stripped brain."""
-    pieces, number = ndimage.label(sample != 0, np.ones((3, 3, 3)))
-    if not number:  # smaller than the grid of the sample
-        return start, stop
+def _large_pieces(inside: np.ndarray) -> np.ndarray:
+    """Return a mask without its small pieces."""
+    pieces, _ = ndimage.label(inside, np.ones((3, 3, 3)))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    near = _and_around((sizes >= SMALLEST_PIECE * sizes.max())[pieces])
-    box = [np.flatnonzero(near.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if all(first >= each[0] * step and last <= (each[-1] + 1) * step for first, last, each in zip(start, stop, box)):
+    return (sizes >= SMALLEST_PIECE * max(1, sizes.max()))[pieces]
+
+
+def _box_of_what_is_large(volume: Volume, large: np.ndarray, step: int, start: tuple, stop: tuple) -> tuple:
+    """Return the box without stray voxels: that of the large pieces of a stripped brain, in every n-th voxel."""
+    if not large.any():  # smaller than the grid of the sample
         return start, stop
-    return _bounding_box(volume, _Head(None, step, near))
+    found = [np.flatnonzero(large.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    # As far as the voxels of the sample that are next to a large piece.
+    if all(first >= (each[0] - 1) * step and last <= (each[-1] + 2) * step
+           for first, last, each in zip(start, stop, found)):
+        return start, stop
+    return _bounding_box(volume, _Head(None, step, _and_around(large)))
 
 
 def _and_around(inside: np.ndarray) -> np.ndarray:
@@ -178,7 +192,8 @@ def _and_around(inside: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _threshold_of_air(volume: Volume, start: tuple, stop: tuple, sample: np.ndarray) -> float | None:
+def _threshold_of_air(volume: Volume, start: tuple, stop: tuple, sample: np.ndarray,
+                      sparse: np.ndarray) -> float | None:
     """Return Otsu's threshold if there is air around the head that is not exactly 0; None if it is 0.
 
     Air is dark, and fills the corners of the box around all that is not 0, or, where a scan was resampled and
@@ -189,10 +204,12 @@ def _threshold_of_air(volume: Volume, start: tuple, stop: tuple, sample: np.ndar
     corners = [volume.voxels[corner] for corner in itertools.product(*(
         (slice(first, first + edge), slice(last - edge, last)) for first, last, edge in zip(start, stop, edges)))]
     if np.median([volume.is_not_background(corner).mean() for corner in corners]) > 0.05:
-        threshold = otsu_threshold(sample)
+        threshold = otsu_threshold(volume.scaled(sparse))
         if np.median([(volume.scaled(corner) > threshold).mean() for corner in corners]) < 0.25:
             return threshold
-    return otsu_threshold(sample) if _brightness_of_outside(sample) < DARKEST_OUTSIDE_OF_A_BRAIN else None
+    if _brightness_of_outside(sample) < DARKEST_OUTSIDE_OF_A_BRAIN:
+        return otsu_threshold(volume.scaled(sparse))
+    return None
 
 
 def _brightness_of_outside(sample: np.ndarray) -> float:
@@ -203,8 +220,8 @@ def _brightness_of_outside(sample: np.ndarray) -> float:
     outermost = []
     for axis in range(3):
         for step in (1, -1):
-            # Every third line along the axis: these thousands of lines say the same as all.
-            lines = sample[tuple(slice(None, None, step if each == axis else 3) for each in range(3))]
+            # These thousands of lines along the axis say the same as all.
+            lines = sample[tuple(slice(None, None, step if each == axis else FEWER_LINES) for each in range(3))]
             first = np.take_along_axis(lines, np.expand_dims((lines != 0).argmax(axis), axis), axis)
             outermost.append(np.median(first[first != 0]) if first.any() else 0.0)
     return float(np.median(outermost) / values[values >= values.mean()].mean())

@@ -191,9 +191,19 @@ def resampling_matrix(voxels: int, voxel_mm: float, centre: float, pixels: int, 
                             shape=(pixels, voxels)).tocsr()
 
 
-def encode_png(image: np.ndarray, bits: int) -> bytes:
-    """Return the PNG of a picture [height, width] in 0…1 with 8 or 16 bits; no time or software is in it."""
-    levels = np.rint(image * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+def levels_of(image: np.ndarray, bits: int) -> np.ndarray:
+    """Return the grey levels, of 8 or 16 bits, that a picture [height, width] in 0…1 has in its PNG."""
+    levels = image * (2**bits - 1)
+    return np.rint(levels, out=levels).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def png_of(levels: np.ndarray) -> bytes:
+    """Return the PNG of grey levels [height, width] from `levels_of`; no time or software is in it."""
     content = io.BytesIO()
     Image.fromarray(levels).save(content, format="PNG", compress_level=6)
     return content.getvalue()
+
+
+def encode_png(image: np.ndarray, bits: int) -> bytes:
+    """Return the PNG of a picture [height, width] in 0…1 with 8 or 16 bits."""
+    return png_of(levels_of(image, bits))

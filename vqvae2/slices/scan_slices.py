@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -37,7 +38,7 @@ from vqvae2.scans.headers import UnusableScan, expect_usable
 from vqvae2.scans.masks import within_mask
 from vqvae2.scans.volumes import Volume, file_sha256, files_of, read_volume
 from vqvae2.slices.page import THUMBNAIL, thumbnail
-from vqvae2.slices.planes import draw_plane, encode_png, plane_indices, position_mm
+from vqvae2.slices.planes import draw_plane, levels_of, plane_indices, png_of, position_mm
 from vqvae2.slices.settings import ExtractSettings
 from vqvae2.slices.splits import own_split
 
@@ -46,6 +47,8 @@ MANIFEST, BEFORE = "manifest.csv", ".manifest-before.csv"
 PAGE = "index.html"
 """The page that shows each scan."""
 HEAD = "head"
+DRAWN_AT_ONCE = 16
+"""Slices that are drawn before they are encoded."""
 LARGEST_SIDECAR = 1 << 26
 """Bytes; a scan with a thousand slices has 1 MB."""
 SIDECARS = ".scans"
@@ -242,7 +245,8 @@ def draw_slices(scan: Scan, settings: ExtractSettings,
         indices = plane_indices(brain, axis, settings.per_scan, settings.extent)
         for index in indices:
             image = draw_plane(volume, brain, axis, index, settings.size, settings.field_of_view)
-            expect_usable(image.any(), scan.path.name, "brain in each plane", f"none in {plane} plane {index}",
+            expect_usable(image[::-1, ::-1].max() != 0, scan.path.name, "brain in each plane",
+                          f"none in {plane} plane {index}",
                           "Part of it is missing: leave the scan out, or choose another --extent.")
             if pictures is not None and index == middle_of(indices):
                 pictures[plane] = base64.b64encode(zlib.compress(thumbnail(image), 1)).decode()
@@ -298,9 +302,12 @@ def extract_scan(scan: Scan, settings: ExtractSettings, out: Path, split: str,
     Raises: UnusableScan, before anything is written; UserError if `out` cannot be written.
     """
     rows, contents = [], []
-    for image, row in draw_slices(scan, settings, pictures):
-        contents.append(encode_png(image, settings.bits))
-        rows.append(row | {"image": f"{split}/{row['image']}", "sha256": hashlib.sha256(contents[-1]).hexdigest()})
+    drawn = ((levels_of(image, settings.bits), row) for image, row in draw_slices(scan, settings, pictures))
+    # One by one, drawing and encoding would drive each other out of the processor's caches.
+    while some := list(itertools.islice(drawn, DRAWN_AT_ONCE)):
+        for levels, row in some:
+            contents.append(png_of(levels))
+            rows.append(row | {"image": f"{split}/{row['image']}", "sha256": hashlib.sha256(contents[-1]).hexdigest()})
     put_manifest_aside(out)
     for row, content in zip(rows, contents):
         write(out / row["image"], content, synced=False)
