@@ -255,12 +255,14 @@ def test_large_images_are_judged_at_full_resolution_by_windows(monkeypatch, few_
 
 def test_the_probe_counts_only_if_it_tells_the_context_models_fakes(reals, monkeypatch):
     monkeypatch.setattr(probe, "judge", lambda fakes, *_, **__: {
-        "auroc": fakes[0, 0, 0, 0].item() / 100, "ci_low": 0.1, "ci_high": 0.9})
+        "auroc": fakes[0, 0, 0, 0].item() / 100, "ci_low": 0.1, "ci_high": 0.9, "folds": 4, "folds_judged": 4})
     samples, weak, good = (torch.full((2, 1, SIZE, SIZE), value, dtype=torch.uint8) for value in (60, 89, 90))
     made = torch.from_numpy(reals.pixels)
     report = probe.judge_all(samples, good, made, reals, seed=0)
     assert report["counts"] is True
     assert probe.ProbeJudge().table(report, {})[0] == ("samples, real slices", "0.600 (0.100 to 0.900)")
+    report["samples"] |= {"folds": 4, "folds_judged": 2}
+    assert probe.ProbeJudge().table(report, {})[0][1] == "0.600 (0.100 to 0.900), clear after 2 of 4 folds"
     assert probe.judge_all(samples, weak, made, reals, seed=0)["counts"] is False
     without = probe.judge_all(samples, None, made, reals, seed=0)
     assert (without["counts"], without["context_model"]) == (False, None)

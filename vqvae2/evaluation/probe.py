@@ -185,7 +185,13 @@ class ProbeJudge(Judge):
                  ("context_model", "images of the neighbours model, real slices"),
                  ("context_model_against_reconstructions", "images of the neighbours model, reconstructions"),
                  ("reconstructions", "reconstructions, real slices"))
-        return [*((what, with_interval(figures.get(name), "auroc", 3, why=reasons.of_probe(figures, name)))
-                  for name, what in names),
+        return [*((what, with_interval(figures.get(name), "auroc", 3, why=reasons.of_probe(figures, name))
+                   + _stopped(figures.get(name))) for name, what in names),
                 ("does the probe count?", f"{'yes' if figures['counts'] else 'no'}: it has to reach {CAPABLE} on those "
                                           "of the neighbours model")]
+
+
+def _stopped(figures: dict | None) -> str:
+    """Return what a table says of a comparison that stopped early."""
+    left_out = 0 if not figures else figures["folds"] - figures.get("folds_judged", figures["folds"])
+    return f", clear after {figures['folds_judged']} of {figures['folds']} folds" if left_out else ""
