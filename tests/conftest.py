@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vqvae2.commands import demo_scans, train_prior, train_vqvae
@@ -26,6 +27,7 @@ TINY_VQVAE = ["--epochs", "10", "--channels", "16", "--embedding-dim", "8", "--r
 TINY_PRIOR = ["--epochs", "2", "--channels", "8", "--layers", "2", "--heads", "2", "--attention-every", "2"]
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: waiting threads would take the other tests' cores
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads of a command that asks for several all the same wait asleep
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 for number in STOP_SIGNALS:  # pytest in the background of a shell, or under nohup, would have its children ignore them
@@ -95,6 +97,12 @@ def apart(tmp_path, monkeypatch) -> Path:
     for name in ("OASIS_PATH", "SLICES_PATH"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def blank_charts(monkeypatch) -> None:
+    """Charts are made and written, without what is drawn on them: to draw text takes a quarter of a tiny chain."""
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
 
 
 @pytest.fixture
