@@ -14,9 +14,11 @@ import torch
 from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
+from tiny_prior import prior
 
 from vqvae2.commands import demo_scans, train_prior, train_vqvae
 from vqvae2.common.errors import STOP_SIGNALS, run_script
+from vqvae2.priors import stepping
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
 SUBJECTS = {"train": 6, "validate": 2, "test": 3}
@@ -44,6 +46,15 @@ class TinyRun:
     vqvae: Path
     top: Path
     bottom: Path
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the loops of a fresh checkout before xdist starts its workers, which would each do it."""
+    its_cache = (Path(stepping.__file__).parent / "__pycache__").glob("compiled.*.nbi")
+    if hasattr(session.config, "workerinput") or any(its_cache) or stepping.compiled_loops() is None:
+        return
+    for number in (torch.float32, torch.float64):
+        stepping.compiled_loops().CompiledCursor(prior("top").to(number), 1)
 
 
 @pytest.fixture(autouse=True)
