@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from PIL import Image
+from tiny_prior import prior
 
 from vqvae2.commands import demo_scans, train_prior, train_vqvae
 from vqvae2.common.errors import STOP_SIGNALS, run_script
+from vqvae2.priors import stepping
 
 COLUMNS = ["image", "split", "subject", "session", "scan", "plane", "index", "position_mm", "low", "high", "sha256"]
 SUBJECTS = {"train": 6, "validate": 2, "test": 3}
@@ -26,6 +29,7 @@ TINY_VQVAE = ["--epochs", "10", "--channels", "16", "--embedding-dim", "8", "--r
 TINY_PRIOR = ["--epochs", "2", "--channels", "8", "--layers", "2", "--heads", "2", "--attention-every", "2"]
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: waiting threads would take the other tests' cores
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads of a command that asks for several all the same wait asleep
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 for number in STOP_SIGNALS:  # pytest in the background of a shell, or under nohup, would have its children ignore them
@@ -42,6 +46,15 @@ class TinyRun:
     vqvae: Path
     top: Path
     bottom: Path
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the loops of a fresh checkout before xdist starts its workers, which would each do it."""
+    its_cache = (Path(stepping.__file__).parent / "__pycache__").glob("compiled.*.nbi")
+    if hasattr(session.config, "workerinput") or any(its_cache) or stepping.compiled_loops() is None:
+        return
+    for number in (torch.float32, torch.float64):
+        stepping.compiled_loops().CompiledCursor(prior("top").to(number), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +108,12 @@ def apart(tmp_path, monkeypatch) -> Path:
     for name in ("OASIS_PATH", "SLICES_PATH"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def blank_charts(monkeypatch) -> None:
+    """Charts are made and written, without what is drawn on them: to draw text takes a quarter of a tiny chain."""
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
 
 
 @pytest.fixture

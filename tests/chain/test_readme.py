@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import same_process
+from matplotlib.figure import Figure
 from pasted import commands_in
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ def folder(demo_people, tmp_path_factory):
     shutil.copytree(demo_people, copy / "demo" / "scans")
     (copy / "scans").symlink_to("demo/scans")
     with pytest.MonkeyPatch.context() as patch, same_process.chains():
+        patch.setattr(Figure, "draw", lambda figure, renderer: None)  # test_run.py draws them
         patch.chdir(copy)
         for name in ("OASIS_PATH", "SLICES_PATH", "DISPLAY"):
             patch.delenv(name, raising=False)

@@ -4,6 +4,7 @@ Also what the other tests of launched runs share: a data set of some hundred ima
 and processes that are watched and always ended.
 """
 
+import functools
 import os
 import re
 import signal
@@ -155,20 +156,30 @@ def assert_same_end(results: Path, reference: Path, bitwise: bool = True) -> Non
             assert our_row[name] == pytest.approx(their_row[name], rel=0.02), name
 
 
+@functools.cache  # pytest takes a fixture of the session that a module imports for another one
+def many_slices(folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conftest, "SLICES_PER_SUBJECT", 40)
+        return conftest.write_slices(folder / "many")
+
+
+@functools.cache
+def trained_undisturbed(folder: Path) -> Path:
+    words = training(many_slices(folder), folder / "undisturbed", GLOBAL_BATCH // 2)[1:]
+    run_on_ranks(2, train_vqvae.main, list(map(str, words)))
+    return folder / "undisturbed"
+
+
 @pytest.fixture(scope="session")
 def slices(tmp_path_factory) -> Path:
     """240 training and 80 validation images of 32 x 32."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conftest, "SLICES_PER_SUBJECT", 40)
-        return conftest.write_slices(tmp_path_factory.mktemp("many"))
+    return many_slices(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
-def undisturbed(slices, tmp_path_factory) -> Path:
+def undisturbed(tmp_path_factory) -> Path:
     """The results of two processes that nothing has disturbed."""
-    results = tmp_path_factory.mktemp("undisturbed")
-    run_on_ranks(2, train_vqvae.main, list(map(str, training(slices, results, GLOBAL_BATCH // 2)[1:])))
-    return results
+    return trained_undisturbed(tmp_path_factory.getbasetemp())
 
 
 def starts(printed: str) -> int:

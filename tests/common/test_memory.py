@@ -1,5 +1,6 @@
 """The memory that is free is the machine's, or what the tightest control group leaves."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def test_a_share_is_what_a_process_may_take_until_the_block_ends(monkeypatch):
             assert memory.room() == 0
         assert memory.room() == 5
     assert memory.room() == MACHINE
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_python_looks_for_cycles_afterwards_where_it_did_before(was_on):
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_on else gc.disable)()
+        with pytest.raises(KeyError, match="it looks: False"), memory.without_collection():
+            raise KeyError(f"it looks: {gc.isenabled()}")
+        assert gc.isenabled() == was_on
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -282,6 +282,7 @@ def test_a_run_goes_on_under_a_preset_or_the_same_flags_but_not_under_another(ti
 # The whole chain ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("blank_charts")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_trains_resumes_samples_and_evaluates(name, tiny_folders, tmp_path):
     """As the comments of its file say, but small; the data is of the preset's own kind."""

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from vqvae2 import __version__
-from vqvae2.common import output
+from vqvae2.common import memory, output
 from vqvae2.common.errors import UserError, run_script
 
 # Each command and what it turns into what, for --help; its module has _ for -.
@@ -54,4 +54,6 @@ def _run(command: str | None) -> None:
         raise UserError(f"vqvae2 {word}: expected one of {', '.join(COMMANDS)}, found {word}. See vqvae2 --help.")
     else:
         sys.argv = [sys.argv[0] if command else f"vqvae2 {word}", *arguments]
-        importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}").main(arguments)
+        with memory.without_collection():
+            module = importlib.import_module(f"vqvae2.commands.{word.replace('-', '_')}")
+        module.main(arguments)

@@ -5,7 +5,9 @@ again). torchrun turns every status except 0 into 1. Every other exception is a 
 traceback.
 """
 
+import atexit
 import errno
+import gc
 import math
 import os
 import signal
@@ -138,6 +140,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     Text that cannot be written changes nothing, unless the command gives nothing else (`output.is_result`).
     """
     output.guard()
+    # At its end Python would look for cycles among all objects of all modules, half a second after torch was imported.
+    atexit.register(gc.freeze)
     status, stopping = 0, Stopping()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,6 @@ numbers of that column need.
 """
 
 import csv
-import gc
 import hashlib
 import itertools
 import os
@@ -16,7 +15,6 @@ import unicodedata
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from vqvae2.common import files
+from vqvae2.common import files, memory
 from vqvae2.common.errors import UserError, expect
 from vqvae2.common.names import SPLITS
 
@@ -136,7 +134,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     Raises: UserError if the file is no manifest, an image's name leads out of the manifest's folder, also by links to
         folders, two rows are about one file, or a hash is none.
     """
-    with _no_garbage_collection():
+    with memory.without_collection():
         rows = _read(path)
         _check_places(path, rows)
         _check_doubled(path, rows)
@@ -165,18 +163,6 @@ def _read(path: Path) -> list[ManifestRow]:
         raise UserError(f"{path}: expected a readable manifest, found {error}. {AGAIN}") from None
     table.finish()
     return rows
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Let Python not look for cycles among a million rows, which have none: that takes a quarter of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def in_one_hash(rows: Sequence[ImageFile]) -> str:

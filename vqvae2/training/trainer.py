@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from vqvae2.common import distributed, machine, progress, random_numbers
+from vqvae2.common import distributed, machine, memory, progress, random_numbers
 from vqvae2.common.errors import Stopped, expect
 from vqvae2.common.folder_lock import Claim, claimed
 from vqvae2.runs import log, state, weights, writers
@@ -210,8 +210,9 @@ class Trainer:
         self.model.to(self.device)
         self.average = copy.deepcopy(self.model) if self.ema_decay else None
         self.best_model = self.model if self.average is None else self.average
-        self.wrapped = distributed.wrap(self.model, self.device)
-        self.stepper = self.optimizer(self.model.parameters())
+        with memory.without_collection():  # torch imports its compiler for both, used or not
+            self.wrapped = distributed.wrap(self.model, self.device)
+            self.stepper = self.optimizer(self.model.parameters())
         self.precision = machine.choose_precision(self.settings.precision, self.device)
         self.config = state.describe(self.settings, self.kind, self.global_batch, data, self.config)
         self._settle_sums()  # before compiling, which would make kernels for a pass without images
