@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 numba = pytest.importorskip("numba", reason="numba is optional")
 
 from vqvae2.priors import compiled  # noqa: E402
+from vqvae2.priors.pixel_cnn import Convolution  # noqa: E402
 
 every_type = pytest.mark.parametrize("number", [np.float32, np.float64])
 
@@ -28,6 +30,20 @@ def test_products_of_any_size_are_added_to_what_is_there_and_touch_nothing_else(
     expected[:rows] += x.astype(np.float64) @ w.astype(np.float64)
     compiled._add_product(out[:rows], x, w)
     np.testing.assert_allclose(out, expected, atol=100 * np.finfo(number).eps)
+
+
+@every_type
+@given(batch=st.integers(0, 3), channels=st.integers(1, 9), made=st.integers(1, 40), height=st.integers(1, 6),
+       width=st.integers(1, 6), kernel=st.sampled_from([1, 3]), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_convolutions_are_those_of_torch(number, batch, channels, made, height, width, kernel, seed):
+    torch.manual_seed(seed)
+    own = torch.from_numpy(np.zeros(1, number)).dtype
+    layer, x = Convolution(channels, made, kernel).to(own), torch.randn(batch, channels, height, width, dtype=own)
+    expected = layer(x).detach()  # with gradients it is torch's own
+    with torch.no_grad():
+        found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=100 * np.finfo(number).eps)
 
 
 @every_type

@@ -169,7 +169,7 @@ class Extractor:
     kept: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     """The features of the sets of images that were asked for, by the sets' shape and hash."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch: int = AT_A_TIME) -> np.ndarray:
         """Return float64 `[n, dims]` of uint8 images `[n, channels, height, width]`, `batch` of them at a time.
 

@@ -520,6 +520,25 @@ def choose(logits: torch.Tensor, numbers: torch.Tensor, temperature: float) -> t
                                    float(temperature)))
 
 
+def convolved(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Return what a convolution of stride 1, padded to the same size, makes of `x` `[batch, channels, height, width]`,
+    of at least one map.
+
+    It is a product for each place of the kernel, over the padded maps laid one behind the other; places that lie over
+    an edge are computed and dropped.
+    """
+    (height, width), side = x.shape[2:], conv.kernel_size[0]
+    taps = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 1).contiguous().numpy()
+    padded = nn.functional.pad(x, [side // 2] * 4).permute(0, 2, 3, 1).contiguous()
+    flat = padded.flatten(0, 2).numpy()
+    out = conv.bias.detach().repeat(len(flat), 1)
+    count = len(flat) - (side - 1) * (padded.shape[2] + 1)
+    for tap, matrix in enumerate(taps):
+        start = tap // side * padded.shape[2] + tap % side
+        _add_product(out.numpy()[:count], flat[start:start + count], matrix)
+    return out.view(*padded.shape[:3], -1)[:, :height, :width].permute(0, 3, 1, 2)
+
+
 def _matrices(convolutions: Iterable[nn.Conv2d]) -> torch.Tensor:
     """Return the kernels of 1 x 1 convolutions as matrices `[n, channels_in, channels_out]`."""
     return torch.stack([conv.weight[:, :, 0, 0].T for conv in convolutions])

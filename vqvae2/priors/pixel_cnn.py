@@ -45,6 +45,9 @@ from vqvae2.settings.stored import ADVICE, from_dict
 CACHE = 8 * 2**20
 """Bytes of keys and values that are drawn from at a time. Most processors have a larger cache, but not alone."""
 
+MAPS_AT_A_TIME = 2
+"""Maps that a compiled convolution goes over together."""
+
 
 def gate(x: torch.Tensor) -> torch.Tensor:
     """Return one half of the channels (dimension 1) times the sigmoid of the other."""
@@ -90,6 +93,12 @@ class GatedLayer(nn.Module):
         return self.gate(out(seen if keep is None else seen * keep))
 
 
+def loops_for(values: torch.Tensor) -> ModuleType | None:
+    """Return the module of compiled loops, where it serves for such values: float32 or float64, on a CPU."""
+    fits = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    return stepping.compiled_loops() if fits and not torch.is_autocast_enabled("cpu") else None
+
+
 class SubPixelShuffle(nn.Module):
     """`[batch, channels x factor², height, width]` to `[batch, channels, height x factor, width x factor]`.
 
@@ -108,13 +117,27 @@ class SubPixelShuffle(nn.Module):
         return cells.reshape(batch, cells.shape[1], height * self.factor, width * self.factor)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution of stride 1 and an odd kernel, padded to the same size; without gradients, on a CPU, by compiled
+    loops where there are any, since torch's is slow in float64."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int):
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
+        loops = None if torch.is_grad_enabled() or not len(x) else loops_for(x)
+        return super().forward(x) if loops is None else torch.cat([loops.convolved(some, self)
+                                                                   for some in x.split(MAPS_AT_A_TIME)])
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions that see 3 x 3 positions all around, added to their input, where nothing need be causal."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ELU(),
-                                    nn.Conv2d(channels, channels, 1))
+        self.layers = nn.Sequential(nn.ELU(), Convolution(channels, channels, 3), nn.ELU(),
+                                    Convolution(channels, channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels, height, width]` to the same shape."""
@@ -134,11 +157,11 @@ class Conditioner(nn.Module):
     def __init__(self, embeddings: torch.Tensor, channels: int, heads: int, shape: tuple[int, int], factor: int):
         super().__init__()
         self.table = nn.Parameter(_start_of_table(embeddings))
-        self.enter = nn.Conv2d(embeddings.shape[1], channels, 3, padding=1)
+        self.enter = Convolution(embeddings.shape[1], channels, 3)
         self.place = nn.Parameter(torch.randn(channels, *shape) * 0.02)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(3)))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.enlarge = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels * factor**2, 1), SubPixelShuffle(factor))
+        self.enlarge = nn.Sequential(nn.ELU(), Convolution(channels, channels * factor**2, 1), SubPixelShuffle(factor))
         self.fine_blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(2)))
 
     def forward(self, top_codes: torch.Tensor) -> torch.Tensor:
@@ -310,8 +333,7 @@ class PixelCNN(Pretrained, Prior):
 
     def _loops(self) -> ModuleType | None:
         """Return the module of compiled loops, where it serves for this prior."""
-        fits = self.device.type == "cpu" and self.bias.dtype in (torch.float32, torch.float64)
-        return stepping.compiled_loops() if fits else None
+        return loops_for(self.bias)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""
