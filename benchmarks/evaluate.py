@@ -73,7 +73,7 @@ class Cost(NamedTuple):
     """This is what a process needed."""
 
     seconds: float
-    """Of the processor."""
+    """The time of the processor."""
     megabytes: float
     """Most resident memory."""
 

@@ -42,7 +42,7 @@ def test_an_interval_stands_in_brackets_where_there_is_one():
 
 
 def test_an_interval_of_all_draws_reaches_from_the_least_to_the_largest():
-    """Of two subjects one may be drawn twice: the mean is then 0 or 1."""
+    """One of two subjects may be drawn twice: the mean is then 0 or 1."""
     def mean(drawn):
         return drawn @ np.array([0.0, 1.0]) / 2
     assert statistics.bootstrap(mean, [2], 0, ends=(0.0, 1.0)) == (0, 1)

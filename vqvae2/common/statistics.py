@@ -11,7 +11,7 @@ import torch
 
 RESAMPLES = 1000
 ENDS = (0.025, 0.975)
-"""Of a 95 % interval, as shares of the draws."""
+"""The ends of a 95 % interval, as shares of the draws."""
 
 
 def summarise(values: torch.Tensor, subjects: Sequence[str], seed: int, resamples: int = RESAMPLES) -> dict:

@@ -46,7 +46,7 @@ CACHE = 8 * 2**20
 """Bytes of keys and values that are drawn from at a time. Most processors have a larger cache, but not alone."""
 
 MAPS_AT_A_TIME = 2
-"""Maps that a compiled convolution goes over together."""
+"""Maps that a compiled convolution goes over together, so that they stay in the cache."""
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -118,15 +118,15 @@ class SubPixelShuffle(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution of stride 1 and an odd kernel, padded to the same size; without gradients, on a CPU, by compiled
-    loops where there are any, since torch's is slow in float64."""
+    """A convolution of stride 1 and an odd kernel, padded to the same size; without gradients, on one thread of a CPU,
+    by compiled loops where there are any, since torch's is slow in float64."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int):
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, channels_in, height, width]` to `[batch, channels_out, height, width]`."""
-        loops = None if torch.is_grad_enabled() or not len(x) else loops_for(x)
+        loops = None if torch.is_grad_enabled() or not len(x) or torch.get_num_threads() > 1 else loops_for(x)
         return super().forward(x) if loops is None else torch.cat([loops.convolved(some, self)
                                                                    for some in x.split(MAPS_AT_A_TIME)])
 
@@ -311,8 +311,11 @@ class PixelCNN(Pretrained, Prior):
     @torch.no_grad()
     def logits(self, codes: torch.Tensor, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
                previous: torch.Tensor | None = None) -> torch.Tensor:
-        """Return what `forward` returns, but for rounding: by compiled loops, where there are any, row by row."""
-        if self._loops() is None or not len(codes):
+        """Return what `forward` returns, but for rounding: row by row by compiled loops, where there are any.
+
+        Loops compute on one thread: where torch has more of them, it is as fast or faster.
+        """
+        if self._loops() is None or not len(codes) or torch.get_num_threads() > 1:
             return self(codes, top_codes, known, previous=previous)
         cursor = self.cursor(len(codes), top_codes, known, previous)
         rows = [cursor.read_row(row, own.T) for row, own in enumerate(codes.unbind(1))]
