@@ -315,7 +315,7 @@ class PixelCNN(Pretrained, Prior):
 
         Loops compute on one thread: where torch has more of them, it is as fast or faster.
         """
-        if self._loops() is None or not len(codes) or torch.get_num_threads() > 1:
+        if loops_for(self.bias) is None or not len(codes) or torch.get_num_threads() > 1:
             return self(codes, top_codes, known, previous=previous)
         cursor = self.cursor(len(codes), top_codes, known, previous)
         rows = [cursor.read_row(row, own.T) for row, own in enumerate(codes.unbind(1))]
@@ -324,7 +324,7 @@ class PixelCNN(Pretrained, Prior):
     def cursor(self, batch: int, top_codes: torch.Tensor | None = None, known: torch.Tensor | None = None,
                previous: torch.Tensor | None = None) -> PixelCNNCursor:
         """Return a cursor that keeps what each layer has seen, so that a position costs one position and not a map."""
-        loops = self._loops()
+        loops = loops_for(self.bias)
         make = PixelCNNCursor if loops is None else loops.CompiledCursor
         return make(self, batch, top_codes, known, previous)
 
@@ -332,11 +332,7 @@ class PixelCNN(Pretrained, Prior):
     def maps_at_once(self) -> int | None:
         """How many maps are drawn together: as many as have their keys and values in the processor's cache."""
         of_a_map = 2 * len(self.attentions) * self.vertical_place.nbytes
-        return max(1, CACHE // of_a_map) if of_a_map and self._loops() is not None else None
-
-    def _loops(self) -> ModuleType | None:
-        """Return the module of compiled loops, where it serves for this prior."""
-        return loops_for(self.bias)
+        return max(1, CACHE // of_a_map) if of_a_map and loops_for(self.bias) is not None else None
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return `[batch, dim, height, width]` of codes `[batch, height, width]`."""

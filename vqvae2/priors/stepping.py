@@ -7,7 +7,7 @@ Weights become matrices once; features are rows `[…, channels]`; a masked conv
 that its kernel sees, side by side. What the horizontal stack is given from above, by the condition and as biases is
 computed for a whole row of codes, together with the vertical stack; a product is then added to it in place.
 
-On a CPU, where numba is installed, `compiled.py` does the same in a half to a quarter of the time.
+On a CPU, where numba is installed, `compiled.py` does the same in 0.3 to 0.6 of the time.
 """
 
 import functools
